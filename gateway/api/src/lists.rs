@@ -1,0 +1,150 @@
+//! Lists for operators: pages of messages, deliveries, queues and adapters.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A delivery as lists show it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeliveryItem {
+    pub id: Uuid,
+    pub message: Uuid,
+    pub destination: String,
+    pub state: String,
+    /// Closed code that says why it is in this state, for example `rejected`, `attempts_spent`, `poison`, `held`.
+    pub reason: Option<String>,
+    /// Attempts charged in the present series.
+    pub attempts: u32,
+    /// How often it was replayed from `dead`.
+    pub series: u32,
+    pub in_doubt: bool,
+    pub replayed: bool,
+    /// RFC 3339, UTC.
+    pub accepted_at: String,
+    /// When it entered its present state.
+    pub changed_at: String,
+    /// When it is due next; only while it waits.
+    pub due_at: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeliveryList {
+    pub deliveries: Vec<DeliveryItem>,
+    pub next: Option<String>,
+}
+
+/// A message as lists show it.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MessageItem {
+    pub id: Uuid,
+    pub app: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub accepted_at: String,
+    pub size: u64,
+    pub deliveries: Vec<DeliveryItem>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MessageList {
+    pub messages: Vec<MessageItem>,
+    pub next: Option<String>,
+}
+
+/// One destination's queue.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct QueueItem {
+    pub name: String,
+    /// `adapter`, `inbox`, `builtin`, or `removed` for one that has left the configuration with deliveries in it.
+    pub kind: String,
+    pub depth: Depth,
+    /// Age in milliseconds of the oldest delivery that is not settled.
+    pub oldest_ms: Option<u64>,
+    /// Age in milliseconds of the oldest delivery that is due and not leased.
+    pub oldest_ready_ms: Option<u64>,
+    /// Lanes blocked by a delivery held in doubt or a dead head.
+    pub held_lanes: u64,
+    pub paused: bool,
+    /// Why the breaker holds the queue back, if it does.
+    pub tripped: Option<String>,
+    pub rate: Rate,
+}
+
+/// Deliveries by state; `held` counts those in doubt that wait for a person (also in `in_doubt`).
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Depth {
+    pub waiting: u64,
+    pub leased: u64,
+    pub sending: u64,
+    pub in_doubt: u64,
+    pub held: u64,
+    pub dead: u64,
+}
+
+/// Per second, over the last minute.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Rate {
+    pub accepted_per_s: f64,
+    pub settled_per_s: f64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct QueueList {
+    pub queues: Vec<QueueItem>,
+    pub next: Option<String>,
+}
+
+/// An operator's reason for what it does to a delivery.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReasonRequest {
+    pub reason: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ResolveRequest {
+    #[serde(rename = "as")]
+    pub resolution: Resolution,
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Resolution {
+    Delivered,
+    Retry,
+    Dead,
+}
+
+/// An adapter process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AdapterItem {
+    pub name: String,
+    /// `starting`, `running`, `backing_off`, `tripped`, `stopping`, `external` or `external_absent`.
+    pub state: String,
+    pub pid: Option<u32>,
+    pub version: Option<String>,
+    pub restarts: u64,
+    pub session_epoch: Option<u64>,
+    pub last_error: Option<String>,
+    pub started_at: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AdapterList {
+    pub adapters: Vec<AdapterItem>,
+    pub next: Option<String>,
+}
