@@ -1,1 +1,4 @@
+mod ack;
+mod header;
+mod mllp;
 fn main() {}

@@ -1,1 +1,33 @@
-//! adapters/sdk
+//! What an adapter links: the session with its gateway, work in bounded parallel, outcomes, intake, drain.
+//!
+//! An adapter is a process that speaks one partner protocol. It implements [`Adapter`] for its settings and [`Worker`]
+//! for its sending side, hands what partners send to [`Session::accept`], and calls [`main`]. Everything durable happens
+//! in the gateway: leases say what to attempt, settling says what came of it, and adapter state commits together with
+//! that.
+//!
+//! **Architecture invariant:** nothing here knows a partner protocol, and nothing here retries a delivery. Calls to the
+//! gateway are repeated until it answers, because every one of them is idempotent; whether a partner is tried again is
+//! the gateway's decision.
+
+mod client;
+mod delivery;
+mod evidence;
+mod intake;
+mod lifetime;
+mod process;
+mod session;
+mod settle;
+mod work;
+
+pub use client::{CallError, Refusal};
+pub use delivery::{DataError, Delivery, LeaseLost};
+pub use evidence::{Evidence, Outcome, binary_reply, reply};
+pub use gatepost_api::event::{Data, Event, Extension};
+pub use gatepost_api::messages::Reply;
+pub use gatepost_api::settle::{EmittedItem, Level, Scope, SettleItem, SettleResponse};
+pub use intake::{AcceptError, Accepted};
+pub use lifetime::Stop;
+pub use process::{Adapter, Args, Failure, Fault, Manifest, main};
+pub use session::{OnDoubt, Session, StateChanges};
+pub use settle::Settlement;
+pub use work::{Crew, Placement, Worker};

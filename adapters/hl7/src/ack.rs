@@ -1,0 +1,287 @@
+//! Acknowledgements: which one a received message is owed, and its bytes.
+//!
+//! Written in the sender's own delimiters and version, since devices refuse what does not look like their dialect. It
+//! must never answer an acknowledgement, and never carry anything of the message but its header's routing fields.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::header::{AckCode, Delimiters, Message};
+use crate::mllp::CR;
+
+/// What became of a received message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// On stable storage.
+    Accepted,
+    /// Not stored, for a reason that will pass: the sender should send it again.
+    TryLater,
+    /// Not stored, and sending it again unchanged will not help.
+    Refused,
+}
+
+/// When an acknowledgement is wanted (table 0155).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Always,
+    Never,
+    OnError,
+    OnSuccess,
+}
+
+impl Condition {
+    fn read(bytes: &[u8]) -> Self {
+        match bytes {
+            b"" | b"NE" => Self::Never,
+            b"ER" => Self::OnError,
+            b"SU" => Self::OnSuccess,
+            // An unknown wish: one answer too many is ignored, one too few lets the sender repeat for ever.
+            _ => Self::Always,
+        }
+    }
+
+    fn wants(self, verdict: Verdict) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::OnError => verdict != Verdict::Accepted,
+            Self::OnSuccess => verdict == Verdict::Accepted,
+        }
+    }
+}
+
+/// The code that answers this message, or `None` where no answer is wanted.
+///
+/// Original mode (MSH-15 and MSH-16 empty) is answered AA, AE or AR. In enhanced mode the accept acknowledgement is CA,
+/// CE or CR as MSH-15 asks; a sender that wants only an application acknowledgement gets AA, AE or AR, which here says
+/// the same: the message is stored.
+pub(crate) fn code_owed(message: &Message<'_>, verdict: Verdict) -> Option<AckCode> {
+    let is_ack = message.message_type().is_ok_and(|kind| kind.code == "ACK");
+    if is_ack {
+        return None;
+    }
+    let (accept, application) = (message.accept_acknowledgement(), message.application_acknowledgement());
+    let is_answer = message.acknowledgement().is_some();
+    if Condition::read(accept).wants(verdict) {
+        return Some(accept_code(verdict));
+    }
+    // An answer to a query is itself an application acknowledgement: acknowledging it unasked would start a loop.
+    if is_answer {
+        return None;
+    }
+    let original_mode = accept.is_empty() && application.is_empty();
+    let application_only = matches!(accept, b"" | b"NE") && Condition::read(application).wants(verdict);
+    (original_mode || application_only).then(|| application_code(verdict))
+}
+
+fn accept_code(verdict: Verdict) -> AckCode {
+    match verdict {
+        Verdict::Accepted => AckCode::Ca,
+        Verdict::TryLater => AckCode::Ce,
+        Verdict::Refused => AckCode::Cr,
+    }
+}
+
+fn application_code(verdict: Verdict) -> AckCode {
+    match verdict {
+        Verdict::Accepted => AckCode::Aa,
+        Verdict::TryLater => AckCode::Ae,
+        Verdict::Refused => AckCode::Ar,
+    }
+}
+
+/// What makes an acknowledgement a message of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp<'a> {
+    /// MSH-10 of the acknowledgement; unique, at most 20 characters.
+    pub(crate) control_id: &'a str,
+    /// MSH-7: `YYYYMMDDHHMMSS+ZZZZ`.
+    pub(crate) time: &'a str,
+}
+
+/// The acknowledgement of a message whose header could be read.
+pub(crate) fn build(message: &Message<'_>, code: AckCode, text: Option<&str>, stamp: Stamp<'_>) -> Bytes {
+    let delimiters = message.delimiters();
+    let kind = acknowledgement_type(message);
+    let header: [&[u8]; 17] = [
+        message.encoding_characters(),
+        message.receiving_application(),
+        message.receiving_facility(),
+        message.sending_application(),
+        message.sending_facility(),
+        stamp.time.as_bytes(),
+        b"",
+        &kind,
+        stamp.control_id.as_bytes(),
+        message.processing_id(),
+        message.version(),
+        b"",
+        b"",
+        b"",
+        b"",
+        b"",
+        message.character_set(),
+    ];
+    let text = plain_text(text.unwrap_or_default(), delimiters, message.encoding_characters());
+    let verdict: [&[u8]; 3] = [code.as_str().as_bytes(), message.control_id().unwrap_or_default(), &text];
+    let mut bytes = BytesMut::new();
+    put_segment(&mut bytes, delimiters.field, b"MSH", &header);
+    put_segment(&mut bytes, delimiters.field, b"MSA", &verdict);
+    bytes.freeze()
+}
+
+/// The refusal of bytes that are not an HL7 message at all: there is no dialect to follow and no id to name.
+pub(crate) fn build_generic_refusal(text: &str, stamp: Stamp<'_>) -> Bytes {
+    let header: [&[u8]; 11] = [
+        br"^~\&",
+        b"",
+        b"",
+        b"",
+        b"",
+        stamp.time.as_bytes(),
+        b"",
+        b"ACK",
+        stamp.control_id.as_bytes(),
+        b"P",
+        b"2.3",
+    ];
+    let mut bytes = BytesMut::new();
+    put_segment(&mut bytes, b'|', b"MSH", &header);
+    put_segment(&mut bytes, b'|', b"MSA", &[b"AR", b"", text.as_bytes()]);
+    bytes.freeze()
+}
+
+/// `ACK`, `ACK^A01` or `ACK^A01^ACK`, as the message's version has it.
+fn acknowledgement_type(message: &Message<'_>) -> Vec<u8> {
+    let separator = message.delimiters().component;
+    let trigger = message.message_type().ok().and_then(|kind| kind.trigger);
+    let version = message.version().split(|byte| *byte == separator).next().unwrap_or_default().trim_ascii();
+    let mut kind = b"ACK".to_vec();
+    let Some(trigger) = trigger else { return kind };
+    if !matches!(version, b"" | b"2.0" | b"2.1" | b"2.2") {
+        kind.push(separator);
+        kind.extend_from_slice(trigger.as_bytes());
+        // The structure component came with 2.3.1.
+        if version != b"2.3" {
+            kind.push(separator);
+            kind.extend_from_slice(b"ACK");
+        }
+    }
+    kind
+}
+
+/// Text for MSA-3 without anything that would end the field.
+fn plain_text(text: &str, delimiters: Delimiters, encoding: &[u8]) -> Vec<u8> {
+    let special = |byte: u8| byte == delimiters.field || encoding.contains(&byte) || !(b' '..=b'~').contains(&byte);
+    text.bytes().map(|byte| if special(byte) { b' ' } else { byte }).collect()
+}
+
+/// Name and fields; empty ones at the end are left away. For MSH the first field is MSH-2.
+fn put_segment(bytes: &mut BytesMut, separator: u8, name: &[u8], fields: &[&[u8]]) {
+    let used = fields.iter().rposition(|field| !field.is_empty()).map_or(0, |last| last + 1);
+    bytes.put_slice(name);
+    for field in &fields[..used] {
+        bytes.put_u8(separator);
+        bytes.put_slice(field);
+    }
+    bytes.put_u8(CR);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAMP: Stamp<'static> = Stamp { control_id: "G1", time: "20260102030405+0000" };
+
+    fn message(header_tail: &str) -> Vec<u8> {
+        format!("MSH|^~\\&|EHR|CLINIC|LAB|HOSP|2026||{header_tail}\rPID|1||42\r").into_bytes()
+    }
+
+    fn built(body: &[u8], code: AckCode) -> String {
+        let message = Message::parse(body).unwrap();
+        String::from_utf8(build(&message, code, None, STAMP).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_acknowledgement_goes_back_the_way_the_message_came() {
+        assert_eq!(
+            built(&message("ADT^A01^ADT_A01|MSG1|T|2.5.1||||||UNICODE UTF-8"), AckCode::Aa),
+            "MSH|^~\\&|LAB|HOSP|EHR|CLINIC|20260102030405+0000||ACK^A01^ACK|G1|T|2.5.1||||||UNICODE UTF-8\rMSA|AA|MSG1\r"
+        );
+    }
+
+    #[test]
+    fn its_type_has_the_shape_of_the_version() {
+        let kind = |version: &str| {
+            let ack = built(&message(&format!("ADT^A01|MSG1|P|{version}")), AckCode::Aa);
+            Message::parse(ack.as_bytes()).unwrap().message_type().unwrap();
+            ack.split('|').nth(8).unwrap().to_owned()
+        };
+        assert_eq!(kind(""), "ACK");
+        assert_eq!(kind("2.2"), "ACK");
+        assert_eq!(kind("2.3"), "ACK^A01");
+        assert_eq!(kind("2.3.1"), "ACK^A01^ACK");
+        assert_eq!(kind("2.5^DEU"), "ACK^A01^ACK");
+    }
+
+    #[test]
+    fn it_is_written_in_the_senders_delimiters_and_its_text_cannot_break_out() {
+        let body = b"MSH:;~\\&:A:B:C:D:::ADT;A01:M^1:P:2.4\r";
+        let parsed = Message::parse(body).unwrap();
+        let ack = build(&parsed, AckCode::Ae, Some("queue: full;\r\nMSA"), STAMP);
+        assert_eq!(&ack[..], b"MSH:;~\\&:C:D:A:B:20260102030405+0000::ACK;A01;ACK:G1:P:2.4\rMSA:AE:M^1:queue  full   MSA\r");
+        let read = Message::parse(&ack).unwrap().acknowledgement().unwrap();
+        assert_eq!((read.code, read.control_id), (Some(AckCode::Ae), &b"M^1"[..]));
+    }
+
+    #[test]
+    fn without_a_header_it_is_a_generic_refusal() {
+        let ack = build_generic_refusal("no header", STAMP);
+        assert_eq!(&ack[..], b"MSH|^~\\&|||||20260102030405+0000||ACK|G1|P|2.3\rMSA|AR||no header\r");
+    }
+
+    #[test]
+    fn the_code_follows_mode_and_verdict() {
+        use AckCode::{Aa, Ae, Ar, Ca, Ce, Cr};
+        let verdicts = [Verdict::Accepted, Verdict::TryLater, Verdict::Refused];
+        // MSH-15, MSH-16, and what is owed when accepted, to be tried later, refused.
+        let table = [
+            ("", "", [Some(Aa), Some(Ae), Some(Ar)]),
+            ("AL", "", [Some(Ca), Some(Ce), Some(Cr)]),
+            ("AL", "AL", [Some(Ca), Some(Ce), Some(Cr)]),
+            ("ER", "NE", [None, Some(Ce), Some(Cr)]),
+            ("SU", "NE", [Some(Ca), None, None]),
+            ("NE", "NE", [None, None, None]),
+            ("NE", "AL", [Some(Aa), Some(Ae), Some(Ar)]),
+            ("", "ER", [None, Some(Ae), Some(Ar)]),
+            ("NE", "", [None, None, None]),
+            ("??", "", [Some(Ca), Some(Ce), Some(Cr)]),
+        ];
+        for (accept, application, owed) in table {
+            let body = message(&format!("ADT^A01|1|P|2.5|||{accept}|{application}"));
+            let parsed = Message::parse(&body).unwrap();
+            let codes = verdicts.map(|verdict| code_owed(&parsed, verdict));
+            assert_eq!(codes, owed, "MSH-15 {accept:?}, MSH-16 {application:?}");
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_is_never_acknowledged() {
+        for modes in ["", "|||AL|AL"] {
+            let body = format!("MSH|^~\\&|A|B|C|D|||ACK^A01|1|P|2.5{modes}\rMSA|AA|9\r");
+            let parsed = Message::parse(body.as_bytes()).unwrap();
+            assert_eq!(code_owed(&parsed, Verdict::Accepted), None);
+            assert_eq!(code_owed(&parsed, Verdict::Refused), None);
+        }
+    }
+
+    #[test]
+    fn an_answer_to_a_query_is_acknowledged_only_when_it_asks() {
+        let owed = |modes: &str| {
+            let body = format!("MSH|^~\\&|A|B|C|D|||RSP^K22|1|P|2.5|||{modes}\rMSA|AA|9\r");
+            code_owed(&Message::parse(body.as_bytes()).unwrap(), Verdict::Accepted)
+        };
+        assert_eq!(owed("|"), None);
+        assert_eq!(owed("NE|AL"), None);
+        assert_eq!(owed("AL|"), Some(AckCode::Ca));
+    }
+}

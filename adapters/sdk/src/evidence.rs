@@ -1,0 +1,222 @@
+//! What came of an attempt, and what proves it.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use gatepost_api::event::Data;
+use gatepost_api::messages::Reply;
+use gatepost_api::settle::{Level, Outcome as WireOutcome, Scope, SettleItem};
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+/// What proves an outcome: how much it proves, and what the protocol can show for it. Never a payload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evidence {
+    level: Level,
+    shown: Map<String, Value>,
+}
+
+impl Evidence {
+    pub fn new(level: Level) -> Self {
+        Self { level, shown: Map::new() }
+    }
+
+    /// Adds one thing to show. `level` is not a name for it.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.shown.insert(name.to_owned(), value.into());
+        self
+    }
+
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    fn into_json(self) -> Result<Box<RawValue>, serde_json::Error> {
+        let mut all = self.shown;
+        all.insert("level".to_owned(), serde_json::to_value(self.level)?);
+        to_raw_value(&all)
+    }
+}
+
+/// What came of an attempt.
+#[derive(Debug)]
+pub enum Outcome {
+    Delivered { evidence: Evidence, reply: Option<Reply> },
+    /// Bytes are at the partner and proof may come until `within` has passed; whoever has the token settles it then.
+    Sent { evidence: Evidence, within: Duration },
+    /// Bytes may have reached the partner and no answer came.
+    InDoubt { reason: String },
+    /// The partner has certainly not taken it, and may later.
+    Retry { scope: Scope, after: Option<Duration>, reason: String },
+    /// The partner will never take it as it is.
+    Reject { reason: String, evidence: Option<Evidence>, reply: Option<Reply> },
+    /// Not tried; somebody may.
+    Release,
+    /// The lease ended before anything was done; there is nothing to report.
+    LeaseLost,
+}
+
+impl Outcome {
+    /// The partner is unreachable or takes nothing now: no fault of this message.
+    pub fn destination_down(reason: impl Into<String>) -> Self {
+        Self::Retry { scope: Scope::Destination, after: None, reason: reason.into() }
+    }
+
+    pub fn reject(reason: impl Into<String>) -> Self {
+        Self::Reject { reason: reason.into(), evidence: None, reply: None }
+    }
+
+    pub fn in_doubt(reason: impl Into<String>) -> Self {
+        Self::InDoubt { reason: reason.into() }
+    }
+
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Delivered { .. } => "delivered",
+            Self::Sent { .. } => "sent",
+            Self::InDoubt { .. } => "in_doubt",
+            Self::Retry { .. } => "retry",
+            Self::Reject { .. } => "reject",
+            Self::Release => "release",
+            Self::LeaseLost => "lease_lost",
+        }
+    }
+
+    /// The wire form; `None` where there is nothing to report.
+    pub(crate) fn into_item(self, delivery: Uuid, token: &str) -> Result<Option<SettleItem>, serde_json::Error> {
+        let mut item = item(delivery, token, WireOutcome::Release);
+        match self {
+            Self::LeaseLost => return Ok(None),
+            Self::Release => {}
+            Self::Delivered { evidence, reply } => {
+                item.outcome = WireOutcome::Delivered;
+                item.evidence = Some(evidence.into_json()?);
+                item.reply = reply;
+            }
+            Self::Sent { evidence, within } => {
+                item.outcome = WireOutcome::Sent;
+                item.evidence = Some(evidence.into_json()?);
+                item.after_ms = Some(millis(within));
+            }
+            Self::InDoubt { reason } => {
+                item.outcome = WireOutcome::InDoubt;
+                item.reason = Some(reason);
+            }
+            Self::Retry { scope, after, reason } => {
+                item.outcome = WireOutcome::Retry;
+                item.scope = Some(scope);
+                item.after_ms = after.map(millis);
+                item.reason = Some(reason);
+            }
+            Self::Reject { reason, evidence, reply } => {
+                item.outcome = WireOutcome::Reject;
+                item.reason = Some(reason);
+                item.evidence = evidence.map(Evidence::into_json).transpose()?;
+                item.reply = reply;
+            }
+        }
+        Ok(Some(item))
+    }
+}
+
+/// A result that carries nothing but its outcome.
+pub(crate) fn item(delivery: Uuid, token: &str, outcome: WireOutcome) -> SettleItem {
+    SettleItem {
+        delivery,
+        token: token.to_owned(),
+        outcome,
+        after_ms: None,
+        scope: None,
+        reason: None,
+        evidence: None,
+        reply: None,
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A partner's answer as the delivery's reply: JSON and text as they are, anything else as base64.
+pub fn reply(datacontenttype: &str, bytes: Vec<u8>) -> Reply {
+    let (data, binary) = match Data::from_bytes(bytes, Some(datacontenttype)) {
+        // Either conversion may refuse what it has just recognised only by a fault here; the bytes still go through.
+        Data::Json(text) => match RawValue::from_string(text.clone()) {
+            Ok(raw) => (Some(raw), None),
+            Err(_) => (None, Some(text.into_bytes())),
+        },
+        Data::Text(text) => match to_raw_value(&text) {
+            Ok(raw) => (Some(raw), None),
+            Err(_) => (None, Some(text.into_bytes())),
+        },
+        Data::Binary(bytes) => (None, Some(bytes)),
+    };
+    Reply {
+        datacontenttype: Some(datacontenttype.to_owned()),
+        data,
+        data_base64: binary.map(|bytes| BASE64.encode(bytes)),
+    }
+}
+
+/// A partner's answer as the delivery's reply, base64 whatever its type says; for bodies that were cut.
+pub fn binary_reply(datacontenttype: &str, bytes: &[u8]) -> Reply {
+    Reply {
+        datacontenttype: Some(datacontenttype.to_owned()),
+        data: None,
+        data_base64: Some(BASE64.encode(bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(outcome: Outcome) -> Value {
+        let item = outcome.into_item(Uuid::nil(), "t1").unwrap().unwrap();
+        serde_json::to_value(item).unwrap()
+    }
+
+    #[test]
+    fn outcomes_have_their_wire_form() {
+        let id = Uuid::nil().to_string();
+        let evidence = Evidence::new(Level::Transport).with("code", "AA");
+        assert_eq!(
+            json(Outcome::Delivered { evidence: evidence.clone(), reply: Some(reply("text/plain", b"ok".to_vec())) }),
+            serde_json::json!({"delivery": id, "token": "t1", "outcome": "delivered",
+                "evidence": {"level": "transport", "code": "AA"},
+                "reply": {"datacontenttype": "text/plain", "data": "ok"}})
+        );
+        assert_eq!(
+            json(Outcome::Sent { evidence, within: Duration::from_secs(2) }),
+            serde_json::json!({"delivery": id, "token": "t1", "outcome": "sent", "after_ms": 2000,
+                "evidence": {"level": "transport", "code": "AA"}})
+        );
+        assert_eq!(
+            json(Outcome::destination_down("refused")),
+            serde_json::json!({"delivery": id, "token": "t1", "outcome": "retry", "scope": "destination", "reason": "refused"})
+        );
+        assert_eq!(
+            json(Outcome::in_doubt("no answer")),
+            serde_json::json!({"delivery": id, "token": "t1", "outcome": "in_doubt", "reason": "no answer"})
+        );
+        assert_eq!(
+            json(Outcome::reject("AR")),
+            serde_json::json!({"delivery": id, "token": "t1", "outcome": "reject", "reason": "AR"})
+        );
+        assert_eq!(json(Outcome::Release), serde_json::json!({"delivery": id, "token": "t1", "outcome": "release"}));
+        assert!(Outcome::LeaseLost.into_item(Uuid::nil(), "t1").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_reply_keeps_json_text_and_encodes_other_bytes() {
+        let json = reply("application/json", br#"{"b" : 1}"#.to_vec());
+        assert_eq!(json.data.unwrap().get(), r#"{"b" : 1}"#);
+        let broken = reply("application/json", b"{".to_vec());
+        assert_eq!((broken.data.is_none(), broken.data_base64.as_deref()), (true, Some("ew==")));
+        let hl7 = reply("application/hl7-v2+er7", b"MSH|".to_vec());
+        assert_eq!(hl7.data_base64.as_deref(), Some("TVNIfA=="));
+    }
+}

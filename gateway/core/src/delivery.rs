@@ -1,0 +1,586 @@
+//! The delivery machine: one message to one destination, from accept to its end.
+//!
+//! [`Delivery::apply`] and [`Delivery::settle`] decide every transition; the store repeats their guard in its statements.
+//! There is no `_` arm over states, so that a new state breaks the build. A lost race is a value ([`Settled::Stale`]),
+//! not an error.
+
+use std::time::Duration;
+
+use crate::id::LeaseToken;
+use crate::policy::{Level, OnDead, OnDoubt, QueuePolicy, RetryScope};
+use crate::retry;
+use crate::time::Timestamp;
+
+mod settle;
+#[cfg(test)]
+mod table;
+
+pub use settle::{Outcome, Refusal, Settled};
+
+/// A message that kills its adapter this often while it is leased alone is dead.
+pub const CRASHES_MAX: u32 = 3;
+
+/// The right to attempt a delivery until a deadline. Only the newest token counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub token: LeaseToken,
+    pub until: Timestamp,
+    /// The adapter's session that holds it; 0 for consumers without sessions.
+    pub session: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Waits for its turn; may be leased from `due` on.
+    Waiting { due: Timestamp },
+    /// Leased, and no byte has left yet.
+    Leased { lease: Lease },
+    /// Leased, and bytes may have left.
+    Sending { lease: Lease, proof: Proof },
+    /// Bytes may have reached the partner. Without `due` it is held for a person.
+    InDoubt { due: Option<Timestamp> },
+    Delivered,
+    Dead { reason: Reason, holds_lane: bool },
+    Expired,
+    Discarded,
+}
+
+/// When a sending delivery's proof is expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Within the lease.
+    Prompt,
+    /// The adapter reported `sent`: until the lease's deadline, from this or a later session of the same adapter.
+    Late,
+}
+
+/// Closed codes that say why; their free text stays in the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The partner or the adapter refused the message for good.
+    Rejected,
+    AttemptsSpent,
+    /// Older than `give_up_after`.
+    GaveUp,
+    /// It killed its adapter again and again.
+    Poison,
+    /// An operator resolved a doubt so.
+    Resolved,
+    /// No route takes an emitted event.
+    NoRoute,
+    /// A route's condition failed on an emitted event.
+    RouteFailed,
+    /// The adapter may not emit this type.
+    TypeNotAllowed,
+    /// The lease ran out.
+    LeaseExpired,
+    /// The proof of a sent delivery did not come in time.
+    ProofOverdue,
+    /// The adapter died.
+    AdapterLost,
+    /// The session or the gateway ended.
+    SessionEnded,
+    /// The adapter reported it.
+    Reported,
+    /// The partner cannot be reached, refuses or throttles.
+    DestinationTrouble,
+    /// An earlier delivery of its lane went back.
+    Recalled,
+    /// `expirytime` was reached.
+    PastExpiry,
+}
+
+/// What happens to a delivery besides outcomes that its lease holder reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Lease(Lease),
+    /// The lease's deadline has passed.
+    LeaseExpired,
+    /// The adapter process died with the lease.
+    AdapterLost,
+    /// The session was ended by the gateway's own stop, death or reload.
+    SessionEnded,
+    /// An earlier delivery of the lane went back; later leases that have not begun are void.
+    Recall,
+    /// `expirytime` is reached.
+    Expire,
+    Resolve(Resolution),
+    Replay,
+    Discard,
+}
+
+/// An operator's word on a delivery in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    Delivered,
+    Retry,
+    Dead,
+}
+
+/// The event has no meaning in this state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a delivery in state {state} does not take {event}")]
+pub struct Illegal {
+    pub state: &'static str,
+    pub event: &'static str,
+}
+
+/// What the audit log must say of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    Attempt,
+    Sent,
+    Delivered,
+    Retry,
+    Released,
+    InDoubt,
+    Dead,
+    Expired,
+    Resolved,
+    Replayed,
+    Discarded,
+}
+
+/// A legal change: the delivery as it is afterwards, and what the audit log must say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub delivery: Delivery,
+    pub record: Option<(Record, Option<Reason>)>,
+}
+
+/// The part of a delivery that the machine decides on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    pub state: State,
+    /// Attempts charged in this series.
+    pub attempts: u32,
+    /// How often it was replayed from `dead`.
+    pub series: u32,
+    /// Adapter deaths while it was leased as the only suspect.
+    pub crashes: u32,
+    /// Bytes of an attempt may have reached the partner, and nobody has said otherwise yet.
+    pub doubt: bool,
+    /// An adapter died with its lease: it is leased alone until its next outcome.
+    pub suspect: bool,
+    pub replayed: bool,
+    pub expires_at: Option<Timestamp>,
+    /// When this series began.
+    pub born: Timestamp,
+    /// How long the destination had been paused or tripped in all when this series began.
+    pub idle_at_birth: Duration,
+    /// The token and outcome that ended the last lease; a repetition of both is answered `ok`.
+    pub settled: Option<(LeaseToken, settle::OutcomeKind)>,
+}
+
+/// What a decision depends on besides the delivery itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment<'a> {
+    pub now: Timestamp,
+    pub policy: &'a QueuePolicy,
+    /// How long the destination has been paused or tripped in all, until now.
+    pub idle_total: Duration,
+    /// Uniform in [0, 1).
+    pub jitter: f64,
+}
+
+impl Delivery {
+    /// A delivery as accept makes it.
+    pub fn accepted(at: Timestamp, idle_total: Duration, expires_at: Option<Timestamp>) -> Self {
+        Self {
+            state: State::Waiting { due: at },
+            attempts: 0,
+            series: 0,
+            crashes: 0,
+            doubt: false,
+            suspect: false,
+            replayed: false,
+            expires_at,
+            born: at,
+            idle_at_birth: idle_total,
+            settled: None,
+        }
+    }
+
+    pub fn lease(&self) -> Option<&Lease> {
+        match &self.state {
+            State::Leased { lease } | State::Sending { lease, .. } => Some(lease),
+            State::Waiting { .. }
+            | State::InDoubt { .. }
+            | State::Delivered
+            | State::Dead { .. }
+            | State::Expired
+            | State::Discarded => None,
+        }
+    }
+
+    pub fn past_expiry(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+
+    /// Decides what `event` does.
+    pub fn apply(&self, event: Event, moment: &Moment<'_>) -> Result<Change, Illegal> {
+        match event {
+            Event::Lease(lease) => self.give(lease, moment).ok_or_else(|| self.illegal(event)),
+            Event::LeaseExpired => self.lose_by_time(moment).ok_or_else(|| self.illegal(event)),
+            Event::AdapterLost => self.lose_by_crash(moment).ok_or_else(|| self.illegal(event)),
+            Event::SessionEnded => self.lose_by_session(moment).ok_or_else(|| self.illegal(event)),
+            Event::Recall => match self.state {
+                State::Leased { .. } => Ok(self.give_back(moment, Reason::Recalled)),
+                State::Waiting { .. }
+                | State::Sending { .. }
+                | State::InDoubt { .. }
+                | State::Delivered
+                | State::Dead { .. }
+                | State::Expired
+                | State::Discarded => Err(self.illegal(event)),
+            },
+            Event::Expire => match self.state {
+                State::Waiting { .. } if self.past_expiry(moment.now) => Ok(self.expire()),
+                State::Waiting { .. }
+                | State::Leased { .. }
+                | State::Sending { .. }
+                | State::InDoubt { .. }
+                | State::Delivered
+                | State::Dead { .. }
+                | State::Expired
+                | State::Discarded => Err(self.illegal(event)),
+            },
+            Event::Resolve(resolution) => match self.state {
+                State::InDoubt { .. } => Ok(self.resolve(resolution, moment)),
+                State::Waiting { .. }
+                | State::Leased { .. }
+                | State::Sending { .. }
+                | State::Delivered
+                | State::Dead { .. }
+                | State::Expired
+                | State::Discarded => Err(self.illegal(event)),
+            },
+            Event::Replay | Event::Discard => match self.state {
+                State::Dead { .. } if event == Event::Replay => Ok(self.replay(moment)),
+                State::Dead { .. } => Ok(self.ended(State::Discarded, Record::Discarded, None)),
+                State::Waiting { .. }
+                | State::Leased { .. }
+                | State::Sending { .. }
+                | State::InDoubt { .. }
+                | State::Delivered
+                | State::Expired
+                | State::Discarded => Err(self.illegal(event)),
+            },
+        }
+    }
+
+    /// Gives the lease, if the delivery is due. A doubtful one past its expiry is neither sent again nor called expired:
+    /// a person decides. `None` where the event is illegal.
+    fn give(&self, lease: Lease, moment: &Moment<'_>) -> Option<Change> {
+        match self.state {
+            State::Waiting { due } if due <= moment.now && !self.past_expiry(moment.now) => {}
+            State::InDoubt { due: Some(due) } if due <= moment.now => {
+                if moment.policy.on_doubt == OnDoubt::Resend && self.past_expiry(moment.now) {
+                    return Some(self.moved(State::InDoubt { due: None }, Record::InDoubt, Reason::PastExpiry));
+                }
+            }
+            State::Waiting { .. }
+            | State::InDoubt { .. }
+            | State::Leased { .. }
+            | State::Sending { .. }
+            | State::Delivered
+            | State::Dead { .. }
+            | State::Expired
+            | State::Discarded => return None,
+        }
+        let mut delivery = Self { settled: None, ..*self };
+        if moment.policy.on_doubt.lease_begins() {
+            delivery.state = State::Sending { lease, proof: Proof::Prompt };
+            return Some(Change { delivery, record: Some((Record::Attempt, None)) });
+        }
+        delivery.state = State::Leased { lease };
+        Some(Change { delivery, record: None })
+    }
+
+    fn lose_by_time(&self, moment: &Moment<'_>) -> Option<Change> {
+        match self.state {
+            State::Leased { .. } => Some(self.give_back(moment, Reason::LeaseExpired)),
+            State::Sending { proof: Proof::Prompt, .. } => {
+                Some(self.charged().into_doubt(moment, Reason::LeaseExpired))
+            }
+            State::Sending { proof: Proof::Late, .. } => {
+                Some(self.charged().into_doubt(moment, Reason::ProofOverdue))
+            }
+            State::Waiting { .. }
+            | State::InDoubt { .. }
+            | State::Delivered
+            | State::Dead { .. }
+            | State::Expired
+            | State::Discarded => None,
+        }
+    }
+
+    fn lose_by_crash(&self, moment: &Moment<'_>) -> Option<Change> {
+        let begun = match self.state {
+            State::Leased { .. } => false,
+            State::Sending { proof: Proof::Prompt, .. } => true,
+            // Its proof may still come, from the adapter's next session.
+            State::Sending { proof: Proof::Late, .. }
+            | State::Waiting { .. }
+            | State::InDoubt { .. }
+            | State::Delivered
+            | State::Dead { .. }
+            | State::Expired
+            | State::Discarded => return None,
+        };
+        let crashes = if self.suspect { self.crashes + 1 } else { self.crashes };
+        let lost = Self { suspect: true, crashes, doubt: self.doubt || begun, ..*self };
+        if crashes >= CRASHES_MAX {
+            return Some(lost.die(moment, Reason::Poison));
+        }
+        if lost.doubt {
+            return Some(lost.into_doubt_at_once(moment, Reason::AdapterLost));
+        }
+        Some(lost.give_back(moment, Reason::AdapterLost))
+    }
+
+    fn lose_by_session(&self, moment: &Moment<'_>) -> Option<Change> {
+        match self.state {
+            State::Leased { .. } => Some(self.give_back(moment, Reason::SessionEnded)),
+            State::Sending { proof: Proof::Prompt, .. } => {
+                Some(Self { doubt: true, ..*self }.into_doubt_at_once(moment, Reason::SessionEnded))
+            }
+            State::Sending { proof: Proof::Late, .. }
+            | State::Waiting { .. }
+            | State::InDoubt { .. }
+            | State::Delivered
+            | State::Dead { .. }
+            | State::Expired
+            | State::Discarded => None,
+        }
+    }
+
+    /// Back where it came from, uncharged: a doubtful one stays in doubt.
+    fn give_back(&self, moment: &Moment<'_>, reason: Reason) -> Change {
+        if self.doubt {
+            return self.into_doubt(moment, reason);
+        }
+        if self.past_expiry(moment.now) {
+            return self.expire();
+        }
+        if self.age(moment) >= moment.policy.retry.give_up_after {
+            return self.die(moment, Reason::GaveUp);
+        }
+        let delivery = Self { state: State::Waiting { due: moment.now }, ..*self };
+        Change { delivery, record: None }
+    }
+
+    fn charged(&self) -> Self {
+        Self { attempts: self.attempts + 1, suspect: false, doubt: true, ..*self }
+    }
+
+    /// To `in_doubt`, with backoff before it is leased again if the policy lets it.
+    fn into_doubt(self, moment: &Moment<'_>, reason: Reason) -> Change {
+        let pause = retry::backoff(&moment.policy.retry, self.attempts.max(1), moment.jitter);
+        self.into_doubt_due(moment, moment.now + pause, reason)
+    }
+
+    fn into_doubt_at_once(self, moment: &Moment<'_>, reason: Reason) -> Change {
+        self.into_doubt_due(moment, moment.now, reason)
+    }
+
+    fn into_doubt_due(self, moment: &Moment<'_>, due: Timestamp, reason: Reason) -> Change {
+        let spent = self.attempts >= moment.policy.retry.attempts
+            || self.age(moment) >= moment.policy.retry.give_up_after;
+        let held = spent || moment.policy.on_doubt == OnDoubt::Hold;
+        let state = State::InDoubt { due: (!held).then_some(due) };
+        Self { doubt: true, ..self }.moved(state, Record::InDoubt, reason)
+    }
+
+    fn retry_later(self, after: Option<Duration>, scope: RetryScope, moment: &Moment<'_>) -> Change {
+        let charged = scope == RetryScope::Message;
+        let attempts = if charged { self.attempts + 1 } else { self.attempts };
+        let delivery = Self { attempts, doubt: false, suspect: false, crashes: 0, ..self };
+        if delivery.past_expiry(moment.now) {
+            return delivery.expire();
+        }
+        if charged && attempts >= moment.policy.retry.attempts {
+            return delivery.die(moment, Reason::AttemptsSpent);
+        }
+        if delivery.age(moment) >= moment.policy.retry.give_up_after {
+            return delivery.die(moment, Reason::GaveUp);
+        }
+        let pause = match after {
+            Some(after) => retry::requested(after),
+            // The destination's own backoff decides when it is tried again.
+            None if !charged => retry::RETRY_FLOOR,
+            None => retry::backoff(&moment.policy.retry, attempts, moment.jitter),
+        };
+        let reason = if charged { Reason::Reported } else { Reason::DestinationTrouble };
+        delivery.moved(State::Waiting { due: moment.now + pause }, Record::Retry, reason)
+    }
+
+    fn resolve(&self, resolution: Resolution, moment: &Moment<'_>) -> Change {
+        let delivery = Self { doubt: false, suspect: false, crashes: 0, ..*self };
+        match resolution {
+            Resolution::Delivered => delivery.ended(State::Delivered, Record::Resolved, Some(Reason::Resolved)),
+            Resolution::Dead => {
+                Change { record: Some((Record::Resolved, Some(Reason::Resolved))), ..delivery.die(moment, Reason::Resolved) }
+            }
+            Resolution::Retry if delivery.past_expiry(moment.now) => delivery.expire(),
+            // The person's word starts the count afresh; otherwise a spent delivery would be held again at once.
+            Resolution::Retry => Self { attempts: 0, born: moment.now, idle_at_birth: moment.idle_total, ..delivery }
+                .moved(State::Waiting { due: moment.now }, Record::Resolved, Reason::Resolved),
+        }
+    }
+
+    fn replay(&self, moment: &Moment<'_>) -> Change {
+        let fresh = Self::accepted(moment.now, moment.idle_total, self.expires_at);
+        let delivery = Self { series: self.series + 1, replayed: true, ..fresh };
+        if delivery.past_expiry(moment.now) {
+            return delivery.expire();
+        }
+        Change { delivery, record: Some((Record::Replayed, None)) }
+    }
+
+    fn die(&self, moment: &Moment<'_>, reason: Reason) -> Change {
+        let holds_lane = moment.policy.on_dead == OnDead::HoldLane;
+        self.ended(State::Dead { reason, holds_lane }, Record::Dead, Some(reason))
+    }
+
+    fn expire(&self) -> Change {
+        self.ended(State::Expired, Record::Expired, Some(Reason::PastExpiry))
+    }
+
+    fn ended(&self, state: State, record: Record, reason: Option<Reason>) -> Change {
+        Change { delivery: Self { state, suspect: false, ..*self }, record: Some((record, reason)) }
+    }
+
+    fn moved(&self, state: State, record: Record, reason: Reason) -> Change {
+        Change { delivery: Self { state, ..*self }, record: Some((record, Some(reason))) }
+    }
+
+    /// Age of this series without the time in which its destination was paused or tripped.
+    fn age(&self, moment: &Moment<'_>) -> Duration {
+        let idle = moment.idle_total.saturating_sub(self.idle_at_birth);
+        moment.now.since(self.born).saturating_sub(idle)
+    }
+
+    fn illegal(&self, event: Event) -> Illegal {
+        Illegal { state: self.state.as_str(), event: event.as_str() }
+    }
+}
+
+impl State {
+    pub const NAMES: &'static [&'static str] =
+        &["waiting", "leased", "sending", "in_doubt", "delivered", "dead", "expired", "discarded"];
+
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Waiting { .. } => "waiting",
+            Self::Leased { .. } => "leased",
+            Self::Sending { .. } => "sending",
+            Self::InDoubt { .. } => "in_doubt",
+            Self::Delivered => "delivered",
+            Self::Dead { .. } => "dead",
+            Self::Expired => "expired",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    /// Whether the message's way to this destination has ended. A dead delivery may still be replayed by a person.
+    pub const fn is_terminal(&self) -> bool {
+        match self {
+            Self::Delivered | Self::Dead { .. } | Self::Expired | Self::Discarded => true,
+            Self::Waiting { .. } | Self::Leased { .. } | Self::Sending { .. } | Self::InDoubt { .. } => false,
+        }
+    }
+
+    /// When it may be leased, if it may.
+    pub const fn due(&self) -> Option<Timestamp> {
+        match self {
+            Self::Waiting { due } => Some(*due),
+            Self::InDoubt { due } => *due,
+            Self::Leased { .. }
+            | Self::Sending { .. }
+            | Self::Delivered
+            | Self::Dead { .. }
+            | Self::Expired
+            | Self::Discarded => None,
+        }
+    }
+
+    /// Whether it stands in the way of the deliveries behind it in its lane.
+    pub const fn blocks_lane(&self) -> bool {
+        match self {
+            Self::Waiting { .. } | Self::Leased { .. } | Self::Sending { .. } | Self::InDoubt { .. } => true,
+            Self::Dead { holds_lane, .. } => *holds_lane,
+            Self::Delivered | Self::Expired | Self::Discarded => false,
+        }
+    }
+
+    /// Whether it counts in its destination's `max_in_flight`.
+    pub const fn in_flight(&self) -> bool {
+        match self {
+            Self::Leased { .. } | Self::Sending { proof: Proof::Prompt, .. } => true,
+            Self::Sending { proof: Proof::Late, .. }
+            | Self::Waiting { .. }
+            | Self::InDoubt { .. }
+            | Self::Delivered
+            | Self::Dead { .. }
+            | Self::Expired
+            | Self::Discarded => false,
+        }
+    }
+}
+
+impl Event {
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Lease(_) => "lease",
+            Self::LeaseExpired => "lease_expired",
+            Self::AdapterLost => "adapter_lost",
+            Self::SessionEnded => "session_ended",
+            Self::Recall => "recall",
+            Self::Expire => "expire",
+            Self::Resolve(_) => "resolve",
+            Self::Replay => "replay",
+            Self::Discard => "discard",
+        }
+    }
+}
+
+macro_rules! codes {
+    ($($variant:ident => $code:literal),+ $(,)?) => {
+        impl Reason {
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $code),+ }
+            }
+
+            pub fn from_code(code: &str) -> Option<Self> {
+                match code { $($code => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+codes! {
+    Rejected => "rejected",
+    AttemptsSpent => "attempts_spent",
+    GaveUp => "gave_up",
+    Poison => "poison",
+    Resolved => "resolved",
+    NoRoute => "no_route",
+    RouteFailed => "route_failed",
+    TypeNotAllowed => "type_not_allowed",
+    LeaseExpired => "lease_expired",
+    ProofOverdue => "proof_overdue",
+    AdapterLost => "adapter_lost",
+    SessionEnded => "session_ended",
+    Reported => "reported",
+    DestinationTrouble => "destination_trouble",
+    Recalled => "recalled",
+    PastExpiry => "past_expiry",
+}
+
+/// Whether `level` is enough where `confirm` is asked for.
+fn enough(level: Level, confirm: Option<Level>) -> bool {
+    confirm.is_none_or(|confirm| level >= confirm)
+}

@@ -1,0 +1,240 @@
+//! Outcomes that the holder of a lease reports.
+
+use std::time::Duration;
+
+use super::{Change, Delivery, Moment, Proof, Reason, Record, State, enough};
+use crate::id::LeaseToken;
+use crate::policy::{Level, RetryScope};
+
+/// What the holder of a lease says of its attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Bytes are about to leave.
+    Begin,
+    /// Written to the wire; proof comes within the span, perhaps from a later session.
+    Sent { within: Duration },
+    Delivered { level: Level },
+    /// Bytes may have reached the partner.
+    InDoubt,
+    /// The partner has not got it; try again.
+    Retry { after: Option<Duration>, scope: RetryScope },
+    /// It will never be taken.
+    Reject,
+    /// Given back untried.
+    Release,
+    /// The lease shall run for this long from now.
+    Extend { lease: Duration },
+}
+
+/// An outcome without its data: what is remembered of the one that ended a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutcomeKind {
+    Begin,
+    Sent,
+    Delivered,
+    InDoubt,
+    Retry,
+    Reject,
+    Release,
+    Extend,
+}
+
+impl Outcome {
+    pub const fn kind(&self) -> OutcomeKind {
+        match self {
+            Self::Begin => OutcomeKind::Begin,
+            Self::Sent { .. } => OutcomeKind::Sent,
+            Self::Delivered { .. } => OutcomeKind::Delivered,
+            Self::InDoubt => OutcomeKind::InDoubt,
+            Self::Retry { .. } => OutcomeKind::Retry,
+            Self::Reject => OutcomeKind::Reject,
+            Self::Release => OutcomeKind::Release,
+            Self::Extend { .. } => OutcomeKind::Extend,
+        }
+    }
+}
+
+impl OutcomeKind {
+    pub const ALL: [Self; 8] = [
+        Self::Begin,
+        Self::Sent,
+        Self::Delivered,
+        Self::InDoubt,
+        Self::Retry,
+        Self::Reject,
+        Self::Release,
+        Self::Extend,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Begin => "begin",
+            Self::Sent => "sent",
+            Self::Delivered => "delivered",
+            Self::InDoubt => "in_doubt",
+            Self::Retry => "retry",
+            Self::Reject => "reject",
+            Self::Release => "release",
+            Self::Extend => "extend",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+}
+
+/// What a settle comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It changes the delivery.
+    Changed(Change),
+    /// It says what is so already: answered `ok`, nothing is written.
+    Repeated,
+    /// The delivery had passed its expiry when it was to begin: refused, and the change is written.
+    Refused(Change),
+    /// The token is not the newest, or has settled otherwise: nothing changes.
+    Stale,
+}
+
+/// The outcome breaks the protocol: the whole call is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("the delivery has not begun")]
+    NotBegun,
+    #[error("the evidence's level `{level}` is below `{confirm}`")]
+    EvidenceTooWeak { level: Level, confirm: Level },
+}
+
+impl Delivery {
+    /// Decides what an outcome does that comes with `token`.
+    pub fn settle(&self, token: &LeaseToken, outcome: Outcome, moment: &Moment<'_>) -> Result<Settled, Refusal> {
+        match self.state {
+            State::Leased { lease } if lease.token == *token => self.settle_leased(outcome, moment),
+            State::Sending { lease, proof } if lease.token == *token => self.settle_sending(outcome, proof, moment),
+            State::Leased { .. }
+            | State::Sending { .. }
+            | State::Waiting { .. }
+            | State::InDoubt { .. }
+            | State::Delivered
+            | State::Dead { .. }
+            | State::Expired
+            | State::Discarded => {
+                let repeated = self.settled == Some((*token, outcome.kind()));
+                Ok(if repeated { Settled::Repeated } else { Settled::Stale })
+            }
+        }
+        .map(|settled| settled.remember(token, outcome))
+    }
+
+    fn settle_leased(&self, outcome: Outcome, moment: &Moment<'_>) -> Result<Settled, Refusal> {
+        match outcome {
+            Outcome::Begin => Ok(self.begin(moment)),
+            Outcome::Sent { .. } | Outcome::Delivered { .. } | Outcome::InDoubt => Err(Refusal::NotBegun),
+            Outcome::Retry { .. } | Outcome::Reject | Outcome::Release | Outcome::Extend { .. } => {
+                Ok(Settled::Changed(self.end_or_extend(outcome, moment)))
+            }
+        }
+    }
+
+    fn begin(&self, moment: &Moment<'_>) -> Settled {
+        let Some(lease) = self.lease().copied() else { return Settled::Stale };
+        if self.past_expiry(moment.now) {
+            // What an earlier attempt may have brought to the partner has not expired: a person decides.
+            return Settled::Refused(if self.doubt {
+                self.moved(State::InDoubt { due: None }, Record::InDoubt, Reason::PastExpiry)
+            } else {
+                self.expire()
+            });
+        }
+        let delivery = Self { state: State::Sending { lease, proof: Proof::Prompt }, ..*self };
+        Settled::Changed(Change { delivery, record: Some((Record::Attempt, None)) })
+    }
+
+    fn settle_sending(&self, outcome: Outcome, proof: Proof, moment: &Moment<'_>) -> Result<Settled, Refusal> {
+        let change = match outcome {
+            Outcome::Begin => return Ok(Settled::Repeated),
+            Outcome::Sent { within } => match proof {
+                Proof::Late => return Ok(Settled::Repeated),
+                Proof::Prompt => self.sent(within, moment),
+            },
+            Outcome::Delivered { level } => {
+                if let Some(confirm) = moment.policy.confirm
+                    && !enough(level, Some(confirm))
+                {
+                    return Err(Refusal::EvidenceTooWeak { level, confirm });
+                }
+                self.delivered()
+            }
+            Outcome::InDoubt => self.charged().into_doubt(moment, Reason::Reported),
+            Outcome::Retry { .. } | Outcome::Reject | Outcome::Release | Outcome::Extend { .. } => {
+                self.end_or_extend(outcome, moment)
+            }
+        };
+        Ok(Settled::Changed(change))
+    }
+
+    /// Where `sent` is all that the destination asks for, it is the proof.
+    fn sent(&self, within: Duration, moment: &Moment<'_>) -> Change {
+        if moment.policy.confirm.is_some() && enough(Level::Sent, moment.policy.confirm) {
+            return self.delivered();
+        }
+        let Some(lease) = self.lease().copied() else { return Change { delivery: *self, record: None } };
+        let lease = super::Lease { until: moment.now + within, ..lease };
+        let state = State::Sending { lease, proof: Proof::Late };
+        Change { delivery: Self { state, suspect: false, ..*self }, record: Some((Record::Sent, None)) }
+    }
+
+    fn delivered(&self) -> Change {
+        let delivery = Self { doubt: false, crashes: 0, ..*self };
+        delivery.ended(State::Delivered, Record::Delivered, None)
+    }
+
+    /// The outcomes that mean the same before and after the begin.
+    fn end_or_extend(&self, outcome: Outcome, moment: &Moment<'_>) -> Change {
+        match outcome {
+            Outcome::Retry { after, scope } => self.retry_later(after, scope, moment),
+            Outcome::Reject => {
+                Self { attempts: self.attempts + 1, doubt: false, ..*self }.die(moment, Reason::Rejected)
+            }
+            Outcome::Release => {
+                let back = Self { suspect: false, ..*self }.give_back(moment, Reason::Reported);
+                Change { record: back.record.or(Some((Record::Released, Some(Reason::Reported)))), ..back }
+            }
+            Outcome::Extend { lease: span } => self.extended(span, moment),
+            Outcome::Begin | Outcome::Sent { .. } | Outcome::Delivered { .. } | Outcome::InDoubt => {
+                Change { delivery: *self, record: None }
+            }
+        }
+    }
+
+    fn extended(&self, span: Duration, moment: &Moment<'_>) -> Change {
+        let until = moment.now + span;
+        let state = match self.state {
+            State::Leased { lease } => State::Leased { lease: super::Lease { until, ..lease } },
+            State::Sending { lease, proof } => State::Sending { lease: super::Lease { until, ..lease }, proof },
+            State::Waiting { .. }
+            | State::InDoubt { .. }
+            | State::Delivered
+            | State::Dead { .. }
+            | State::Expired
+            | State::Discarded => self.state,
+        };
+        Change { delivery: Self { state, ..*self }, record: None }
+    }
+}
+
+impl Settled {
+    /// Keeps the token and outcome that ended a lease, so that its repetition is recognised.
+    fn remember(self, token: &LeaseToken, outcome: Outcome) -> Self {
+        match self {
+            Self::Changed(mut change) => {
+                if change.delivery.lease().is_none() {
+                    change.delivery.settled = Some((*token, outcome.kind()));
+                }
+                Self::Changed(change)
+            }
+            Self::Repeated | Self::Refused(_) | Self::Stale => self,
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The golden table: every state × every event × every policy on doubt, and the rules of the machine by example.
+
+use std::fmt::Write as _;
+
+use super::*;
+use crate::policy::RetryPolicy;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_micros(seconds * 1_000_000)
+}
+
+fn token(byte: u8) -> LeaseToken {
+    LeaseToken::from_bytes([byte; 16])
+}
+
+fn lease() -> Lease {
+    Lease { token: token(1), until: at(130), session: 7 }
+}
+
+fn policy(on_doubt: OnDoubt) -> QueuePolicy {
+    let retry = RetryPolicy { attempts: 3, ..RetryPolicy::default() };
+    QueuePolicy { on_doubt, on_dead: OnDead::HoldLane, retry, ..QueuePolicy::default() }
+}
+
+fn moment(policy: &QueuePolicy) -> Moment<'_> {
+    Moment { now: at(100), policy, idle_total: Duration::ZERO, jitter: 0.5 }
+}
+
+fn delivery(state: State) -> Delivery {
+    Delivery { state, ..Delivery::accepted(at(90), Duration::ZERO, None) }
+}
+
+fn states() -> Vec<(&'static str, Delivery)> {
+    let doubt = |state| Delivery { doubt: true, attempts: 1, ..delivery(state) };
+    let sending = State::Sending { lease: lease(), proof: Proof::Prompt };
+    let late = State::Sending { lease: lease(), proof: Proof::Late };
+    let dead = State::Dead { reason: Reason::Rejected, holds_lane: false };
+    vec![
+        ("waiting", delivery(State::Waiting { due: at(100) })),
+        ("waiting, not due", delivery(State::Waiting { due: at(101) })),
+        ("waiting, past expiry", Delivery { expires_at: Some(at(99)), ..delivery(State::Waiting { due: at(90) }) }),
+        ("leased", delivery(State::Leased { lease: lease() })),
+        ("leased, in doubt", doubt(State::Leased { lease: lease() })),
+        ("leased, past expiry", Delivery { expires_at: Some(at(99)), ..delivery(State::Leased { lease: lease() }) }),
+        ("sending", delivery(sending)),
+        ("sending, in doubt", doubt(sending)),
+        ("sending, last attempt", Delivery { attempts: 2, ..delivery(sending) }),
+        ("sending, past expiry", Delivery { expires_at: Some(at(99)), ..delivery(sending) }),
+        ("sending, suspect, 2 crashes", Delivery { suspect: true, crashes: 2, ..delivery(sending) }),
+        ("sending, proof late", delivery(late)),
+        ("in doubt, due", doubt(State::InDoubt { due: Some(at(100)) })),
+        ("in doubt, held", doubt(State::InDoubt { due: None })),
+        ("delivered", delivery(State::Delivered)),
+        ("dead", Delivery { attempts: 3, ..delivery(dead) }),
+        ("expired", delivery(State::Expired)),
+        ("discarded", delivery(State::Discarded)),
+    ]
+}
+
+fn events() -> Vec<(String, Event)> {
+    let mut events = vec![
+        Event::Lease(Lease { token: token(2), until: at(132), session: 8 }),
+        Event::LeaseExpired,
+        Event::AdapterLost,
+        Event::SessionEnded,
+        Event::Recall,
+        Event::Expire,
+        Event::Replay,
+        Event::Discard,
+    ]
+    .into_iter()
+    .map(|event| (event.as_str().to_owned(), event))
+    .collect::<Vec<_>>();
+    for resolution in [Resolution::Delivered, Resolution::Retry, Resolution::Dead] {
+        events.push((format!("resolve {resolution:?}"), Event::Resolve(resolution)));
+    }
+    events
+}
+
+fn outcomes() -> Vec<(&'static str, Outcome)> {
+    let retry = |scope| Outcome::Retry { after: None, scope };
+    vec![
+        ("begin", Outcome::Begin),
+        ("sent", Outcome::Sent { within: Duration::from_secs(60) }),
+        ("delivered transport", Outcome::Delivered { level: Level::Transport }),
+        ("delivered sent", Outcome::Delivered { level: Level::Sent }),
+        ("in_doubt", Outcome::InDoubt),
+        ("retry message", retry(RetryScope::Message)),
+        ("retry destination", retry(RetryScope::Destination)),
+        ("reject", Outcome::Reject),
+        ("release", Outcome::Release),
+        ("extend", Outcome::Extend { lease: Duration::from_secs(40) }),
+    ]
+}
+
+fn describe(change: &Change) -> String {
+    let seconds = |time: Timestamp| time.as_micros() as f64 / 1e6 - 100.0;
+    let delivery = &change.delivery;
+    let mut text = match delivery.state {
+        State::Waiting { due } => format!("waiting +{}s", seconds(due)),
+        State::Leased { lease } => format!("leased until +{}s", seconds(lease.until)),
+        State::Sending { lease, proof } => format!("sending {proof:?} until +{}s", seconds(lease.until)),
+        State::InDoubt { due: Some(due) } => format!("in_doubt +{}s", seconds(due)),
+        State::InDoubt { due: None } => "in_doubt HELD".to_owned(),
+        State::Dead { reason, holds_lane } => format!("dead({}) holds_lane={holds_lane}", reason.as_str()),
+        State::Delivered | State::Expired | State::Discarded => delivery.state.as_str().to_owned(),
+    };
+    let _ = write!(text, " attempts={}", delivery.attempts);
+    for (flag, name) in [(delivery.doubt, "doubt"), (delivery.suspect, "suspect"), (delivery.replayed, "replayed")] {
+        if flag {
+            let _ = write!(text, " {name}");
+        }
+    }
+    if delivery.crashes > 0 {
+        let _ = write!(text, " crashes={}", delivery.crashes);
+    }
+    match change.record {
+        None => text.push_str(" | no leaf"),
+        Some((record, None)) => drop(write!(text, " | {record:?}")),
+        Some((record, Some(reason))) => drop(write!(text, " | {record:?}({})", reason.as_str())),
+    }
+    text
+}
+
+#[test]
+fn golden_table_of_every_state_and_event() {
+    let mut table = String::new();
+    for on_doubt in [OnDoubt::Resend, OnDoubt::Hold, OnDoubt::Query] {
+        let policy = policy(on_doubt);
+        for (name, delivery) in states() {
+            let _ = writeln!(table, "== on_doubt = {on_doubt}: {name}");
+            for (label, event) in events() {
+                let text = match delivery.apply(event, &moment(&policy)) {
+                    Ok(change) => describe(&change),
+                    Err(_) => "illegal".to_owned(),
+                };
+                let _ = writeln!(table, "  {label:<20} -> {text}");
+            }
+            for (label, outcome) in outcomes() {
+                let text = match delivery.settle(&token(1), outcome, &moment(&policy)) {
+                    Ok(Settled::Changed(change)) => describe(&change),
+                    Ok(Settled::Refused(change)) => format!("REFUSED: {}", describe(&change)),
+                    Ok(Settled::Repeated) => "ok, nothing changes".to_owned(),
+                    Ok(Settled::Stale) => "stale".to_owned(),
+                    Err(refusal) => format!("REFUSED: {refusal}"),
+                };
+                let _ = writeln!(table, "  {label:<20} -> {text}");
+            }
+        }
+    }
+    insta::assert_snapshot!("state_by_event", table);
+}
+
+#[test]
+fn an_older_token_changes_nothing_in_any_state() {
+    for on_doubt in [OnDoubt::Resend, OnDoubt::Hold, OnDoubt::Query] {
+        let policy = policy(on_doubt);
+        for (name, delivery) in states() {
+            for (label, outcome) in outcomes() {
+                let settled = delivery.settle(&token(9), outcome, &moment(&policy));
+                assert_eq!(settled, Ok(Settled::Stale), "{name} {label}");
+            }
+        }
+    }
+}
+
+#[test]
+fn r13_3_the_same_token_with_the_same_outcome_is_ok_and_with_another_is_stale() {
+    let policy = policy(OnDoubt::Resend);
+    let sending = delivery(State::Sending { lease: lease(), proof: Proof::Prompt });
+    for (label, outcome) in outcomes() {
+        let Ok(Settled::Changed(change)) = sending.settle(&token(1), outcome, &moment(&policy)) else { continue };
+        if change.delivery.lease().is_some() {
+            continue;
+        }
+        for (other_label, other) in outcomes() {
+            let expected = if other.kind() == outcome.kind() { Settled::Repeated } else { Settled::Stale };
+            let again = change.delivery.settle(&token(1), other, &moment(&policy));
+            assert_eq!(again, Ok(expected), "{label}, then {other_label}");
+        }
+    }
+}
+
+#[test]
+fn r13_3_the_next_lease_ends_the_memory_of_the_last_settle() {
+    let policy = policy(OnDoubt::Resend);
+    let sending = delivery(State::Sending { lease: lease(), proof: Proof::Prompt });
+    let Ok(Settled::Changed(change)) = sending.settle(&token(1), Outcome::Release, &moment(&policy)) else {
+        panic!("release refused")
+    };
+    let next = Lease { token: token(2), ..lease() };
+    let leased = change.delivery.apply(Event::Lease(next), &moment(&policy)).unwrap().delivery;
+    assert_eq!(leased.settle(&token(1), Outcome::Release, &moment(&policy)), Ok(Settled::Stale));
+}
+
+#[test]
+fn r13_5_idle_time_does_not_age_a_delivery() {
+    let mut policy = policy(OnDoubt::Resend);
+    policy.retry.give_up_after = Duration::from_secs(50);
+    let sending = Delivery { born: at(0), ..delivery(State::Sending { lease: lease(), proof: Proof::Prompt }) };
+    let retry = Outcome::Retry { after: None, scope: RetryScope::Message };
+    let state_after = |idle: u64| {
+        let moment = Moment { idle_total: Duration::from_secs(idle), ..moment(&policy) };
+        match sending.settle(&token(1), retry, &moment) {
+            Ok(Settled::Changed(change)) => change.delivery.state,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(matches!(state_after(0), State::Dead { reason: Reason::GaveUp, .. }));
+    assert!(matches!(state_after(60), State::Waiting { .. }));
+}
+
+#[test]
+fn r13_4_sent_is_proof_where_sent_is_enough() {
+    let mut policy = policy(OnDoubt::Resend);
+    policy.confirm = Some(Level::Sent);
+    let sending = delivery(State::Sending { lease: lease(), proof: Proof::Prompt });
+    let sent = Outcome::Sent { within: Duration::from_secs(60) };
+    let Ok(Settled::Changed(change)) = sending.settle(&token(1), sent, &moment(&policy)) else { panic!() };
+    assert_eq!(change.delivery.state, State::Delivered);
+}
+
+#[test]
+fn r13_1_a_doubtful_delivery_past_its_expiry_is_held_not_resent_and_not_expired() {
+    let policy = policy(OnDoubt::Resend);
+    let doubtful = Delivery {
+        doubt: true,
+        expires_at: Some(at(99)),
+        ..delivery(State::InDoubt { due: Some(at(90)) })
+    };
+    let change = doubtful.apply(Event::Lease(lease()), &moment(&policy)).unwrap();
+    assert_eq!(change.delivery.state, State::InDoubt { due: None });
+}
