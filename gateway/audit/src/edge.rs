@@ -65,6 +65,8 @@ impl TileEdge {
     }
 
     /// Appends the hash of the next leaf; tiles that it fills are added to `full`, lowest level first.
+    ///
+    /// Write them before the bundle of the same entries: where a full bundle is, readers expect its tiles.
     pub fn push(&mut self, leaf: Hash, full: &mut Vec<FullTile>) {
         let mut node = leaf;
         self.size += 1;
@@ -195,7 +197,8 @@ mod tests {
         }
         assert_eq!(files.0.len(), 273 + 1);
         // The example of the tlog-tiles specification: 112, 17 and 1 hashes in the partial tiles of 70,000 entries.
-        let widths: Vec<_> = edge.partials().map(|(level, index, hashes)| (level, index, hashes.len())).collect();
+        let widths: Vec<_> =
+            edge.partials().map(|(level, index, hashes)| (level, index, hashes.len())).collect();
         assert_eq!(widths, [(0, 273, 112), (1, 1, 17), (2, 0, 1)]);
         let source = WithEdge { full: &files, edge: &edge };
         assert_eq!(TileEdge::rebuild(&source, 70_000).unwrap().root(), edge.root());

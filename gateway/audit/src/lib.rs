@@ -25,7 +25,7 @@ pub mod tree;
 pub mod verify;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use dir::{DirTiles, TileError, write_checkpoint, write_file_durable};
+pub use dir::{DirTiles, TileError, read_checkpoint, write_checkpoint, write_file_durable};
 pub use edge::{FullTile, TileEdge, WithEdge};
 pub use export::{ExportError, Exporter};
 pub use leaf::{ActorKind, By, Event, Leaf, LeafDelivery, LeafError, Level, State};
@@ -37,4 +37,4 @@ pub use note::{NoteError, SignerKey, VerifierKey};
 pub use proof::{Proof, ProofTextError};
 pub use tiles::{TILE_WIDTH, TilePath, encode_bundle, entries_path, parse_bundle, tile_path};
 pub use tree::{Frontier, Hash, empty_root, leaf_hash, node_hash, range_root};
-pub use verify::{Fault, Options, Report, Tail, verify_dir};
+pub use verify::{Fault, Options, ReadTail, Report, Tail, verify_dir};

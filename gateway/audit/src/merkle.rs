@@ -81,7 +81,7 @@ impl<'a, S: NodeSource> Reader<'a, S> {
         Self { source, size, tiles: HashMap::new() }
     }
 
-    /// RFC 6962's MTH(D[start:end]). Ranges come from halving, so a range is a complete subtree exactly when its
+    /// RFC 6962's `MTH(D[start:end])`. Ranges come from halving, so a range is a complete subtree exactly when its
     /// length is a power of two.
     fn range(&mut self, start: u64, end: u64) -> Result<Hash, TreeError<S::Error>> {
         let length = end - start;
@@ -119,7 +119,7 @@ impl<'a, S: NodeSource> Reader<'a, S> {
         Ok(tile)
     }
 
-    /// RFC 6962's PATH(target, D[start:end]).
+    /// RFC 6962's `PATH(target, D[start:end])`.
     fn path(
         &mut self,
         target: u64,
@@ -142,7 +142,7 @@ impl<'a, S: NodeSource> Reader<'a, S> {
         Ok(())
     }
 
-    /// RFC 6962's SUBPROOF(first - start, D[start:end], start == 0): along the left edge the verifier already has
+    /// RFC 6962's `SUBPROOF(first - start, D[start:end], start == 0)`: along the left edge the verifier already has
     /// the old root, elsewhere it must be given.
     fn subproof(
         &mut self,

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     /// The entries and roots of RFC 6962's reference implementation, which every other one repeats.
-    pub(crate) const CLASSIC_LEAVES: [&[u8]; 8] = [
+    const CLASSIC_LEAVES: [&[u8]; 8] = [
         b"",
         b"\x00",
         b"\x10",
