@@ -15,7 +15,7 @@ mod settle;
 #[cfg(test)]
 mod table;
 
-pub use settle::{Outcome, Refusal, Settled};
+pub use settle::{Outcome, OutcomeKind, Refusal, Settled};
 
 /// A message that kills its adapter this often while it is leased alone is dead.
 pub const CRASHES_MAX: u32 = 3;
@@ -32,15 +32,27 @@ pub struct Lease {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Waits for its turn; may be leased from `due` on.
-    Waiting { due: Timestamp },
+    Waiting {
+        due: Timestamp,
+    },
     /// Leased, and no byte has left yet.
-    Leased { lease: Lease },
+    Leased {
+        lease: Lease,
+    },
     /// Leased, and bytes may have left.
-    Sending { lease: Lease, proof: Proof },
+    Sending {
+        lease: Lease,
+        proof: Proof,
+    },
     /// Bytes may have reached the partner. Without `due` it is held for a person.
-    InDoubt { due: Option<Timestamp> },
+    InDoubt {
+        due: Option<Timestamp>,
+    },
     Delivered,
-    Dead { reason: Reason, holds_lane: bool },
+    Dead {
+        reason: Reason,
+        holds_lane: bool,
+    },
     Expired,
     Discarded,
 }
@@ -276,7 +288,11 @@ impl Delivery {
             State::Waiting { due } if due <= moment.now && !self.past_expiry(moment.now) => {}
             State::InDoubt { due: Some(due) } if due <= moment.now => {
                 if moment.policy.on_doubt == OnDoubt::Resend && self.past_expiry(moment.now) {
-                    return Some(self.moved(State::InDoubt { due: None }, Record::InDoubt, Reason::PastExpiry));
+                    return Some(self.moved(
+                        State::InDoubt { due: None },
+                        Record::InDoubt,
+                        Reason::PastExpiry,
+                    ));
                 }
             }
             State::Waiting { .. }
@@ -418,14 +434,22 @@ impl Delivery {
     fn resolve(&self, resolution: Resolution, moment: &Moment<'_>) -> Change {
         let delivery = Self { doubt: false, suspect: false, crashes: 0, ..*self };
         match resolution {
-            Resolution::Delivered => delivery.ended(State::Delivered, Record::Resolved, Some(Reason::Resolved)),
-            Resolution::Dead => {
-                Change { record: Some((Record::Resolved, Some(Reason::Resolved))), ..delivery.die(moment, Reason::Resolved) }
+            Resolution::Delivered => {
+                delivery.ended(State::Delivered, Record::Resolved, Some(Reason::Resolved))
             }
+            Resolution::Dead => Change {
+                record: Some((Record::Resolved, Some(Reason::Resolved))),
+                ..delivery.die(moment, Reason::Resolved)
+            },
             Resolution::Retry if delivery.past_expiry(moment.now) => delivery.expire(),
             // The person's word starts the count afresh; otherwise a spent delivery would be held again at once.
-            Resolution::Retry => Self { attempts: 0, born: moment.now, idle_at_birth: moment.idle_total, ..delivery }
-                .moved(State::Waiting { due: moment.now }, Record::Resolved, Reason::Resolved),
+            Resolution::Retry => {
+                Self { attempts: 0, born: moment.now, idle_at_birth: moment.idle_total, ..delivery }.moved(
+                    State::Waiting { due: moment.now },
+                    Record::Resolved,
+                    Reason::Resolved,
+                )
+            }
         }
     }
 

@@ -73,7 +73,9 @@ impl OperatorRight {
     }
 
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Read, Self::Operate, Self::ReadPayload, Self::Audit].into_iter().find(|right| right.as_str() == name)
+        [Self::Read, Self::Operate, Self::ReadPayload, Self::Audit]
+            .into_iter()
+            .find(|right| right.as_str() == name)
     }
 }
 

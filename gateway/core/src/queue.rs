@@ -29,7 +29,9 @@ impl TripReason {
     }
 
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Unreachable, Self::CrashLoop, Self::AdapterRefused].into_iter().find(|reason| reason.as_str() == name)
+        [Self::Unreachable, Self::CrashLoop, Self::AdapterRefused]
+            .into_iter()
+            .find(|reason| reason.as_str() == name)
     }
 }
 
@@ -59,7 +61,9 @@ pub struct QueueControl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowance {
     /// None; and, if time alone changes that, when.
-    Nothing { until: Option<Timestamp> },
+    Nothing {
+        until: Option<Timestamp>,
+    },
     /// One, as the breaker's probe.
     Probe,
     UpTo(u32),
@@ -110,7 +114,8 @@ impl QueueControl {
         jitter: f64,
     ) -> bool {
         let opened = self.trip.is_none();
-        let trip = self.trip.get_or_insert(Trip { since: now, reason, failures: 0, probe_due: now, probe: None });
+        let trip =
+            self.trip.get_or_insert(Trip { since: now, reason, failures: 0, probe_due: now, probe: None });
         if opened || trip.probe == from || from.is_none() {
             trip.reason = reason;
             trip.failures = trip.failures.saturating_add(1);

@@ -157,7 +157,9 @@ fn evaluate(route: &Route, condition: &Condition, context: &Context<'_, '_>) -> 
         Err(cel::ExecutionError::UndeclaredReference(name)) => {
             Err(failed(&format!("the event has no attribute or function `{name}`")))
         }
-        Err(cel::ExecutionError::NoSuchKey(key)) => Err(failed(&format!("the event's data has no member `{key}`"))),
+        Err(cel::ExecutionError::NoSuchKey(key)) => {
+            Err(failed(&format!("the event's data has no member `{key}`")))
+        }
         Err(_) => Err(failed("the condition cannot be evaluated on this event (wrong type or value)")),
     }
 }
@@ -201,7 +203,10 @@ mod tests {
     #[test]
     fn r13_6_no_route_is_an_error_and_a_failing_condition_is_another() {
         assert_eq!(find(vec![], "t", None), Err(RouteError::NoRoute));
-        assert_eq!(find(vec![route("1", "ehr", Some("type == 'x'"), &["a"])], "t", None), Err(RouteError::NoRoute));
+        assert_eq!(
+            find(vec![route("1", "ehr", Some("type == 'x'"), &["a"])], "t", None),
+            Err(RouteError::NoRoute)
+        );
         let failed = |when: &str, json| match find(vec![route("bad", "ehr", Some(when), &["a"])], "t", json) {
             Err(RouteError::Failed { route, fault }) => {
                 assert_eq!(route, "bad");

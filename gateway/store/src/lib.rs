@@ -1,1 +1,33 @@
-//! gateway/store
+//! The store: messages, deliveries, adapter state and the audit log in one database.
+//!
+//! **Architecture invariant:** this is the only crate that names sqlx and the only one that writes the database. Every
+//! transition is decided by `gatepost-core`; the statements here repeat its guard. No change is committed without its
+//! audit leaf, no leaf without its change.
+//!
+//! Where things are: [`Store`] is the handle; `writer/` decides and commits groups of operations; `reader/` answers
+//! queries; `audit_log` turns leaves into tiles and signed checkpoints; `sql` holds every statement as a named const.
+
+pub mod archive;
+mod audit_log;
+mod clock;
+mod data_dir;
+mod hints;
+mod open;
+pub mod ops;
+mod random;
+mod reader;
+mod record;
+mod row;
+mod seal;
+mod sql;
+mod store;
+mod writer;
+
+pub use audit_log::LogFault;
+pub use data_dir::DataDirError;
+pub use hints::MessageHint;
+pub use open::{Adopt, OpenError, Options, StoreTask, open};
+pub use ops::*;
+pub use reader::{Data, Reader, Receipt};
+pub use store::{Pause, Store};
+pub use writer::Health;

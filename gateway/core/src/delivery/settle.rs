@@ -12,18 +12,27 @@ pub enum Outcome {
     /// Bytes are about to leave.
     Begin,
     /// Written to the wire; proof comes within the span, perhaps from a later session.
-    Sent { within: Duration },
-    Delivered { level: Level },
+    Sent {
+        within: Duration,
+    },
+    Delivered {
+        level: Level,
+    },
     /// Bytes may have reached the partner.
     InDoubt,
     /// The partner has not got it; try again.
-    Retry { after: Option<Duration>, scope: RetryScope },
+    Retry {
+        after: Option<Duration>,
+        scope: RetryScope,
+    },
     /// It will never be taken.
     Reject,
     /// Given back untried.
     Release,
     /// The lease shall run for this long from now.
-    Extend { lease: Duration },
+    Extend {
+        lease: Duration,
+    },
 }
 
 /// An outcome without its data: what is remembered of the one that ended a lease.
@@ -108,10 +117,17 @@ pub enum Refusal {
 
 impl Delivery {
     /// Decides what an outcome does that comes with `token`.
-    pub fn settle(&self, token: &LeaseToken, outcome: Outcome, moment: &Moment<'_>) -> Result<Settled, Refusal> {
+    pub fn settle(
+        &self,
+        token: &LeaseToken,
+        outcome: Outcome,
+        moment: &Moment<'_>,
+    ) -> Result<Settled, Refusal> {
         match self.state {
             State::Leased { lease } if lease.token == *token => self.settle_leased(outcome, moment),
-            State::Sending { lease, proof } if lease.token == *token => self.settle_sending(outcome, proof, moment),
+            State::Sending { lease, proof } if lease.token == *token => {
+                self.settle_sending(outcome, proof, moment)
+            }
             State::Leased { .. }
             | State::Sending { .. }
             | State::Waiting { .. }
@@ -151,7 +167,12 @@ impl Delivery {
         Settled::Changed(Change { delivery, record: Some((Record::Attempt, None)) })
     }
 
-    fn settle_sending(&self, outcome: Outcome, proof: Proof, moment: &Moment<'_>) -> Result<Settled, Refusal> {
+    fn settle_sending(
+        &self,
+        outcome: Outcome,
+        proof: Proof,
+        moment: &Moment<'_>,
+    ) -> Result<Settled, Refusal> {
         let change = match outcome {
             Outcome::Begin => return Ok(Settled::Repeated),
             Outcome::Sent { within } => match proof {
@@ -212,7 +233,9 @@ impl Delivery {
         let until = moment.now + span;
         let state = match self.state {
             State::Leased { lease } => State::Leased { lease: super::Lease { until, ..lease } },
-            State::Sending { lease, proof } => State::Sending { lease: super::Lease { until, ..lease }, proof },
+            State::Sending { lease, proof } => {
+                State::Sending { lease: super::Lease { until, ..lease }, proof }
+            }
             State::Waiting { .. }
             | State::InDoubt { .. }
             | State::Delivered

@@ -38,10 +38,16 @@ fn states() -> Vec<(&'static str, Delivery)> {
     vec![
         ("waiting", delivery(State::Waiting { due: at(100) })),
         ("waiting, not due", delivery(State::Waiting { due: at(101) })),
-        ("waiting, past expiry", Delivery { expires_at: Some(at(99)), ..delivery(State::Waiting { due: at(90) }) }),
+        (
+            "waiting, past expiry",
+            Delivery { expires_at: Some(at(99)), ..delivery(State::Waiting { due: at(90) }) },
+        ),
         ("leased", delivery(State::Leased { lease: lease() })),
         ("leased, in doubt", doubt(State::Leased { lease: lease() })),
-        ("leased, past expiry", Delivery { expires_at: Some(at(99)), ..delivery(State::Leased { lease: lease() }) }),
+        (
+            "leased, past expiry",
+            Delivery { expires_at: Some(at(99)), ..delivery(State::Leased { lease: lease() }) },
+        ),
         ("sending", delivery(sending)),
         ("sending, in doubt", doubt(sending)),
         ("sending, last attempt", Delivery { attempts: 2, ..delivery(sending) }),
@@ -106,7 +112,9 @@ fn describe(change: &Change) -> String {
         State::Delivered | State::Expired | State::Discarded => delivery.state.as_str().to_owned(),
     };
     let _ = write!(text, " attempts={}", delivery.attempts);
-    for (flag, name) in [(delivery.doubt, "doubt"), (delivery.suspect, "suspect"), (delivery.replayed, "replayed")] {
+    for (flag, name) in
+        [(delivery.doubt, "doubt"), (delivery.suspect, "suspect"), (delivery.replayed, "replayed")]
+    {
         if flag {
             let _ = write!(text, " {name}");
         }
@@ -169,7 +177,9 @@ fn r13_3_the_same_token_with_the_same_outcome_is_ok_and_with_another_is_stale() 
     let policy = policy(OnDoubt::Resend);
     let sending = delivery(State::Sending { lease: lease(), proof: Proof::Prompt });
     for (label, outcome) in outcomes() {
-        let Ok(Settled::Changed(change)) = sending.settle(&token(1), outcome, &moment(&policy)) else { continue };
+        let Ok(Settled::Changed(change)) = sending.settle(&token(1), outcome, &moment(&policy)) else {
+            continue;
+        };
         if change.delivery.lease().is_some() {
             continue;
         }
@@ -197,7 +207,8 @@ fn r13_3_the_next_lease_ends_the_memory_of_the_last_settle() {
 fn r13_5_idle_time_does_not_age_a_delivery() {
     let mut policy = policy(OnDoubt::Resend);
     policy.retry.give_up_after = Duration::from_secs(50);
-    let sending = Delivery { born: at(0), ..delivery(State::Sending { lease: lease(), proof: Proof::Prompt }) };
+    let sending =
+        Delivery { born: at(0), ..delivery(State::Sending { lease: lease(), proof: Proof::Prompt }) };
     let retry = Outcome::Retry { after: None, scope: RetryScope::Message };
     let state_after = |idle: u64| {
         let moment = Moment { idle_total: Duration::from_secs(idle), ..moment(&policy) };
@@ -223,11 +234,8 @@ fn r13_4_sent_is_proof_where_sent_is_enough() {
 #[test]
 fn r13_1_a_doubtful_delivery_past_its_expiry_is_held_not_resent_and_not_expired() {
     let policy = policy(OnDoubt::Resend);
-    let doubtful = Delivery {
-        doubt: true,
-        expires_at: Some(at(99)),
-        ..delivery(State::InDoubt { due: Some(at(90)) })
-    };
+    let doubtful =
+        Delivery { doubt: true, expires_at: Some(at(99)), ..delivery(State::InDoubt { due: Some(at(90)) }) };
     let change = doubtful.apply(Event::Lease(lease()), &moment(&policy)).unwrap();
     assert_eq!(change.delivery.state, State::InDoubt { due: None });
 }

@@ -1,0 +1,343 @@
+//! The audit log's outside: leaves that the writer has committed become tiles, entry bundles and signed checkpoints.
+//!
+//! The writer only numbers and stores leaves. This task reads them back, which also means that a checkpoint never covers a
+//! leaf that is not durable: SQLite shows a commit to readers after its sync.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use gatepost_audit::{
+    Checkpoint, DirTiles, FullTile, Hash, NodeSource, SignerKey, TILE_WIDTH, TileEdge, TileError,
+    entries_path, leaf_hash, write_checkpoint,
+};
+use sqlx::SqlitePool;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::ops::StoreError;
+use crate::row::get;
+use crate::sql;
+use crate::writer::{Chore, Health};
+
+/// A checkpoint at most this long after the tree has grown.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// Leaves read at a time.
+const PAGE_LEAVES: u64 = 4096;
+/// Tiles of level 0 written to files in one step; more wait for the next, so that filing never competes with commits.
+const FILED_PER_STEP: usize = 64;
+
+/// What everybody may see of the tree.
+#[derive(Default)]
+pub(crate) struct Published {
+    state: RwLock<Signed>,
+    /// Full tiles whose files are not written yet.
+    unfiled: RwLock<HashMap<(u8, u64), Arc<Vec<Hash>>>>,
+}
+
+/// The newest checkpoint and the edge of its tree.
+#[derive(Clone, Default)]
+pub(crate) struct Signed {
+    pub(crate) size: u64,
+    pub(crate) text: Arc<str>,
+    pub(crate) edge: Arc<TileEdge>,
+}
+
+impl Published {
+    pub(crate) fn signed(&self) -> Signed {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn publish(&self, signed: Signed) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = signed;
+    }
+
+    fn unfiled(&self, level: u8, index: u64) -> Option<Arc<Vec<Hash>>> {
+        self.unfiled.read().unwrap_or_else(PoisonError::into_inner).get(&(level, index)).cloned()
+    }
+}
+
+/// The hashes of a tree: files, tiles on their way there, and the edge.
+pub(crate) struct TreeView<'a> {
+    pub(crate) files: &'a DirTiles,
+    pub(crate) published: &'a Published,
+    pub(crate) signed: &'a Signed,
+}
+
+impl NodeSource for TreeView<'_> {
+    type Error = TileError;
+
+    fn tile(&self, level: u8, index: u64, width: u16) -> Result<Vec<Hash>, TileError> {
+        if let Some(tile) = self.published.unfiled(level, index) {
+            return Ok(tile[..usize::from(width).min(tile.len())].to_vec());
+        }
+        let (edge_index, hashes) = self.signed.edge.partial(level);
+        if index == edge_index && hashes.len() >= usize::from(width) {
+            return Ok(hashes[..usize::from(width)].to_vec());
+        }
+        self.files.tile(level, index, width)
+    }
+}
+
+/// Why the log that was found is not the one that the last checkpoint signs.
+#[derive(Debug, thiserror::Error)]
+pub enum LogFault {
+    #[error("the checkpoint {0} is missing; the log may have been replaced")]
+    CheckpointMissing(PathBuf),
+    #[error("the checkpoint {path} is not a checkpoint of this gateway")]
+    CheckpointUnreadable { path: PathBuf, source: gatepost_audit::CheckpointError },
+    #[error(
+        "the database has {found} audit entries, the last checkpoint signs {signed}: it was truncated or rolled back"
+    )]
+    RolledBack { found: u64, signed: u64 },
+    #[error("audit entry {0} is missing from the database")]
+    EntryMissing(u64),
+    #[error("the first {0} audit entries are not those that the last checkpoint signs: the log was edited")]
+    Edited(u64),
+    #[error("the tiles of the audit log cannot be read: {0}")]
+    Tiles(String),
+    #[error("the checkpoint cannot be written: {0}")]
+    Write(String),
+}
+
+pub(crate) struct AuditLog {
+    dir: PathBuf,
+    pool: SqlitePool,
+    signer: SignerKey,
+    edge: TileEdge,
+    /// Entries of the tile of level 0 that is being filled.
+    bundle: Vec<u8>,
+    /// Full tiles in the order of their filling, each of level 0 with its bundle.
+    waiting: Vec<(FullTile, Option<Vec<u8>>)>,
+    pub(crate) published: Arc<Published>,
+    health: Arc<Health>,
+    chores: mpsc::Sender<Chore>,
+}
+
+impl AuditLog {
+    /// Takes up the tree from the files and the database. Entries below `filed` stand in files only.
+    pub(crate) async fn open(
+        dir: PathBuf,
+        pool: SqlitePool,
+        signer: SignerKey,
+        health: Arc<Health>,
+        chores: mpsc::Sender<Chore>,
+    ) -> Result<Self, LogFault> {
+        let bounds = sqlx::query(sql::LEAF_BOUNDS).fetch_one(&pool).await.map_err(tiles_error)?;
+        let first: i64 = sqlx::Row::try_get(&bounds, 0).map_err(tiles_error)?;
+        let leaves = sqlx::query(sql::STORE_LOAD).fetch_optional(&pool).await.map_err(tiles_error)?;
+        let size = leaves.map_or(Ok(0), |row| get::<i64>(&row, "leaf_count")).map_err(tiles_error)?;
+        // With no rows left, everything has been filed.
+        let filed = u64::try_from(if first < 0 { size } else { first }).unwrap_or(0);
+        if !filed.is_multiple_of(u64::from(TILE_WIDTH)) {
+            return Err(LogFault::EntryMissing(filed.saturating_sub(1)));
+        }
+        let edge = TileEdge::rebuild(&DirTiles::new(&dir), filed).map_err(tiles_error)?;
+        let published = Arc::new(Published::default());
+        Ok(Self {
+            dir,
+            pool,
+            signer,
+            edge,
+            bundle: Vec::new(),
+            waiting: Vec::new(),
+            published,
+            health,
+            chores,
+        })
+    }
+
+    /// Reads the tree up to `size` and compares it with the checkpoint; the rest of the tree follows.
+    pub(crate) async fn verify(&mut self, size: u64) -> Result<(), LogFault> {
+        let path = self.dir.join("checkpoint");
+        let signed = match std::fs::read(&path) {
+            Ok(signed) => signed,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(LogFault::CheckpointMissing(path));
+            }
+            Err(error) => return Err(LogFault::Tiles(error.to_string())),
+        };
+        let checkpoint = Checkpoint::open(&signed, &[self.signer.verifier()])
+            .map_err(|source| LogFault::CheckpointUnreadable { path, source })?;
+        if checkpoint.size > size {
+            return Err(LogFault::RolledBack { found: size, signed: checkpoint.size });
+        }
+        let root = if checkpoint.size < self.edge.size() {
+            gatepost_audit::root_at(&DirTiles::new(&self.dir), checkpoint.size).map_err(tiles_error)?
+        } else {
+            self.read_to(checkpoint.size).await?;
+            self.edge.root()
+        };
+        if root != checkpoint.root {
+            return Err(LogFault::Edited(checkpoint.size));
+        }
+        self.read_to(size).await
+    }
+
+    /// Takes up the tree as it is, whatever the checkpoint says.
+    pub(crate) async fn adopt(&mut self, size: u64) -> Result<(), LogFault> {
+        self.read_to(size).await
+    }
+
+    /// Extends the tree by committed leaves until it has `size` of them.
+    async fn read_to(&mut self, size: u64) -> Result<(), LogFault> {
+        while self.edge.size() < size {
+            let from = self.edge.size();
+            let to = size.min(from + PAGE_LEAVES);
+            let leaves = read_leaves(&self.pool, from, to).await.map_err(tiles_error)?;
+            for leaf in leaves {
+                let index = self.edge.size();
+                if leaf.0 != index {
+                    return Err(LogFault::EntryMissing(index));
+                }
+                self.push(&leaf.1)?;
+            }
+            if self.edge.size() < to {
+                return Err(LogFault::EntryMissing(self.edge.size()));
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, leaf: &[u8]) -> Result<(), LogFault> {
+        let index = self.edge.size();
+        let within = usize::try_from(index % u64::from(TILE_WIDTH)).unwrap_or(0);
+        gatepost_audit::tiles::append_entry(&mut self.bundle, within, leaf).map_err(tiles_error)?;
+        let mut full = Vec::new();
+        self.edge.push(leaf_hash(leaf), &mut full);
+        for tile in full {
+            let bundle = (tile.level == 0).then(|| std::mem::take(&mut self.bundle));
+            let hashes = Arc::new(tile.hashes.clone());
+            let mut unfiled = self.published.unfiled.write().unwrap_or_else(PoisonError::into_inner);
+            unfiled.insert((tile.level, tile.index), hashes);
+            self.waiting.push((tile, bundle));
+        }
+        Ok(())
+    }
+
+    /// Signs the tree as it stands, durably, and shows it.
+    pub(crate) async fn sign(&mut self) -> Result<(), LogFault> {
+        let size = self.edge.size();
+        let checkpoint = Checkpoint { origin: self.signer.name().to_owned(), size, root: self.edge.root() };
+        let text = checkpoint.sign(&self.signer).map_err(|error| LogFault::Write(error.to_string()))?;
+        let (dir, signed) = (self.dir.clone(), text.clone());
+        let written = tokio::task::spawn_blocking(move || write_checkpoint(&dir, &signed)).await;
+        written.map_err(write_error)?.map_err(write_error)?;
+        self.published.publish(Signed { size, text: text.into(), edge: Arc::new(self.edge.clone()) });
+        self.health.set_checkpoint_size(size);
+        Ok(())
+    }
+
+    /// Follows the writer until it stops, with a checkpoint at most each second.
+    pub(crate) async fn run(mut self, grown: Arc<Notify>, mut stop: watch::Receiver<bool>) {
+        loop {
+            let stopping = *stop.borrow();
+            if let Err(error) = self.step().await {
+                tracing::error!(%error, "the audit log could not be signed; trying again");
+            }
+            if stopping {
+                return;
+            }
+            // Whether or not there is more to file, a second passes before the next checkpoint.
+            tokio::select! {
+                () = tokio::time::sleep(CHECKPOINT_INTERVAL) => {}
+                _ = stop.changed() => continue,
+            }
+            if self.waiting.is_empty() && self.health.audit_size() <= self.edge.size() {
+                tokio::select! {
+                    () = grown.notified() => {}
+                    _ = stop.changed() => {}
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), LogFault> {
+        let size = self.health.audit_size();
+        if size > self.edge.size() {
+            self.read_to(size).await?;
+        }
+        if self.edge.size() > self.published.signed().size || self.published.signed().text.is_empty() {
+            self.sign().await?;
+        }
+        self.file().await
+    }
+
+    /// Writes full tiles and bundles to files; their leaf rows go afterwards.
+    async fn file(&mut self) -> Result<(), LogFault> {
+        // A backlog is worked off within about a minute, however large.
+        let most = FILED_PER_STEP.max(self.waiting.len() / 60);
+        let count = most.min(self.waiting.len());
+        if count == 0 {
+            return Ok(());
+        }
+        let batch: Vec<(FullTile, Option<Vec<u8>>)> = self.waiting.drain(..count).collect();
+        let dir = self.dir.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let result = write_files(&dir, &batch);
+            (batch, result)
+        });
+        let (batch, result) = written.await.map_err(write_error)?;
+        if let Err(error) = result {
+            self.waiting.splice(0..0, batch);
+            return Err(write_error(error));
+        }
+        let below =
+            batch.iter().filter(|(tile, _)| tile.level == 0).map(|(tile, _)| (tile.index + 1) * 256).max();
+        {
+            let mut unfiled = self.published.unfiled.write().unwrap_or_else(PoisonError::into_inner);
+            for (tile, _) in &batch {
+                unfiled.remove(&(tile.level, tile.index));
+            }
+        }
+        if let Some(below) = below {
+            // When the writer has stopped, the rows stay, and are filed again at the next start.
+            drop(self.chores.send(Chore::LeavesFiled { below }).await);
+        }
+        Ok(())
+    }
+}
+
+/// Writes every file and then syncs the file system once: that costs about as much as syncing a single file.
+fn write_files(dir: &Path, batch: &[(FullTile, Option<Vec<u8>>)]) -> std::io::Result<()> {
+    for (tile, bundle) in batch {
+        put(dir, &tile.path(), &tile.bytes())?;
+        if let Some(bundle) = bundle {
+            put(dir, &entries_path(tile.index, None), bundle)?;
+        }
+    }
+    let dir = std::fs::File::open(dir)?;
+    nix::unistd::syncfs(&dir).map_err(std::io::Error::from)
+}
+
+fn put(dir: &Path, path: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let path = dir.join(path);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, bytes)?;
+    std::fs::rename(&temporary, &path)
+}
+
+/// Leaves `from..to` that the database holds, with their indices.
+pub(crate) async fn read_leaves(
+    pool: &SqlitePool,
+    from: u64,
+    to: u64,
+) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    let bound = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let query = sqlx::query(sql::LEAVES).bind(bound(from)).bind(bound(to));
+    let rows = query.fetch_all(pool).await.map_err(|error| StoreError::Database(error.to_string()))?;
+    rows.iter()
+        .map(|row| Ok((u64::try_from(get::<i64>(row, "idx")?).unwrap_or(0), get::<Vec<u8>>(row, "bytes")?)))
+        .collect()
+}
+
+fn tiles_error(error: impl std::fmt::Display) -> LogFault {
+    LogFault::Tiles(error.to_string())
+}
+
+fn write_error(error: impl std::fmt::Display) -> LogFault {
+    LogFault::Write(error.to_string())
+}

@@ -1,0 +1,206 @@
+//! The data directory: its layout, its lock, its keys. It is created 0700 with keys 0600; data without its keys is refused.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use gatepost_audit::{SignerKey, VerifierKey};
+
+/// Bytes set aside so that settling goes on when the disk is full.
+pub(crate) const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+
+#[derive(Clone, Debug)]
+pub(crate) struct DataDir {
+    root: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{0} is in use by another gateway")]
+    InUse(PathBuf),
+    #[error("{data} is there but its key {key} is not: restore the key, or move the data away to start anew")]
+    KeyMissing { data: PathBuf, key: PathBuf },
+    #[error("{0} is not a key of this gateway")]
+    KeyMalformed(PathBuf),
+}
+
+/// Keys of a data directory.
+pub(crate) struct Keys {
+    /// Keys HMACs of indexed identifiers.
+    pub(crate) store: [u8; 32],
+    pub(crate) signer: SignerKey,
+    /// They were made just now.
+    pub(crate) created: bool,
+}
+
+impl DataDir {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { root: root.to_path_buf() }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.root.join("gatepost.db")
+    }
+
+    pub(crate) fn wal(&self) -> PathBuf {
+        self.root.join("gatepost.db-wal")
+    }
+
+    pub(crate) fn audit(&self) -> PathBuf {
+        self.root.join("audit")
+    }
+
+    pub(crate) fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
+    fn store_key(&self) -> PathBuf {
+        self.root.join("keys/store.key")
+    }
+
+    fn audit_key(&self) -> PathBuf {
+        self.root.join("keys/audit.key")
+    }
+
+    pub(crate) fn create(&self) -> Result<(), DataDirError> {
+        for dir in [self.root.clone(), self.root.join("keys"), self.audit()] {
+            if !dir.is_dir() {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(&dir))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the lock that keeps a second gateway away; it is held as long as the file is.
+    pub(crate) fn lock(&self) -> Result<File, DataDirError> {
+        let path = self.root.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(at(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => Err(DataDirError::InUse(self.root.clone())),
+            Err(fs::TryLockError::Error(source)) => Err(DataDirError::Io { path, source }),
+        }
+    }
+
+    /// Loads the keys, or makes them where there is no data yet.
+    pub(crate) fn keys(&self, origin: &str) -> Result<Keys, DataDirError> {
+        let data_exists = self.database().exists();
+        let (store_key, audit_key) = (self.store_key(), self.audit_key());
+        let mut created = false;
+        for key in [&store_key, &audit_key] {
+            if key.exists() {
+                continue;
+            }
+            if data_exists {
+                return Err(DataDirError::KeyMissing { data: self.database(), key: key.clone() });
+            }
+            created = true;
+        }
+        if created {
+            self.make_keys(origin)?;
+        }
+        let store = fs::read_to_string(&store_key).map_err(at(&store_key))?;
+        let store = from_hex(store.trim()).ok_or_else(|| DataDirError::KeyMalformed(store_key.clone()))?;
+        let signer = fs::read_to_string(&audit_key).map_err(at(&audit_key))?;
+        let signer = SignerKey::parse(signer.trim()).map_err(|_| DataDirError::KeyMalformed(audit_key))?;
+        Ok(Keys { store, signer, created })
+    }
+
+    fn make_keys(&self, origin: &str) -> Result<(), DataDirError> {
+        let random = |path: &Path| -> Result<[u8; 32], DataDirError> {
+            let mut seed = [0; 32];
+            getrandom::fill(&mut seed).map_err(|error| DataDirError::Io {
+                path: path.to_path_buf(),
+                source: std::io::Error::other(error.to_string()),
+            })?;
+            Ok(seed)
+        };
+        let (store_key, audit_key) = (self.store_key(), self.audit_key());
+        if !store_key.exists() {
+            let hex: String = random(&store_key)?.iter().map(|byte| format!("{byte:02x}")).collect();
+            write_secret(&store_key, &hex)?;
+        }
+        if !audit_key.exists() {
+            let signer = SignerKey::from_seed(origin, &random(&audit_key)?)
+                .map_err(|_| DataDirError::KeyMalformed(audit_key.clone()))?;
+            write_secret(&audit_key, &signer.encode())?;
+            self.write_vkey(&signer.verifier())?;
+        }
+        sync_dir(&self.root.join("keys"))
+    }
+
+    /// The public key beside the log, for whoever verifies it.
+    fn write_vkey(&self, key: &VerifierKey) -> Result<(), DataDirError> {
+        let path = self.audit().join("vkey");
+        fs::write(&path, format!("{key}\n")).map_err(at(&path))?;
+        sync_dir(&self.audit())
+    }
+
+    /// Sets the reserve aside if it is not there. Without space for it there is nothing to set aside, which is no error.
+    pub(crate) fn keep_reserve(&self) -> io::Result<()> {
+        let path = self.reserve();
+        if path.metadata().is_ok_and(|metadata| metadata.len() == RESERVE_BYTES) {
+            return Ok(());
+        }
+        let write = || -> io::Result<()> {
+            let mut file =
+                OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
+            let block = vec![0; 1024 * 1024];
+            for _ in 0..RESERVE_BYTES / (1024 * 1024) {
+                file.write_all(&block)?;
+            }
+            file.sync_all()
+        };
+        write().inspect_err(|_| drop(fs::remove_file(&path)))
+    }
+
+    pub(crate) fn release_reserve(&self) -> io::Result<()> {
+        match fs::remove_file(self.reserve()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => sync_dir(&self.root).map_err(|error| io::Error::other(error.to_string())),
+        }
+    }
+}
+
+fn write_secret(path: &Path, text: &str) -> Result<(), DataDirError> {
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()
+    };
+    write().map_err(at(path))
+}
+
+fn sync_dir(path: &Path) -> Result<(), DataDirError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(at(path))
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+    let path = path.to_path_buf();
+    move |source| DataDirError::Io { path, source }
+}
+
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}

@@ -1,0 +1,332 @@
+//! Opening the store: directory, lock, keys, database, audit log; each is checked before anything is served.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gatepost_audit::{Checkpoint, Event as LeafEvent, empty_root, write_checkpoint};
+use gatepost_core::principal::{Actor, ActorKind};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection as _, Row as _, SqliteConnection, SqlitePool};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::audit_log::{AuditLog, LogFault};
+use crate::clock::Clock;
+use crate::data_dir::{DataDir, DataDirError, Keys};
+use crate::hints::Hints;
+use crate::ops::{AuditNote, StoreError};
+use crate::random::Random;
+use crate::reader::Reader;
+use crate::row::get;
+use crate::seal::Vault;
+use crate::sql;
+use crate::store::Store;
+use crate::writer::{Condition, Health, OPS_WAITING_MAX, Writer};
+
+/// The first SQLite without the WAL-reset corruption bug, as `sqlite3_libversion_number` says it.
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+/// Pages in the WAL after which the writer checkpoints.
+const WAL_PAGES: &str = "4000";
+/// The WAL file is cut back to this after a checkpoint, bytes.
+const WAL_BYTES: &str = "67108864";
+const READERS: u32 = 3;
+/// Longest that a reader may hold a snapshot; the WAL cannot be reset while one is held.
+const READER_WAIT: Duration = Duration::from_secs(5);
+
+pub struct Options {
+    pub data_dir: PathBuf,
+    /// The audit log's origin: the gateway's name. Fixed once the log exists.
+    pub origin: String,
+    pub dedup_window: Duration,
+    pub payload_retention: Duration,
+    /// Go on from a log that does not extend its last checkpoint, at an operator's word.
+    pub adopt: Option<Adopt>,
+}
+
+/// An operator's decision to go on from the log as it is.
+#[derive(Clone, Debug)]
+pub struct Adopt {
+    pub operator: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(
+        "this program is linked with SQLite {0}, which can corrupt a database; 3.51.3 or later is needed"
+    )]
+    SqliteTooOld(String),
+    #[error("the database {path}: {text}")]
+    Database { path: PathBuf, text: String },
+    #[error("the database does not keep what was asked of it: {0}")]
+    Setting(String),
+    #[error(
+        "the database has migration {found}, this program knows {known}: it was written by a newer version"
+    )]
+    Newer { found: i64, known: i64 },
+    #[error(
+        "{0}. If you know why, `gatepost audit adopt --reason TEXT` goes on from the log as it is and records that"
+    )]
+    Log(#[from] LogFault),
+    #[error("the store: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// The store's tasks; `stop` ends them in order.
+pub struct StoreTask {
+    writer: JoinHandle<Writer>,
+    audit: JoinHandle<()>,
+    stop_writer: watch::Sender<bool>,
+    stop_audit: watch::Sender<bool>,
+    pool: SqlitePool,
+    /// The data directory was created by this start.
+    pub created: bool,
+    _lock: std::fs::File,
+}
+
+impl StoreTask {
+    /// Waits until the writer has done what was asked, signs the last checkpoint and closes the database.
+    pub async fn stop(self) {
+        let _ = self.stop_writer.send(true);
+        match self.writer.await {
+            Ok(writer) => drop(writer.connection.close().await),
+            Err(error) => tracing::error!(%error, "the writer did not end well"),
+        }
+        let _ = self.stop_audit.send(true);
+        if let Err(error) = self.audit.await {
+            tracing::error!(%error, "the audit log's task did not end well");
+        }
+        self.pool.close().await;
+    }
+}
+
+/// Opens the store, creating the data directory where there is none.
+pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
+    check_sqlite()?;
+    let data_dir = DataDir::new(&options.data_dir);
+    data_dir.create()?;
+    let lock = data_dir.lock()?;
+    let keys = data_dir.keys(&options.origin)?;
+    let database = data_dir.database();
+    let created = !database.exists();
+    if created {
+        // Before the first leaf can exist there is a checkpoint that it extends.
+        sign_empty(&data_dir, &keys)?;
+    }
+    if let Err(error) = data_dir.keep_reserve() {
+        tracing::warn!(%error, "no reserve could be set aside for a full disk");
+    }
+    let fail = |text: String| OpenError::Database { path: database.clone(), text };
+    let mut connection = connect(&database).await.map_err(|error| fail(error.to_string()))?;
+    read_back(&mut connection).await?;
+    migrate(&mut connection, &database).await?;
+    let (clock, instance_epoch) =
+        start_clock(&mut connection).await.map_err(|error| fail(error.to_string()))?;
+    let memory = crate::writer::load_memory(&mut connection).await?;
+    let pool = readers(&database).await.map_err(|error| fail(error.to_string()))?;
+
+    let health = Arc::new(Health::default());
+    health.set_audit_size(memory.leaf_count);
+    let (chores_in, chores) = mpsc::channel(16);
+    let mut audit =
+        AuditLog::open(data_dir.audit(), pool.clone(), keys.signer, Arc::clone(&health), chores_in).await?;
+    let verified = audit.verify(memory.leaf_count).await;
+    let adopted = settle_verdict(&mut audit, verified, &options, &data_dir, memory.leaf_count).await?;
+    audit.sign().await?;
+
+    let vault = Vault::new(&keys.store);
+    let hints = Arc::new(Hints::default());
+    let grown = Arc::new(Notify::new());
+    let reader = Reader::new(
+        pool.clone(),
+        vault.clone(),
+        data_dir.audit(),
+        Arc::clone(&audit.published),
+        Arc::clone(&health),
+        clock,
+    );
+    let mut writer = Writer {
+        connection,
+        database,
+        clock,
+        instance_epoch,
+        memory,
+        vault,
+        random: Random::new(),
+        gateway: Actor::new(ActorKind::Gateway, options.origin.clone()),
+        hints: Arc::clone(&hints),
+        health: Arc::clone(&health),
+        leaves_added: Arc::clone(&grown),
+        dedup_window: options.dedup_window,
+        payload_retention: options.payload_retention,
+        condition: Condition::Working,
+        purge: Default::default(),
+        data_dir,
+    };
+    writer.end_own_leases().await.map_err(StoreError::from)?;
+    let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);
+    let (stop_writer, writer_stopped) = watch::channel(false);
+    let (stop_audit, audit_stopped) = watch::channel(false);
+    let store = Store::new(ops_in, reader, hints, health);
+    let task = StoreTask {
+        writer: tokio::spawn(writer.run(ops, chores, writer_stopped)),
+        audit: tokio::spawn(audit.run(grown, audit_stopped)),
+        stop_writer,
+        stop_audit,
+        pool,
+        created,
+        _lock: lock,
+    };
+    note_start(&store, &options, created, adopted).await?;
+    Ok((store, task))
+}
+
+async fn note_start(
+    store: &Store,
+    options: &Options,
+    created: bool,
+    adopted: bool,
+) -> Result<(), StoreError> {
+    let gateway = Actor::new(ActorKind::Gateway, options.origin.clone());
+    let mut notes = Vec::new();
+    if created {
+        notes.push(AuditNote::new(LeafEvent::LogOpened, gateway.clone()));
+    }
+    if let (true, Some(adopt)) = (adopted, &options.adopt) {
+        notes.push(AuditNote::new(
+            LeafEvent::AuditAdopted,
+            Actor::new(ActorKind::Operator, adopt.operator.clone()),
+        ));
+    }
+    notes.push(AuditNote::new(LeafEvent::GatewayStarted, gateway));
+    store.audit_note(notes).await
+}
+
+/// A log that does not verify stops the start, unless an operator adopts it; then the refused checkpoint is kept.
+async fn settle_verdict(
+    audit: &mut AuditLog,
+    verdict: Result<(), LogFault>,
+    options: &Options,
+    data_dir: &DataDir,
+    size: u64,
+) -> Result<bool, OpenError> {
+    let Err(fault) = verdict else { return Ok(false) };
+    if options.adopt.is_none() || matches!(fault, LogFault::EntryMissing(_) | LogFault::Tiles(_)) {
+        return Err(fault.into());
+    }
+    let refused = data_dir.audit().join("checkpoint");
+    if refused.exists() {
+        let kept = data_dir.audit().join(format!("checkpoint.refused-{size}"));
+        std::fs::rename(&refused, &kept).map_err(|source| DataDirError::Io { path: kept, source })?;
+    }
+    audit.adopt(size).await?;
+    Ok(true)
+}
+
+fn check_sqlite() -> Result<(), OpenError> {
+    if libsqlite3_sys::SQLITE_VERSION_NUMBER < SQLITE_VERSION_MIN {
+        let text = String::from_utf8_lossy(libsqlite3_sys::SQLITE_VERSION.to_bytes()).into_owned();
+        return Err(OpenError::SqliteTooOld(text));
+    }
+    Ok(())
+}
+
+fn sign_empty(data_dir: &DataDir, keys: &Keys) -> Result<(), OpenError> {
+    let checkpoint = Checkpoint { origin: keys.signer.name().to_owned(), size: 0, root: empty_root() };
+    let text = checkpoint.sign(&keys.signer).map_err(|error| LogFault::Write(error.to_string()))?;
+    Ok(write_checkpoint(&data_dir.audit(), &text).map_err(|error| LogFault::Write(error.to_string()))?)
+}
+
+fn connect_options(database: &Path) -> Result<SqliteConnectOptions, sqlx::Error> {
+    Ok(SqliteConnectOptions::from_str("sqlite://")?
+        .filename(database)
+        .foreign_keys(true)
+        .busy_timeout(READER_WAIT)
+        .pragma("cell_size_check", "ON")
+        .pragma("mmap_size", "0"))
+}
+
+/// The writer's connection.
+pub(crate) async fn connect(database: &Path) -> Result<SqliteConnection, sqlx::Error> {
+    let options = connect_options(database)?
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .pragma("wal_autocheckpoint", WAL_PAGES)
+        .pragma("journal_size_limit", WAL_BYTES)
+        .statement_cache_capacity(64);
+    SqliteConnection::connect_with(&options).await
+}
+
+pub(crate) async fn readers(database: &Path) -> Result<SqlitePool, sqlx::Error> {
+    let options = connect_options(database)?.read_only(true);
+    SqlitePoolOptions::new().max_connections(READERS).acquire_timeout(READER_WAIT).connect_with(options).await
+}
+
+/// Settings on which the promise rests are read back, not believed.
+async fn read_back(connection: &mut SqliteConnection) -> Result<(), OpenError> {
+    for (pragma, expected) in [
+        ("PRAGMA journal_mode", "wal"),
+        ("PRAGMA synchronous", "2"),
+        ("PRAGMA foreign_keys", "1"),
+        ("PRAGMA mmap_size", "0"),
+    ] {
+        let row = sqlx::query(pragma).fetch_optional(&mut *connection).await;
+        let row = row.map_err(|error| OpenError::Setting(format!("{pragma}: {error}")))?;
+        let found = match row {
+            None => String::new(),
+            Some(row) => row
+                .try_get::<String, _>(0)
+                .or_else(|_| row.try_get::<i64, _>(0).map(|value| value.to_string()))
+                .unwrap_or_default(),
+        };
+        // A build without mmap answers nothing.
+        if found != expected && !(pragma == "PRAGMA mmap_size" && found.is_empty()) {
+            return Err(OpenError::Setting(format!("{pragma} is {found:?} instead of {expected:?}")));
+        }
+    }
+    Ok(())
+}
+
+async fn migrate(connection: &mut SqliteConnection, database: &Path) -> Result<(), OpenError> {
+    let fail =
+        |error: sqlx::Error| OpenError::Database { path: database.to_path_buf(), text: error.to_string() };
+    let row = sqlx::query("PRAGMA user_version").fetch_one(&mut *connection).await.map_err(fail)?;
+    let found: i64 = row.try_get(0).map_err(fail)?;
+    let known = sql::MIGRATIONS.last().map_or(0, |(version, _)| *version);
+    if found > known {
+        return Err(OpenError::Newer { found, known });
+    }
+    for (version, text) in sql::MIGRATIONS.iter().filter(|(version, _)| *version > found) {
+        // One transaction with its number: killed half way, a migration has not happened.
+        let script = format!("BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {version};\nCOMMIT;");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&mut *connection).await.map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Counts this start and begins store time behind everything written before.
+async fn start_clock(connection: &mut SqliteConnection) -> Result<(Clock, u32), StoreError> {
+    let database = |error: sqlx::Error| StoreError::Database(error.to_string());
+    let stored = sqlx::query(sql::STORE_LOAD).fetch_optional(&mut *connection).await.map_err(database)?;
+    let newest = stored.map_or(Ok(0), |row| get::<i64>(&row, "clock"))?;
+    let clock = Clock::start(gatepost_core::Timestamp::from_micros(newest));
+    let start = sqlx::query(sql::STORE_START).bind(clock.now().as_micros());
+    start.execute(&mut *connection).await.map_err(database)?;
+    let row = sqlx::query(sql::STORE_LOAD).fetch_one(&mut *connection).await.map_err(database)?;
+    let epoch = get::<i64>(&row, "instance_epoch")?;
+    Ok((clock, u32::try_from(epoch).unwrap_or(u32::MAX)))
+}
+
+/// Whether the file is structurally sound; the text says what is not.
+pub(crate) async fn quick_check(connection: &mut SqliteConnection) -> Result<(), String> {
+    let row = sqlx::query("PRAGMA quick_check(1)")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(|error| error.to_string())?;
+    let verdict: String = row.try_get(0).map_err(|error| error.to_string())?;
+    if verdict == "ok" { Ok(()) } else { Err(verdict) }
+}

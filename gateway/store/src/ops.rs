@@ -1,0 +1,400 @@
+//! What goes into and comes out of the store's operations. Each operation is one transaction; a lost race is a value.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use gatepost_core::delivery::{Reason, Resolution};
+use gatepost_core::message::{DataForm, NewMessage};
+use gatepost_core::principal::{Actor, SendPermit};
+use gatepost_core::queue::TripReason;
+use gatepost_core::{DeliveryId, LeaseToken, MessageId, Outcome, QueuePolicy, Timestamp};
+
+/// The built-in queue that keeps emitted events which no route takes; they are dead on arrival.
+pub const UNROUTED: &str = "unrouted";
+
+/// A queue as the configuration describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSetup {
+    pub name: String,
+    pub kind: QueueKind,
+    pub policy: QueuePolicy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QueueKind {
+    /// An adapter that the gateway starts: its leases end with the gateway.
+    Adapter,
+    /// An adapter that is run elsewhere: its leases survive the gateway's restart.
+    ExternalAdapter,
+    Inbox,
+    Builtin,
+    /// It has left the configuration with deliveries in it.
+    Removed,
+}
+
+impl QueueKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Adapter => "adapter",
+            Self::ExternalAdapter => "external_adapter",
+            Self::Inbox => "inbox",
+            Self::Builtin => "builtin",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+// === accept ===
+
+/// Messages of one request: all of them are accepted, or none.
+#[derive(Debug)]
+pub struct Accept {
+    pub permit: SendPermit,
+    /// An adapter's session.
+    pub session: Option<u64>,
+    pub messages: Vec<NewMessage>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    pub id: MessageId,
+    pub duplicate: bool,
+    pub deliveries: Vec<AcceptedDelivery>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptedDelivery {
+    pub id: DeliveryId,
+    pub destination: String,
+    /// As [`gatepost_core::State::as_str`].
+    pub state: &'static str,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The position in the request of the event whose key was used with other content.
+    #[error("event {0} uses an idempotency key again with other content")]
+    Mismatch(usize),
+    #[error("the backlog of {0} is full")]
+    QueueFull(String),
+    #[error("a newer session is open")]
+    Superseded,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+// === lease ===
+
+#[derive(Clone, Debug)]
+pub struct LeaseRequest {
+    pub consumer: Actor,
+    pub queue: String,
+    pub max: u32,
+    pub max_bytes: u64,
+    pub lease: Duration,
+    pub request_id: Option<String>,
+    /// An adapter's session; inboxes have none.
+    pub session: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub struct LeaseAnswer {
+    pub deliveries: Vec<Leased>,
+    /// When asking again may give something although nothing happens until then.
+    pub next_due: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Leased {
+    pub delivery: DeliveryId,
+    pub token: LeaseToken,
+    /// From 1.
+    pub attempt: u32,
+    pub doubt: bool,
+    pub replayed: bool,
+    /// What is left of the lease, without the store's margin.
+    pub lease: Duration,
+    pub message: StoredMessage,
+}
+
+/// A message as accepted. `Debug` shows no attribute and no payload.
+#[derive(Clone)]
+pub struct StoredMessage {
+    pub id: MessageId,
+    pub sender: Actor,
+    pub accepted_at: Timestamp,
+    /// The event's JSON object without data, as UTF-8.
+    pub attributes: Bytes,
+    pub form: DataForm,
+    /// Payload size, bytes.
+    pub size: u64,
+    /// Absent when it is over the inline limit, was not asked for, or has been purged.
+    pub data: Option<Bytes>,
+    pub purged: bool,
+}
+
+impl fmt::Debug for StoredMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoredMessage({}, {} bytes)", self.id, self.size)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    #[error("a newer session is open")]
+    Superseded,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+// === settle ===
+
+pub struct Settle {
+    pub consumer: Actor,
+    /// The queues whose deliveries it may settle; others are answered as stale and unknown.
+    pub queues: Vec<String>,
+    pub session: Option<u64>,
+    pub items: Vec<SettleItem>,
+    pub emit: Vec<Emit>,
+    /// Changes of the adapter's state: a value to set, `None` to delete.
+    pub state: Vec<(String, Option<Vec<u8>>)>,
+    pub atomic: bool,
+}
+
+pub struct SettleItem {
+    pub delivery: DeliveryId,
+    /// `None` when the token on the wire is not even one: answered as stale.
+    pub token: Option<LeaseToken>,
+    pub outcome: Outcome,
+    pub reason: Option<String>,
+    /// JSON text.
+    pub evidence: Option<Vec<u8>>,
+    /// JSON text: `{datacontenttype, data | data_base64}`.
+    pub reply: Option<Vec<u8>>,
+}
+
+/// An event emitted in reply, routed by the caller.
+pub struct Emit {
+    pub message: NewMessage,
+    /// Why it goes to `unrouted`, if it does; `message.destinations` is then not read.
+    pub dead: Option<Reason>,
+}
+
+#[derive(Debug)]
+pub struct SettleAnswer {
+    pub items: Vec<SettledItem>,
+    pub emitted: Vec<(MessageId, bool)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettledItem {
+    pub delivery: DeliveryId,
+    pub ok: bool,
+    /// As [`gatepost_core::State::as_str`], or `unknown`.
+    pub state: &'static str,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SettleError {
+    #[error("a newer session is open")]
+    Superseded,
+    /// Nothing was written; the items say which was stale.
+    #[error("an item of an atomic settle is stale")]
+    Refused(Vec<SettledItem>),
+    #[error("delivery {delivery}: {refusal}")]
+    Protocol { delivery: DeliveryId, refusal: gatepost_core::delivery::Refusal },
+    #[error("emitted event {0} uses an idempotency key again with other content")]
+    Mismatch(usize),
+    /// Nothing was written: an emitted event finds its destination's backlog full.
+    #[error("the backlog of {0} is full")]
+    QueueFull(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+// === sessions ===
+
+#[derive(Debug)]
+pub struct Session {
+    pub epoch: u64,
+    pub state: Vec<(String, Vec<u8>)>,
+}
+
+/// How an adapter's session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// The process died: its leases become suspect.
+    Crashed,
+    /// The gateway stopped it: its leases cost nothing.
+    Stopped,
+}
+
+// === operators ===
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    Replay,
+    Discard,
+    Resolve(Resolution),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OperateError {
+    #[error("there is no such delivery")]
+    NotFound,
+    #[error(transparent)]
+    Illegal(#[from] gatepost_core::Illegal),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// An operator or security event for the audit log.
+#[derive(Clone, Debug)]
+pub struct AuditNote {
+    pub event: gatepost_audit::leaf::Event,
+    pub by: Actor,
+    /// Closed code: lower case, digits and underscores.
+    pub code: Option<String>,
+    /// What it was done to: a queue, a principal, an adapter.
+    pub target: Option<String>,
+    pub message: Option<MessageId>,
+    pub delivery: Option<DeliveryId>,
+    pub count: Option<u64>,
+}
+
+impl AuditNote {
+    pub fn new(event: gatepost_audit::leaf::Event, by: Actor) -> Self {
+        Self { event, by, code: None, target: None, message: None, delivery: None, count: None }
+    }
+}
+
+// === reads ===
+
+/// One page of a list.
+#[derive(Debug)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Give this to get the next page; opaque.
+    pub next: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct DeliveryRow {
+    pub id: DeliveryId,
+    pub message: MessageId,
+    pub destination: String,
+    pub state: &'static str,
+    /// Reason of a dead delivery, or `held` for one in doubt that waits for a person.
+    pub reason: Option<&'static str>,
+    pub attempts: u32,
+    pub series: u32,
+    pub doubt: bool,
+    pub replayed: bool,
+    pub accepted_at: Timestamp,
+    pub changed_at: Timestamp,
+    pub due: Option<Timestamp>,
+}
+
+/// One step of a delivery, with what only the database keeps.
+#[derive(Clone)]
+pub struct HistoryRow {
+    pub delivery: DeliveryId,
+    pub at: Timestamp,
+    pub event: String,
+    pub attempt: Option<u32>,
+    pub code: Option<String>,
+    pub by: String,
+    pub reason: Option<String>,
+    /// JSON text.
+    pub evidence: Option<String>,
+}
+
+/// A message with its deliveries; replies by delivery.
+pub struct MessageDetail {
+    pub message: StoredMessage,
+    pub deliveries: Vec<(DeliveryRow, Option<String>)>,
+    pub history: Vec<HistoryRow>,
+}
+
+#[derive(Clone, Debug)]
+pub struct MessageRow {
+    pub id: MessageId,
+    pub sender: Actor,
+    pub kind: String,
+    pub accepted_at: Timestamp,
+    pub size: u64,
+    pub deliveries: Vec<DeliveryRow>,
+}
+
+/// Filters of the message list; all given ones must hold.
+#[derive(Clone, Debug, Default)]
+pub struct MessageFilter {
+    pub app: Option<String>,
+    pub kind: Option<String>,
+    pub subject: Option<String>,
+    pub key: Option<String>,
+    pub state: Option<String>,
+    pub destination: Option<String>,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct DeliveryFilter {
+    pub state: Option<String>,
+    pub destination: Option<String>,
+    /// Only those in doubt that wait for a person.
+    pub held: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct QueueStats {
+    pub waiting: u64,
+    pub leased: u64,
+    pub sending: u64,
+    pub in_doubt: u64,
+    pub held: u64,
+    pub dead: u64,
+    /// Age of the oldest delivery that is not settled.
+    pub oldest: Option<Duration>,
+    /// For how long the most overdue delivery that could be leased has been due.
+    pub oldest_ready: Option<Duration>,
+    pub held_lanes: u64,
+    pub paused: bool,
+    pub tripped: Option<TripReason>,
+    pub accepted_per_s: f64,
+    pub settled_per_s: f64,
+}
+
+#[derive(Clone, Debug)]
+pub struct QueueRow {
+    pub name: String,
+    pub kind: QueueKind,
+    pub stats: QueueStats,
+}
+
+// === errors ===
+
+/// Why the store could not do it. Nothing was written, unless `OutcomeUnknown` says so.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    #[error("the disk is full")]
+    Full,
+    #[error("the store is not taking writes: {0}")]
+    ReadOnly(String),
+    #[error("the store is stopping")]
+    Stopping,
+    #[error("the store is overloaded")]
+    Busy,
+    #[error("{table}.{column} of row {row} is corrupt")]
+    Corrupt { table: &'static str, column: &'static str, row: String },
+    #[error("the database failed: {0}")]
+    Database(String),
+    #[error("the audit log: {0}")]
+    Audit(String),
+    #[error("there is no queue {0}")]
+    NoQueue(String),
+    #[error("the cursor is not one of ours")]
+    BadCursor,
+}

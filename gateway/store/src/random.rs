@@ -1,0 +1,46 @@
+//! Randomness from the operating system, drawn in blocks so that an id does not cost a system call.
+
+use gatepost_core::LeaseToken;
+use uuid::Uuid;
+
+const BLOCK_BYTES: usize = 4096;
+
+pub(crate) struct Random {
+    block: [u8; BLOCK_BYTES],
+    used: usize,
+}
+
+impl Random {
+    pub(crate) fn new() -> Self {
+        Self { block: [0; BLOCK_BYTES], used: BLOCK_BYTES }
+    }
+
+    pub(crate) fn bytes<const N: usize>(&mut self) -> Result<[u8; N], getrandom::Error> {
+        const { assert!(N <= BLOCK_BYTES) }
+        if self.used + N > BLOCK_BYTES {
+            getrandom::fill(&mut self.block)?;
+            self.used = 0;
+        }
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.block[self.used..self.used + N]);
+        // Drawn bytes become tokens and salts; they must not lie around for the next reader of this memory.
+        self.block[self.used..self.used + N].fill(0);
+        self.used += N;
+        Ok(bytes)
+    }
+
+    /// A UUIDv7 (RFC 9562 §5.7) at `at_micros`.
+    pub(crate) fn uuid(&mut self, at_micros: i64) -> Result<Uuid, getrandom::Error> {
+        let millis = u64::try_from(at_micros / 1000).unwrap_or(0);
+        Ok(uuid::Builder::from_unix_timestamp_millis(millis, &self.bytes()?).into_uuid())
+    }
+
+    pub(crate) fn token(&mut self, instance_epoch: u32) -> Result<LeaseToken, getrandom::Error> {
+        Ok(LeaseToken::new(instance_epoch, self.bytes()?))
+    }
+
+    /// Uniform in [0, 1).
+    pub(crate) fn jitter(&mut self) -> Result<f64, getrandom::Error> {
+        Ok(f64::from(u32::from_be_bytes(self.bytes()?)) / 4_294_967_296.0)
+    }
+}

@@ -1,0 +1,393 @@
+//! Every statement, as a named constant; each begins with its name, so that a database's own logs name it too. Parameters
+//! are written `$N`: sqlx numbers them by name, and `?N` would count gaps.
+//!
+//! A test prepares each of them on a freshly migrated database.
+
+use std::sync::LazyLock;
+
+use crate::record::{Kind, Layout};
+
+pub(crate) const MIGRATIONS: &[(i64, &str)] =
+    &[(1, include_str!("../../../migrations/sqlite/0001_foundation.sql"))];
+
+/// Columns of a delivery with what the writer needs of its message, in the order that `row::Row` reads.
+macro_rules! delivery_columns {
+    () => {
+        "d.pos, d.id, d.message, m.id AS message_id, m.salt, m.size, d.queue, d.lane, d.state, d.blocks, d.due, d.token, \
+         d.until, d.session, d.batch, d.late, d.attempts, d.series, d.crashes, d.doubt, d.suspect, d.replayed, d.reason, \
+         d.expires_at, d.born, d.idle_at_birth, d.changed_at, d.settled_token, d.settled_as, d.leaves"
+    };
+}
+
+/// A delivery as lists show it.
+macro_rules! delivery_item {
+    () => {
+        "SELECT d.pos, d.id, m.id AS message_id, q.name AS queue_name, d.state, d.reason, d.due, d.attempts, d.series, d.doubt, \
+         d.replayed, m.accepted_at, d.changed_at FROM delivery d JOIN message m ON m.seq = d.message JOIN queue q ON q.id = d.queue"
+    };
+}
+
+macro_rules! deliveries_where {
+    ($name:literal, $condition:literal) => {
+        concat!(
+            "/* ",
+            $name,
+            " */ SELECT ",
+            delivery_columns!(),
+            " FROM delivery d JOIN message m ON m.seq = d.message WHERE ",
+            $condition
+        )
+    };
+}
+
+macro_rules! statements {
+    ($($(#[$doc:meta])* $name:ident = $sql:expr;)+) => {
+        $($(#[$doc])* pub(crate) const $name: &str = $sql;)+
+
+        #[cfg(test)]
+        pub(crate) const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
+    };
+}
+
+statements! {
+    // === the writer's reads ===
+    STORE_LOAD = "/* store_load */ SELECT clock, instance_epoch, leaf_count FROM store";
+    SEQUENCES_LOAD = "/* sequences_load */ SELECT coalesce((SELECT max(seq) FROM message), 0), \
+        coalesce((SELECT max(pos) FROM delivery), 0)";
+    QUEUES_LOAD = "/* queues_load */ SELECT id, name, kind, paused_since, trip_since, trip_reason, trip_failures, trip_due, \
+        idle_before, idle_since, session, waiting, leased, sending, sent, in_doubt, held, dead, suspects, held_lanes, bytes \
+        FROM queue ORDER BY id";
+    DELIVERIES_BY_ID = deliveries_where!("deliveries_by_id", "d.id IN (WITH RECURSIVE k(i) AS (SELECT 0 WHERE $2 > 0 \
+        UNION ALL SELECT i + 1 FROM k WHERE i + 1 < $2) SELECT substr($1, i * 16 + 1, 16) FROM k)");
+    DELIVERIES_LEASED = deliveries_where!("deliveries_leased", "d.token IS NOT NULL");
+    DELIVERIES_READY = deliveries_where!("deliveries_ready",
+        "d.queue = $1 AND d.ready IS NOT NULL AND d.ready <= $2 ORDER BY d.ready, d.pos LIMIT $3");
+    DELIVERIES_READY_SUSPECT = deliveries_where!("deliveries_ready_suspect",
+        "d.queue = $1 AND d.suspect = 1 AND d.ready IS NOT NULL AND d.ready <= $2 ORDER BY d.ready, d.pos LIMIT $3");
+    DELIVERIES_OF_LANE = deliveries_where!("deliveries_of_lane",
+        "d.queue = $1 AND d.lane = $2 AND d.blocks = 1 AND d.pos > $3 ORDER BY d.pos LIMIT $4");
+    DELIVERIES_PAST_EXPIRY = deliveries_where!("deliveries_past_expiry",
+        "d.state = 0 AND d.expires_at IS NOT NULL AND d.expires_at <= $1 ORDER BY d.expires_at LIMIT $2");
+    READY_NEXT = "/* ready_next */ SELECT ready FROM delivery WHERE queue = $1 AND ready IS NOT NULL AND ready > $2 \
+        ORDER BY ready LIMIT 1";
+    DEDUP_FIND = "/* dedup_find */ SELECT d.key, d.fingerprint, d.message, m.id, m.accepted_at FROM dedup d \
+        JOIN message m ON m.seq = d.message WHERE d.key IN (WITH RECURSIVE k(i) AS (SELECT 0 WHERE $2 > 0 \
+        UNION ALL SELECT i + 1 FROM k WHERE i + 1 < $2) SELECT substr($1, i * 16 + 1, 16) FROM k)";
+    DELIVERIES_OF_MESSAGE = "/* deliveries_of_message */ SELECT d.id, d.queue, d.state FROM delivery d WHERE d.message = $1 ORDER BY d.pos";
+    ADAPTER_STATE_LOAD = "/* adapter_state_load */ SELECT key, value FROM adapter_state WHERE adapter = $1 ORDER BY key";
+
+    // === single writes outside the commit call ===
+    STORE_START = "/* store_start */ INSERT INTO store (id, clock, instance_epoch, leaf_count) VALUES (1, $1, 1, 0) \
+        ON CONFLICT (id) DO UPDATE SET instance_epoch = instance_epoch + 1, clock = max(clock, $1)";
+    QUEUE_ADD = "/* queue_add */ INSERT INTO queue (id, name, kind, trip_failures, idle_before, session, waiting, leased, sending, \
+        sent, in_doubt, held, dead, suspects, held_lanes, bytes) VALUES ($1, $2, $3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)";
+    QUEUE_KIND = "/* queue_kind */ UPDATE queue SET kind = $2 WHERE id = $1";
+    LEAVES_DROP = "/* leaves_drop */ DELETE FROM leaf WHERE idx < $1";
+    PURGE_FIND = "/* purge_find */ SELECT seq FROM (SELECT seq, accepted_at FROM message WHERE seq > $1 \
+        ORDER BY seq LIMIT $3) WHERE accepted_at < $2";
+    PURGE_PAYLOADS = "/* purge_payloads */ UPDATE message SET data = NULL, salt = NULL WHERE seq > $1 AND seq <= $2 AND data IS NOT NULL \
+        AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.message = message.seq AND d.state IN (0, 1, 2, 3))";
+    PURGE_REPLIES = "/* purge_replies */ DELETE FROM reply WHERE delivery IN (SELECT d.pos FROM delivery d JOIN message m ON m.seq = d.message \
+        WHERE m.seq > $1 AND m.seq <= $2 AND m.data IS NULL)";
+    PURGE_DETAILS = "/* purge_details */ DELETE FROM detail WHERE delivery IN (SELECT d.pos FROM delivery d JOIN message m ON m.seq = d.message \
+        WHERE m.seq > $1 AND m.seq <= $2 AND m.data IS NULL)";
+    PURGE_DEDUP = "/* purge_dedup */ DELETE FROM dedup WHERE key IN (SELECT dedup FROM message WHERE seq > $1 AND seq <= $2) \
+        AND message > $1 AND message <= $2";
+
+    // === reads for everybody else ===
+    MESSAGE_BY_ID = "/* message_by_id */ SELECT seq, id, accepted_at, sender_kind, sender, kind, form, size, attributes, salt IS NULL AS purged \
+        FROM message WHERE id = $1";
+    MESSAGE_DATA = "/* message_data */ SELECT data FROM message WHERE seq = $1";
+    MESSAGES_BY_SEQ = "/* messages_by_seq */ SELECT seq, id, accepted_at, sender_kind, sender, kind, form, size, attributes, \
+        salt IS NULL AS purged, CASE WHEN size <= $3 THEN data END AS data FROM message WHERE seq IN (WITH RECURSIVE k(i) AS \
+        (SELECT 0 WHERE $2 > 0 UNION ALL SELECT i + 1 FROM k WHERE i + 1 < $2) \
+        SELECT CAST(substr($1, i * 20 + 1, 20) AS INTEGER) FROM k)";
+    MESSAGE_LEASED_IN = "/* message_leased_in */ SELECT q.name FROM delivery d JOIN message m ON m.seq = d.message \
+        JOIN queue q ON q.id = d.queue WHERE m.id = $1 AND d.token IS NOT NULL";
+    DELIVERY_ITEMS_OF_MESSAGE = concat!("/* delivery_items_of_message */ ", delivery_item!(), " WHERE d.message = $1 ORDER BY d.pos");
+    DELIVERY_ITEM = concat!("/* delivery_item */ ", delivery_item!(), " WHERE d.id = $1");
+    DELIVERY_LEAVES = "/* delivery_leaves */ SELECT d.pos, d.leaves, m.sender_kind, m.sender, d.message FROM delivery d \
+        JOIN message m ON m.seq = d.message WHERE d.id = $1";
+    DELIVERIES_LEAVES_OF_MESSAGE = "/* deliveries_leaves_of_message */ SELECT pos, id, leaves FROM delivery WHERE message = $1 ORDER BY pos";
+    DETAILS_OF_DELIVERY = "/* details_of_delivery */ SELECT leaf, body FROM detail WHERE delivery = $1";
+    REPLY_OF_DELIVERY = "/* reply_of_delivery */ SELECT body FROM reply WHERE delivery = $1";
+    REPLY_BY_CORRELATION = "/* reply_by_correlation */ SELECT seq, form, data, attributes FROM message WHERE correlation = $1 \
+        AND sender_kind = 'adapter' AND sender = $2 ORDER BY seq LIMIT 1";
+    QUEUE_ID = "/* queue_id */ SELECT id FROM queue WHERE name = $1";
+    OLDEST_READY = "/* oldest_ready */ SELECT ready FROM delivery WHERE queue = $1 AND ready IS NOT NULL ORDER BY ready LIMIT 1";
+    OLDEST_BORN = "/* oldest_born */ SELECT min(born) FROM (SELECT born FROM (SELECT born FROM delivery WHERE queue = $1 AND ready IS NOT NULL \
+        ORDER BY ready LIMIT 1000) UNION ALL SELECT born FROM (SELECT born FROM delivery WHERE queue = $1 AND token IS NOT NULL LIMIT 1000) \
+        UNION ALL SELECT born FROM (SELECT born FROM delivery WHERE state = 3 AND queue = $1 ORDER BY pos LIMIT 1000))";
+    LEAVES = "/* leaves */ SELECT idx, bytes FROM leaf WHERE idx >= $1 AND idx < $2 ORDER BY idx";
+    LEAF_BOUNDS = "/* leaf_bounds */ SELECT coalesce(min(idx), -1), coalesce(max(idx), -1), count(*) FROM leaf";
+}
+
+/// Lists of deliveries, newest first: one statement for every combination of filters, since SQLite chooses its index by
+/// what stands in the text.
+pub(crate) fn delivery_list(state: Option<i64>, held: bool, by_queue: bool) -> String {
+    let mut sql = format!("/* delivery_list */ {} WHERE d.pos < $1", delivery_item!());
+    match state {
+        // Written out, so that the partial index of stuck deliveries applies.
+        Some(state) => sql.push_str(&format!(" AND d.state = {state}")),
+        None if held => sql.push_str(" AND d.state = 3"),
+        None => {}
+    }
+    if held {
+        sql.push_str(" AND d.due IS NULL");
+    }
+    if by_queue {
+        sql.push_str(" AND q.name = $3");
+    }
+    sql.push_str(" ORDER BY d.pos DESC LIMIT $2");
+    sql
+}
+
+// === the commit call ===
+
+pub(crate) static MESSAGES: Layout = Layout {
+    columns: &[
+        ("seq", Kind::Int),
+        ("id", Kind::Key),
+        ("accepted_at", Kind::Int),
+        ("sender_kind", Kind::Text),
+        ("sender", Kind::Text),
+        ("kind", Kind::Text),
+        ("form", Kind::Int),
+        ("size", Kind::Int),
+        ("dedup", Kind::Key),
+        ("subject", Kind::OptKey),
+        ("key", Kind::OptKey),
+        ("correlation", Kind::OptKey),
+        ("attributes", Kind::Blob),
+        ("salt", Kind::Blob),
+        ("data", Kind::Blob),
+    ],
+};
+
+pub(crate) static DEDUPS: Layout =
+    Layout { columns: &[("key", Kind::Key), ("fingerprint", Kind::Key), ("message", Kind::Int)] };
+
+pub(crate) static DELIVERIES_NEW: Layout = Layout {
+    columns: &[
+        ("pos", Kind::Int),
+        ("id", Kind::Key),
+        ("message", Kind::Int),
+        ("queue", Kind::Int),
+        ("lane", Kind::OptKey),
+        ("state", Kind::Int),
+        ("blocks", Kind::Int),
+        ("due", Kind::OptInt),
+        ("ready", Kind::OptInt),
+        ("late", Kind::Int),
+        ("attempts", Kind::Int),
+        ("series", Kind::Int),
+        ("crashes", Kind::Int),
+        ("doubt", Kind::Int),
+        ("suspect", Kind::Int),
+        ("replayed", Kind::Int),
+        ("reason", Kind::OptText),
+        ("expires_at", Kind::OptInt),
+        ("born", Kind::Int),
+        ("idle_at_birth", Kind::Int),
+        ("changed_at", Kind::Int),
+        ("leaves", Kind::Blob),
+    ],
+};
+
+pub(crate) static DELIVERIES_CHANGED: Layout = Layout {
+    columns: &[
+        ("pos", Kind::Int),
+        ("was_state", Kind::Int),
+        ("was_token", Kind::OptKey),
+        ("lane", Kind::OptKey),
+        ("state", Kind::Int),
+        ("blocks", Kind::Int),
+        ("due", Kind::OptInt),
+        ("ready", Kind::OptInt),
+        ("token", Kind::OptKey),
+        ("until", Kind::OptInt),
+        ("session", Kind::OptInt),
+        ("batch", Kind::OptKey),
+        ("late", Kind::Int),
+        ("attempts", Kind::Int),
+        ("series", Kind::Int),
+        ("crashes", Kind::Int),
+        ("doubt", Kind::Int),
+        ("suspect", Kind::Int),
+        ("replayed", Kind::Int),
+        ("reason", Kind::OptText),
+        ("born", Kind::Int),
+        ("idle_at_birth", Kind::Int),
+        ("changed_at", Kind::Int),
+        ("settled_token", Kind::OptKey),
+        ("settled_as", Kind::OptText),
+        ("leaves", Kind::Blob),
+    ],
+};
+
+pub(crate) static LANES: Layout =
+    Layout { columns: &[("queue", Kind::Int), ("lane", Kind::Key), ("width", Kind::Int)] };
+
+pub(crate) static LEAVES_NEW: Layout = Layout { columns: &[("idx", Kind::Int), ("bytes", Kind::Blob)] };
+
+pub(crate) static DETAILS: Layout =
+    Layout { columns: &[("leaf", Kind::Int), ("delivery", Kind::Int), ("body", Kind::Blob)] };
+
+pub(crate) static REPLIES: Layout = Layout { columns: &[("delivery", Kind::Int), ("body", Kind::Blob)] };
+
+pub(crate) static STATES: Layout =
+    Layout { columns: &[("adapter", Kind::Text), ("key", Kind::Text), ("value", Kind::OptBlob)] };
+
+pub(crate) static QUEUES: Layout = Layout {
+    columns: &[
+        ("id", Kind::Int),
+        ("paused_since", Kind::OptInt),
+        ("trip_since", Kind::OptInt),
+        ("trip_reason", Kind::OptText),
+        ("trip_failures", Kind::Int),
+        ("trip_due", Kind::OptInt),
+        ("idle_before", Kind::Int),
+        ("idle_since", Kind::OptInt),
+        ("session", Kind::Int),
+        ("waiting", Kind::Int),
+        ("leased", Kind::Int),
+        ("sending", Kind::Int),
+        ("sent", Kind::Int),
+        ("in_doubt", Kind::Int),
+        ("held", Kind::Int),
+        ("dead", Kind::Int),
+        ("suspects", Kind::Int),
+        ("held_lanes", Kind::Int),
+        ("bytes", Kind::Int),
+    ],
+};
+
+/// Parameters of the commit call, in this order: heap; then records and count of each layout in the order of
+/// `COMMIT_LAYOUTS`; then clock, leaf count before, leaf count after.
+pub(crate) static COMMIT_LAYOUTS: [&Layout; 10] = [
+    &MESSAGES,
+    &DEDUPS,
+    &DELIVERIES_NEW,
+    &DELIVERIES_CHANGED,
+    &LANES,
+    &LEAVES_NEW,
+    &DETAILS,
+    &REPLIES,
+    &STATES,
+    &QUEUES,
+];
+
+const HEAP: u32 = 1;
+
+/// The whole of a commit in one call.
+pub(crate) static COMMIT: LazyLock<String> = LazyLock::new(|| {
+    let parameter = |layout: &'static Layout| {
+        let position = COMMIT_LAYOUTS.iter().position(|other| std::ptr::eq(*other, layout)).unwrap_or(0);
+        u32::try_from(position).unwrap_or(0) * 2 + 2
+    };
+    let with = |layout: &'static Layout| layout.with(parameter(layout), parameter(layout) + 1, HEAP);
+    let expect = |count: String| format!("UPDATE guard SET ok = (changes() = {count})");
+    let count_of = |layout: &'static Layout| format!("${}", parameter(layout) + 1);
+    let insert = |table: &str, layout: &'static Layout, verb: &str| {
+        format!(
+            "{} {verb} INTO {table} ({names}) SELECT {names} FROM r",
+            with(layout),
+            names = layout.names()
+        )
+    };
+    let clock = parameter(&QUEUES) + 2;
+    let statements = [
+        "/* commit */ BEGIN IMMEDIATE".to_owned(),
+        insert("message", &MESSAGES, "INSERT"),
+        // A key whose window has passed may stand there still; the newer message takes it over.
+        insert("dedup", &DEDUPS, "INSERT OR REPLACE"),
+        insert("delivery", &DELIVERIES_NEW, "INSERT"),
+        format!(
+            "{} UPDATE delivery AS d SET {} FROM r WHERE d.pos = r.pos AND d.state = r.was_state AND d.token IS r.was_token",
+            with(&DELIVERIES_CHANGED),
+            DELIVERIES_CHANGED
+                .columns
+                .iter()
+                .map(|(name, _)| *name)
+                .filter(|name| !matches!(*name, "pos" | "was_state" | "was_token"))
+                .map(|name| format!("{name} = r.{name}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
+        expect(count_of(&DELIVERIES_CHANGED)),
+        lane_advance(&with(&LANES)),
+        insert("leaf", &LEAVES_NEW, "INSERT"),
+        insert("detail", &DETAILS, "INSERT"),
+        insert("reply", &REPLIES, "INSERT OR REPLACE"),
+        format!(
+            "{} INSERT OR REPLACE INTO adapter_state (adapter, key, value) SELECT adapter, key, value FROM r WHERE value IS NOT NULL",
+            with(&STATES)
+        ),
+        format!(
+            "{} DELETE FROM adapter_state WHERE (adapter, key) IN (SELECT adapter, key FROM r WHERE value IS NULL)",
+            with(&STATES)
+        ),
+        format!(
+            "{} UPDATE queue AS q SET {} FROM r WHERE q.id = r.id",
+            with(&QUEUES),
+            QUEUES.columns[1..]
+                .iter()
+                .map(|(name, _)| format!("{name} = r.{name}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
+        expect(count_of(&QUEUES)),
+        format!(
+            "UPDATE store SET clock = ${clock}, leaf_count = ${} WHERE leaf_count = ${}",
+            clock + 2,
+            clock + 1
+        ),
+        expect("1".to_owned()),
+        "COMMIT".to_owned(),
+    ];
+    statements.join(";\n")
+});
+
+/// Makes the first delivery of each touched lane ready that is not leased, if fewer than the lane's width stand before
+/// it: those are all leased. A dead or held one in front stays unready, and so does the rest of its lane.
+fn lane_advance(with: &str) -> String {
+    format!(
+        "{with} UPDATE delivery SET ready = due WHERE due IS NOT NULL AND ready IS NULL AND state IN (0, 3) AND pos IN (\
+         SELECT f.first FROM (SELECT r.queue, r.lane, r.width, (SELECT d.pos FROM delivery d WHERE d.queue = r.queue AND \
+         d.lane = r.lane AND d.blocks = 1 AND d.state NOT IN (1, 2) ORDER BY d.pos LIMIT 1) AS first FROM r) f \
+         WHERE f.first IS NOT NULL AND (SELECT count(*) FROM delivery e WHERE e.queue = f.queue AND e.lane = f.lane AND \
+         e.blocks = 1 AND e.pos < f.first) < f.width)"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::{Connection, Executor, SqlStr, SqliteConnection};
+
+    #[tokio::test]
+    async fn every_statement_prepares_on_a_fresh_database() {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        for (_, migration) in MIGRATIONS {
+            sqlx::raw_sql(*migration).execute(&mut connection).await.unwrap();
+        }
+        for (name, sql) in ALL {
+            let prepared = connection.prepare(SqlStr::from_static(sql)).await;
+            assert!(prepared.is_ok(), "{name}: {:?}", prepared.err());
+        }
+        for state in [None, Some(3), Some(5)] {
+            for held in [false, true] {
+                for by_queue in [false, true] {
+                    let sql = delivery_list(state, held, by_queue);
+                    sqlx::query(sqlx::AssertSqlSafe(sql))
+                        .bind(1)
+                        .bind(1)
+                        .bind("x")
+                        .fetch_all(&mut connection)
+                        .await
+                        .unwrap();
+                }
+            }
+        }
+    }
+}

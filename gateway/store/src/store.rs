@@ -1,0 +1,216 @@
+//! The handle through which the gateway uses its store. Cheap to clone.
+//!
+//! Writes travel to the one writer task as operations; it drains whatever waits, commits it in one transaction and answers
+//! all of it afterwards. So a caller that goes away never cancels a transaction, and an answer means that the commit is
+//! on stable storage. Reads use a pool of their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gatepost_core::principal::OperatorPermit;
+use gatepost_core::queue::TripReason;
+use gatepost_core::{DeliveryId, LeaseToken, MessageId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::hints::Hints;
+use crate::ops::{
+    Accept, AcceptError, Accepted, AuditNote, DeliveryRow, LeaseAnswer, LeaseError, LeaseRequest, Leased,
+    OperateError, QueueSetup, Session, SessionEnd, Settle, SettleAnswer, SettleError, StoreError, Verb,
+};
+use crate::reader::Reader;
+use crate::writer::Health;
+
+/// Where an operation's answer goes.
+pub(crate) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
+
+/// What the writer does; one variant per operation.
+pub(crate) enum Op {
+    Accept(Accept, Answer<Vec<Accepted>, AcceptError>),
+    Lease(LeaseRequest, Answer<Claimed, LeaseError>),
+    Settle(Settle, Answer<SettleAnswer, SettleError>),
+    SessionOpen {
+        adapter: String,
+        version: Option<String>,
+        answer: Answer<Session, StoreError>,
+    },
+    SessionEnd {
+        adapter: String,
+        end: SessionEnd,
+        answer: Answer<(), StoreError>,
+    },
+    Operate {
+        permit: OperatorPermit,
+        delivery: DeliveryId,
+        verb: Verb,
+        reason: String,
+        answer: Answer<DeliveryRow, OperateError>,
+    },
+    QueuePause {
+        permit: OperatorPermit,
+        queue: String,
+        pause: Pause,
+        answer: Answer<(), StoreError>,
+    },
+    QueueTrip {
+        queue: String,
+        trip: Option<TripReason>,
+        answer: Answer<(), StoreError>,
+    },
+    Configure {
+        queues: Vec<QueueSetup>,
+        answer: Answer<(), StoreError>,
+    },
+    Note(Vec<AuditNote>, Answer<(), StoreError>),
+}
+
+/// What the writer gives out of a lease; the messages themselves are read after the commit, beside the next one.
+#[derive(Debug, Default)]
+pub(crate) struct Claimed {
+    pub(crate) deliveries: Vec<ClaimedDelivery>,
+    pub(crate) next_due: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ClaimedDelivery {
+    pub(crate) delivery: DeliveryId,
+    pub(crate) token: LeaseToken,
+    pub(crate) attempt: u32,
+    pub(crate) doubt: bool,
+    pub(crate) replayed: bool,
+    pub(crate) lease: Duration,
+    pub(crate) message_seq: i64,
+}
+
+/// An operator's brake on a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    Pause,
+    Resume,
+}
+
+#[derive(Clone)]
+pub struct Store {
+    ops: mpsc::Sender<Op>,
+    reader: Reader,
+    hints: Arc<Hints>,
+    health: Arc<Health>,
+}
+
+impl Store {
+    pub(crate) fn new(ops: mpsc::Sender<Op>, reader: Reader, hints: Arc<Hints>, health: Arc<Health>) -> Self {
+        Self { ops, reader, hints, health }
+    }
+
+    /// Accepts messages: all of them or none. A message whose idempotency key was used before with the same content is
+    /// answered as the first time, with `duplicate`.
+    pub async fn message_accept(&self, accept: Accept) -> Result<Vec<Accepted>, AcceptError> {
+        self.call(|answer| Op::Accept(accept, answer)).await
+    }
+
+    /// Leases what may be leased now; never waits for more. See [`Store::queue_hint`] for when to ask again.
+    pub async fn delivery_lease(&self, request: LeaseRequest) -> Result<LeaseAnswer, LeaseError> {
+        let claimed: Claimed = self.call(|answer| Op::Lease(request, answer)).await?;
+        let seqs: Vec<i64> = claimed.deliveries.iter().map(|delivery| delivery.message_seq).collect();
+        let messages = self.reader.messages_by_seq(&seqs).await?;
+        let mut deliveries = Vec::with_capacity(claimed.deliveries.len());
+        for claimed in claimed.deliveries {
+            let message = messages.get(&claimed.message_seq).cloned().ok_or_else(|| StoreError::Corrupt {
+                table: "delivery",
+                column: "message",
+                row: claimed.delivery.to_string(),
+            })?;
+            deliveries.push(Leased {
+                delivery: claimed.delivery,
+                token: claimed.token,
+                attempt: claimed.attempt,
+                doubt: claimed.doubt,
+                replayed: claimed.replayed,
+                lease: claimed.lease,
+                message,
+            });
+        }
+        Ok(LeaseAnswer { deliveries, next_due: claimed.next_due })
+    }
+
+    /// Outcomes, emitted events and adapter state in one transaction.
+    pub async fn delivery_settle(&self, settle: Settle) -> Result<SettleAnswer, SettleError> {
+        self.call(|answer| Op::Settle(settle, answer)).await
+    }
+
+    /// Opens an adapter's session and ends its earlier ones.
+    pub async fn session_open(
+        &self,
+        adapter: String,
+        version: Option<String>,
+    ) -> Result<Session, StoreError> {
+        self.call(|answer| Op::SessionOpen { adapter, version, answer }).await
+    }
+
+    /// Ends an adapter's session: what it had leased goes back or into doubt.
+    pub async fn session_end(&self, adapter: String, end: SessionEnd) -> Result<(), StoreError> {
+        self.call(|answer| Op::SessionEnd { adapter, end, answer }).await
+    }
+
+    /// Replays, discards or resolves a delivery at an operator's word.
+    pub async fn delivery_operate(
+        &self,
+        permit: &OperatorPermit,
+        delivery: DeliveryId,
+        verb: Verb,
+        reason: String,
+    ) -> Result<DeliveryRow, OperateError> {
+        let permit = permit.clone();
+        self.call(|answer| Op::Operate { permit, delivery, verb, reason, answer }).await
+    }
+
+    /// Pauses or resumes a queue at an operator's word.
+    pub async fn queue_pause(
+        &self,
+        permit: &OperatorPermit,
+        queue: String,
+        pause: Pause,
+    ) -> Result<(), StoreError> {
+        let permit = permit.clone();
+        self.call(|answer| Op::QueuePause { permit, queue, pause, answer }).await
+    }
+
+    /// Opens a queue's breaker, or closes it.
+    pub async fn queue_trip(&self, queue: String, trip: Option<TripReason>) -> Result<(), StoreError> {
+        self.call(|answer| Op::QueueTrip { queue, trip, answer }).await
+    }
+
+    /// Puts the configuration's queues in force; deliveries already accepted keep their lanes.
+    pub async fn queues_configure(&self, queues: Vec<QueueSetup>) -> Result<(), StoreError> {
+        self.call(|answer| Op::Configure { queues, answer }).await
+    }
+
+    /// Writes operator and security events into the audit log.
+    pub async fn audit_note(&self, notes: Vec<AuditNote>) -> Result<(), StoreError> {
+        self.call(|answer| Op::Note(notes, answer)).await
+    }
+
+    /// Everything that only reads.
+    pub fn read(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// A hint that the queue may have something to lease. Arm it, then lease, then wait for it.
+    pub fn queue_hint(&self, queue: &str) -> Arc<tokio::sync::Notify> {
+        self.hints.queue(queue)
+    }
+
+    /// A hint that a delivery of the message has ended. Arm it, then read, then wait for it.
+    pub fn message_hint(&self, message: MessageId) -> crate::hints::MessageHint {
+        self.hints.message(message)
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    async fn call<T, E: From<StoreError>>(&self, op: impl FnOnce(Answer<T, E>) -> Op) -> Result<T, E> {
+        let (answer, answered) = oneshot::channel();
+        self.ops.send(op(answer)).await.map_err(|_| StoreError::Stopping)?;
+        answered.await.map_err(|_| StoreError::Stopping)?
+    }
+}

@@ -1,0 +1,230 @@
+//! The writer: one task that owns the one connection which writes.
+//!
+//! It drains what waits, decides it against memory and a few reads, commits it in one call, and answers all of it
+//! afterwards (group commit; no timers while there is work). Between commits it sweeps what time has ended.
+
+mod accept;
+mod commit;
+mod control;
+mod group;
+mod health;
+mod lease;
+mod load;
+mod memory;
+mod purge;
+mod settle;
+mod turn;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gatepost_core::Timestamp;
+use gatepost_core::principal::Actor;
+use sqlx::SqliteConnection;
+use tokio::sync::{Notify, mpsc, watch};
+
+pub(crate) use accept::form_of;
+pub(crate) use commit::{CommitError, classify};
+pub use health::Health;
+pub(crate) use load::load_memory;
+use memory::Memory;
+pub(crate) use turn::DetailBody;
+
+use crate::clock::Clock;
+use crate::data_dir::DataDir;
+use crate::hints::Hints;
+use crate::ops::{QueueRow, QueueStats, StoreError};
+use crate::random::Random;
+use crate::seal::Vault;
+use crate::store::Op;
+
+/// Most operations in one commit.
+const OPS_PER_COMMIT_MAX: usize = 512;
+/// Operations that may wait for the writer before senders wait themselves.
+pub(crate) const OPS_WAITING_MAX: usize = 4096;
+/// How often time is looked at while nothing else happens.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// Most deliveries that one sweep ends in one commit.
+const SWEEP_DELIVERIES_MAX: usize = 500;
+/// The disk is taken for usable again when this much is free beside the reserve.
+const FREE_BYTES_TO_RESUME: u64 = 2 * crate::data_dir::RESERVE_BYTES;
+
+/// Requests to the writer from the store's own background work.
+pub(crate) enum Chore {
+    /// Leaves below this index stand in durable files.
+    LeavesFiled { below: u64 },
+}
+
+pub(crate) struct Writer {
+    pub(crate) connection: SqliteConnection,
+    pub(crate) data_dir: DataDir,
+    pub(crate) database: PathBuf,
+    pub(crate) clock: Clock,
+    pub(crate) instance_epoch: u32,
+    pub(crate) memory: Memory,
+    pub(crate) vault: Vault,
+    pub(crate) random: Random,
+    pub(crate) gateway: Actor,
+    pub(crate) hints: Arc<Hints>,
+    pub(crate) health: Arc<Health>,
+    /// Rung after each commit that added leaves.
+    pub(crate) leaves_added: Arc<Notify>,
+    pub(crate) dedup_window: Duration,
+    pub(crate) payload_retention: Duration,
+    pub(crate) condition: Condition,
+    pub(crate) purge: purge::Purge,
+}
+
+/// Whether the writer can work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    Working,
+    /// The disk is full: settling goes on from the reserve, accepting does not.
+    Full,
+    /// The database failed and is not open.
+    Broken(String),
+}
+
+impl Writer {
+    /// Runs until it is told to stop, or every handle of the store is gone, and what was asked for is done.
+    pub(crate) async fn run(
+        mut self,
+        mut ops: mpsc::Receiver<Op>,
+        mut chores: mpsc::Receiver<Chore>,
+        mut stop: watch::Receiver<bool>,
+    ) -> Self {
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut drained = Vec::with_capacity(OPS_PER_COMMIT_MAX);
+        loop {
+            tokio::select! {
+                biased;
+                _ = sweep.tick() => self.look_at_time().await,
+                Some(chore) = chores.recv() => self.chore(chore).await,
+                // Nothing new is taken; what was asked before is still done.
+                _ = stop.changed(), if !ops.is_closed() => ops.close(),
+                count = ops.recv_many(&mut drained, OPS_PER_COMMIT_MAX) => {
+                    if count == 0 {
+                        return self;
+                    }
+                    self.groups(std::mem::take(&mut drained)).await;
+                    drained.reserve(OPS_PER_COMMIT_MAX);
+                }
+            }
+        }
+    }
+
+    /// What time alone does: leases and messages that run out, the disk, the WAL, retention.
+    async fn look_at_time(&mut self) {
+        match &self.condition {
+            Condition::Broken(_) => self.reopen().await,
+            Condition::Full => self.look_for_space(),
+            Condition::Working => {}
+        }
+        if matches!(self.condition, Condition::Broken(_)) {
+            return;
+        }
+        self.sweep().await;
+        self.purge_some().await;
+        self.memory.forget_batches();
+        let wal = self.data_dir.wal().metadata().map_or(0, |metadata| metadata.len());
+        self.health.set_wal_bytes(wal);
+    }
+
+    async fn chore(&mut self, chore: Chore) {
+        match chore {
+            Chore::LeavesFiled { below } => {
+                let below = i64::try_from(below).unwrap_or(i64::MAX);
+                if let Err(error) =
+                    sqlx::query(crate::sql::LEAVES_DROP).bind(below).execute(&mut self.connection).await
+                {
+                    self.failed(&classify(&error));
+                }
+            }
+        }
+    }
+
+    /// Takes note of a failure; what was asked for has been answered with it.
+    fn failed(&mut self, error: &CommitError) {
+        match error {
+            CommitError::Full => {
+                if self.condition != Condition::Full {
+                    tracing::error!("the disk is full: accepting stops, settling goes on from the reserve");
+                    if let Err(error) = self.data_dir.release_reserve() {
+                        tracing::error!(%error, "the reserve cannot be released");
+                    }
+                }
+                self.condition = Condition::Full;
+                self.health.set_obstacle(Some("the disk is full".to_owned()));
+            }
+            CommitError::Broken(text) => {
+                tracing::error!(error = %text, "the database failed; it is opened anew");
+                self.condition = Condition::Broken(text.clone());
+                self.health.set_obstacle(Some(format!("the database failed: {text}")));
+            }
+            CommitError::Refused(text) => tracing::error!(error = %text, "a commit was refused"),
+        }
+    }
+
+    fn look_for_space(&mut self) {
+        let free = free_bytes(self.data_dir.root());
+        if free < FREE_BYTES_TO_RESUME {
+            return;
+        }
+        if let Err(error) = self.data_dir.keep_reserve() {
+            tracing::warn!(%error, "the reserve cannot be set aside yet");
+            return;
+        }
+        tracing::info!(free_bytes = free, "the disk has space again: accepting resumes");
+        self.condition = Condition::Working;
+        self.health.set_obstacle(None);
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The row that operators see of a queue.
+    fn queue_row(memory: &mut Memory, id: i64, now: Timestamp) -> Option<QueueRow> {
+        let rates = memory.rates.entry(id).or_default().per_second(now);
+        let queue = memory.queues.get(&id)?;
+        let count = |value: i64| u64::try_from(value).unwrap_or(0);
+        let counts = &queue.counts;
+        let stats = QueueStats {
+            waiting: count(counts.waiting),
+            leased: count(counts.leased),
+            sending: count(counts.sending),
+            in_doubt: count(counts.in_doubt),
+            held: count(counts.held),
+            dead: count(counts.dead),
+            oldest: None,
+            oldest_ready: None,
+            held_lanes: count(counts.held_lanes),
+            paused: queue.control.paused_since.is_some(),
+            tripped: queue.control.trip.map(|trip| trip.reason),
+            accepted_per_s: rates.0,
+            settled_per_s: rates.1,
+        };
+        Some(QueueRow { name: queue.setup.name.clone(), kind: queue.setup.kind, stats })
+    }
+
+    fn publish_queues(&mut self) {
+        let now = self.now();
+        let ids: Vec<i64> = self.memory.queues.keys().copied().collect();
+        let rows = ids.into_iter().filter_map(|id| Self::queue_row(&mut self.memory, id, now));
+        self.health.set_queues(rows.map(|row| (row.name.clone(), row)).collect());
+    }
+}
+
+/// Free bytes of the file system that holds `path`, for those without privileges; 0 when it cannot be asked.
+fn free_bytes(path: &std::path::Path) -> u64 {
+    nix::sys::statvfs::statvfs(path).map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
+}
+
+fn unavailable(condition: &Condition) -> Option<StoreError> {
+    match condition {
+        Condition::Working | Condition::Full => None,
+        Condition::Broken(text) => Some(StoreError::ReadOnly(text.clone())),
+    }
+}

@@ -1,0 +1,352 @@
+//! Accepting messages: dedup, backlog limits, and the rows of a new message.
+
+use std::collections::HashMap;
+
+use gatepost_audit::LeafDelivery;
+use gatepost_core::delivery::{Reason, Record};
+use gatepost_core::message::{DataForm, NewMessage};
+use gatepost_core::principal::{Actor, ActorKind};
+use gatepost_core::{Delivery, DeliveryId, MessageId, Order, State, Timestamp};
+
+use super::turn::{Extra, NewKey, Turn, accepted_leaf};
+use crate::ops::{Accept, AcceptError, Accepted, AcceptedDelivery, Emit, StoreError, UNROUTED};
+use crate::row::Row;
+use crate::seal::{Domain, Index, Vault, commitment};
+
+/// What the database knows of an idempotency key.
+pub(crate) struct KnownKey {
+    pub(crate) fingerprint: Index,
+    pub(crate) message: MessageId,
+    pub(crate) accepted_at: Timestamp,
+    pub(crate) deliveries: Vec<AcceptedDelivery>,
+}
+
+/// Keys found in the database and still within their window.
+pub(crate) type KnownKeys = HashMap<Index, KnownKey>;
+
+/// The identity of a hand-in: its key, and what must be the same for it to be the same.
+pub(crate) struct Identity {
+    pub(crate) key: Index,
+    fingerprint: Index,
+}
+
+pub(crate) fn identity(vault: &Vault, sender: &Actor, message: &NewMessage) -> Identity {
+    let kind = sender.kind.as_str().as_bytes();
+    let key =
+        vault.index(Domain::Idempotency, &[kind, sender.name.as_bytes(), message.idempotency_key.as_bytes()]);
+    let optional =
+        |value: &Option<String>| value.as_ref().map_or(Vec::new(), |text| [b"+", text.as_bytes()].concat());
+    let fingerprint = vault.index(
+        Domain::Fingerprint,
+        &[
+            message.kind.as_bytes(),
+            message.source.as_bytes(),
+            &optional(&message.subject),
+            &optional(&message.datacontenttype),
+            &optional(&message.partition_key),
+            &message.data,
+        ],
+    );
+    Identity { key, fingerprint }
+}
+
+/// What becomes of one event of a request.
+enum Fate {
+    /// Seen before; the answer it got then.
+    Known(Accepted),
+    /// The same as an earlier event of this request.
+    Twin(usize),
+    New,
+}
+
+/// Where a new message goes: its destinations, or dead into `unrouted`.
+struct Plan<'m> {
+    message: &'m NewMessage,
+    dead: Option<Reason>,
+}
+
+impl Turn<'_> {
+    pub(crate) fn accept(
+        &mut self,
+        accept: &Accept,
+        known: &KnownKeys,
+    ) -> Result<Vec<Accepted>, AcceptError> {
+        let sender = accept.permit.sender();
+        if sender.kind == ActorKind::Adapter && self.session_of(&sender.name)? != accept.session.unwrap_or(0)
+        {
+            return Err(AcceptError::Superseded);
+        }
+        let plans: Vec<Plan<'_>> =
+            accept.messages.iter().map(|message| Plan { message, dead: None }).collect();
+        self.take_in(sender, &plans, known)
+    }
+
+    /// Emitted events are accepted like others, but one that no route takes is kept, dead.
+    pub(crate) fn emit(
+        &mut self,
+        sender: &Actor,
+        emit: &[Emit],
+        known: &KnownKeys,
+    ) -> Result<Vec<Accepted>, AcceptError> {
+        let plans: Vec<Plan<'_>> =
+            emit.iter().map(|emit| Plan { message: &emit.message, dead: emit.dead }).collect();
+        self.take_in(sender, &plans, known)
+    }
+
+    pub(crate) fn session_of(&self, adapter: &str) -> Result<u64, StoreError> {
+        Ok(self.queue_named(adapter)?.session)
+    }
+
+    /// Decides the fate of every event before anything changes: all or nothing.
+    fn take_in(
+        &mut self,
+        sender: &Actor,
+        plans: &[Plan<'_>],
+        known: &KnownKeys,
+    ) -> Result<Vec<Accepted>, AcceptError> {
+        let identities: Vec<Identity> =
+            plans.iter().map(|plan| identity(self.vault, sender, plan.message)).collect();
+        let mut first_of: HashMap<Index, usize> = HashMap::new();
+        let mut fates = Vec::with_capacity(plans.len());
+        for (position, identity) in identities.iter().enumerate() {
+            let fate = match first_of.get(&identity.key) {
+                Some(&first) if identities[first].fingerprint == identity.fingerprint => Fate::Twin(first),
+                Some(_) => return Err(AcceptError::Mismatch(position)),
+                None => self.fate(identity, known).ok_or(AcceptError::Mismatch(position))?,
+            };
+            first_of.entry(identity.key).or_insert(position);
+            fates.push(fate);
+        }
+        let new = |position: &usize| matches!(fates[*position], Fate::New);
+        self.check_backlog((0..plans.len()).filter(new).map(|position| &plans[position]))?;
+        let mut answers: Vec<Accepted> = Vec::with_capacity(plans.len());
+        for ((plan, identity), fate) in plans.iter().zip(&identities).zip(fates) {
+            let answer = match fate {
+                Fate::Known(accepted) => accepted,
+                Fate::Twin(first) => Accepted { duplicate: true, ..answers[first].clone() },
+                Fate::New => self.insert(sender, plan, identity)?,
+            };
+            answers.push(answer);
+        }
+        Ok(answers)
+    }
+
+    /// `None` when the key was used with other content.
+    fn fate(&self, identity: &Identity, known: &KnownKeys) -> Option<Fate> {
+        if let Some(new) = self.dedups_new.get(&identity.key) {
+            let deliveries = self.new_rows[new.rows.clone()].iter().map(|row| self.describe(row)).collect();
+            let accepted = Accepted { id: new.message, duplicate: true, deliveries };
+            return (new.fingerprint == identity.fingerprint).then_some(Fate::Known(accepted));
+        }
+        let Some(known) = known.get(&identity.key) else { return Some(Fate::New) };
+        let accepted = Accepted { id: known.message, duplicate: true, deliveries: known.deliveries.clone() };
+        (known.fingerprint == identity.fingerprint).then_some(Fate::Known(accepted))
+    }
+
+    fn describe(&self, row: &Row) -> AcceptedDelivery {
+        let destination =
+            self.queue(row.queue).map_or_else(|_| String::new(), |queue| queue.setup.name.clone());
+        AcceptedDelivery { id: row.id, destination, state: row.delivery.state.as_str() }
+    }
+
+    fn check_backlog<'p>(&self, plans: impl Iterator<Item = &'p Plan<'p>>) -> Result<(), AcceptError> {
+        let mut added: HashMap<&str, (u64, u64)> = HashMap::new();
+        for plan in plans.filter(|plan| plan.dead.is_none()) {
+            for destination in &plan.message.destinations {
+                let queue = self.queue_named(destination)?;
+                let Some(limit) = queue.setup.policy.max_backlog else { continue };
+                let added = added.entry(destination).or_default();
+                added.0 += 1;
+                added.1 += plan.message.data.len() as u64;
+                let (messages, bytes) = queue.backlog();
+                if messages + added.0 > limit.messages || bytes + added.1 > limit.bytes {
+                    return Err(AcceptError::QueueFull(destination.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(
+        &mut self,
+        sender: &Actor,
+        plan: &Plan<'_>,
+        identity: &Identity,
+    ) -> Result<Accepted, StoreError> {
+        let message = plan.message;
+        let random = |error: getrandom::Error| StoreError::Database(error.to_string());
+        let id = MessageId(self.random.uuid(self.now.as_micros()).map_err(random)?);
+        let salt: [u8; 32] = self.random.bytes().map_err(random)?;
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let first = self.new_rows.len();
+        for destination in destinations(plan) {
+            let row = self.new_delivery(destination, message, seq, id, salt)?;
+            self.new_rows.push(row);
+        }
+        let rows = first..self.new_rows.len();
+        self.write_message(sender, message, identity, seq, &id, &salt);
+        let leaf = self.write_accepted_leaf(sender, message, &id, &salt, rows.clone())?;
+        for row in &mut self.new_rows[rows.clone()] {
+            row.add_leaf(leaf);
+        }
+        if let Some(reason) = plan.dead {
+            self.bury(sender, rows.clone(), reason)?;
+        }
+        self.account(rows.clone())?;
+        let deliveries = self.new_rows[rows.clone()].iter().map(|row| self.describe(row)).collect();
+        self.dedups_new.insert(identity.key, NewKey { fingerprint: identity.fingerprint, message: id, rows });
+        Ok(Accepted { id, duplicate: false, deliveries })
+    }
+
+    fn new_delivery(
+        &mut self,
+        destination: &str,
+        message: &NewMessage,
+        seq: i64,
+        message_id: MessageId,
+        salt: [u8; 32],
+    ) -> Result<Row, StoreError> {
+        let id = self
+            .random
+            .uuid(self.now.as_micros())
+            .map_err(|error| StoreError::Database(error.to_string()))?;
+        let queue = self.queue_named(destination)?;
+        let name = queue.setup.name.as_bytes();
+        let lane = match (queue.setup.policy.order, &message.partition_key) {
+            (Order::None, _) | (Order::Key, None) => None,
+            (Order::Key, Some(key)) => Some(self.vault.index(Domain::Lane, &[name, key.as_bytes()])),
+            (Order::Strict, _) => Some(self.vault.index(Domain::Lane, &[name])),
+        };
+        let delivery = Delivery::accepted(self.now, queue.control.idle_total(self.now), message.expires_at);
+        let row = Row {
+            pos: self.next_pos,
+            id: DeliveryId(id),
+            message_seq: seq,
+            message: message_id,
+            salt: Some(salt),
+            size: message.data.len() as u64,
+            queue: queue.id,
+            lane,
+            delivery,
+            batch: None,
+            changed_at: self.now,
+            leaves: Vec::with_capacity(24),
+        };
+        self.next_pos += 1;
+        Ok(row)
+    }
+
+    fn write_message(
+        &mut self,
+        sender: &Actor,
+        message: &NewMessage,
+        identity: &Identity,
+        seq: i64,
+        id: &MessageId,
+        salt: &[u8; 32],
+    ) {
+        let vault = self.vault;
+        let index =
+            |domain, text: &Option<String>| text.as_ref().map(|text| vault.index(domain, &[text.as_bytes()]));
+        let mut text = |text: &str| self.heap.append(|bytes| bytes.extend_from_slice(text.as_bytes()));
+        let (sender_kind, name, kind) = (text(sender.kind.as_str()), text(&sender.name), text(&message.kind));
+        let attributes = self.heap.append(|bytes| vault.seal(&message.attributes, bytes));
+        let salt = self.heap.append(|bytes| bytes.extend_from_slice(salt));
+        let data = self.heap.append(|bytes| vault.seal(&message.data, bytes));
+        self.messages
+            .int(seq)
+            .key(id.as_bytes())
+            .int(self.now.as_micros())
+            .span(sender_kind)
+            .span(name)
+            .span(kind)
+            .int(form_code(message.form))
+            .int(i64::try_from(message.data.len()).unwrap_or(i64::MAX))
+            .key(&identity.key)
+            .opt_key(index(Domain::Subject, &message.subject).as_ref())
+            .opt_key(index(Domain::Key, &message.partition_key).as_ref())
+            .opt_key(index(Domain::Correlation, &message.correlation_id).as_ref())
+            .span(attributes)
+            .span(salt)
+            .span(data);
+        self.dedups.key(&identity.key).key(&identity.fingerprint).int(seq);
+    }
+
+    fn write_accepted_leaf(
+        &mut self,
+        sender: &Actor,
+        message: &NewMessage,
+        id: &MessageId,
+        salt: &[u8; 32],
+        rows: std::ops::Range<usize>,
+    ) -> Result<u64, StoreError> {
+        let mut deliveries = Vec::with_capacity(rows.len());
+        for row in &self.new_rows[rows] {
+            let to = self.queue(row.queue)?.setup.name.clone();
+            deliveries.push(LeafDelivery { id: *row.id.as_bytes(), to: to.into() });
+        }
+        let content = commitment(salt, &message.data);
+        let leaf = accepted_leaf(self.now, sender, id, message.data.len() as u64, content, deliveries);
+        self.push_leaf(&leaf)
+    }
+
+    /// Emitted events that no route takes are dead from the start, for a person to look at.
+    fn bury(
+        &mut self,
+        sender: &Actor,
+        rows: std::ops::Range<usize>,
+        reason: Reason,
+    ) -> Result<(), StoreError> {
+        for position in rows {
+            let mut row = self.new_rows[position].clone();
+            row.delivery.state = State::Dead { reason, holds_lane: false };
+            let index = self.new_dead_leaf(&row, reason, sender)?;
+            row.add_leaf(index);
+            self.new_rows[position] = row;
+        }
+        Ok(())
+    }
+
+    fn new_dead_leaf(&mut self, row: &Row, reason: Reason, sender: &Actor) -> Result<u64, StoreError> {
+        self.outcome_leaf(row, Record::Dead, Some(reason), sender, &Extra::default())
+    }
+
+    fn account(&mut self, rows: std::ops::Range<usize>) -> Result<(), StoreError> {
+        for position in rows {
+            let row = self.new_rows[position].clone();
+            self.queue_mut(row.queue)?.counts.add(&row);
+            self.traffic.entry(row.queue).or_default().0 += 1;
+            if let Some(lane) = row.lane {
+                self.lanes.insert((row.queue, lane));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn destinations<'p>(plan: &Plan<'p>) -> impl Iterator<Item = &'p str> {
+    let buried = plan.dead.is_some();
+    let routed = plan.message.destinations.iter().map(String::as_str).filter(move |_| !buried);
+    routed.chain(buried.then_some(UNROUTED))
+}
+
+/// The number that stands for a form in the database; part of the schema.
+pub(crate) const fn form_code(form: DataForm) -> i64 {
+    match form {
+        DataForm::None => 0,
+        DataForm::Json => 1,
+        DataForm::Text => 2,
+        DataForm::Base64 => 3,
+    }
+}
+
+pub(crate) const fn form_of(code: i64) -> Option<DataForm> {
+    match code {
+        0 => Some(DataForm::None),
+        1 => Some(DataForm::Json),
+        2 => Some(DataForm::Text),
+        3 => Some(DataForm::Base64),
+        _ => None,
+    }
+}

@@ -1,0 +1,114 @@
+//! What the writer shows of itself to everybody else, without a lock on its way.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use crate::ops::QueueRow;
+
+/// Counters and state of the writer. Cheap to read at any time.
+#[derive(Default)]
+pub struct Health {
+    commits: AtomicU64,
+    operations: AtomicU64,
+    commit_micros: AtomicU64,
+    accepted: AtomicU64,
+    settled: AtomicU64,
+    audit_size: AtomicU64,
+    checkpoint_size: AtomicU64,
+    wal_bytes: AtomicU64,
+    obstacle: Mutex<Option<String>>,
+    queues: RwLock<HashMap<String, QueueRow>>,
+}
+
+impl Health {
+    /// `Err` says why messages are not accepted.
+    pub fn accepting(&self) -> Result<(), String> {
+        self.obstacle.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
+    }
+
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    /// Operations that commits carried.
+    pub fn ops(&self) -> u64 {
+        self.operations.load(Ordering::Relaxed)
+    }
+
+    /// Time spent in commit calls, microseconds in all.
+    pub fn commit_micros(&self) -> u64 {
+        self.commit_micros.load(Ordering::Relaxed)
+    }
+
+    /// Deliveries accepted since start.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Deliveries that have ended since start.
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    /// Leaves in the audit log.
+    pub fn audit_size(&self) -> u64 {
+        self.audit_size.load(Ordering::Relaxed)
+    }
+
+    /// Leaves that the newest checkpoint covers.
+    pub fn checkpoint_size(&self) -> u64 {
+        self.checkpoint_size.load(Ordering::Relaxed)
+    }
+
+    pub fn wal_bytes(&self) -> u64 {
+        self.wal_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn queue_rows(&self) -> Vec<QueueRow> {
+        self.queues.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn set_queues(&self, rows: HashMap<String, QueueRow>) {
+        *self.queues.write().unwrap_or_else(PoisonError::into_inner) = rows;
+    }
+
+    pub(crate) fn update_queues(&self, rows: impl Iterator<Item = QueueRow>) {
+        let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
+        for row in rows {
+            queues.insert(row.name.clone(), row);
+        }
+    }
+
+    pub(crate) fn committed(
+        &self,
+        operations: u64,
+        micros: u64,
+        accepted: u64,
+        settled: u64,
+        audit_size: u64,
+    ) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.operations.fetch_add(operations, Ordering::Relaxed);
+        self.commit_micros.fetch_add(micros, Ordering::Relaxed);
+        self.accepted.fetch_add(accepted, Ordering::Relaxed);
+        self.settled.fetch_add(settled, Ordering::Relaxed);
+        self.audit_size.store(audit_size, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_audit_size(&self, size: u64) {
+        self.audit_size.store(size, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_checkpoint_size(&self, size: u64) {
+        self.checkpoint_size.store(size, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_wal_bytes(&self, bytes: u64) {
+        self.wal_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_obstacle(&self, obstacle: Option<String>) {
+        *self.obstacle.lock().unwrap_or_else(PoisonError::into_inner) = obstacle;
+    }
+}

@@ -1,0 +1,183 @@
+//! What the writer keeps in memory: the queues with their counts, and every delivery that is leased now. All of it can be
+//! rebuilt from the database, and is at each start and after each failure; it changes only when a commit has succeeded.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use gatepost_core::delivery::Proof;
+use gatepost_core::queue::QueueControl;
+use gatepost_core::{DeliveryId, LeaseToken, State, Timestamp};
+
+use crate::ops::{QueueKind, QueueSetup};
+use crate::row::Row;
+use crate::seal::Index;
+
+/// Seconds over which rates are taken.
+const RATE_SECONDS: i64 = 60;
+
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) queues: HashMap<i64, Queue>,
+    pub(crate) by_name: HashMap<String, i64>,
+    /// Leased and sending deliveries; the whole of them.
+    pub(crate) hot: HashMap<DeliveryId, Row>,
+    /// Deliveries leased under a `request_id`.
+    pub(crate) batches: HashMap<Index, Vec<(DeliveryId, LeaseToken)>>,
+    pub(crate) rates: HashMap<i64, Rates>,
+    pub(crate) leaf_count: u64,
+    pub(crate) next_seq: i64,
+    pub(crate) next_pos: i64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Queue {
+    pub(crate) id: i64,
+    pub(crate) setup: QueueSetup,
+    pub(crate) control: QueueControl,
+    /// Epoch of the adapter's newest session.
+    pub(crate) session: u64,
+    pub(crate) counts: Counts,
+}
+
+impl Queue {
+    pub(crate) fn in_flight(&self) -> u32 {
+        let counts = &self.counts;
+        u32::try_from(counts.leased + counts.sending - counts.sent).unwrap_or(0)
+    }
+
+    /// Deliveries and bytes on their way; dead ones are not.
+    pub(crate) fn backlog(&self) -> (u64, u64) {
+        let counts = &self.counts;
+        let deliveries = counts.waiting + counts.leased + counts.sending + counts.in_doubt;
+        (u64::try_from(deliveries).unwrap_or(0), u64::try_from(counts.bytes).unwrap_or(0))
+    }
+
+    /// Whether leases of this queue end with the gateway.
+    pub(crate) fn leases_end_with_gateway(&self) -> bool {
+        match self.setup.kind {
+            QueueKind::Adapter | QueueKind::Removed => true,
+            QueueKind::ExternalAdapter | QueueKind::Inbox | QueueKind::Builtin => false,
+        }
+    }
+}
+
+/// Deliveries of a queue by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) waiting: i64,
+    pub(crate) leased: i64,
+    pub(crate) sending: i64,
+    pub(crate) sent: i64,
+    pub(crate) in_doubt: i64,
+    pub(crate) held: i64,
+    pub(crate) dead: i64,
+    pub(crate) suspects: i64,
+    pub(crate) held_lanes: i64,
+    pub(crate) bytes: i64,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, row: &Row) {
+        self.count(row, 1);
+    }
+
+    pub(crate) fn remove(&mut self, row: &Row) {
+        self.count(row, -1);
+    }
+
+    fn count(&mut self, row: &Row, one: i64) {
+        match row.delivery.state {
+            State::Waiting { .. } => self.waiting += one,
+            State::Leased { .. } => self.leased += one,
+            State::Sending { proof, .. } => {
+                self.sending += one;
+                if proof == Proof::Late {
+                    self.sent += one;
+                }
+            }
+            State::InDoubt { due } => {
+                self.in_doubt += one;
+                if due.is_none() {
+                    self.held += one;
+                    self.held_lanes += if row.lane.is_some() { one } else { 0 };
+                }
+            }
+            State::Dead { holds_lane, .. } => {
+                self.dead += one;
+                self.held_lanes += if holds_lane && row.lane.is_some() { one } else { 0 };
+            }
+            State::Delivered | State::Expired | State::Discarded => {}
+        }
+        if !row.delivery.state.is_terminal() {
+            self.bytes += one * i64::try_from(row.size).unwrap_or(0);
+            self.suspects += if row.delivery.suspect { one } else { 0 };
+        }
+    }
+}
+
+/// Accepted and settled deliveries of the last minute, by second.
+#[derive(Default)]
+pub(crate) struct Rates {
+    seconds: VecDeque<(i64, u64, u64)>,
+}
+
+impl Rates {
+    pub(crate) fn add(&mut self, now: Timestamp, accepted: u64, settled: u64) {
+        let second = now.as_micros() / 1_000_000;
+        match self.seconds.back_mut() {
+            Some(last) if last.0 == second => {
+                last.1 += accepted;
+                last.2 += settled;
+            }
+            Some(_) | None => self.seconds.push_back((second, accepted, settled)),
+        }
+        self.forget(second);
+    }
+
+    /// Accepted and settled per second.
+    pub(crate) fn per_second(&mut self, now: Timestamp) -> (f64, f64) {
+        self.forget(now.as_micros() / 1_000_000);
+        let (accepted, settled) = self
+            .seconds
+            .iter()
+            .fold((0, 0), |sum, (_, accepted, settled)| (sum.0 + accepted, sum.1 + settled));
+        (accepted as f64 / RATE_SECONDS as f64, settled as f64 / RATE_SECONDS as f64)
+    }
+
+    fn forget(&mut self, second: i64) {
+        while self.seconds.front().is_some_and(|oldest| oldest.0 <= second - RATE_SECONDS) {
+            self.seconds.pop_front();
+        }
+    }
+}
+
+impl Memory {
+    pub(crate) fn queue(&self, name: &str) -> Option<&Queue> {
+        self.by_name.get(name).and_then(|id| self.queues.get(id))
+    }
+
+    /// Notes what a commit has done to a delivery.
+    pub(crate) fn install(&mut self, row: Row) {
+        match (row.delivery.lease(), row.batch) {
+            (None, _) => drop(self.hot.remove(&row.id)),
+            (Some(_), None) => drop(self.hot.insert(row.id, row)),
+            (Some(lease), Some(batch)) => {
+                let members = self.batches.entry(batch).or_default();
+                if !members.contains(&(row.id, lease.token)) {
+                    members.push((row.id, lease.token));
+                }
+                self.hot.insert(row.id, row);
+            }
+        }
+    }
+
+    /// Forgets batches none of whose leases is alive.
+    pub(crate) fn forget_batches(&mut self) {
+        let alive: HashSet<(DeliveryId, LeaseToken)> = self
+            .hot
+            .values()
+            .filter(|row| row.batch.is_some())
+            .filter_map(|row| row.delivery.lease().map(|lease| (row.id, lease.token)))
+            .collect();
+        self.batches.retain(|_, members| members.iter().any(|member| alive.contains(member)));
+    }
+}

@@ -1,0 +1,190 @@
+//! Settling: outcomes of many deliveries, emitted events and adapter state, as one decision.
+
+use std::collections::HashMap;
+
+use gatepost_core::delivery::{Change, Event, Refusal, Settled};
+use gatepost_core::policy::RetryScope;
+use gatepost_core::principal::ActorKind;
+use gatepost_core::queue::TripReason;
+use gatepost_core::{Delivery, DeliveryId, Level, Outcome, State};
+
+use super::accept::KnownKeys;
+use super::turn::{Extra, Turn, went_back};
+use crate::ops::{AcceptError, Settle, SettleAnswer, SettleError, SettleItem, SettledItem, StoreError};
+use crate::row::Row;
+
+/// What one item comes to; nothing of it is taken up before all of them are decided.
+struct Decision<'s> {
+    item: &'s SettleItem,
+    row: Row,
+    settled: Settled,
+}
+
+impl Turn<'_> {
+    pub(crate) fn settle(&mut self, settle: &Settle, known: &KnownKeys) -> Result<SettleAnswer, SettleError> {
+        if settle.consumer.kind == ActorKind::Adapter
+            && self.session_of(&settle.consumer.name)? != settle.session.unwrap_or(0)
+        {
+            return Err(SettleError::Superseded);
+        }
+        let (decisions, answers) = self.decide(settle)?;
+        if settle.atomic && answers.iter().any(|answer| !answer.ok) {
+            // A refusal to begin is a refusal here too: the caller must drop that item, and then it is written.
+            return Err(SettleError::Refused(answers));
+        }
+        // Emits are checked for a mismatch before anything is taken up.
+        let emitted = self.emit(&settle.consumer, &settle.emit, known).map_err(emit_error)?;
+        for decision in decisions {
+            self.take_up(&decision, settle)?;
+        }
+        self.write_state(settle);
+        let emitted = emitted.into_iter().map(|accepted| (accepted.id, accepted.duplicate)).collect();
+        Ok(SettleAnswer { items: answers, emitted })
+    }
+
+    /// Decides every item against the state that the ones before it lead to.
+    fn decide<'s>(
+        &mut self,
+        settle: &'s Settle,
+    ) -> Result<(Vec<Decision<'s>>, Vec<SettledItem>), SettleError> {
+        let mut within: HashMap<DeliveryId, Delivery> = HashMap::new();
+        let mut decisions = Vec::with_capacity(settle.items.len());
+        let mut answers = Vec::with_capacity(settle.items.len());
+        for item in &settle.items {
+            let Some(row) = self.settleable(settle, item)? else {
+                answers.push(SettledItem { delivery: item.delivery, ok: false, state: "unknown" });
+                continue;
+            };
+            let delivery = within.get(&item.delivery).copied().unwrap_or(row.delivery);
+            let Some(token) = item.token else {
+                answers.push(SettledItem {
+                    delivery: item.delivery,
+                    ok: false,
+                    state: delivery.state.as_str(),
+                });
+                continue;
+            };
+            let settled = self
+                .at_moment(row.queue, |moment| delivery.settle(&token, item.outcome, moment))?
+                .map_err(|refusal: Refusal| SettleError::Protocol { delivery: item.delivery, refusal })?;
+            let after = match &settled {
+                Settled::Changed(change) | Settled::Refused(change) => change.delivery,
+                Settled::Repeated | Settled::Stale => delivery,
+            };
+            within.insert(item.delivery, after);
+            let ok = matches!(settled, Settled::Changed(_) | Settled::Repeated);
+            answers.push(SettledItem { delivery: item.delivery, ok, state: after.state.as_str() });
+            decisions.push(Decision { item, row: Row { delivery, ..row }, settled });
+        }
+        Ok((decisions, answers))
+    }
+
+    /// The delivery of an item, if the consumer has anything to do with it.
+    fn settleable(&self, settle: &Settle, item: &SettleItem) -> Result<Option<Row>, StoreError> {
+        let Some(row) = self.row(&item.delivery) else { return Ok(None) };
+        let queue = self.queue(row.queue)?;
+        Ok(settle.queues.contains(&queue.setup.name).then(|| row.clone()))
+    }
+
+    fn take_up(&mut self, decision: &Decision<'_>, settle: &Settle) -> Result<(), StoreError> {
+        let item = decision.item;
+        let change = match &decision.settled {
+            Settled::Changed(change) | Settled::Refused(change) => change,
+            Settled::Repeated | Settled::Stale => return Ok(()),
+        };
+        let level = match item.outcome {
+            Outcome::Delivered { level } => Some(level),
+            Outcome::Sent { .. } => Some(Level::Sent),
+            Outcome::Begin
+            | Outcome::InDoubt
+            | Outcome::Retry { .. }
+            | Outcome::Reject
+            | Outcome::Release
+            | Outcome::Extend { .. } => None,
+        };
+        let extra = Extra { level, evidence: item.evidence.as_deref(), reason: item.reason.as_deref() };
+        // The row as the item before left it, which `replace` knows by its id.
+        let was = self.row(&decision.row.id).cloned().unwrap_or_else(|| decision.row.clone());
+        self.change(was.clone(), change, &settle.consumer, &extra)?;
+        if let Some(reply) = &item.reply
+            && change.delivery.state == State::Delivered
+        {
+            let vault = self.vault;
+            let body = self.heap.append(|bytes| vault.seal(reply, bytes));
+            self.replies.int(was.pos).span(body);
+        }
+        self.brake(&was, item, change)?;
+        if went_back(&was.delivery, &change.delivery) {
+            self.recall_behind(&was)?;
+        }
+        Ok(())
+    }
+
+    /// What an outcome says of the destination as a whole.
+    fn brake(&mut self, row: &Row, item: &SettleItem, change: &Change) -> Result<(), StoreError> {
+        match item.outcome {
+            Outcome::Retry { scope: RetryScope::Destination, after } => {
+                self.trouble(row.queue, Some(row.id), TripReason::Unreachable, after)
+            }
+            Outcome::Delivered { .. }
+            | Outcome::Reject
+            | Outcome::Retry { scope: RetryScope::Message, .. } => self.answered(row.queue),
+            Outcome::Begin
+            | Outcome::Sent { .. }
+            | Outcome::InDoubt
+            | Outcome::Release
+            | Outcome::Extend { .. } => {
+                if change.delivery.state.in_flight() {
+                    Ok(())
+                } else {
+                    self.probe_lost(row.queue, row.id)
+                }
+            }
+        }
+    }
+
+    /// When a delivery of a lane goes back, later ones that are leased and have not begun go back too.
+    pub(crate) fn recall_behind(&mut self, row: &Row) -> Result<(), StoreError> {
+        let Some(lane) = row.lane else { return Ok(()) };
+        if self.queue(row.queue)?.setup.policy.window <= 1 {
+            return Ok(());
+        }
+        let behind: Vec<Row> = self
+            .memory
+            .hot
+            .keys()
+            .filter_map(|id| self.row(id))
+            .filter(|other| other.queue == row.queue && other.lane == Some(lane) && other.pos > row.pos)
+            .filter(|other| matches!(other.delivery.state, State::Leased { .. }))
+            .cloned()
+            .collect();
+        let gateway = self.gateway.clone();
+        for other in behind {
+            let change = self.at_moment(other.queue, |moment| other.delivery.apply(Event::Recall, moment))?;
+            if let Ok(change) = change {
+                self.change(other, &change, &gateway, &Extra::default())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_state(&mut self, settle: &Settle) {
+        let vault = self.vault;
+        for (key, value) in &settle.state {
+            let adapter = self.heap.append(|bytes| bytes.extend_from_slice(settle.consumer.name.as_bytes()));
+            let key = self.heap.append(|bytes| bytes.extend_from_slice(key.as_bytes()));
+            let value = value.as_ref().map(|value| self.heap.append(|bytes| vault.seal(value, bytes)));
+            self.states.span(adapter).span(key).opt_span(value);
+        }
+    }
+}
+
+fn emit_error(error: AcceptError) -> SettleError {
+    match error {
+        AcceptError::Mismatch(position) => SettleError::Mismatch(position),
+        // Emits take no session of their own, and their backlog limit is the accepter's: they must not be lost.
+        AcceptError::QueueFull(queue) => SettleError::QueueFull(queue),
+        AcceptError::Superseded => SettleError::Superseded,
+        AcceptError::Store(error) => SettleError::Store(error),
+    }
+}

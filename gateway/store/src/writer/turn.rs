@@ -1,0 +1,413 @@
+//! One group of operations on its way to one commit: what has been decided so far, over what the database holds.
+//!
+//! A turn writes nothing; if its commit fails it is dropped and nothing has happened.
+
+use std::collections::{HashMap, HashSet};
+
+use gatepost_audit::{By, Event as LeafEvent, Leaf, LeafDelivery, Level as LeafLevel, State as LeafState};
+use gatepost_core::delivery::{Change, Moment, Reason, Record};
+use gatepost_core::principal::{Actor, ActorKind};
+use gatepost_core::queue::TripReason;
+use gatepost_core::{Delivery, DeliveryId, Level, MessageId, State, Timestamp};
+
+use super::memory::{Memory, Queue};
+use crate::ops::StoreError;
+use crate::random::Random;
+use crate::record::{Heap, Records};
+use crate::row::Row;
+use crate::seal::{Index, Vault, commitment};
+use crate::sql;
+
+pub(crate) struct Turn<'a> {
+    pub(crate) now: Timestamp,
+    pub(crate) instance_epoch: u32,
+    pub(crate) memory: &'a Memory,
+    pub(crate) vault: &'a Vault,
+    pub(crate) random: &'a mut Random,
+    pub(crate) gateway: &'a Actor,
+    /// Rows read for this turn that are not leased.
+    pub(crate) loaded: HashMap<DeliveryId, Row>,
+    pub(crate) queues: HashMap<i64, Queue>,
+    pub(crate) touched: HashMap<DeliveryId, Touched>,
+    pub(crate) new_rows: Vec<Row>,
+    pub(crate) lanes: HashSet<(i64, Index)>,
+    pub(crate) leaves: Vec<Vec<u8>>,
+    pub(crate) next_seq: i64,
+    pub(crate) next_pos: i64,
+    pub(crate) dedups_new: HashMap<Index, NewKey>,
+    pub(crate) heap: Heap,
+    pub(crate) messages: Records,
+    pub(crate) dedups: Records,
+    pub(crate) details: Records,
+    pub(crate) replies: Records,
+    pub(crate) states: Records,
+    /// Deliveries accepted and ended, by queue.
+    pub(crate) traffic: HashMap<i64, (u64, u64)>,
+    /// Messages of which a delivery has ended.
+    pub(crate) ended: Vec<MessageId>,
+}
+
+/// A row as it was before the turn and as it is now.
+pub(crate) struct Touched {
+    pub(crate) was: Row,
+    pub(crate) now: Row,
+}
+
+/// An idempotency key first used in this turn.
+pub(crate) struct NewKey {
+    pub(crate) fingerprint: Index,
+    pub(crate) message: MessageId,
+    /// Positions in `new_rows`.
+    pub(crate) rows: std::ops::Range<usize>,
+}
+
+/// What a leaf says besides what every outcome's says.
+#[derive(Default)]
+pub(crate) struct Extra<'b> {
+    pub(crate) level: Option<Level>,
+    pub(crate) evidence: Option<&'b [u8]>,
+    /// Free text, kept in the database only.
+    pub(crate) reason: Option<&'b str>,
+}
+
+impl<'a> Turn<'a> {
+    pub(crate) fn new(
+        now: Timestamp,
+        instance_epoch: u32,
+        memory: &'a Memory,
+        vault: &'a Vault,
+        random: &'a mut Random,
+        gateway: &'a Actor,
+    ) -> Self {
+        Self {
+            now,
+            instance_epoch,
+            memory,
+            vault,
+            random,
+            gateway,
+            loaded: HashMap::new(),
+            queues: HashMap::new(),
+            touched: HashMap::new(),
+            new_rows: Vec::new(),
+            lanes: HashSet::new(),
+            leaves: Vec::new(),
+            next_seq: memory.next_seq,
+            next_pos: memory.next_pos,
+            dedups_new: HashMap::new(),
+            heap: Heap::default(),
+            messages: Records::new(&sql::MESSAGES),
+            dedups: Records::new(&sql::DEDUPS),
+            details: Records::new(&sql::DETAILS),
+            replies: Records::new(&sql::REPLIES),
+            states: Records::new(&sql::STATES),
+            traffic: HashMap::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.touched.is_empty()
+            && self.new_rows.is_empty()
+            && self.leaves.is_empty()
+            && self.states.is_empty()
+            && self.queues.is_empty()
+    }
+
+    /// The delivery as this turn sees it: its own change of it, else the lease in memory, else the row read.
+    pub(crate) fn row(&self, id: &DeliveryId) -> Option<&Row> {
+        self.touched
+            .get(id)
+            .map(|touched| &touched.now)
+            .or_else(|| self.memory.hot.get(id))
+            .or_else(|| self.loaded.get(id))
+    }
+
+    pub(crate) fn queue(&self, id: i64) -> Result<&Queue, StoreError> {
+        self.queues.get(&id).or_else(|| self.memory.queues.get(&id)).ok_or_else(|| StoreError::Corrupt {
+            table: "delivery",
+            column: "queue",
+            row: id.to_string(),
+        })
+    }
+
+    pub(crate) fn queue_named(&self, name: &str) -> Result<&Queue, StoreError> {
+        let id = self.memory.by_name.get(name).ok_or_else(|| StoreError::NoQueue(name.to_owned()))?;
+        self.queue(*id)
+    }
+
+    pub(crate) fn queue_mut(&mut self, id: i64) -> Result<&mut Queue, StoreError> {
+        if !self.queues.contains_key(&id) {
+            let queue = self.queue(id)?.clone();
+            self.queues.insert(id, queue);
+        }
+        self.queues.get_mut(&id).ok_or_else(|| StoreError::Corrupt {
+            table: "delivery",
+            column: "queue",
+            row: id.to_string(),
+        })
+    }
+
+    /// Runs `decide` with the moment that holds for a delivery of `queue`.
+    pub(crate) fn at_moment<T>(
+        &mut self,
+        queue: i64,
+        decide: impl FnOnce(&Moment<'_>) -> T,
+    ) -> Result<T, StoreError> {
+        let jitter = self.jitter()?;
+        let queue = self.queue(queue)?;
+        let moment = Moment {
+            now: self.now,
+            policy: &queue.setup.policy,
+            idle_total: queue.control.idle_total(self.now),
+            jitter,
+        };
+        Ok(decide(&moment))
+    }
+
+    pub(crate) fn jitter(&mut self) -> Result<f64, StoreError> {
+        self.random.jitter().map_err(|error| StoreError::Database(error.to_string()))
+    }
+
+    /// Takes a change up: counts, lane, leaf, details.
+    pub(crate) fn change(
+        &mut self,
+        row: Row,
+        change: &Change,
+        by: &Actor,
+        extra: &Extra<'_>,
+    ) -> Result<(), StoreError> {
+        let mut now_row = Row { delivery: change.delivery, ..row.clone() };
+        if row.delivery.state.as_str() != change.delivery.state.as_str() {
+            now_row.changed_at = self.now;
+        }
+        if change.delivery.lease().is_none() {
+            now_row.batch = None;
+        }
+        if let Some((record, reason)) = change.record {
+            let index = self.outcome_leaf(&now_row, record, reason, by, extra)?;
+            now_row.add_leaf(index);
+            self.detail(index, &now_row, extra);
+        }
+        self.replace(row, now_row)
+    }
+
+    /// Replaces a row by what it has become.
+    pub(crate) fn replace(&mut self, was: Row, now: Row) -> Result<(), StoreError> {
+        let counts = &mut self.queue_mut(was.queue)?.counts;
+        counts.remove(&was);
+        counts.add(&now);
+        if let Some(lane) = was.lane {
+            self.lanes.insert((was.queue, lane));
+        }
+        if now.delivery.state.is_terminal() && !was.delivery.state.is_terminal() {
+            self.traffic.entry(now.queue).or_default().1 += 1;
+            self.ended.push(now.message);
+        }
+        match self.touched.get_mut(&now.id) {
+            Some(touched) => touched.now = now,
+            None => drop(self.touched.insert(now.id, Touched { was, now })),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn outcome_leaf(
+        &mut self,
+        row: &Row,
+        record: Record,
+        reason: Option<Reason>,
+        by: &Actor,
+        extra: &Extra<'_>,
+    ) -> Result<u64, StoreError> {
+        let delivery = &row.delivery;
+        let evidence =
+            extra.evidence.zip(row.salt.as_ref()).map(|(evidence, salt)| commitment(salt, evidence));
+        let destination = self.queue(row.queue)?.setup.name.clone();
+        let mut leaf = Leaf::new(self.now.as_micros(), actor(by), event_of(record));
+        leaf.delivery = Some(*row.id.as_bytes());
+        leaf.destination = Some(destination.into());
+        leaf.code = reason.map(|reason| reason.as_str().into());
+        leaf.evidence = evidence;
+        leaf.level = extra.level.map(leaf_level);
+        leaf.doubt = delivery.doubt.then_some(true);
+        leaf.series = (delivery.series > 0).then_some(delivery.series);
+        match record {
+            Record::Attempt => {
+                leaf.attempt = Some(delivery.attempts + 1);
+                leaf.session = delivery.lease().map(|lease| lease.session).filter(|&session| session > 0);
+            }
+            Record::Sent
+            | Record::Delivered
+            | Record::Retry
+            | Record::Released
+            | Record::InDoubt
+            | Record::Dead
+            | Record::Expired
+            | Record::Resolved
+            | Record::Replayed
+            | Record::Discarded => {
+                leaf.attempts = Some(delivery.attempts);
+                leaf.state = Some(leaf_state(&delivery.state));
+            }
+        }
+        self.push_leaf(&leaf)
+    }
+
+    fn detail(&mut self, leaf: u64, row: &Row, extra: &Extra<'_>) {
+        if extra.reason.is_none() && extra.evidence.is_none() {
+            return;
+        }
+        let evidence = extra.evidence.and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let body = DetailBody { reason: extra.reason, evidence };
+        // Serialising two strings cannot fail.
+        let json = serde_json::to_vec(&body).unwrap_or_default();
+        let vault = self.vault;
+        let span = self.heap.append(|bytes| vault.seal(&json, bytes));
+        self.details.int(i64::try_from(leaf).unwrap_or(i64::MAX)).int(row.pos).span(span);
+    }
+
+    /// Adds a leaf and returns its index in the tree.
+    pub(crate) fn push_leaf(&mut self, leaf: &Leaf<'_>) -> Result<u64, StoreError> {
+        let bytes = leaf.encode().map_err(|error| StoreError::Audit(error.to_string()))?;
+        let index = self.memory.leaf_count + self.leaves.len() as u64;
+        self.leaves.push(bytes);
+        Ok(index)
+    }
+
+    /// A leaf about a queue: pause, resume, trip.
+    pub(crate) fn queue_leaf(
+        &mut self,
+        event: LeafEvent,
+        by: &Actor,
+        queue: &str,
+        code: Option<&'static str>,
+    ) -> Result<(), StoreError> {
+        let mut leaf = Leaf::new(self.now.as_micros(), actor(by), event);
+        leaf.subject_of = Some(queue.into());
+        leaf.code = code.map(Into::into);
+        self.push_leaf(&leaf).map(drop)
+    }
+
+    /// Opens or keeps open the breaker of a queue.
+    pub(crate) fn trouble(
+        &mut self,
+        queue: i64,
+        from: Option<DeliveryId>,
+        reason: TripReason,
+        after: Option<std::time::Duration>,
+    ) -> Result<(), StoreError> {
+        let (now, jitter) = (self.now, self.jitter()?);
+        let queue = self.queue_mut(queue)?;
+        let policy = queue.setup.policy;
+        let opened = queue.control.trouble(from, reason, after, now, &policy, jitter);
+        let name = queue.setup.name.clone();
+        if opened {
+            let gateway = self.gateway;
+            self.queue_leaf(LeafEvent::BreakerTripped, gateway, &name, Some(reason.as_str()))?;
+        }
+        Ok(())
+    }
+
+    /// Closes the breaker of a queue whose partner has answered.
+    pub(crate) fn answered(&mut self, queue: i64) -> Result<(), StoreError> {
+        if self.queue(queue)?.control.trip.is_none() {
+            return Ok(());
+        }
+        let now = self.now;
+        let queue = self.queue_mut(queue)?;
+        queue.control.answered(now);
+        let name = queue.setup.name.clone();
+        let gateway = self.gateway;
+        self.queue_leaf(LeafEvent::BreakerResumed, gateway, &name, None)
+    }
+
+    /// If the delivery was the breaker's probe, lets the next one go after the usual pause.
+    pub(crate) fn probe_lost(&mut self, queue: i64, delivery: DeliveryId) -> Result<(), StoreError> {
+        let is_probe = self.queue(queue)?.control.trip.is_some_and(|trip| trip.probe == Some(delivery));
+        if is_probe {
+            let (now, jitter) = (self.now, self.jitter()?);
+            let queue = self.queue_mut(queue)?;
+            let policy = queue.setup.policy;
+            queue.control.probe_lost(delivery, now, &policy, jitter);
+        }
+        Ok(())
+    }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct DetailBody<'b> {
+    #[serde(skip_serializing_if = "Option::is_none", borrow)]
+    pub(crate) reason: Option<&'b str>,
+    #[serde(skip_serializing_if = "Option::is_none", borrow)]
+    pub(crate) evidence: Option<&'b str>,
+}
+
+/// The leaf of an accepted message.
+pub(crate) fn accepted_leaf<'l>(
+    at: Timestamp,
+    sender: &'l Actor,
+    message: &MessageId,
+    size: u64,
+    content: [u8; 32],
+    deliveries: Vec<LeafDelivery<'l>>,
+) -> Leaf<'l> {
+    let mut leaf = Leaf::new(at.as_micros(), actor(sender), LeafEvent::Accepted);
+    leaf.message = Some(*message.as_bytes());
+    leaf.size = Some(size);
+    leaf.content = Some(content);
+    leaf.deliveries = deliveries;
+    leaf
+}
+
+pub(crate) fn actor(actor: &Actor) -> By<'_> {
+    let kind = match actor.kind {
+        ActorKind::Gateway => gatepost_audit::ActorKind::Gateway,
+        ActorKind::App => gatepost_audit::ActorKind::App,
+        ActorKind::Adapter => gatepost_audit::ActorKind::Adapter,
+        ActorKind::Operator => gatepost_audit::ActorKind::Operator,
+        ActorKind::Peer => gatepost_audit::ActorKind::Peer,
+    };
+    By::new(kind, actor.name.as_str())
+}
+
+fn event_of(record: Record) -> LeafEvent {
+    match record {
+        Record::Attempt => LeafEvent::Attempt,
+        Record::Sent => LeafEvent::Sent,
+        Record::Delivered => LeafEvent::Delivered,
+        Record::Retry => LeafEvent::Retry,
+        Record::Released => LeafEvent::Released,
+        Record::InDoubt => LeafEvent::InDoubt,
+        Record::Dead => LeafEvent::Dead,
+        Record::Expired => LeafEvent::Expired,
+        Record::Resolved => LeafEvent::Resolved,
+        Record::Replayed => LeafEvent::Replayed,
+        Record::Discarded => LeafEvent::Discarded,
+    }
+}
+
+fn leaf_level(level: Level) -> LeafLevel {
+    match level {
+        Level::Sent => LeafLevel::Sent,
+        Level::Transport => LeafLevel::Transport,
+        Level::Business => LeafLevel::Business,
+    }
+}
+
+fn leaf_state(state: &State) -> LeafState {
+    match state {
+        State::Waiting { .. } => LeafState::Waiting,
+        State::Leased { .. } => LeafState::Leased,
+        State::Sending { .. } => LeafState::Sending,
+        State::InDoubt { .. } => LeafState::InDoubt,
+        State::Delivered => LeafState::Delivered,
+        State::Dead { .. } => LeafState::Dead,
+        State::Expired => LeafState::Expired,
+        State::Discarded => LeafState::Discarded,
+    }
+}
+
+/// Whether a change took the delivery out of its lease and back to where it can be leased again.
+pub(crate) fn went_back(was: &Delivery, now: &Delivery) -> bool {
+    was.lease().is_some() && now.lease().is_none() && !now.state.is_terminal()
+}
