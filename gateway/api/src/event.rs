@@ -374,7 +374,8 @@ mod tests {
 
     #[test]
     fn json_data_keeps_the_senders_exact_text() {
-        let text = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"b" : 1.0,  "a":"\u00e9"}}"#;
+        let text =
+            r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"b" : 1.0,  "a":"\u00e9"}}"#;
         let event = parse(text).unwrap();
         assert_eq!(event.data.as_ref().unwrap().as_bytes(), br#"{"b" : 1.0,  "a":"\u00e9"}"#);
         assert_eq!(parse(&serde_json::to_string(&event).unwrap()).unwrap(), event);
@@ -386,18 +387,23 @@ mod tests {
         assert!(matches!(Data::from_bytes(b"{} {}".to_vec(), Some("application/json")), Data::Binary(_)));
         assert!(matches!(Data::from_bytes(b"hi".to_vec(), Some("text/plain; charset=utf-8")), Data::Text(_)));
         assert!(matches!(Data::from_bytes(vec![0xff], Some("text/plain")), Data::Binary(_)));
-        assert!(matches!(Data::from_bytes(b"MSH|".to_vec(), Some("application/hl7-v2+er7")), Data::Binary(_)));
+        assert!(matches!(
+            Data::from_bytes(b"MSH|".to_vec(), Some("application/hl7-v2+er7")),
+            Data::Binary(_)
+        ));
     }
 
     #[test]
     fn base64_of_json_becomes_json_again() {
-        let event = parse(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","data_base64":"e30="}"#).unwrap();
+        let event =
+            parse(r#"{"specversion":"1.0","id":"1","source":"s","type":"t","data_base64":"e30="}"#).unwrap();
         assert_eq!(event.data, Some(Data::Json("{}".into())));
     }
 
     #[test]
     fn every_fault_is_named() {
-        let base = |extra: &str| format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"t"{extra}}}"#);
+        let base =
+            |extra: &str| format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"t"{extra}}}"#);
         for (text, expected) in [
             (r#"{"id":"1","source":"s","type":"t"}"#.to_owned(), "specversion"),
             (r#"{"specversion":"1.0","source":"s","type":"t"}"#.to_owned(), "`id` is required"),

@@ -81,7 +81,9 @@ pub fn split_texts(bytes: &[u8]) -> Result<Vec<String>, ProofTextError> {
         _ => return Err(ProofTextError::NoHeader),
     }
     let ends = starts.iter().skip(1).copied().chain([text.len()]);
-    Ok(starts.iter().zip(ends).map(|(&start, end)| text[start..end].to_owned()).collect())
+    // Whoever put them together may have put a blank line between them.
+    let whole = |(&start, end): (&usize, usize)| format!("{}\n", text[start..end].trim_end_matches('\n'));
+    Ok(starts.iter().zip(ends).map(whole).collect())
 }
 
 impl Proof {

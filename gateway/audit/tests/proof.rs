@@ -109,6 +109,7 @@ fn malformed_texts_are_refused_for_what_they_are() {
 fn a_file_may_hold_several() {
     let texts = [receipt(0, 3).to_text(), receipt(1, 3).to_text(), receipt(2, 3).to_text()];
     assert_eq!(split_texts(texts.concat().as_bytes()).unwrap(), texts);
+    assert_eq!(split_texts(texts.join("\n").as_bytes()).unwrap(), texts, "a blank line between them");
     let json = serde_json::json!({ "proofs": texts }).to_string();
     assert_eq!(split_texts(json.as_bytes()).unwrap(), texts);
     assert_eq!(split_texts(format!("x{}", texts[0]).as_bytes()), Err(ProofTextError::NoHeader));

@@ -100,6 +100,8 @@ pub enum Reason {
     Recalled,
     /// `expirytime` was reached.
     PastExpiry,
+    /// The destination's policy has come to hold what is in doubt.
+    PolicyHolds,
 }
 
 /// What happens to a delivery besides outcomes that its lease holder reports.
@@ -166,7 +168,7 @@ pub struct Delivery {
     pub state: State,
     /// Attempts charged in this series.
     pub attempts: u32,
-    /// How often it was replayed from `dead`.
+    /// How often a person started its attempts afresh: by a replay from `dead`, or by resolving a doubt to `retry`.
     pub series: u32,
     /// Adapter deaths while it was leased as the only suspect.
     pub crashes: u32,
@@ -281,18 +283,18 @@ impl Delivery {
         }
     }
 
-    /// Gives the lease, if the delivery is due. A doubtful one past its expiry is neither sent again nor called expired:
-    /// a person decides. `None` where the event is illegal.
+    /// Gives the lease, if the delivery is due. A doubtful one is held instead, for a person to decide, where it would be
+    /// sent again past its expiry, or where the destination's policy has changed to `hold` since it came into doubt.
+    /// `None` where the event is illegal.
     fn give(&self, lease: Lease, moment: &Moment<'_>) -> Option<Change> {
         match self.state {
             State::Waiting { due } if due <= moment.now && !self.past_expiry(moment.now) => {}
             State::InDoubt { due: Some(due) } if due <= moment.now => {
-                if moment.policy.on_doubt == OnDoubt::Resend && self.past_expiry(moment.now) {
-                    return Some(self.moved(
-                        State::InDoubt { due: None },
-                        Record::InDoubt,
-                        Reason::PastExpiry,
-                    ));
+                let held = |reason| Some(self.moved(State::InDoubt { due: None }, Record::InDoubt, reason));
+                match moment.policy.on_doubt {
+                    OnDoubt::Resend if self.past_expiry(moment.now) => return held(Reason::PastExpiry),
+                    OnDoubt::Hold => return held(Reason::PolicyHolds),
+                    OnDoubt::Resend | OnDoubt::Query => {}
                 }
             }
             State::Waiting { .. }
@@ -442,9 +444,11 @@ impl Delivery {
                 ..delivery.die(moment, Reason::Resolved)
             },
             Resolution::Retry if delivery.past_expiry(moment.now) => delivery.expire(),
-            // The person's word starts the count afresh; otherwise a spent delivery would be held again at once.
+            // The person's word starts the count afresh; otherwise a spent delivery would be held again at once. A new
+            // series, so that an auditor does not take the new count for attempts that were taken back.
             Resolution::Retry => {
-                Self { attempts: 0, born: moment.now, idle_at_birth: moment.idle_total, ..delivery }.moved(
+                let (series, born, idle_at_birth) = (self.series + 1, moment.now, moment.idle_total);
+                Self { attempts: 0, series, born, idle_at_birth, ..delivery }.moved(
                     State::Waiting { due: moment.now },
                     Record::Resolved,
                     Reason::Resolved,
@@ -457,7 +461,8 @@ impl Delivery {
         let fresh = Self::accepted(moment.now, moment.idle_total, self.expires_at);
         let delivery = Self { series: self.series + 1, replayed: true, ..fresh };
         if delivery.past_expiry(moment.now) {
-            return delivery.expire();
+            // After `dead` the log takes only a replay or a discard, and it was the operator who did this.
+            return delivery.ended(State::Expired, Record::Replayed, Some(Reason::PastExpiry));
         }
         Change { delivery, record: Some((Record::Replayed, None)) }
     }
@@ -602,6 +607,7 @@ codes! {
     DestinationTrouble => "destination_trouble",
     Recalled => "recalled",
     PastExpiry => "past_expiry",
+    PolicyHolds => "policy_holds",
 }
 
 /// Whether `level` is enough where `confirm` is asked for.

@@ -1,1 +1,211 @@
-//! x
+//! The audit log and the database as files, for commands that work whether the gateway runs or not. Reads only.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use gatepost_audit::{Checkpoint, DirTiles, Exporter, Fault, Report, Tail, VerifierKey, verify_dir};
+use gatepost_core::DeliveryId;
+use sqlx::SqlitePool;
+
+use crate::audit_log::{Published, Signed, read_leaves};
+use crate::clock::Clock;
+use crate::data_dir::DataDir;
+use crate::ops::StoreError;
+use crate::reader::{Reader, Receipt};
+use crate::row::get;
+use crate::seal::Vault;
+use crate::sql;
+use crate::writer::Health;
+
+/// Entries read at a time.
+const PAGE_ENTRIES: u64 = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("{0} has no gateway's data: there is no database in it")]
+    NoData(PathBuf),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{0} is not the public key of an audit log")]
+    BadKey(PathBuf),
+    #[error("the checkpoint: {0}")]
+    Checkpoint(#[from] gatepost_audit::CheckpointError),
+    #[error("the export: {0}")]
+    Export(#[from] gatepost_audit::ExportError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A data directory's log.
+pub struct Archive {
+    dir: PathBuf,
+    pool: SqlitePool,
+    reader: Reader,
+    key: VerifierKey,
+    signed: Vec<u8>,
+}
+
+impl Archive {
+    pub async fn open(data_dir: &Path) -> Result<Self, ArchiveError> {
+        let data = DataDir::new(data_dir);
+        if !data.database().exists() {
+            return Err(ArchiveError::NoData(data_dir.to_path_buf()));
+        }
+        let dir = data.audit();
+        let read = |path: PathBuf| std::fs::read(&path).map_err(|source| ArchiveError::Io { path, source });
+        let key_path = dir.join("vkey");
+        let key = String::from_utf8(read(key_path.clone())?).ok();
+        let key = key
+            .and_then(|text| VerifierKey::parse(text.trim()).ok())
+            .ok_or(ArchiveError::BadKey(key_path))?;
+        let signed = read(dir.join("checkpoint"))?;
+        let database = |error: sqlx::Error| StoreError::Database(error.to_string());
+        let pool = crate::open::readers(&data.database()).await.map_err(database)?;
+        let published = Arc::new(Published::default());
+        // Nothing sealed is read here, so no key is needed.
+        let vault = Vault::new(&[0; 32]);
+        let clock = Clock::start(gatepost_core::Timestamp::default());
+        let health = Arc::new(Health::default());
+        let reader = Reader::new(pool.clone(), vault, dir.clone(), Arc::clone(&published), health, clock);
+        let archive = Self { dir, pool, reader, key, signed };
+        published.publish(archive.edge().await?);
+        Ok(archive)
+    }
+
+    pub fn key(&self) -> &VerifierKey {
+        &self.key
+    }
+
+    /// The newest checkpoint, a signed note, as it was when the archive was opened.
+    pub fn checkpoint(&self) -> &[u8] {
+        &self.signed
+    }
+
+    fn opened_checkpoint(&self) -> Result<Checkpoint, ArchiveError> {
+        Ok(Checkpoint::open(&self.signed, std::slice::from_ref(&self.key))?)
+    }
+
+    /// The edge of the tree that the checkpoint signs.
+    async fn edge(&self) -> Result<Signed, ArchiveError> {
+        let size = self.opened_checkpoint()?.size;
+        let filed = self.filed(size).await?;
+        let audit = |error: String| StoreError::Audit(error);
+        let files = DirTiles::new(&self.dir);
+        let mut edge =
+            gatepost_audit::TileEdge::rebuild(&files, filed).map_err(|error| audit(error.to_string()))?;
+        let mut full = Vec::new();
+        let mut next = filed;
+        while next < size {
+            let leaves = read_leaves(&self.pool, next, size.min(next + PAGE_ENTRIES)).await?;
+            if leaves.is_empty() {
+                return Err(audit(format!("entry {next} is missing")).into());
+            }
+            for (_, leaf) in &leaves {
+                edge.push(gatepost_audit::leaf_hash(leaf), &mut full);
+            }
+            next += leaves.len() as u64;
+        }
+        let text = String::from_utf8_lossy(&self.signed).into_owned();
+        Ok(Signed { size, text: text.into(), edge: Arc::new(edge) })
+    }
+
+    /// The first entry that stands in the database, at a tile's border.
+    async fn filed(&self, size: u64) -> Result<u64, ArchiveError> {
+        let database = |error: sqlx::Error| StoreError::Database(error.to_string());
+        let bounds = sqlx::query(sql::LEAF_BOUNDS).fetch_one(&self.pool).await.map_err(database)?;
+        let first: i64 = sqlx::Row::try_get(&bounds, 0).map_err(database)?;
+        Ok(u64::try_from(first).unwrap_or(size).min(size) / 256 * 256)
+    }
+
+    /// Entries committed so far, signed or not.
+    pub async fn size(&self) -> Result<u64, ArchiveError> {
+        let database = |error: sqlx::Error| StoreError::Database(error.to_string());
+        let row = sqlx::query(sql::STORE_LOAD).fetch_one(&self.pool).await.map_err(database)?;
+        Ok(u64::try_from(get::<i64>(&row, "leaf_count")?).unwrap_or(0))
+    }
+
+    /// Entries `from..to`, at most as many as one page holds.
+    pub async fn entries(&self, from: u64, to: u64) -> Result<Vec<Vec<u8>>, ArchiveError> {
+        let to = to.min(self.size().await?);
+        let mut entries = Vec::new();
+        let mut next = from;
+        while next < to && (entries.len() as u64) < PAGE_ENTRIES {
+            // Up to the end of a bundle: a range never spans a file and the database.
+            let end = to.min((next / 256 + 1) * 256);
+            entries.extend(self.reader.entry_range(next, end).await?);
+            next = end;
+        }
+        Ok(entries)
+    }
+
+    /// Verifies the whole log as it is now: files, the entries that only the database has, checkpoint.
+    pub async fn verify(
+        self,
+        since: Option<(String, Vec<u8>)>,
+        mut progress: impl FnMut(u64, u64) + Send + 'static,
+    ) -> Result<Report, Fault> {
+        let runtime = tokio::runtime::Handle::current();
+        let verified = tokio::task::spawn_blocking(move || {
+            let pool = self.pool.clone();
+            let tail = move |from: u64| -> io::Result<Tail> {
+                let leaves =
+                    runtime.block_on(read_leaves(&pool, from, u64::MAX >> 1)).map_err(io::Error::other)?;
+                let start = leaves.first().map_or(from, |(index, _)| *index);
+                Ok(Tail { start, leaves: leaves.into_iter().map(|(_, leaf)| leaf).collect() })
+            };
+            let mut options = gatepost_audit::Options::new(self.key.clone());
+            options.since = since;
+            options.tail = Some(Box::new(tail));
+            verify_dir(&self.dir, options, &mut progress)
+        });
+        match verified.await {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                Err(Fault::Unreadable { path: "the log".to_owned(), source: io::Error::other(error) })
+            }
+        }
+    }
+
+    /// Writes the signed log into a new directory that any verifier can read.
+    pub async fn export(
+        &self,
+        into: &Path,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Checkpoint, ArchiveError> {
+        let size = self.opened_checkpoint()?.size;
+        let mut exporter = Exporter::create(into)?;
+        let mut next = 0;
+        while next < size {
+            let entries = self.entries(next, size).await?;
+            if entries.is_empty() {
+                return Err(StoreError::Audit(format!("entry {next} is missing")).into());
+            }
+            for entry in &entries {
+                exporter.push(entry)?;
+            }
+            next += entries.len() as u64;
+            progress(next, size);
+        }
+        let signed = String::from_utf8_lossy(&self.signed).into_owned();
+        Ok(exporter.finish(&signed, &self.key)?)
+    }
+
+    /// Proofs of every entry about a delivery.
+    pub async fn receipt(&self, delivery: DeliveryId) -> Result<Receipt, ArchiveError> {
+        Ok(self.reader.receipt(delivery).await?)
+    }
+
+    /// The deliveries of a message.
+    pub async fn deliveries_of(
+        &self,
+        message: gatepost_core::MessageId,
+    ) -> Result<Vec<DeliveryId>, ArchiveError> {
+        let row = sqlx::query(sql::DELIVERIES_OF_MESSAGE_ID)
+            .bind(message.as_bytes().to_vec())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|error| StoreError::Database(error.to_string()))?;
+        row.iter().map(|row| Ok(DeliveryId::from_bytes(crate::row::bytes(row, "id", 0)?))).collect()
+    }
+}

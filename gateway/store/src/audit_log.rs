@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use gatepost_audit::{
     Checkpoint, DirTiles, FullTile, Hash, NodeSource, SignerKey, TILE_WIDTH, TileEdge, TileError,
-    entries_path, leaf_hash, write_checkpoint,
+    entries_path, leaf_hash, tile_path, write_checkpoint,
 };
 use sqlx::SqlitePool;
 use tokio::sync::{Notify, mpsc, watch};
@@ -27,12 +27,18 @@ const PAGE_LEAVES: u64 = 4096;
 /// Tiles of level 0 written to files in one step; more wait for the next, so that filing never competes with commits.
 const FILED_PER_STEP: usize = 64;
 
+/// Levels of full tiles that a tree of 2^63 entries can have.
+const TILE_LEVELS: u8 = 7;
+
+/// Level and index.
+type TileId = (u8, u64);
+
 /// What everybody may see of the tree.
 #[derive(Default)]
 pub(crate) struct Published {
     state: RwLock<Signed>,
     /// Full tiles whose files are not written yet.
-    unfiled: RwLock<HashMap<(u8, u64), Arc<Vec<Hash>>>>,
+    unfiled: RwLock<HashMap<TileId, Arc<Vec<Hash>>>>,
 }
 
 /// The newest checkpoint and the edge of its tree.
@@ -48,7 +54,7 @@ impl Published {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn publish(&self, signed: Signed) {
+    pub(crate) fn publish(&self, signed: Signed) {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = signed;
     }
 
@@ -105,6 +111,8 @@ pub(crate) struct AuditLog {
     pool: SqlitePool,
     signer: SignerKey,
     edge: TileEdge,
+    /// Entries that stood in files only when the log was opened.
+    filed: u64,
     /// Entries of the tile of level 0 that is being filled.
     bundle: Vec<u8>,
     /// Full tiles in the order of their filling, each of level 0 with its bundle.
@@ -139,6 +147,7 @@ impl AuditLog {
             pool,
             signer,
             edge,
+            filed,
             bundle: Vec::new(),
             waiting: Vec::new(),
             published,
@@ -174,9 +183,35 @@ impl AuditLog {
         self.read_to(size).await
     }
 
-    /// Takes up the tree as it is, whatever the checkpoint says.
+    /// Takes up the tree as it is, whatever the checkpoint says. Files of the tree that the checkpoint signs and this one has
+    /// not filed are kept aside: whoever verifies the directory must not take them for this log's.
     pub(crate) async fn adopt(&mut self, size: u64) -> Result<(), LogFault> {
+        self.set_aside(size).map_err(write_error)?;
         self.read_to(size).await
+    }
+
+    fn set_aside(&self, size: u64) -> std::io::Result<()> {
+        let aside = self.dir.join(format!("refused-{size}"));
+        let moved = |path: &str| -> std::io::Result<bool> {
+            let (from, to) = (self.dir.join(path), aside.join(path));
+            if !from.exists() {
+                return Ok(false);
+            }
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            std::fs::rename(from, to).map(|()| true)
+        };
+        for level in 0..TILE_LEVELS {
+            let first = self.filed.checked_shr(8 * (u32::from(level) + 1)).unwrap_or(0);
+            for index in first.. {
+                let bundle = level == 0 && moved(&entries_path(index, None))?;
+                if !moved(&tile_path(level, index, None))? && !bundle {
+                    break;
+                }
+            }
+        }
+        sync_all(&self.dir)
     }
 
     /// Extends the tree by committed leaves until it has `size` of them.
@@ -231,7 +266,8 @@ impl AuditLog {
     /// Follows the writer until it stops, with a checkpoint at most each second.
     pub(crate) async fn run(mut self, grown: Arc<Notify>, mut stop: watch::Receiver<bool>) {
         loop {
-            let stopping = *stop.borrow();
+            // A store that is dropped without being stopped is stopped too.
+            let stopping = *stop.borrow() || stop.has_changed().is_err();
             if let Err(error) = self.step().await {
                 tracing::error!(%error, "the audit log could not be signed; trying again");
             }
@@ -306,6 +342,10 @@ fn write_files(dir: &Path, batch: &[(FullTile, Option<Vec<u8>>)]) -> std::io::Re
             put(dir, &entries_path(tile.index, None), bundle)?;
         }
     }
+    sync_all(dir)
+}
+
+fn sync_all(dir: &Path) -> std::io::Result<()> {
     let dir = std::fs::File::open(dir)?;
     nix::unistd::syncfs(&dir).map_err(std::io::Error::from)
 }

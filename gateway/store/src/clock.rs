@@ -14,6 +14,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn start(newest_stored: Timestamp) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_micros());
         let wall = i64::try_from(wall).unwrap_or(i64::MAX);
         Self { base_micros: wall.max(newest_stored.as_micros()), boot_micros_at_base: boot_micros() }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use gatepost_audit::{SignerKey, VerifierKey};
 
 /// Bytes set aside so that settling goes on when the disk is full.
-pub(crate) const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+pub(crate) const RESERVE_BYTES: u64 = 8 * 1024 * 1024;
 
 #[derive(Clone, Debug)]
 pub(crate) struct DataDir {
@@ -32,8 +32,6 @@ pub(crate) struct Keys {
     /// Keys HMACs of indexed identifiers.
     pub(crate) store: [u8; 32],
     pub(crate) signer: SignerKey,
-    /// They were made just now.
-    pub(crate) created: bool,
 }
 
 impl DataDir {
@@ -78,6 +76,13 @@ impl DataDir {
         Ok(())
     }
 
+    /// Makes the database's file, so that it and what SQLite puts beside it are nobody else's to read.
+    pub(crate) fn create_database(&self) -> Result<(), DataDirError> {
+        let path = self.database();
+        let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path);
+        file.map(drop).map_err(at(&path))
+    }
+
     /// Takes the lock that keeps a second gateway away; it is held as long as the file is.
     pub(crate) fn lock(&self) -> Result<File, DataDirError> {
         let path = self.root.join("lock");
@@ -116,7 +121,7 @@ impl DataDir {
         let store = from_hex(store.trim()).ok_or_else(|| DataDirError::KeyMalformed(store_key.clone()))?;
         let signer = fs::read_to_string(&audit_key).map_err(at(&audit_key))?;
         let signer = SignerKey::parse(signer.trim()).map_err(|_| DataDirError::KeyMalformed(audit_key))?;
-        Ok(Keys { store, signer, created })
+        Ok(Keys { store, signer })
     }
 
     fn make_keys(&self, origin: &str) -> Result<(), DataDirError> {

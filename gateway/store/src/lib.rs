@@ -26,7 +26,7 @@ mod writer;
 pub use audit_log::LogFault;
 pub use data_dir::DataDirError;
 pub use hints::MessageHint;
-pub use open::{Adopt, OpenError, Options, StoreTask, open};
+pub use open::{Adopt, OpenError, Options, StoreTask, open, sqlite_version};
 pub use ops::*;
 pub use reader::{Data, Reader, Receipt};
 pub use store::{Pause, Store};

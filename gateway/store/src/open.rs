@@ -91,15 +91,17 @@ impl StoreTask {
     /// Waits until the writer has done what was asked, signs the last checkpoint and closes the database.
     pub async fn stop(self) {
         let _ = self.stop_writer.send(true);
-        match self.writer.await {
-            Ok(writer) => drop(writer.connection.close().await),
-            Err(error) => tracing::error!(%error, "the writer did not end well"),
-        }
+        let writer = self.writer.await;
         let _ = self.stop_audit.send(true);
         if let Err(error) = self.audit.await {
             tracing::error!(%error, "the audit log's task did not end well");
         }
+        // The writer's connection closes last: the last one brings the WAL into the database, and readers cannot.
         self.pool.close().await;
+        match writer {
+            Ok(writer) => drop(writer.connection.close().await),
+            Err(error) => tracing::error!(%error, "the writer did not end well"),
+        }
     }
 }
 
@@ -113,8 +115,12 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     let database = data_dir.database();
     let created = !database.exists();
     if created {
-        // Before the first leaf can exist there is a checkpoint that it extends.
-        sign_empty(&data_dir, &keys)?;
+        // Before the first leaf can exist there is a checkpoint that it extends. One that is there already stays: if it signs
+        // entries, then a database has been lost, and the start must end there.
+        if !data_dir.audit().join("checkpoint").exists() {
+            sign_empty(&data_dir, &keys)?;
+        }
+        data_dir.create_database()?;
     }
     if let Err(error) = data_dir.keep_reserve() {
         tracing::warn!(%error, "no reserve could be set aside for a full disk");
@@ -129,6 +135,8 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     let pool = readers(&database).await.map_err(|error| fail(error.to_string()))?;
 
     let health = Arc::new(Health::default());
+    // Told by the log itself: a start that was killed half way may have made the database already.
+    let first = memory.leaf_count == 0;
     health.set_audit_size(memory.leaf_count);
     let (chores_in, chores) = mpsc::channel(16);
     let mut audit =
@@ -148,7 +156,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         Arc::clone(&health),
         clock,
     );
-    let mut writer = Writer {
+    let writer = Writer {
         connection,
         database,
         clock,
@@ -164,9 +172,9 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         payload_retention: options.payload_retention,
         condition: Condition::Working,
         purge: Default::default(),
+        own_leases_ended: false,
         data_dir,
     };
-    writer.end_own_leases().await.map_err(StoreError::from)?;
     let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);
     let (stop_writer, writer_stopped) = watch::channel(false);
     let (stop_audit, audit_stopped) = watch::channel(false);
@@ -180,19 +188,14 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         created,
         _lock: lock,
     };
-    note_start(&store, &options, created, adopted).await?;
+    note_start(&store, &options, first, adopted).await?;
     Ok((store, task))
 }
 
-async fn note_start(
-    store: &Store,
-    options: &Options,
-    created: bool,
-    adopted: bool,
-) -> Result<(), StoreError> {
+async fn note_start(store: &Store, options: &Options, first: bool, adopted: bool) -> Result<(), StoreError> {
     let gateway = Actor::new(ActorKind::Gateway, options.origin.clone());
     let mut notes = Vec::new();
-    if created {
+    if first {
         notes.push(AuditNote::new(LeafEvent::LogOpened, gateway.clone()));
     }
     if let (true, Some(adopt)) = (adopted, &options.adopt) {
@@ -226,10 +229,14 @@ async fn settle_verdict(
     Ok(true)
 }
 
+/// The version of SQLite that this program is linked with.
+pub fn sqlite_version() -> String {
+    String::from_utf8_lossy(libsqlite3_sys::SQLITE_VERSION.to_bytes()).into_owned()
+}
+
 fn check_sqlite() -> Result<(), OpenError> {
     if libsqlite3_sys::SQLITE_VERSION_NUMBER < SQLITE_VERSION_MIN {
-        let text = String::from_utf8_lossy(libsqlite3_sys::SQLITE_VERSION.to_bytes()).into_owned();
-        return Err(OpenError::SqliteTooOld(text));
+        return Err(OpenError::SqliteTooOld(sqlite_version()));
     }
     Ok(())
 }

@@ -129,10 +129,6 @@ impl Records {
         i64::try_from(self.count).unwrap_or(i64::MAX)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

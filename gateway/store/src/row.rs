@@ -26,6 +26,7 @@ pub(crate) struct Row {
     pub(crate) delivery: Delivery,
     /// Hash of the `request_id` of the call that leased it.
     pub(crate) batch: Option<Index>,
+    pub(crate) accepted_at: Timestamp,
     pub(crate) changed_at: Timestamp,
     /// Indices of its audit leaves, eight bytes each, big endian.
     pub(crate) leaves: Vec<u8>,
@@ -67,6 +68,7 @@ impl Row {
             lane: opt_bytes(row, "lane", pos)?,
             delivery,
             batch: opt_bytes(row, "batch", pos)?,
+            accepted_at: Timestamp::from_micros(get(row, "accepted_at")?),
             changed_at: Timestamp::from_micros(get(row, "changed_at")?),
             leaves: get(row, "leaves")?,
         })

@@ -15,7 +15,7 @@ macro_rules! delivery_columns {
     () => {
         "d.pos, d.id, d.message, m.id AS message_id, m.salt, m.size, d.queue, d.lane, d.state, d.blocks, d.due, d.token, \
          d.until, d.session, d.batch, d.late, d.attempts, d.series, d.crashes, d.doubt, d.suspect, d.replayed, d.reason, \
-         d.expires_at, d.born, d.idle_at_birth, d.changed_at, d.settled_token, d.settled_as, d.leaves"
+         d.expires_at, d.born, d.idle_at_birth, d.changed_at, d.settled_token, d.settled_as, d.leaves, m.accepted_at"
     };
 }
 
@@ -110,6 +110,8 @@ statements! {
         JOIN message m ON m.seq = d.message WHERE d.id = $1";
     DELIVERIES_LEAVES_OF_MESSAGE = "/* deliveries_leaves_of_message */ SELECT pos, id, leaves FROM delivery WHERE message = $1 ORDER BY pos";
     DETAILS_OF_DELIVERY = "/* details_of_delivery */ SELECT leaf, body FROM detail WHERE delivery = $1";
+    DELIVERIES_OF_MESSAGE_ID = "/* deliveries_of_message_id */ SELECT d.id FROM delivery d JOIN message m ON m.seq = d.message \
+        WHERE m.id = $1 ORDER BY d.pos";
     REPLY_OF_DELIVERY = "/* reply_of_delivery */ SELECT body FROM reply WHERE delivery = $1";
     REPLY_BY_CORRELATION = "/* reply_by_correlation */ SELECT seq, form, data, attributes FROM message WHERE correlation = $1 \
         AND sender_kind = 'adapter' AND sender = $2 ORDER BY seq LIMIT 1";
@@ -225,8 +227,12 @@ pub(crate) static DELIVERIES_CHANGED: Layout = Layout {
     ],
 };
 
-pub(crate) static LANES: Layout =
-    Layout { columns: &[("queue", Kind::Int), ("lane", Kind::Key), ("width", Kind::Int)] };
+pub(crate) static LANES: Layout = Layout {
+    columns: &[("queue", Kind::Int), ("lane", Kind::Key), ("width", Kind::Int), ("session", Kind::Int)],
+};
+
+/// Lanes in which others than the first may be ready: those of a window.
+pub(crate) static LANES_WIDE: Layout = Layout { columns: &[("queue", Kind::Int), ("lane", Kind::Key)] };
 
 pub(crate) static LEAVES_NEW: Layout = Layout { columns: &[("idx", Kind::Int), ("bytes", Kind::Blob)] };
 
@@ -263,12 +269,13 @@ pub(crate) static QUEUES: Layout = Layout {
 };
 
 /// Parameters of the commit call, in this order: heap; then records and count of each layout in the order of
-/// `COMMIT_LAYOUTS`; then clock, leaf count before, leaf count after.
-pub(crate) static COMMIT_LAYOUTS: [&Layout; 10] = [
+/// `COMMIT_LAYOUTS`; then clock, leaf count before, leaf count after, width of the widest lane.
+pub(crate) static COMMIT_LAYOUTS: [&Layout; 11] = [
     &MESSAGES,
     &DEDUPS,
     &DELIVERIES_NEW,
     &DELIVERIES_CHANGED,
+    &LANES_WIDE,
     &LANES,
     &LEAVES_NEW,
     &DETAILS,
@@ -279,8 +286,15 @@ pub(crate) static COMMIT_LAYOUTS: [&Layout; 10] = [
 
 const HEAP: u32 = 1;
 
+/// Begins what [`COMMIT_OPEN`] ends.
+pub(crate) const BEGIN: &str = "BEGIN IMMEDIATE";
+
 /// The whole of a commit in one call.
-pub(crate) static COMMIT: LazyLock<String> = LazyLock::new(|| {
+pub(crate) static COMMIT: LazyLock<String> =
+    LazyLock::new(|| format!("/* commit */ {BEGIN};\n{}", *COMMIT_OPEN));
+
+/// The same for a transaction that is open already and has done something of its own.
+pub(crate) static COMMIT_OPEN: LazyLock<String> = LazyLock::new(|| {
     let parameter = |layout: &'static Layout| {
         let position = COMMIT_LAYOUTS.iter().position(|other| std::ptr::eq(*other, layout)).unwrap_or(0);
         u32::try_from(position).unwrap_or(0) * 2 + 2
@@ -297,7 +311,6 @@ pub(crate) static COMMIT: LazyLock<String> = LazyLock::new(|| {
     };
     let clock = parameter(&QUEUES) + 2;
     let statements = [
-        "/* commit */ BEGIN IMMEDIATE".to_owned(),
         insert("message", &MESSAGES, "INSERT"),
         // A key whose window has passed may stand there still; the newer message takes it over.
         insert("dedup", &DEDUPS, "INSERT OR REPLACE"),
@@ -315,6 +328,7 @@ pub(crate) static COMMIT: LazyLock<String> = LazyLock::new(|| {
                 .join(", ")
         ),
         expect(count_of(&DELIVERIES_CHANGED)),
+        lane_clear(&with(&LANES_WIDE), clock + 3),
         lane_advance(&with(&LANES)),
         insert("leaf", &LEAVES_NEW, "INSERT"),
         insert("detail", &DETAILS, "INSERT"),
@@ -348,15 +362,27 @@ pub(crate) static COMMIT: LazyLock<String> = LazyLock::new(|| {
     statements.join(";\n")
 });
 
+/// Takes back what was ready in a windowed lane: the one in front of it may have gone back since. Whatever was made ready
+/// stands within the lane's width of its head, since deliveries only ever leave from before it. `$width` is that of the
+/// widest lane.
+fn lane_clear(with: &str, width: u32) -> String {
+    format!(
+        "{with} UPDATE delivery SET ready = NULL WHERE ready IS NOT NULL AND pos IN (SELECT d.pos FROM r CROSS JOIN delivery d \
+         WHERE d.queue = r.queue AND d.lane = r.lane AND d.blocks = 1 AND d.pos <= coalesce((SELECT e.pos FROM delivery e \
+         WHERE e.queue = r.queue AND e.lane = r.lane AND e.blocks = 1 ORDER BY e.pos LIMIT 1 OFFSET ${width} - 1), {}))",
+        i64::MAX
+    )
+}
+
 /// Makes the first delivery of each touched lane ready that is not leased, if fewer than the lane's width stand before
-/// it: those are all leased. A dead or held one in front stays unready, and so does the rest of its lane.
+/// it, all leased to the queue's newest session. A dead or held one in front stays unready, and so does the rest of its lane.
 fn lane_advance(with: &str) -> String {
     format!(
         "{with} UPDATE delivery SET ready = due WHERE due IS NOT NULL AND ready IS NULL AND state IN (0, 3) AND pos IN (\
-         SELECT f.first FROM (SELECT r.queue, r.lane, r.width, (SELECT d.pos FROM delivery d WHERE d.queue = r.queue AND \
-         d.lane = r.lane AND d.blocks = 1 AND d.state NOT IN (1, 2) ORDER BY d.pos LIMIT 1) AS first FROM r) f \
-         WHERE f.first IS NOT NULL AND (SELECT count(*) FROM delivery e WHERE e.queue = f.queue AND e.lane = f.lane AND \
-         e.blocks = 1 AND e.pos < f.first) < f.width)"
+         SELECT f.first FROM (SELECT r.queue, r.lane, r.width, r.session, (SELECT d.pos FROM delivery d WHERE d.queue = r.queue \
+         AND d.lane = r.lane AND d.blocks = 1 AND d.state NOT IN (1, 2) ORDER BY d.pos LIMIT 1) AS first FROM r) f \
+         WHERE f.first IS NOT NULL AND (SELECT count(*) + coalesce(sum(e.session IS NOT f.session), 0) * f.width \
+         FROM delivery e WHERE e.queue = f.queue AND e.lane = f.lane AND e.blocks = 1 AND e.pos < f.first) < f.width)"
     )
 }
 
@@ -389,5 +415,39 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Claiming, settling and committing must cost the same with ten rows and with ten million.
+    #[tokio::test]
+    async fn no_statement_of_the_hot_path_scans_a_table() {
+        let mut connection = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        for (_, migration) in MIGRATIONS {
+            sqlx::raw_sql(*migration).execute(&mut connection).await.unwrap();
+        }
+        let hot = [
+            DELIVERIES_BY_ID,
+            DELIVERIES_READY,
+            DELIVERIES_READY_SUSPECT,
+            DELIVERIES_OF_LANE,
+            READY_NEXT,
+            DEDUP_FIND,
+        ];
+        let statements =
+            COMMIT.split(";\n").chain(hot).chain([MESSAGES_BY_SEQ, DELIVERIES_OF_MESSAGE, LEAVES]);
+        let tables = ["message", "dedup", "delivery", "leaf", "detail", "reply", "d", "m", "e"];
+        let mut scans = Vec::new();
+        for statement in statements.filter(|text| !text.contains("BEGIN") && *text != "COMMIT") {
+            let explain = format!("EXPLAIN QUERY PLAN {statement}");
+            for row in sqlx::query(sqlx::AssertSqlSafe(explain)).fetch_all(&mut connection).await.unwrap() {
+                let step: String = sqlx::Row::get(&row, "detail");
+                if tables.iter().any(|table| step == format!("SCAN {table}")) {
+                    scans.push(format!(
+                        "{step}: {}",
+                        &statement[statement.len() - statement.len().min(160)..]
+                    ));
+                }
+            }
+        }
+        assert!(scans.is_empty(), "{scans:#?}");
     }
 }

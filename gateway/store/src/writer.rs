@@ -4,8 +4,10 @@
 //! afterwards (group commit; no timers while there is work). Between commits it sweeps what time has ended.
 
 mod accept;
+mod candidates;
 mod commit;
 mod control;
+mod find;
 mod group;
 mod health;
 mod lease;
@@ -24,7 +26,7 @@ use gatepost_core::principal::Actor;
 use sqlx::SqliteConnection;
 use tokio::sync::{Notify, mpsc, watch};
 
-pub(crate) use accept::form_of;
+pub(crate) use accept::{form_of, identity};
 pub(crate) use commit::{CommitError, classify};
 pub use health::Health;
 pub(crate) use load::load_memory;
@@ -47,6 +49,8 @@ pub(crate) const OPS_WAITING_MAX: usize = 4096;
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Most deliveries that one sweep ends in one commit.
 const SWEEP_DELIVERIES_MAX: usize = 500;
+/// Most commits of one sweep, so that a flood that expires at once does not keep callers waiting.
+const SWEEP_COMMITS_MAX: usize = 4;
 /// The disk is taken for usable again when this much is free beside the reserve.
 const FREE_BYTES_TO_RESUME: u64 = 2 * crate::data_dir::RESERVE_BYTES;
 
@@ -74,6 +78,8 @@ pub(crate) struct Writer {
     pub(crate) payload_retention: Duration,
     pub(crate) condition: Condition,
     pub(crate) purge: purge::Purge,
+    /// The leases that did not outlive the gateway's last run have been ended, which happens once, with the first configuration.
+    pub(crate) own_leases_ended: bool,
 }
 
 /// Whether the writer can work.
@@ -125,8 +131,11 @@ impl Writer {
         if matches!(self.condition, Condition::Broken(_)) {
             return;
         }
-        self.sweep().await;
-        self.purge_some().await;
+        // Before the first configuration nobody knows the policies by which time ends things.
+        if self.own_leases_ended {
+            self.sweep().await;
+            self.purge_some().await;
+        }
         self.memory.forget_batches();
         let wal = self.data_dir.wal().metadata().map_or(0, |metadata| metadata.len());
         self.health.set_wal_bytes(wal);

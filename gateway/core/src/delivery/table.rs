@@ -58,6 +58,7 @@ fn states() -> Vec<(&'static str, Delivery)> {
         ("in doubt, held", doubt(State::InDoubt { due: None })),
         ("delivered", delivery(State::Delivered)),
         ("dead", Delivery { attempts: 3, ..delivery(dead) }),
+        ("dead, past expiry", Delivery { expires_at: Some(at(99)), ..delivery(dead) }),
         ("expired", delivery(State::Expired)),
         ("discarded", delivery(State::Discarded)),
     ]
@@ -112,6 +113,9 @@ fn describe(change: &Change) -> String {
         State::Delivered | State::Expired | State::Discarded => delivery.state.as_str().to_owned(),
     };
     let _ = write!(text, " attempts={}", delivery.attempts);
+    if delivery.series > 0 {
+        let _ = write!(text, " series={}", delivery.series);
+    }
     for (flag, name) in
         [(delivery.doubt, "doubt"), (delivery.suspect, "suspect"), (delivery.replayed, "replayed")]
     {

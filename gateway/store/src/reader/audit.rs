@@ -1,9 +1,7 @@
 //! The audit log as the API serves it: checkpoint, tiles, entries, receipts.
 
 use bytes::Bytes;
-use gatepost_audit::{
-    NodeSource as _, TILE_WIDTH, encode_bundle, inclusion_proof, parse_bundle, proof::format_proof,
-};
+use gatepost_audit::{NodeSource as _, Proof, TILE_WIDTH, encode_bundle, inclusion_proof, parse_bundle};
 use gatepost_core::DeliveryId;
 
 use super::{Reader, leaf_indices};
@@ -25,6 +23,7 @@ pub enum Receipt {
 impl Reader {
     /// The newest checkpoint, a signed note.
     pub fn checkpoint(&self) -> Bytes {
+        // The store is not open before it has signed its tree.
         Bytes::copy_from_slice(self.inner.published.signed().text.as_bytes())
     }
 
@@ -67,7 +66,7 @@ impl Reader {
     }
 
     /// Entries of one bundle, from the database or, once filed, from its file.
-    async fn entry_range(&self, from: u64, to: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub(crate) async fn entry_range(&self, from: u64, to: u64) -> Result<Vec<Vec<u8>>, StoreError> {
         let rows = read_leaves(self.pool(), from, to).await?;
         if rows.len() as u64 == to - from {
             return Ok(rows.into_iter().map(|(_, bytes)| bytes).collect());
@@ -96,16 +95,21 @@ impl Reader {
         if indices.iter().any(|&index| index >= signed.size) {
             return Ok(Receipt::Pending);
         }
+        let mut entries = Vec::with_capacity(indices.len());
+        for index in indices {
+            entries.push((index, self.entry(index).await?));
+        }
         let reader = self.clone();
         let proofs = tokio::task::spawn_blocking(move || {
             let inner = &reader.inner;
             let view = TreeView { files: &inner.files, published: &inner.published, signed: &signed };
-            let prove = |index: u64| -> Result<String, StoreError> {
+            let prove = |(index, entry): (u64, Vec<u8>)| -> Result<String, StoreError> {
                 let hashes = inclusion_proof(&view, index, signed.size)
                     .map_err(|error| StoreError::Audit(error.to_string()))?;
-                Ok(format_proof(index, &hashes, &signed.text))
+                // The entry travels with its proof, so that a receipt says by itself what it proves.
+                Ok(Proof { entry: Some(entry), index, hashes, checkpoint: signed.text.to_string() }.to_text())
             };
-            indices.into_iter().map(prove).collect::<Result<Vec<String>, StoreError>>()
+            entries.into_iter().map(prove).collect::<Result<Vec<String>, StoreError>>()
         });
         proofs.await.map_err(|error| StoreError::Audit(error.to_string()))?.map(Receipt::Proofs)
     }

@@ -27,7 +27,7 @@ pub(crate) type KnownKeys = HashMap<Index, KnownKey>;
 /// The identity of a hand-in: its key, and what must be the same for it to be the same.
 pub(crate) struct Identity {
     pub(crate) key: Index,
-    fingerprint: Index,
+    pub(crate) fingerprint: Index,
 }
 
 pub(crate) fn identity(vault: &Vault, sender: &Actor, message: &NewMessage) -> Identity {
@@ -230,6 +230,7 @@ impl Turn<'_> {
             lane,
             delivery,
             batch: None,
+            accepted_at: self.now,
             changed_at: self.now,
             leaves: Vec::with_capacity(24),
         };

@@ -16,6 +16,7 @@ pub(crate) struct Commit {
     clock: i64,
     leaf_count_before: i64,
     leaf_count_after: i64,
+    lane_width: i64,
 }
 
 /// Kinds of failure that the writer treats differently.
@@ -51,15 +52,18 @@ impl Turn<'_> {
         for touched in self.touched.values() {
             touched.now.push_changed(&touched.was, &mut deliveries_changed, &mut heap);
         }
-        let mut lanes = Records::new(&sql::LANES);
-        for (queue, lane) in &self.lanes {
-            let width = self.queue(*queue).map_or(1, |queue| queue.setup.policy.window.max(1));
-            lanes.int(*queue).key(lane).int(width.into());
-        }
+        let (wide, lanes, lane_width) = self.lane_records();
         let mut leaves = Records::new(&sql::LEAVES_NEW);
         for (index, leaf) in (self.memory.leaf_count..).zip(&self.leaves) {
             let span = heap.append(|bytes| bytes.extend_from_slice(leaf));
             leaves.int(i64::try_from(index).unwrap_or(i64::MAX)).span(span);
+        }
+        let mut states = Records::new(&sql::STATES);
+        for ((adapter, key), value) in std::mem::take(&mut self.states) {
+            let adapter = heap.append(|bytes| bytes.extend_from_slice(adapter.as_bytes()));
+            let key = heap.append(|bytes| bytes.extend_from_slice(key.as_bytes()));
+            let value = value.map(|value| heap.append(|bytes| self.vault.seal(&value, bytes)));
+            states.span(adapter).span(key).opt_span(value);
         }
         let mut queues = Records::new(&sql::QUEUES);
         for queue in self.queues.values() {
@@ -72,11 +76,12 @@ impl Turn<'_> {
             take(&mut self.dedups, &sql::DEDUPS),
             deliveries_new,
             deliveries_changed,
+            wide,
             lanes,
             leaves,
             take(&mut self.details, &sql::DETAILS),
             take(&mut self.replies, &sql::REPLIES),
-            take(&mut self.states, &sql::STATES),
+            states,
             queues,
         ];
         Commit {
@@ -85,9 +90,32 @@ impl Turn<'_> {
                 .map(|records| (records.count(), records))
                 .map(|(count, records)| (records.into_bytes(), count)),
             clock: self.now.as_micros(),
+            lane_width,
             leaf_count_before: before,
             leaf_count_after: before.saturating_add(i64::try_from(self.leaves.len()).unwrap_or(i64::MAX)),
         }
+    }
+}
+
+impl Turn<'_> {
+    /// The lanes that this turn has touched; first those in which more than the head may have been ready, last the width of
+    /// the widest of them.
+    fn lane_records(&self) -> (Records, Records, i64) {
+        let mut wide = Records::new(&sql::LANES_WIDE);
+        let mut lanes = Records::new(&sql::LANES);
+        let mut widest = 1;
+        for (id, lane) in &self.lanes {
+            let queue = self.queue(*id).ok();
+            let width = queue.map_or(1, |queue| queue.setup.policy.window.max(1));
+            let session = queue.map_or(0, |queue| i64::try_from(queue.session).unwrap_or(i64::MAX));
+            lanes.int(*id).key(lane).int(width.into()).int(session);
+            let width = width.max(self.width_before);
+            if width > 1 {
+                wide.int(*id).key(lane);
+                widest = widest.max(width);
+            }
+        }
+        (wide, lanes, widest.into())
     }
 }
 
@@ -121,11 +149,28 @@ fn push_queue(queue: &Queue, records: &mut Records, heap: &mut Heap) {
 
 /// Commits, or leaves the database as it was.
 pub(crate) async fn commit(connection: &mut SqliteConnection, commit: Commit) -> Result<(), CommitError> {
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql::COMMIT.as_str())).bind(commit.heap);
+    run(connection, &sql::COMMIT, commit).await
+}
+
+/// Commits together with what the open transaction has done already, or leaves the database as it was before that.
+pub(crate) async fn commit_open(
+    connection: &mut SqliteConnection,
+    commit: Commit,
+) -> Result<(), CommitError> {
+    run(connection, &sql::COMMIT_OPEN, commit).await
+}
+
+async fn run(
+    connection: &mut SqliteConnection,
+    call: &'static str,
+    commit: Commit,
+) -> Result<(), CommitError> {
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(call)).bind(commit.heap);
     for (records, count) in commit.records {
         query = query.bind(records).bind(count);
     }
     let query = query.bind(commit.clock).bind(commit.leaf_count_before).bind(commit.leaf_count_after);
+    let query = query.bind(commit.lane_width);
     let Err(error) = query.execute(&mut *connection).await else { return Ok(()) };
     // The call stops at the statement that failed; what it began must be ended here. When there is nothing to end, the
     // failure was in COMMIT or BEGIN itself and SQLite has rolled back already.

@@ -4,7 +4,7 @@ use gatepost_audit::{Event as LeafEvent, Leaf};
 use gatepost_core::delivery::Event;
 use gatepost_core::principal::Actor;
 use gatepost_core::queue::TripReason;
-use gatepost_core::{DeliveryId, State};
+use gatepost_core::{DeliveryId, Illegal, State};
 
 use super::turn::{Extra, Turn, actor};
 use crate::ops::{AuditNote, DeliveryRow, OperateError, QueueKind, SessionEnd, StoreError, Verb};
@@ -48,6 +48,10 @@ impl Turn<'_> {
         let gateway = self.gateway.clone();
         for row in held {
             let id = row.id;
+            if let Some(lane) = row.lane {
+                // Even where the lease stays: what was ready behind it was so for the session that ends.
+                self.lanes.insert((queue, lane));
+            }
             if let Ok(change) = self.at_moment(queue, |moment| row.delivery.apply(event, moment))? {
                 self.change(row, &change, &gateway, &Extra::default())?;
                 self.probe_lost(queue, id)?;
@@ -58,16 +62,13 @@ impl Turn<'_> {
 
     /// Ends leases whose deadline has passed.
     pub(crate) fn sweep_leases(&mut self, most: usize) -> Result<(), StoreError> {
-        let over: Vec<Row> = self
-            .memory
-            .hot
-            .values()
-            .filter(|row| row.delivery.lease().is_some_and(|lease| lease.until <= self.now))
-            .take(most)
-            .cloned()
-            .collect();
+        let over = |row: &Row, now| row.delivery.lease().is_some_and(|lease| lease.until <= now);
+        let ids: Vec<DeliveryId> =
+            self.memory.hot.values().filter(|row| over(row, self.now)).take(most).map(|row| row.id).collect();
         let gateway = self.gateway.clone();
-        for row in over {
+        for id in ids {
+            // As this turn has left it: the one in front of it may have taken it back already.
+            let Some(row) = self.row(&id).filter(|row| over(row, self.now)).cloned() else { continue };
             let was = row.clone();
             if let Ok(change) =
                 self.at_moment(row.queue, |moment| row.delivery.apply(Event::LeaseExpired, moment))?
@@ -103,6 +104,9 @@ impl Turn<'_> {
         reason: &str,
     ) -> Result<DeliveryRow, OperateError> {
         let Some(row) = self.row(&delivery).cloned() else { return Err(OperateError::NotFound) };
+        if verb == Verb::Replay {
+            self.check_replay(&row)?;
+        }
         let event = match verb {
             Verb::Replay => Event::Replay,
             Verb::Discard => Event::Discard,
@@ -123,6 +127,17 @@ impl Turn<'_> {
         self.change(row, &change, operator, &extra)?;
         let now = self.row(&delivery).ok_or(OperateError::NotFound)?;
         Ok(self.describe_row(now)?)
+    }
+
+    /// A dead letter can be sent again only if there is something left to send and somebody to send it.
+    fn check_replay(&self, row: &Row) -> Result<(), OperateError> {
+        let queue = self.queue(row.queue)?;
+        let state = match &row.delivery.state {
+            State::Dead { .. } if row.salt.is_none() => "dead whose payload is purged",
+            State::Dead { .. } if queue.setup.kind == QueueKind::Builtin => "dead that no route takes",
+            _ => return Ok(()),
+        };
+        Err(Illegal { state, event: Event::Replay.as_str() }.into())
     }
 
     fn describe_row(&self, row: &Row) -> Result<DeliveryRow, StoreError> {
@@ -146,8 +161,7 @@ impl Turn<'_> {
             series: row.delivery.series,
             doubt: row.delivery.doubt,
             replayed: row.delivery.replayed,
-            // The store's reader knows when it was accepted; the born time is the same unless it was replayed.
-            accepted_at: row.delivery.born,
+            accepted_at: row.accepted_at,
             changed_at: row.changed_at,
             due: row.delivery.state.due(),
         })

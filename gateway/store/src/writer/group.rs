@@ -1,28 +1,25 @@
 //! A group of operations: read what they need, decide them in one turn, commit, answer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
-use gatepost_core::DeliveryId;
-use sqlx::Row as _;
-
-use super::accept::{KnownKey, KnownKeys, identity};
+use super::accept::KnownKeys;
+use super::candidates::Candidates;
 use super::commit::{Commit, CommitError, classify, commit};
 use super::lease::{Claim, Given};
 use super::memory::Queue;
 use super::turn::Turn;
-use super::{Condition, SWEEP_DELIVERIES_MAX, Writer, unavailable};
+use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
 use crate::ops::{
-    AcceptError, Accepted, AcceptedDelivery, DeliveryRow, LeaseError, LeaseRequest, OperateError,
-    SettleAnswer, SettleError, StoreError,
+    AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, SettleAnswer, SettleError,
+    StoreError,
 };
-use crate::row::{Row, bytes, get, state_name};
-use crate::seal::Index;
+use crate::row::Row;
 use crate::sql;
 use crate::store::{Claimed, ClaimedDelivery, Op};
 
-/// Lane rows read to find the place of a windowed lane's next deliveries; bounds `window`.
-const WINDOW_MAX: i64 = 4096;
+/// Payload bytes after which a group is closed; a commit's heap must stay far below what SQLite takes as one value.
+const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What was decided of an operation; sent when the commit has succeeded.
 enum Decided {
@@ -31,7 +28,7 @@ enum Decided {
     Lease(Result<Claimed, LeaseError>),
     Operate(Result<DeliveryRow, OperateError>),
     Done(Result<(), StoreError>),
-    Session(u64),
+    Session(Result<u64, StoreError>),
 }
 
 /// What a turn leaves behind when its borrows have ended.
@@ -45,18 +42,17 @@ pub(crate) struct Outcome {
     next_pos: i64,
 }
 
-/// What the reads before a turn found.
-#[derive(Default)]
-struct Found {
-    rows: HashMap<DeliveryId, Row>,
-    keys: KnownKeys,
-}
-
 impl Writer {
     /// Runs operations in groups; one that changes what others depend on stands alone.
     pub(crate) async fn groups(&mut self, ops: Vec<Op>) {
         let mut group = Vec::with_capacity(ops.len());
+        let mut bytes = 0;
         for op in ops {
+            bytes += payload_bytes(&op);
+            if bytes > GROUP_BYTES_MAX && !group.is_empty() {
+                self.group(std::mem::take(&mut group)).await;
+                bytes = payload_bytes(&op);
+            }
             match op {
                 Op::Configure { queues, answer } => {
                     self.group(std::mem::take(&mut group)).await;
@@ -100,6 +96,12 @@ impl Writer {
                     Err(error) => refuse_all(ops, &error.into()),
                 }
             }
+            Err(CommitError::Refused(_)) if ops.len() > 1 => {
+                // One of them cannot be written; the others must not pay for it.
+                for op in ops {
+                    Box::pin(self.group(vec![op])).await;
+                }
+            }
             Err(error) => {
                 self.failed(&error);
                 refuse_all(ops, &error.into());
@@ -132,7 +134,7 @@ impl Writer {
         Ok(decided.into_iter().flatten().collect())
     }
 
-    fn install(&mut self, outcome: Outcome, ops: usize, took: Duration) {
+    pub(super) fn install(&mut self, outcome: Outcome, ops: usize, took: Duration) {
         let now = self.now();
         self.memory.next_seq = outcome.next_seq;
         self.memory.next_pos = outcome.next_pos;
@@ -169,204 +171,6 @@ impl Writer {
         }
     }
 
-    /// Reads the deliveries and keys that the group names and memory does not hold.
-    async fn find(&mut self, ops: &[Op]) -> Result<Found, CommitError> {
-        let mut ids: HashSet<DeliveryId> = HashSet::new();
-        let mut keys: HashSet<Index> = HashSet::new();
-        for op in ops {
-            match op {
-                Op::Settle(settle, _) => {
-                    ids.extend(settle.items.iter().map(|item| item.delivery));
-                    let emitted = settle.emit.iter().map(|emit| &emit.message);
-                    keys.extend(emitted.map(|message| identity(&self.vault, &settle.consumer, message).key));
-                }
-                Op::Accept(accept, _) => {
-                    let sender = accept.permit.sender();
-                    keys.extend(
-                        accept.messages.iter().map(|message| identity(&self.vault, sender, message).key),
-                    );
-                }
-                Op::Operate { delivery, .. } => drop(ids.insert(*delivery)),
-                Op::Lease(..)
-                | Op::SessionOpen { .. }
-                | Op::SessionEnd { .. }
-                | Op::QueuePause { .. }
-                | Op::QueueTrip { .. }
-                | Op::Configure { .. }
-                | Op::Note(..) => {}
-            }
-        }
-        ids.retain(|id| !self.memory.hot.contains_key(id));
-        let rows = self.load_deliveries(&ids).await?;
-        let keys = self.load_keys(&keys).await?;
-        Ok(Found { rows, keys })
-    }
-
-    async fn load_deliveries(
-        &mut self,
-        ids: &HashSet<DeliveryId>,
-    ) -> Result<HashMap<DeliveryId, Row>, CommitError> {
-        if ids.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let joined: Vec<u8> = ids.iter().flat_map(|id| *id.as_bytes()).collect();
-        let query = sqlx::query(sql::DELIVERIES_BY_ID).bind(joined).bind(ids.len() as i64);
-        let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
-        rows.iter().map(|row| Row::load(row).map(|row| (row.id, row)).map_err(refused)).collect()
-    }
-
-    async fn load_keys(&mut self, keys: &HashSet<Index>) -> Result<KnownKeys, CommitError> {
-        if keys.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let joined: Vec<u8> = keys.iter().flatten().copied().collect();
-        let query = sqlx::query(sql::DEDUP_FIND).bind(joined).bind(keys.len() as i64);
-        let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
-        let now = self.now();
-        let mut known = HashMap::with_capacity(rows.len());
-        for row in rows {
-            let seq: i64 = get(&row, "message").map_err(refused)?;
-            let accepted_at =
-                gatepost_core::Timestamp::from_micros(get(&row, "accepted_at").map_err(refused)?);
-            if now.since(accepted_at) >= self.dedup_window {
-                continue;
-            }
-            let key = KnownKey {
-                fingerprint: bytes(&row, "fingerprint", seq).map_err(refused)?,
-                message: gatepost_core::MessageId::from_bytes(bytes(&row, "id", seq).map_err(refused)?),
-                accepted_at,
-                deliveries: self.deliveries_of(seq).await?,
-            };
-            tracing::debug!(message = %key.message, age_s = now.since(key.accepted_at).as_secs(), "a known idempotency key");
-            known.insert(bytes(&row, "key", seq).map_err(refused)?, key);
-        }
-        Ok(known)
-    }
-
-    /// The deliveries of a message that is handed in again.
-    async fn deliveries_of(&mut self, seq: i64) -> Result<Vec<AcceptedDelivery>, CommitError> {
-        let query = sqlx::query(sql::DELIVERIES_OF_MESSAGE).bind(seq);
-        let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
-        let describe = |row: &sqlx::sqlite::SqliteRow| -> Result<AcceptedDelivery, StoreError> {
-            let queue: i64 = get(row, "queue")?;
-            let name = self.memory.queues.get(&queue).map(|queue| queue.setup.name.clone());
-            Ok(AcceptedDelivery {
-                id: DeliveryId::from_bytes(bytes(row, "id", seq)?),
-                destination: name.unwrap_or_default(),
-                state: state_name(get(row, "state")?).unwrap_or("unknown"),
-            })
-        };
-        rows.iter().map(|row| describe(row).map_err(refused)).collect()
-    }
-
-    /// Reads, for each lease of the group, what it may be given.
-    async fn candidates(&mut self, ops: &[Op]) -> Result<HashMap<usize, Candidates>, CommitError> {
-        let mut found = HashMap::new();
-        for (position, op) in ops.iter().enumerate() {
-            if let Op::Lease(request, _) = op {
-                found.insert(position, self.candidates_of(request).await?);
-            }
-        }
-        Ok(found)
-    }
-
-    async fn candidates_of(&mut self, request: &LeaseRequest) -> Result<Candidates, CommitError> {
-        let now = self.now();
-        let turn =
-            Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        let claim = match turn.claim(request) {
-            Ok(claim) => claim,
-            Err(error) => return Ok(Candidates { error: Some(error), ..Candidates::default() }),
-        };
-        if turn.repeated(request).is_some() {
-            return Ok(Candidates { claim: Some(claim), ..Candidates::default() });
-        }
-        let Some(queue) =
-            self.memory.queue(&request.queue).map(|queue| (queue.id, queue.setup.policy.window))
-        else {
-            return Ok(Candidates::default());
-        };
-        let (id, window) = queue;
-        let now = now.as_micros();
-        let (claim, rows) = match claim {
-            Claim::Nothing { .. } => return Ok(Candidates { claim: Some(claim), ..Candidates::default() }),
-            Claim::SuspectOr(max) => {
-                let suspects = self.ready(sql::DELIVERIES_READY_SUSPECT, id, now, 1).await?;
-                if suspects.is_empty() {
-                    (Claim::Ready(max), self.ready(sql::DELIVERIES_READY, id, now, max).await?)
-                } else {
-                    (Claim::SuspectOr(1), suspects)
-                }
-            }
-            Claim::Probe => (claim, self.ready(sql::DELIVERIES_READY, id, now, 1).await?),
-            Claim::Ready(max) => (claim, self.ready(sql::DELIVERIES_READY, id, now, max).await?),
-        };
-        let rows = if window > 1 && matches!(claim, Claim::Ready(_)) {
-            self.widen(request, rows, window).await?
-        } else {
-            rows
-        };
-        let next = if rows.is_empty() { self.ready_next(id, now).await? } else { None };
-        Ok(Candidates { claim: Some(claim), rows, next, error: None })
-    }
-
-    async fn ready(
-        &mut self,
-        statement: &'static str,
-        queue: i64,
-        now: i64,
-        max: u32,
-    ) -> Result<Vec<Row>, CommitError> {
-        let query = sqlx::query(statement).bind(queue).bind(now).bind(i64::from(max));
-        let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
-        rows.iter().map(|row| Row::load(row).map_err(refused)).collect()
-    }
-
-    /// Replaces the head of each windowed lane by the consecutive deliveries that may be leased with it.
-    async fn widen(
-        &mut self,
-        request: &LeaseRequest,
-        heads: Vec<Row>,
-        window: u32,
-    ) -> Result<Vec<Row>, CommitError> {
-        let mut widened = Vec::with_capacity(heads.len());
-        let mut lanes = HashSet::new();
-        for head in heads {
-            let Some(lane) = head.lane else {
-                widened.push(head);
-                continue;
-            };
-            if !lanes.insert(lane) {
-                continue;
-            }
-            let query = sqlx::query(sql::DELIVERIES_OF_LANE)
-                .bind(head.queue)
-                .bind(lane.to_vec())
-                .bind(0i64)
-                .bind(i64::from(window).min(WINDOW_MAX));
-            let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
-            let rows: Vec<Row> =
-                rows.iter().map(|row| Row::load(row).map_err(refused)).collect::<Result<_, _>>()?;
-            let now = self.now();
-            let turn = Turn::new(
-                now,
-                self.instance_epoch,
-                &self.memory,
-                &self.vault,
-                &mut self.random,
-                &self.gateway,
-            );
-            widened.extend(turn.next_of_window(request, &rows));
-        }
-        Ok(widened)
-    }
-
-    async fn ready_next(&mut self, queue: i64, now: i64) -> Result<Option<i64>, CommitError> {
-        let query = sqlx::query(sql::READY_NEXT).bind(queue).bind(now);
-        let row = query.fetch_optional(&mut self.connection).await.map_err(|error| classify(&error))?;
-        row.map(|row| row.try_get(0).map_err(|error| CommitError::Refused(error.to_string()))).transpose()
-    }
-
     async fn answer(&mut self, ops: Vec<Op>, decided: Vec<Decided>) {
         for (op, decided) in ops.into_iter().zip(decided) {
             match (op, decided) {
@@ -381,7 +185,10 @@ impl Writer {
                     | Op::SessionEnd { answer, .. },
                     Decided::Done(result),
                 ) => drop(answer.send(result)),
-                (Op::SessionOpen { adapter, answer, version }, Decided::Session(epoch)) => {
+                (Op::SessionOpen { answer, .. }, Decided::Session(Err(error))) => {
+                    drop(answer.send(Err(error)))
+                }
+                (Op::SessionOpen { adapter, answer, version }, Decided::Session(Ok(epoch))) => {
                     tracing::info!(adapter, epoch, version, "session opened");
                     let session = self.session(&adapter, epoch).await;
                     drop(answer.send(session));
@@ -392,9 +199,9 @@ impl Writer {
         }
     }
 
-    /// Ends what time has ended.
+    /// Ends what time has ended, as much of it as does not keep everybody else waiting.
     pub(crate) async fn sweep(&mut self) {
-        loop {
+        for _ in 0..SWEEP_COMMITS_MAX {
             match self.sweep_once().await {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -452,15 +259,6 @@ pub(crate) fn turn_parts(mut turn: Turn<'_>) -> Option<(Commit, Outcome)> {
     Some((prepared, outcome))
 }
 
-#[derive(Default)]
-struct Candidates {
-    claim: Option<Claim>,
-    rows: Vec<Row>,
-    /// Store time of the next delivery that will be due.
-    next: Option<i64>,
-    error: Option<LeaseError>,
-}
-
 fn decide(turn: &mut Turn<'_>, op: &Op, known: &KnownKeys) -> Result<Option<Decided>, StoreError> {
     Ok(Some(match op {
         Op::Accept(accept, _) => match turn.accept(accept, known) {
@@ -488,11 +286,14 @@ fn decide(turn: &mut Turn<'_>, op: &Op, known: &KnownKeys) -> Result<Option<Deci
             }
             Decided::Done(Ok(()))
         }
-        Op::SessionOpen { adapter, .. } => Decided::Session(turn.session_open(adapter)?),
-        Op::SessionEnd { adapter, end, .. } => {
-            turn.session_end(adapter, *end)?;
-            Decided::Done(Ok(()))
-        }
+        Op::SessionOpen { adapter, .. } => match turn.session_open(adapter) {
+            Err(error) if !matches!(error, StoreError::NoQueue(_)) => return Err(error),
+            result => Decided::Session(result),
+        },
+        Op::SessionEnd { adapter, end, .. } => match turn.session_end(adapter, *end) {
+            Err(error) if !matches!(error, StoreError::NoQueue(_)) => return Err(error),
+            result => Decided::Done(result),
+        },
         Op::Lease(..) | Op::Configure { .. } => return Ok(None),
     }))
 }
@@ -517,9 +318,9 @@ fn decide_lease(
                     next_due: until.map(|until| until.since(now)),
                 }));
             }
-            Ok(Claim::SuspectOr(_) | Claim::Probe | Claim::Ready(_)) => {
-                let claim = candidates.claim.unwrap_or(Claim::Ready(request.max));
-                turn.give(request, claim, candidates.rows)?
+            Ok(claim @ (Claim::SuspectOr(_) | Claim::Probe | Claim::Ready(_))) => {
+                let most = candidates.claim.map_or(0, Claim::most);
+                turn.give(request, claim, most, candidates.found)?
             }
         },
     };
@@ -543,6 +344,28 @@ fn claimed(given: Given, request: &LeaseRequest) -> ClaimedDelivery {
         replayed: row.delivery.replayed,
         lease: given.lease.min(request.lease),
         message_seq: row.message_seq,
+    }
+}
+
+fn payload_bytes(op: &Op) -> usize {
+    match op {
+        Op::Accept(accept, _) => accept.messages.iter().map(|message| message.data.len()).sum(),
+        Op::Settle(settle, _) => {
+            let emitted: usize = settle.emit.iter().map(|emit| emit.message.data.len()).sum();
+            let items = settle.items.iter().map(|item| {
+                item.reply.as_ref().map_or(0, Vec::len) + item.evidence.as_ref().map_or(0, Vec::len)
+            });
+            let state = settle.state.iter().map(|(_, value)| value.as_ref().map_or(0, Vec::len));
+            emitted + items.sum::<usize>() + state.sum::<usize>()
+        }
+        Op::Lease(..)
+        | Op::SessionOpen { .. }
+        | Op::SessionEnd { .. }
+        | Op::Operate { .. }
+        | Op::QueuePause { .. }
+        | Op::QueueTrip { .. }
+        | Op::Configure { .. }
+        | Op::Note(..) => 0,
     }
 }
 
@@ -575,7 +398,7 @@ fn refuse_all(ops: Vec<Op>, error: &StoreError) {
     }
 }
 
-fn refused(error: StoreError) -> CommitError {
+pub(super) fn refused(error: StoreError) -> CommitError {
     match error {
         StoreError::Full => CommitError::Full,
         other => CommitError::Refused(other.to_string()),

@@ -1,14 +1,16 @@
 //! Leasing: which deliveries a consumer gets now. Only heads of lanes are looked at, through the claim index, so that it
 //! costs the same with ten waiting as with ten million.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use gatepost_core::delivery::{Event, Lease};
 use gatepost_core::message::INLINE_DATA_BYTES_MAX;
 use gatepost_core::principal::ActorKind;
 use gatepost_core::queue::Allowance;
-use gatepost_core::{State, Timestamp};
+use gatepost_core::{DeliveryId, State, Timestamp};
 
+use super::candidates::Candidate;
 use super::memory::Queue;
 use super::turn::{Extra, Turn};
 use crate::ops::{LeaseError, LeaseRequest, QueueKind, StoreError};
@@ -32,11 +34,38 @@ pub(crate) enum Claim {
     Ready(u32),
 }
 
+impl Claim {
+    /// How many deliveries it may take.
+    pub(crate) const fn most(self) -> u32 {
+        match self {
+            Self::Nothing { .. } => 0,
+            Self::Probe => 1,
+            Self::SuspectOr(max) | Self::Ready(max) => max,
+        }
+    }
+}
+
 /// A delivery given out in this turn, or before under the same `request_id`.
 #[derive(Clone, Debug)]
 pub(crate) struct Given {
     pub(crate) row: Row,
     pub(crate) lease: Duration,
+}
+
+/// What a lease call has been given so far.
+struct Basket {
+    most: usize,
+    batch: Option<Index>,
+    /// Inline payload bytes.
+    bytes: u64,
+    given: Vec<Given>,
+}
+
+/// Whether a lease call may be given more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum More {
+    Yes,
+    No,
 }
 
 impl Turn<'_> {
@@ -73,22 +102,23 @@ impl Turn<'_> {
     /// The leases of an earlier call with the same `request_id` that still stand.
     pub(crate) fn repeated(&self, request: &LeaseRequest) -> Option<Vec<Given>> {
         let batch = self.batch_index(request)?;
-        let given: Vec<Given> = self
-            .memory
-            .batches
-            .get(&batch)?
+        let before = self.memory.batches.get(&batch).into_iter().flatten().map(|(id, _)| *id);
+        // Its twin may be in this very turn.
+        let here = self.touched.values().map(|touched| &touched.now);
+        let here = here.filter(|row| row.batch == Some(batch)).map(|row| row.id);
+        let ids: HashSet<DeliveryId> = before.chain(here).collect();
+        let mut given: Vec<Given> = ids
             .iter()
-            .filter_map(|(id, token)| {
-                let row = self.row(id)?;
+            .filter_map(|id| {
+                let row = self.row(id).filter(|row| row.batch == Some(batch))?;
                 let lease = row.delivery.lease()?;
                 let left = lease.until.since(self.now).saturating_sub(LEASE_MARGIN);
-                let stands = lease.token == *token
-                    && lease.session == request.session.unwrap_or(0)
-                    && row.batch == Some(batch)
-                    && !left.is_zero();
+                let stands = lease.session == request.session.unwrap_or(0) && !left.is_zero();
                 stands.then(|| Given { row: row.clone(), lease: left })
             })
             .collect();
+        // In accept order, which is the order within each lane.
+        given.sort_by_key(|given| given.row.pos);
         (!given.is_empty()).then_some(given)
     }
 
@@ -101,38 +131,31 @@ impl Turn<'_> {
         )
     }
 
-    /// Leases candidates in their order until the call is satisfied.
+    /// Leases candidates in their order until the call is satisfied. `most` is what the call could take when its candidates
+    /// were read; `claim` what it may take now.
     pub(crate) fn give(
         &mut self,
         request: &LeaseRequest,
         claim: Claim,
-        candidates: Vec<Row>,
+        most: u32,
+        candidates: Vec<Candidate>,
     ) -> Result<Vec<Given>, StoreError> {
-        let max = match claim {
-            Claim::Nothing { .. } => 0,
-            Claim::Probe => 1,
-            Claim::SuspectOr(max) | Claim::Ready(max) => max as usize,
+        let mut basket = Basket {
+            most: claim.most().min(most) as usize,
+            batch: self.batch_index(request),
+            bytes: 0,
+            given: Vec::new(),
         };
-        let batch = self.batch_index(request);
-        let mut given = Vec::new();
-        let mut bytes = 0;
-        for row in candidates {
-            if given.len() >= max {
+        for candidate in candidates {
+            let rows = match candidate {
+                Candidate::Head(row) => vec![*row],
+                Candidate::Lane(rows) => self.next_of_window(request, &rows),
+            };
+            if self.give_lane(request, rows, &mut basket)? == More::No {
                 break;
-            }
-            // Another operation of this turn has changed it since it was read.
-            if self.touched.contains_key(&row.id) {
-                continue;
-            }
-            let inline = if row.size > INLINE_DATA_BYTES_MAX { 0 } else { row.size };
-            if !given.is_empty() && bytes + inline > request.max_bytes {
-                break;
-            }
-            if let Some(row) = self.give_one(request, row, batch)? {
-                bytes += inline;
-                given.push(Given { row, lease: request.lease });
             }
         }
+        let given = basket.given;
         if claim == Claim::Probe
             && let Some(probe) = given.first()
         {
@@ -142,6 +165,40 @@ impl Turn<'_> {
             }
         }
         Ok(given)
+    }
+
+    /// Leases deliveries of one lane, of which none may be passed over.
+    fn give_lane(
+        &mut self,
+        request: &LeaseRequest,
+        rows: Vec<Row>,
+        basket: &mut Basket,
+    ) -> Result<More, StoreError> {
+        for row in rows {
+            let inline = if row.size > INLINE_DATA_BYTES_MAX { 0 } else { row.size };
+            let fits = basket.given.is_empty() || basket.bytes + inline <= request.max_bytes;
+            if basket.given.len() >= basket.most || !fits {
+                return Ok(More::No);
+            }
+            // A suspect is alone: whoever dies then, it was that one.
+            if row.delivery.suspect && self.queue(row.queue)?.in_flight() > 0 {
+                return Ok(More::No);
+            }
+            // Another operation of this turn has changed it since it was read.
+            if self.touched.contains_key(&row.id) {
+                break;
+            }
+            let id = row.id;
+            match self.give_one(request, row, basket.batch)? {
+                Some(row) => {
+                    basket.bytes += inline;
+                    basket.given.push(Given { row, lease: request.lease });
+                }
+                None if self.row(&id).is_some_and(|row| !row.delivery.state.blocks_lane()) => {}
+                None => break,
+            }
+        }
+        Ok(More::Yes)
     }
 
     /// `None` when the delivery expires or is held instead.
@@ -192,6 +249,9 @@ impl Turn<'_> {
         let mut next = Vec::new();
         for row in lane {
             let row = self.row(&row.id).unwrap_or(row);
+            if !row.delivery.state.blocks_lane() {
+                continue;
+            }
             match (&row.delivery.state, row.delivery.lease()) {
                 // One pipeline at a time: what stands before it must be leased to the same session.
                 (_, Some(lease)) if lease.session == session && next.is_empty() => {}

@@ -9,7 +9,8 @@ use gatepost_core::queue::{QueueControl, Trip, TripReason};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
-use super::commit::{CommitError, classify};
+use super::candidates::WINDOW_MAX;
+use super::commit::classify;
 use super::group::turn_parts;
 use super::memory::{Counts, Memory, Queue};
 use super::turn::Turn;
@@ -100,9 +101,12 @@ impl Writer {
             kind: QueueKind::Builtin,
             policy: Default::default(),
         });
+        let windows = self.windows();
+        let to_end = self.leases_to_end();
         for setup in setups.clone() {
             self.put_queue(setup).await?;
         }
+        self.end_leases(&to_end, &windows).await?;
         let kept: Vec<&str> = setups.iter().map(|setup| setup.name.as_str()).collect();
         let removed: Vec<Queue> = self
             .memory
@@ -159,24 +163,44 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the leases that do not outlive the gateway; they cost nothing.
-    pub(crate) async fn end_own_leases(&mut self) -> Result<(), CommitError> {
-        let own: Vec<i64> = self
-            .memory
-            .queues
-            .values()
-            .filter(|queue| queue.leases_end_with_gateway())
-            .map(|queue| queue.id)
-            .collect();
+    /// How wide the lanes of each queue may have been until now; at start nobody knows.
+    fn windows(&self) -> HashMap<i64, u32> {
+        let width =
+            |queue: &Queue| if self.own_leases_ended { queue.setup.policy.window } else { WINDOW_MAX };
+        self.memory.queues.values().map(|queue| (queue.id, width(queue))).collect()
+    }
+
+    /// The queues whose leases do not outlive the gateway, by the configuration that the leases were given under; none but once.
+    fn leases_to_end(&mut self) -> Vec<i64> {
+        if std::mem::replace(&mut self.own_leases_ended, true) {
+            return Vec::new();
+        }
+        let queues = self.memory.queues.values();
+        queues.filter(|queue| queue.leases_end_with_gateway()).map(|queue| queue.id).collect()
+    }
+
+    /// Ends leases that did not outlive the gateway; they cost nothing. Only once the queues have their policies: it is the policy
+    /// that says whether what had begun is held for a person. Lanes whose window has become narrower are brought in line.
+    async fn end_leases(&mut self, queues: &[i64], windows: &HashMap<i64, u32>) -> Result<(), StoreError> {
         let now = self.clock.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        for queue in own {
-            turn.end_leases(queue, Event::SessionEnded)
-                .map_err(|error| CommitError::Refused(error.to_string()))?;
+        let narrower: HashMap<i64, u32> = windows
+            .iter()
+            .filter(|(id, before)| {
+                self.memory.queues.get(id).is_some_and(|now| now.setup.policy.window < **before)
+            })
+            .map(|(id, before)| (*id, *before))
+            .collect();
+        turn.width_before = narrower.values().copied().max().unwrap_or(1);
+        let leased = self.memory.hot.values().filter(|row| narrower.contains_key(&row.queue));
+        turn.lanes.extend(leased.filter_map(|row| Some((row.queue, row.lane?))));
+        for queue in queues {
+            turn.end_leases(*queue, Event::SessionEnded)?;
         }
         let parts = turn_parts(turn);
-        self.finish(parts, 0).await.map(drop)
+        self.finish(parts, 0).await?;
+        Ok(())
     }
 
     /// What an adapter's new session starts from.

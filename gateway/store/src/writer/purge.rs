@@ -6,7 +6,7 @@ use std::time::Duration;
 use gatepost_audit::Event as LeafEvent;
 use sqlx::Row as _;
 
-use super::commit::{CommitError, classify};
+use super::commit::{CommitError, classify, commit_open};
 use super::group::turn_parts;
 use super::turn::Turn;
 use super::{Condition, Writer};
@@ -53,6 +53,25 @@ impl Writer {
         let step = self.next_step(&mut progress, retention).await;
         self.purge.payloads = progress;
         let Some((after, through)) = step? else { return Ok(()) };
+        // One transaction with its leaf: killed half way, nothing has been purged.
+        self.execute(sql::BEGIN).await?;
+        match self.empty(after, through).await {
+            Ok(true) => Ok(()),
+            Ok(false) => self.execute("ROLLBACK").await,
+            Err(error) => {
+                // A commit that failed has rolled back by itself; then there is nothing more to undo.
+                drop(self.execute("ROLLBACK").await);
+                Err(error)
+            }
+        }
+    }
+
+    async fn execute(&mut self, statement: &'static str) -> Result<(), CommitError> {
+        sqlx::query(statement).execute(&mut self.connection).await.map(drop).map_err(|error| classify(&error))
+    }
+
+    /// Empties the settled messages of a range, within the open transaction, and commits it; `false` when there were none.
+    async fn empty(&mut self, after: i64, through: i64) -> Result<bool, CommitError> {
         let mut purged = 0;
         for statement in [sql::PURGE_PAYLOADS, sql::PURGE_REPLIES, sql::PURGE_DETAILS] {
             let query = sqlx::query(statement).bind(after).bind(through);
@@ -62,7 +81,7 @@ impl Writer {
             }
         }
         if purged == 0 {
-            return Ok(());
+            return Ok(false);
         }
         let mut note = AuditNote::new(LeafEvent::PayloadPurged, self.gateway.clone());
         note.count = Some(purged);
@@ -70,8 +89,12 @@ impl Writer {
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.note(&note).map_err(|error| CommitError::Refused(error.to_string()))?;
-        let parts = turn_parts(turn);
-        self.finish(parts, 0).await.map(drop)
+        let Some((prepared, outcome)) = turn_parts(turn) else { return Ok(false) };
+        let started = self.now();
+        commit_open(&mut self.connection, prepared).await?;
+        let took = self.now().since(started);
+        self.install(outcome, 0, took);
+        Ok(true)
     }
 
     async fn purge_keys(&mut self) -> Result<(), CommitError> {

@@ -9,6 +9,7 @@ use gatepost_core::queue::TripReason;
 use gatepost_core::{Delivery, DeliveryId, Level, Outcome, State};
 
 use super::accept::KnownKeys;
+use super::lease::LEASE_MARGIN;
 use super::turn::{Extra, Turn, went_back};
 use crate::ops::{AcceptError, Settle, SettleAnswer, SettleError, SettleItem, SettledItem, StoreError};
 use crate::row::Row;
@@ -28,7 +29,8 @@ impl Turn<'_> {
             return Err(SettleError::Superseded);
         }
         let (decisions, answers) = self.decide(settle)?;
-        if settle.atomic && answers.iter().any(|answer| !answer.ok) {
+        let atomic = settle.atomic || !settle.emit.is_empty() || !settle.state.is_empty();
+        if atomic && answers.iter().any(|answer| !answer.ok) {
             // A refusal to begin is a refusal here too: the caller must drop that item, and then it is written.
             return Err(SettleError::Refused(answers));
         }
@@ -48,6 +50,7 @@ impl Turn<'_> {
         settle: &'s Settle,
     ) -> Result<(Vec<Decision<'s>>, Vec<SettledItem>), SettleError> {
         let mut within: HashMap<DeliveryId, Delivery> = HashMap::new();
+        let mut gone_back: Vec<Row> = Vec::new();
         let mut decisions = Vec::with_capacity(settle.items.len());
         let mut answers = Vec::with_capacity(settle.items.len());
         for item in &settle.items {
@@ -55,7 +58,12 @@ impl Turn<'_> {
                 answers.push(SettledItem { delivery: item.delivery, ok: false, state: "unknown" });
                 continue;
             };
-            let delivery = within.get(&item.delivery).copied().unwrap_or(row.delivery);
+            let mut delivery = within.get(&item.delivery).copied().unwrap_or(row.delivery);
+            if gone_back.iter().any(|front| stands_behind(front, &row)) {
+                // `take_up` of the one in front recalls it; what is said of it here comes too late.
+                let recalled = self.at_moment(row.queue, |moment| delivery.apply(Event::Recall, moment))?;
+                delivery = recalled.map_or(delivery, |change| change.delivery);
+            }
             let Some(token) = item.token else {
                 answers.push(SettledItem {
                     delivery: item.delivery,
@@ -64,13 +72,17 @@ impl Turn<'_> {
                 });
                 continue;
             };
+            let outcome = with_margin(item.outcome);
             let settled = self
-                .at_moment(row.queue, |moment| delivery.settle(&token, item.outcome, moment))?
+                .at_moment(row.queue, |moment| delivery.settle(&token, outcome, moment))?
                 .map_err(|refusal: Refusal| SettleError::Protocol { delivery: item.delivery, refusal })?;
             let after = match &settled {
                 Settled::Changed(change) | Settled::Refused(change) => change.delivery,
                 Settled::Repeated | Settled::Stale => delivery,
             };
+            if went_back(&delivery, &after) {
+                gone_back.push(row.clone());
+            }
             within.insert(item.delivery, after);
             let ok = matches!(settled, Settled::Changed(_) | Settled::Repeated);
             answers.push(SettledItem { delivery: item.delivery, ok, state: after.state.as_str() });
@@ -126,27 +138,21 @@ impl Turn<'_> {
             Outcome::Retry { scope: RetryScope::Destination, after } => {
                 self.trouble(row.queue, Some(row.id), TripReason::Unreachable, after)
             }
+            // To write to the partner it must have been in reach.
             Outcome::Delivered { .. }
+            | Outcome::Sent { .. }
             | Outcome::Reject
             | Outcome::Retry { scope: RetryScope::Message, .. } => self.answered(row.queue),
-            Outcome::Begin
-            | Outcome::Sent { .. }
-            | Outcome::InDoubt
-            | Outcome::Release
-            | Outcome::Extend { .. } => {
-                if change.delivery.state.in_flight() {
-                    Ok(())
-                } else {
-                    self.probe_lost(row.queue, row.id)
-                }
+            Outcome::Begin | Outcome::InDoubt | Outcome::Release | Outcome::Extend { .. } => {
+                if change.delivery.state.in_flight() { Ok(()) } else { self.probe_lost(row.queue, row.id) }
             }
         }
     }
 
-    /// When a delivery of a lane goes back, later ones that are leased and have not begun go back too.
+    /// When a delivery of a lane goes back, later ones that are leased and have not begun go back too. The window does not
+    /// matter: it may have been wider when they were leased.
     pub(crate) fn recall_behind(&mut self, row: &Row) -> Result<(), StoreError> {
-        let Some(lane) = row.lane else { return Ok(()) };
-        if self.queue(row.queue)?.setup.policy.window <= 1 {
+        if row.lane.is_none() || self.queue(row.queue)?.counts.leased == 0 {
             return Ok(());
         }
         let behind: Vec<Row> = self
@@ -154,28 +160,44 @@ impl Turn<'_> {
             .hot
             .keys()
             .filter_map(|id| self.row(id))
-            .filter(|other| other.queue == row.queue && other.lane == Some(lane) && other.pos > row.pos)
+            .filter(|other| stands_behind(row, other))
             .filter(|other| matches!(other.delivery.state, State::Leased { .. }))
             .cloned()
             .collect();
         let gateway = self.gateway.clone();
         for other in behind {
-            let change = self.at_moment(other.queue, |moment| other.delivery.apply(Event::Recall, moment))?;
-            if let Ok(change) = change {
+            let (queue, id) = (other.queue, other.id);
+            if let Ok(change) = self.at_moment(queue, |moment| other.delivery.apply(Event::Recall, moment))? {
                 self.change(other, &change, &gateway, &Extra::default())?;
+                self.probe_lost(queue, id)?;
             }
         }
         Ok(())
     }
 
+    /// Among all changes of one commit the last of a key counts.
     fn write_state(&mut self, settle: &Settle) {
-        let vault = self.vault;
         for (key, value) in &settle.state {
-            let adapter = self.heap.append(|bytes| bytes.extend_from_slice(settle.consumer.name.as_bytes()));
-            let key = self.heap.append(|bytes| bytes.extend_from_slice(key.as_bytes()));
-            let value = value.as_ref().map(|value| self.heap.append(|bytes| vault.seal(value, bytes)));
-            self.states.span(adapter).span(key).opt_span(value);
+            self.states.insert((settle.consumer.name.clone(), key.clone()), value.clone());
         }
+    }
+}
+
+fn stands_behind(front: &Row, row: &Row) -> bool {
+    front.lane.is_some() && row.lane == front.lane && row.queue == front.queue && row.pos > front.pos
+}
+
+/// An extended lease lasts as much longer than the client is told as a new one does.
+fn with_margin(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Extend { lease } => Outcome::Extend { lease: lease + LEASE_MARGIN },
+        Outcome::Begin
+        | Outcome::Sent { .. }
+        | Outcome::Delivered { .. }
+        | Outcome::InDoubt
+        | Outcome::Retry { .. }
+        | Outcome::Reject
+        | Outcome::Release => outcome,
     }
 }
 

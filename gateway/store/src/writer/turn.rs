@@ -2,7 +2,7 @@
 //!
 //! A turn writes nothing; if its commit fails it is dropped and nothing has happened.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use gatepost_audit::{By, Event as LeafEvent, Leaf, LeafDelivery, Level as LeafLevel, State as LeafState};
 use gatepost_core::delivery::{Change, Moment, Reason, Record};
@@ -40,7 +40,10 @@ pub(crate) struct Turn<'a> {
     pub(crate) dedups: Records,
     pub(crate) details: Records,
     pub(crate) replies: Records,
-    pub(crate) states: Records,
+    /// The last word on each key of an adapter's state.
+    pub(crate) states: BTreeMap<(String, String), Option<Vec<u8>>>,
+    /// Lanes are looked through to this width, whatever their queue's window is now: it was another before.
+    pub(crate) width_before: u32,
     /// Deliveries accepted and ended, by queue.
     pub(crate) traffic: HashMap<i64, (u64, u64)>,
     /// Messages of which a delivery has ended.
@@ -100,7 +103,8 @@ impl<'a> Turn<'a> {
             dedups: Records::new(&sql::DEDUPS),
             details: Records::new(&sql::DETAILS),
             replies: Records::new(&sql::REPLIES),
-            states: Records::new(&sql::STATES),
+            states: BTreeMap::new(),
+            width_before: 1,
             traffic: HashMap::new(),
             ended: Vec::new(),
         }
@@ -112,6 +116,7 @@ impl<'a> Turn<'a> {
             && self.leaves.is_empty()
             && self.states.is_empty()
             && self.queues.is_empty()
+            && self.lanes.is_empty()
     }
 
     /// The delivery as this turn sees it: its own change of it, else the lease in memory, else the row read.
@@ -407,7 +412,7 @@ fn leaf_state(state: &State) -> LeafState {
     }
 }
 
-/// Whether a change took the delivery out of its lease and back to where it can be leased again.
+/// Whether a change took the delivery out of its lease and left it standing in its lane's way.
 pub(crate) fn went_back(was: &Delivery, now: &Delivery) -> bool {
-    was.lease().is_some() && now.lease().is_none() && !now.state.is_terminal()
+    was.lease().is_some() && now.lease().is_none() && now.state.blocks_lane()
 }

@@ -1,4 +1,25 @@
-//! The laws of the store: what every backend must keep. One fixture opens a backend; the laws know nothing of it.
+//! The laws of the store: what every backend must keep, written against the [`gatepost_store::Store`] handle alone.
+//!
+//! `fixture` opens a backend and `check` looks into it behind the handle's back; the laws know nothing of it. A law of
+//! design §13 is named after its number.
+
+mod check;
+mod fixture;
+mod run;
 
 mod accept;
-mod fixture;
+mod audit;
+mod begin;
+mod doubt;
+mod emit;
+mod expiry;
+mod lanes;
+mod late;
+mod lease;
+mod lists;
+mod purge;
+mod random;
+mod sessions;
+mod start;
+mod whose_fault;
+mod window;

@@ -1,0 +1,124 @@
+//! What a lease call may be given, read before its group is decided. The turn looks at it again: an operation of the same
+//! group may have changed it meanwhile.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::Row as _;
+
+use super::Writer;
+use super::commit::{CommitError, classify};
+use super::group::refused;
+use super::lease::Claim;
+use super::turn::Turn;
+use crate::ops::{LeaseError, LeaseRequest};
+use crate::row::Row;
+use crate::sql;
+use crate::store::Op;
+
+/// Lane rows read to find the place of a windowed lane's next deliveries; bounds `window`.
+pub(super) const WINDOW_MAX: u32 = 4096;
+
+#[derive(Default)]
+pub(super) struct Candidates {
+    pub(super) claim: Option<Claim>,
+    pub(super) found: Vec<Candidate>,
+    /// Store time of the next delivery that will be due.
+    pub(super) next: Option<i64>,
+    pub(super) error: Option<LeaseError>,
+}
+
+pub(super) enum Candidate {
+    /// Unordered, or the head of its lane.
+    Head(Box<Row>),
+    /// The first rows of a windowed lane, leased ones included.
+    Lane(Vec<Row>),
+}
+
+impl Writer {
+    /// Reads, for each lease of the group, what it may be given.
+    pub(super) async fn candidates(&mut self, ops: &[Op]) -> Result<HashMap<usize, Candidates>, CommitError> {
+        let mut found = HashMap::new();
+        for (position, op) in ops.iter().enumerate() {
+            if let Op::Lease(request, _) = op {
+                found.insert(position, self.candidates_of(request).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    async fn candidates_of(&mut self, request: &LeaseRequest) -> Result<Candidates, CommitError> {
+        let now = self.now();
+        let turn =
+            Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
+        let claim = match turn.claim(request) {
+            Ok(claim) => claim,
+            Err(error) => return Ok(Candidates { error: Some(error), ..Candidates::default() }),
+        };
+        let nothing = matches!(claim, Claim::Nothing { .. }) || turn.repeated(request).is_some();
+        let queue = self.memory.queue(&request.queue).filter(|_| !nothing);
+        let Some((id, window)) = queue.map(|queue| (queue.id, queue.setup.policy.window)) else {
+            return Ok(Candidates { claim: Some(claim), ..Candidates::default() });
+        };
+        let now = now.as_micros();
+        let (claim, rows) = match claim {
+            Claim::SuspectOr(max) => {
+                let suspects = self.ready(sql::DELIVERIES_READY_SUSPECT, id, now, 1).await?;
+                if suspects.is_empty() {
+                    (claim, self.ready(sql::DELIVERIES_READY, id, now, max).await?)
+                } else {
+                    (Claim::SuspectOr(1), suspects)
+                }
+            }
+            claim => (claim, self.ready(sql::DELIVERIES_READY, id, now, claim.most()).await?),
+        };
+        let next = if rows.is_empty() { self.ready_next(id, now).await? } else { None };
+        let found = if window > 1 {
+            self.widen(rows, window).await?
+        } else {
+            rows.into_iter().map(|row| Candidate::Head(Box::new(row))).collect()
+        };
+        Ok(Candidates { claim: Some(claim), found, next, error: None })
+    }
+
+    async fn ready(
+        &mut self,
+        statement: &'static str,
+        queue: i64,
+        now: i64,
+        max: u32,
+    ) -> Result<Vec<Row>, CommitError> {
+        let query = sqlx::query(statement).bind(queue).bind(now).bind(i64::from(max));
+        let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
+        rows.iter().map(|row| Row::load(row).map_err(refused)).collect()
+    }
+
+    /// Replaces the one of each windowed lane that is ready by the lane's first rows.
+    async fn widen(&mut self, ready: Vec<Row>, window: u32) -> Result<Vec<Candidate>, CommitError> {
+        let mut widened = Vec::with_capacity(ready.len());
+        let mut lanes = HashSet::new();
+        for row in ready {
+            let Some(lane) = row.lane else {
+                widened.push(Candidate::Head(Box::new(row)));
+                continue;
+            };
+            if !lanes.insert(lane) {
+                continue;
+            }
+            let query = sqlx::query(sql::DELIVERIES_OF_LANE)
+                .bind(row.queue)
+                .bind(lane.to_vec())
+                .bind(0i64)
+                .bind(i64::from(window.min(WINDOW_MAX)));
+            let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
+            let rows = rows.iter().map(|row| Row::load(row).map_err(refused)).collect::<Result<_, _>>()?;
+            widened.push(Candidate::Lane(rows));
+        }
+        Ok(widened)
+    }
+
+    async fn ready_next(&mut self, queue: i64, now: i64) -> Result<Option<i64>, CommitError> {
+        let query = sqlx::query(sql::READY_NEXT).bind(queue).bind(now);
+        let row = query.fetch_optional(&mut self.connection).await.map_err(|error| classify(&error))?;
+        row.map(|row| row.try_get(0).map_err(|error| CommitError::Refused(error.to_string()))).transpose()
+    }
+}

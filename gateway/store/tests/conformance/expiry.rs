@@ -1,0 +1,94 @@
+//! Messages that run out, and the limits of a lease call.
+
+use std::time::Duration;
+
+use gatepost_core::message::NewMessage;
+
+use crate::check::{assert_log, assert_sound};
+use crate::fixture::{DELIVERED, Fixture, RETRY_LATER, keyed, message, queue, texts};
+
+async fn expiring(fixture: &Fixture, id: &str, key: &str, after: Duration) -> gatepost_core::DeliveryId {
+    let expires_at = Some(fixture.store.read().now() + after);
+    let accepted =
+        fixture.accept(vec![NewMessage { expires_at, ..message(id, Some(key), id, &["lab"]) }]).await;
+    accepted.unwrap()[0].deliveries[0].id
+}
+
+#[tokio::test]
+async fn a_waiting_delivery_expires_by_time_and_lets_its_lane_go_on() {
+    let fixture = Fixture::new(vec![queue("lab", keyed())]).await;
+    let session = fixture.session("lab").await;
+    fixture.send("head", Some("k"), "lab").await;
+    let expiring = expiring(&fixture, "1", "k", Duration::from_millis(100)).await;
+    fixture.send("2", Some("k"), "lab").await;
+    let head = fixture.lease_one("lab", session).await;
+    fixture.until_state(expiring, "expired").await;
+    fixture.taken("lab", session, &head, DELIVERED).await;
+    assert_eq!(texts(&fixture.lease("lab", session, 10).await), ["2"]);
+    assert_eq!(fixture.events(expiring).await, ["accepted", "expired"]);
+    let place = fixture.stop().await;
+    assert_sound(&place, "expired").await;
+    assert_log(&place, "expired").await;
+}
+
+#[tokio::test]
+async fn an_expired_message_is_never_leased() {
+    let fixture = Fixture::new(vec![queue("lab", keyed())]).await;
+    let session = fixture.session("lab").await;
+    let mut sent = Vec::new();
+    for n in 0..30 {
+        sent.push(expiring(&fixture, &n.to_string(), "k", Duration::ZERO).await);
+    }
+    fixture.send("live", Some("k"), "lab").await;
+    assert_eq!(texts(&fixture.lease_in_time("lab", session, 100).await), ["live"]);
+    for delivery in sent {
+        assert_eq!(fixture.events(delivery).await, ["accepted", "expired"]);
+    }
+}
+
+#[tokio::test]
+async fn a_lane_in_backoff_whose_head_expires_goes_on() {
+    let fixture = Fixture::new(vec![queue("lab", keyed())]).await;
+    let session = fixture.session("lab").await;
+    let head = expiring(&fixture, "1", "k", Duration::from_millis(700)).await;
+    fixture.send("2", Some("k"), "lab").await;
+    let leased = fixture.lease_one("lab", session).await;
+    fixture.taken("lab", session, &leased, RETRY_LATER).await;
+    fixture.until_state(head, "expired").await;
+    assert_eq!(texts(&fixture.lease("lab", session, 10).await), ["2"]);
+}
+
+#[tokio::test]
+async fn a_dead_one_past_its_expiry_cannot_be_sent_again_and_the_log_says_who_tried() {
+    let fixture = Fixture::new(vec![queue("lab", keyed())]).await;
+    let session = fixture.session("lab").await;
+    let delivery = expiring(&fixture, "1", "k", Duration::from_millis(700)).await;
+    let leased = fixture.lease_one("lab", session).await;
+    fixture.taken("lab", session, &leased, gatepost_core::Outcome::Reject).await;
+    let accepted_at = fixture.row(delivery).await.accepted_at;
+    crate::fixture::until("it is past its expiry", async || {
+        fixture.store.read().now().since(accepted_at) > Duration::from_millis(750)
+    })
+    .await;
+    let row = fixture.operate(delivery, gatepost_store::Verb::Replay).await.unwrap();
+    assert_eq!(row.state, "expired");
+    let detail = fixture.store.read().message_detail(row.message).await.unwrap().unwrap();
+    let last = detail.history.last().unwrap();
+    assert_eq!((last.by.as_str(), last.code.as_deref()), ("operator:ops", Some("past_expiry")));
+    let place = fixture.stop().await;
+    assert_sound(&place, "replayed past expiry").await;
+    assert_log(&place, "replayed past expiry").await;
+}
+
+/// What expires at once must not keep everybody else waiting until all of it is written down.
+#[tokio::test]
+async fn a_flood_that_expires_is_worked_off_between_other_work() {
+    let fixture = Fixture::new(vec![queue("lab", keyed())]).await;
+    let expires_at = Some(fixture.store.read().now() + Duration::from_millis(500));
+    for batch in 0..5 {
+        let flood = |n| NewMessage { expires_at, ..message(&format!("{batch}-{n}"), None, "x", &["lab"]) };
+        fixture.accept((0..1000).map(flood).collect()).await.unwrap();
+    }
+    crate::fixture::until("all have expired", async || fixture.stats("lab").await.waiting == 0).await;
+    assert_sound(&fixture.stop().await, "flood").await;
+}

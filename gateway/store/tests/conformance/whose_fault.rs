@@ -1,0 +1,181 @@
+//! §13.5: the destination's trouble is not the message's.
+
+use std::time::Duration;
+
+use gatepost_core::queue::TripReason;
+use gatepost_core::{Outcome, QueuePolicy, RetryPolicy, RetryScope};
+use gatepost_store::Pause;
+
+use crate::check::{assert_log, assert_sound};
+use crate::fixture::{DELIVERED, Fixture, RETRY, SENT, TROUBLE, operator, queue, quick, texts, until};
+
+async fn with(policy: QueuePolicy, count: usize) -> (Fixture, u64) {
+    let fixture = Fixture::new(vec![queue("lab", policy)]).await;
+    for n in 0..count {
+        fixture.send(&n.to_string(), None, "lab").await;
+    }
+    let session = fixture.session("lab").await;
+    (fixture, session)
+}
+
+/// Opens the breaker with one delivery and leaves nothing leased.
+async fn tripped(fixture: &Fixture, session: u64) {
+    let leased = fixture.lease_one("lab", session).await;
+    fixture.taken("lab", session, &leased, TROUBLE).await;
+    assert_eq!(fixture.stats("lab").await.tripped, Some(TripReason::Unreachable));
+}
+
+#[tokio::test]
+async fn r13_5_the_destinations_trouble_charges_nobody_and_probes_with_one() {
+    let (fixture, session) = with(quick(), 3).await;
+    let first = fixture.lease_one("lab", session).await;
+    fixture.taken("lab", session, &first, TROUBLE).await;
+    assert_eq!(fixture.row(first.delivery).await.attempts, 0);
+    let answer = fixture.try_lease(fixture.request("lab", session, 10)).await.unwrap();
+    assert!(answer.deliveries.is_empty() && answer.next_due.is_some(), "backed off as a whole");
+    let probe = fixture.lease_in_time("lab", session, 10).await;
+    assert_eq!(probe.len(), 1, "one probe");
+    assert!(fixture.lease("lab", session, 10).await.is_empty(), "and no other beside it");
+    fixture.taken("lab", session, &probe[0], TROUBLE).await;
+    let probe = fixture.lease_in_time("lab", session, 10).await;
+    fixture.taken("lab", session, &probe[0], DELIVERED).await;
+    assert_eq!(fixture.stats("lab").await.tripped, None);
+    assert_eq!(fixture.lease_in_time("lab", session, 10).await.len(), 2);
+    let place = fixture.stop().await;
+    assert_sound(&place, "breaker").await;
+    assert_log(&place, "breaker").await;
+}
+
+#[tokio::test]
+async fn r13_5_any_answer_of_the_partner_closes_the_breaker() {
+    for outcome in [DELIVERED, Outcome::Reject, RETRY, SENT] {
+        let (fixture, session) = with(quick(), 2).await;
+        tripped(&fixture, session).await;
+        let probe = fixture.lease_in_time("lab", session, 1).await.remove(0);
+        fixture.taken("lab", session, &probe, outcome).await;
+        assert_eq!(fixture.stats("lab").await.tripped, None, "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn r13_5_a_destination_that_only_ever_sends_comes_back_too() {
+    let policy = QueuePolicy { confirm: Some(gatepost_core::Level::Sent), ..quick() };
+    let (fixture, session) = with(policy, 2).await;
+    tripped(&fixture, session).await;
+    let probe = fixture.lease_in_time("lab", session, 1).await.remove(0);
+    assert_eq!(fixture.taken("lab", session, &probe, SENT).await, "delivered");
+    assert_eq!(fixture.stats("lab").await.tripped, None);
+}
+
+#[tokio::test]
+async fn r13_5_a_lost_probe_is_followed_by_the_next() {
+    let (fixture, session) = with(quick(), 2).await;
+    tripped(&fixture, session).await;
+    for outcome in [Outcome::Release, Outcome::InDoubt] {
+        let probe = fixture.lease_in_time("lab", session, 1).await.remove(0);
+        fixture.taken("lab", session, &probe, outcome).await;
+        assert!(fixture.stats("lab").await.tripped.is_some(), "{outcome:?} says nothing of the partner");
+    }
+    fixture.lease_in_time("lab", session, 1).await;
+    let session = fixture.session("lab").await;
+    fixture.lease_in_time("lab", session, 1).await;
+}
+
+#[tokio::test]
+async fn r13_5_retry_after_is_honoured_without_charging() {
+    let (fixture, session) = with(quick(), 1).await;
+    let leased = fixture.lease_one("lab", session).await;
+    let later = Outcome::Retry { after: Some(Duration::from_secs(600)), scope: RetryScope::Destination };
+    fixture.taken("lab", session, &leased, later).await;
+    let row = fixture.row(leased.delivery).await;
+    assert_eq!(row.attempts, 0);
+    assert!(row.due.unwrap().since(fixture.store.read().now()) > Duration::from_secs(590));
+    let answer = fixture.try_lease(fixture.request("lab", session, 10)).await.unwrap();
+    assert!(answer.next_due.unwrap() > Duration::from_secs(590), "the whole destination waits");
+}
+
+#[tokio::test]
+async fn r13_5_breaker_and_pause_survive_a_restart() {
+    let (fixture, session) = with(quick(), 2).await;
+    tripped(&fixture, session).await;
+    let fixture = fixture.crash().await.open().await.unwrap();
+    assert_eq!(fixture.stats("lab").await.tripped, Some(TripReason::Unreachable));
+    let session = fixture.session("lab").await;
+    assert_eq!(fixture.lease_in_time("lab", session, 10).await.len(), 1, "a probe");
+    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Pause).await.unwrap();
+    let fixture = fixture.crash().await.open().await.unwrap();
+    assert!(fixture.stats("lab").await.paused);
+    let session = fixture.session("lab").await;
+    assert!(fixture.lease("lab", session, 10).await.is_empty());
+    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Resume).await.unwrap();
+    fixture.lease_in_time("lab", session, 10).await;
+}
+
+#[tokio::test]
+async fn r13_5_an_operators_pause_ends_only_at_an_operators_word() {
+    let (fixture, session) = with(quick(), 2).await;
+    let leased = fixture.lease_one("lab", session).await;
+    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Pause).await.unwrap();
+    let answer = fixture.try_lease(fixture.request("lab", session, 10)).await.unwrap();
+    assert!(answer.deliveries.is_empty() && answer.next_due.is_none(), "no time ends a pause");
+    fixture.taken("lab", session, &leased, DELIVERED).await;
+    fixture.store.queue_trip("lab".into(), Some(TripReason::CrashLoop)).await.unwrap();
+    fixture.store.queue_trip("lab".into(), None).await.unwrap();
+    assert!(fixture.lease("lab", session, 10).await.is_empty());
+    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Resume).await.unwrap();
+    assert_eq!(texts(&fixture.lease("lab", session, 10).await), ["1"]);
+}
+
+fn impatient() -> QueuePolicy {
+    let give_up_after = Duration::from_millis(900);
+    QueuePolicy { retry: RetryPolicy { give_up_after, attempts: 100, ..quick().retry }, ..quick() }
+}
+
+#[tokio::test]
+async fn a_delivery_older_than_give_up_after_is_dead_at_its_next_failure() {
+    let (fixture, session) = with(impatient(), 1).await;
+    let leased = fixture.lease_one("lab", session).await;
+    let born = fixture.row(leased.delivery).await.accepted_at;
+    until("it is old", async || fixture.store.read().now().since(born) > Duration::from_millis(900)).await;
+    assert_eq!(fixture.taken("lab", session, &leased, RETRY).await, "dead");
+    assert_eq!(fixture.row(leased.delivery).await.reason, Some("gave_up"));
+}
+
+#[tokio::test]
+async fn r13_5_paused_time_does_not_count_towards_giving_up() {
+    let (fixture, session) = with(impatient(), 1).await;
+    let leased = fixture.lease_one("lab", session).await;
+    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Pause).await.unwrap();
+    let born = fixture.row(leased.delivery).await.accepted_at;
+    until("it is old", async || fixture.store.read().now().since(born) > Duration::from_millis(1000)).await;
+    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Resume).await.unwrap();
+    assert_eq!(fixture.taken("lab", session, &leased, RETRY).await, "waiting");
+}
+
+#[tokio::test]
+async fn r13_5_tripped_time_does_not_count_even_over_a_restart() {
+    let (fixture, session) = with(impatient(), 1).await;
+    let leased = fixture.lease_one("lab", session).await;
+    let long = Outcome::Retry { after: Some(Duration::from_millis(1000)), scope: RetryScope::Destination };
+    fixture.taken("lab", session, &leased, long).await;
+    let fixture = fixture.crash().await.open().await.unwrap();
+    let session = fixture.session("lab").await;
+    let probe = fixture.lease_in_time("lab", session, 1).await.remove(0);
+    assert_eq!(fixture.taken("lab", session, &probe, RETRY).await, "waiting", "not given up");
+}
+
+#[tokio::test]
+async fn attempts_are_charged_on_outcomes_and_end() {
+    let (fixture, session) = with(quick(), 1).await;
+    for attempt in 1..=3 {
+        let released = fixture.lease_in_time("lab", session, 1).await.remove(0);
+        assert_eq!(released.attempt, attempt);
+        fixture.taken("lab", session, &released, Outcome::Release).await;
+        let leased = fixture.lease_in_time("lab", session, 1).await.remove(0);
+        assert_eq!(leased.attempt, attempt, "a released one costs nothing");
+        fixture.taken("lab", session, &leased, RETRY).await;
+    }
+    let dead = fixture.store.read().delivery_list(&Default::default(), None, 10).await.unwrap();
+    assert_eq!((dead.items[0].state, dead.items[0].reason), ("dead", Some("attempts_spent")));
+    assert_log(&fixture.stop().await, "attempts").await;
+}
