@@ -4,9 +4,17 @@
 //! must never answer an acknowledgement, and never carry anything of the message but its header's routing fields.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+use uuid::Uuid;
 
 use crate::header::{AckCode, Delimiters, Message};
 use crate::mllp::CR;
+
+const MSH_TIME: &[BorrowedFormatItem<'_>] = format_description!(
+    "[year][month][day][hour][minute][second][offset_hour sign:mandatory][offset_minute]"
+);
 
 /// What became of a received message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,16 +98,28 @@ fn application_code(verdict: Verdict) -> AckCode {
 }
 
 /// What makes an acknowledgement a message of its own.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Stamp<'a> {
-    /// MSH-10 of the acknowledgement; unique, at most 20 characters.
-    pub(crate) control_id: &'a str,
-    /// MSH-7: `YYYYMMDDHHMMSS+ZZZZ`.
-    pub(crate) time: &'a str,
+#[derive(Debug)]
+pub(crate) struct Stamp {
+    /// MSH-10 of the acknowledgement.
+    control_id: String,
+    /// MSH-7.
+    time: String,
+}
+
+impl Stamp {
+    /// The id must be a version 7 UUID. MSH-10 has 20 characters before version 2.7, so of its 32 digits the 12 of the
+    /// time and the last 8, which are random, are taken.
+    pub(crate) fn new(id: Uuid, now: OffsetDateTime) -> Self {
+        let digits = id.simple().to_string();
+        let control_id = format!("{}{}", &digits[..12], &digits[24..]);
+        // A time that cannot be written leaves the field empty, which HL7 allows.
+        let time = now.format(MSH_TIME).unwrap_or_default();
+        Self { control_id, time }
+    }
 }
 
 /// The acknowledgement of a message whose header could be read.
-pub(crate) fn build(message: &Message<'_>, code: AckCode, text: Option<&str>, stamp: Stamp<'_>) -> Bytes {
+pub(crate) fn build(message: &Message<'_>, code: AckCode, text: Option<&str>, stamp: &Stamp) -> Bytes {
     let delimiters = message.delimiters();
     let kind = acknowledgement_type(message);
     let header: [&[u8]; 17] = [
@@ -130,7 +150,7 @@ pub(crate) fn build(message: &Message<'_>, code: AckCode, text: Option<&str>, st
 }
 
 /// The refusal of bytes that are not an HL7 message at all: there is no dialect to follow and no id to name.
-pub(crate) fn build_generic_refusal(text: &str, stamp: Stamp<'_>) -> Bytes {
+pub(crate) fn build_generic_refusal(text: &str, stamp: &Stamp) -> Bytes {
     let header: [&[u8]; 11] = [
         br"^~\&",
         b"",
@@ -171,7 +191,8 @@ fn acknowledgement_type(message: &Message<'_>) -> Vec<u8> {
 
 /// Text for MSA-3 without anything that would end the field.
 fn plain_text(text: &str, delimiters: Delimiters, encoding: &[u8]) -> Vec<u8> {
-    let special = |byte: u8| byte == delimiters.field || encoding.contains(&byte) || !(b' '..=b'~').contains(&byte);
+    let special =
+        |byte: u8| byte == delimiters.field || encoding.contains(&byte) || !(b' '..=b'~').contains(&byte);
     text.bytes().map(|byte| if special(byte) { b' ' } else { byte }).collect()
 }
 
@@ -190,7 +211,9 @@ fn put_segment(bytes: &mut BytesMut, separator: u8, name: &[u8], fields: &[&[u8]
 mod tests {
     use super::*;
 
-    const STAMP: Stamp<'static> = Stamp { control_id: "G1", time: "20260102030405+0000" };
+    fn stamp() -> Stamp {
+        Stamp { control_id: "G1".to_owned(), time: "20260102030405+0000".to_owned() }
+    }
 
     fn message(header_tail: &str) -> Vec<u8> {
         format!("MSH|^~\\&|EHR|CLINIC|LAB|HOSP|2026||{header_tail}\rPID|1||42\r").into_bytes()
@@ -198,7 +221,7 @@ mod tests {
 
     fn built(body: &[u8], code: AckCode) -> String {
         let message = Message::parse(body).unwrap();
-        String::from_utf8(build(&message, code, None, STAMP).to_vec()).unwrap()
+        String::from_utf8(build(&message, code, None, &stamp()).to_vec()).unwrap()
     }
 
     #[test]
@@ -207,6 +230,14 @@ mod tests {
             built(&message("ADT^A01^ADT_A01|MSG1|T|2.5.1||||||UNICODE UTF-8"), AckCode::Aa),
             "MSH|^~\\&|LAB|HOSP|EHR|CLINIC|20260102030405+0000||ACK^A01^ACK|G1|T|2.5.1||||||UNICODE UTF-8\rMSA|AA|MSG1\r"
         );
+    }
+
+    #[test]
+    fn a_stamp_fits_the_oldest_versions() {
+        let id = Uuid::from_u128(0x0123_4567_89ab_7def_8123_4567_89ab_cdef);
+        let stamp = Stamp::new(id, time::macros::datetime!(2026-01-02 03:04:05 UTC));
+        assert_eq!(stamp.control_id, "0123456789ab89abcdef");
+        assert_eq!(stamp.time, "20260102030405+0000");
     }
 
     #[test]
@@ -227,15 +258,18 @@ mod tests {
     fn it_is_written_in_the_senders_delimiters_and_its_text_cannot_break_out() {
         let body = b"MSH:;~\\&:A:B:C:D:::ADT;A01:M^1:P:2.4\r";
         let parsed = Message::parse(body).unwrap();
-        let ack = build(&parsed, AckCode::Ae, Some("queue: full;\r\nMSA"), STAMP);
-        assert_eq!(&ack[..], b"MSH:;~\\&:C:D:A:B:20260102030405+0000::ACK;A01;ACK:G1:P:2.4\rMSA:AE:M^1:queue  full   MSA\r");
+        let ack = build(&parsed, AckCode::Ae, Some("queue: full;\r\nMSA"), &stamp());
+        assert_eq!(
+            &ack[..],
+            b"MSH:;~\\&:C:D:A:B:20260102030405+0000::ACK;A01;ACK:G1:P:2.4\rMSA:AE:M^1:queue  full   MSA\r"
+        );
         let read = Message::parse(&ack).unwrap().acknowledgement().unwrap();
         assert_eq!((read.code, read.control_id), (Some(AckCode::Ae), &b"M^1"[..]));
     }
 
     #[test]
     fn without_a_header_it_is_a_generic_refusal() {
-        let ack = build_generic_refusal("no header", STAMP);
+        let ack = build_generic_refusal("no header", &stamp());
         assert_eq!(&ack[..], b"MSH|^~\\&|||||20260102030405+0000||ACK|G1|P|2.3\rMSA|AR||no header\r");
     }
 

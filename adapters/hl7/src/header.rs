@@ -176,9 +176,9 @@ impl<'a> Message<'a> {
 
     fn segment(&self, name: &[u8; 3]) -> Option<&'a [u8]> {
         self.segments().find(|segment| {
-            segment.strip_prefix(name.as_slice()).is_some_and(|rest| {
-                rest.first().is_none_or(|byte| *byte == self.delimiters.field)
-            })
+            segment
+                .strip_prefix(name.as_slice())
+                .is_some_and(|rest| rest.first().is_none_or(|byte| *byte == self.delimiters.field))
         })
     }
 
@@ -290,7 +290,9 @@ pub(crate) struct FieldPath {
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("not a field path: write SEGMENT-FIELD, SEGMENT-FIELD.COMPONENT or SEGMENT-FIELD.COMPONENT.SUBCOMPONENT, like PID-3.1")]
+#[error(
+    "not a field path: write SEGMENT-FIELD, SEGMENT-FIELD.COMPONENT or SEGMENT-FIELD.COMPONENT.SUBCOMPONENT, like PID-3.1"
+)]
 pub(crate) struct FieldPathError;
 
 impl std::str::FromStr for FieldPath {
@@ -316,10 +318,21 @@ impl std::str::FromStr for FieldPath {
     }
 }
 
+impl std::fmt::Display for FieldPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.segment.escape_ascii(), self.field)?;
+        for number in [self.component, self.subcomponent].into_iter().flatten() {
+            write!(f, ".{number}")?;
+        }
+        Ok(())
+    }
+}
+
 /// Bytes as an attribute: UTF-8 where they are UTF-8, else Latin-1, which never fails. Two values that fall together this
 /// way share a lane, which costs parallelism and never order.
 pub(crate) fn attribute_text(bytes: &[u8], chars_max: usize) -> String {
-    let clean = |character: char| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character };
+    let clean =
+        |character: char| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character };
     match std::str::from_utf8(bytes) {
         Ok(text) => text.chars().map(clean).take(chars_max).collect(),
         Err(_) => bytes.iter().map(|byte| clean(char::from(*byte))).take(chars_max).collect(),
@@ -391,8 +404,28 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_written_as_it_was_read() {
+        for path in ["PID-3", "MSH-10", "PID-3.1", "ZZ1-12.4.2"] {
+            assert_eq!(path.parse::<FieldPath>().unwrap().to_string(), path);
+        }
+    }
+
+    #[test]
     fn paths_that_mean_nothing_are_refused() {
-        for path in ["", "PID", "PID-", "PID-0", "PID-3.", "PID-3.0", "PID-3.1.1.1", "pid-3", "PIDX-3", "MSH-1", "MSH-2", "PID-x"] {
+        for path in [
+            "",
+            "PID",
+            "PID-",
+            "PID-0",
+            "PID-3.",
+            "PID-3.0",
+            "PID-3.1.1.1",
+            "pid-3",
+            "PIDX-3",
+            "MSH-1",
+            "MSH-2",
+            "PID-x",
+        ] {
             assert_eq!(path.parse::<FieldPath>(), Err(FieldPathError), "{path}");
         }
     }
@@ -424,7 +457,9 @@ mod tests {
 
     #[test]
     fn a_line_feed_inside_a_field_starts_no_segment() {
-        let message = Message::parse(b"MSH|^~\\&|||||||ORU^R01|7|P|2.3\rOBX|1|FT|||line\nPID|1||666\rPID|1||42\r").unwrap();
+        let message =
+            Message::parse(b"MSH|^~\\&|||||||ORU^R01|7|P|2.3\rOBX|1|FT|||line\nPID|1||666\rPID|1||42\r")
+                .unwrap();
         assert_eq!(text(&message, "PID-3"), Some("42"));
     }
 

@@ -231,9 +231,13 @@ fn find_mark(buffer: &[u8], from: usize) -> Mark {
 pub(crate) enum Unframeable {
     #[error("the body is empty")]
     Empty,
-    #[error("the body contains the frame start byte 0x0B at offset {at}; the receiver would cut the message there")]
+    #[error(
+        "the body contains the frame start byte 0x0B at offset {at}; the receiver would cut the message there"
+    )]
     StartInside { at: usize },
-    #[error("the body contains the frame end 0x1C 0x0D at offset {at}; the receiver would cut the message there")]
+    #[error(
+        "the body contains the frame end 0x1C 0x0D at offset {at}; the receiver would cut the message there"
+    )]
     EndInside { at: usize },
 }
 
@@ -323,7 +327,10 @@ mod tests {
     #[test]
     fn a_start_inside_a_frame_abandons_it() {
         assert_eq!(decode(b"\x0bhalf\x0bwhole\x1c\r"), [Item::Abandoned { length: 4 }, frame_of(b"whole")]);
-        assert_eq!(decode(b"\x0bhalf\x1c\x0bwhole\x1c\r"), [Item::Abandoned { length: 5 }, frame_of(b"whole")]);
+        assert_eq!(
+            decode(b"\x0bhalf\x1c\x0bwhole\x1c\r"),
+            [Item::Abandoned { length: 5 }, frame_of(b"whole")]
+        );
     }
 
     #[test]
@@ -374,7 +381,10 @@ mod tests {
     fn an_end_inside_a_frame_is_an_error_and_between_frames_is_not() {
         assert_eq!(decode_in_pieces(&[b"\x0ba\x1c\r\n"], LIMIT).1.finish(), Ok(()));
         assert_eq!(decode_in_pieces(&[b"\x0babc"], LIMIT).1.finish(), Err(EndInsideFrame { received: 3 }));
-        assert_eq!(decode_in_pieces(&[b"\x0babc\x1c"], LIMIT).1.finish(), Err(EndInsideFrame { received: 4 }));
+        assert_eq!(
+            decode_in_pieces(&[b"\x0babc\x1c"], LIMIT).1.finish(),
+            Err(EndInsideFrame { received: 4 })
+        );
         let long = [&[VT][..], &[b'x'; 2 * LIMIT]].concat();
         let received = 2 * LIMIT as u64;
         assert_eq!(decode_in_pieces(&[&long], LIMIT).1.finish(), Err(EndInsideFrame { received }));

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use gatepost_api::Problem;
 use gatepost_api::problem::Code;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -51,7 +51,12 @@ impl Call {
         }
     }
 
-    pub(crate) fn post(path: impl Into<String>, media_type: &'static str, body: Bytes, deadline: Duration) -> Self {
+    pub(crate) fn post(
+        path: impl Into<String>,
+        media_type: &'static str,
+        body: Bytes,
+        deadline: Duration,
+    ) -> Self {
         let headers = vec![(header::CONTENT_TYPE, HeaderValue::from_static(media_type))];
         Self { method: Method::POST, headers, body, ..Self::get(path, deadline) }
     }
@@ -120,8 +125,10 @@ pub enum TransportError {
     Deadline(Duration),
     #[error("the connection to the gateway broke")]
     Broken(#[source] hyper::Error),
-    #[error("the answer broke off or is larger than {0} bytes")]
-    Answer(usize),
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+    #[error("the answer broke off")]
+    AnswerBroken(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the request is malformed")]
     Malformed(#[source] http::Error),
 }
@@ -158,7 +165,8 @@ impl Client {
     /// Makes the call and reads its JSON answer.
     pub(crate) async fn call<T: DeserializeOwned>(&self, call: &Call) -> Result<T, CallError> {
         let answer = self.exchange(call).await?;
-        serde_json::from_slice(&answer.body).map_err(|_| CallError::Garbled { status: answer.status.as_u16() })
+        serde_json::from_slice(&answer.body)
+            .map_err(|_| CallError::Garbled { status: answer.status.as_u16() })
     }
 
     /// Makes the call and gives its answer if that is a success.
@@ -173,9 +181,10 @@ impl Client {
     async fn exchange_repeating(&self, call: &Call) -> Result<Answer, TransportError> {
         let kept = locked(&self.idle).pop();
         if let Some(connection) = kept {
-            // The gateway may have closed it while it was idle; that says nothing about the gateway.
-            if let Ok(answer) = self.exchange_on(connection, call).await {
-                return Ok(answer);
+            match self.exchange_on(connection, call).await {
+                // The gateway may have closed it while it was idle; that says nothing about the gateway.
+                Err(TransportError::Broken(_)) => {}
+                answer => return answer,
             }
         }
         let connection = self.connect().await?;
@@ -183,15 +192,18 @@ impl Client {
     }
 
     async fn exchange_on(&self, mut connection: Connection, call: &Call) -> Result<Answer, TransportError> {
-        let mut request = Request::builder().method(call.method.clone()).uri(&call.path).header(header::HOST, "gatepost");
+        let mut request =
+            Request::builder().method(call.method.clone()).uri(&call.path).header(header::HOST, "gatepost");
         for (name, value) in &call.headers {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(call.body.clone())).map_err(TransportError::Malformed)?;
         connection.ready().await.map_err(TransportError::Broken)?;
-        let (head, body) = connection.send_request(request).await.map_err(TransportError::Broken)?.into_parts();
+        let (head, body) =
+            connection.send_request(request).await.map_err(TransportError::Broken)?.into_parts();
         let limit = call.answer_bytes_max;
-        let body = Limited::new(body, limit).collect().await.map_err(|_| TransportError::Answer(limit))?.to_bytes();
+        let body =
+            Limited::new(body, limit).collect().await.map_err(|error| answer_error(error, limit))?.to_bytes();
         self.keep(connection);
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
@@ -207,16 +219,16 @@ impl Client {
         let connected = timeout(CONNECT_DEADLINE, UnixStream::connect(&self.socket))
             .await
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        let mut unreachable_since = locked(&self.unreachable_since);
         let stream = match connected {
-            Ok(stream) => stream,
+            Ok(stream) => {
+                *locked(&self.unreachable_since) = None;
+                stream
+            }
             Err(error) => {
-                unreachable_since.get_or_insert_with(Instant::now);
+                locked(&self.unreachable_since).get_or_insert_with(Instant::now);
                 return Err(TransportError::Connect(error));
             }
         };
-        *unreachable_since = None;
-        drop(unreachable_since);
         let (connection, driver) = handshake(TokioIo::new(stream)).await.map_err(TransportError::Broken)?;
         // Ends by itself when the connection closes or its handle is dropped; its error is the caller's error too.
         tokio::spawn(driver);
@@ -224,11 +236,20 @@ impl Client {
     }
 }
 
+fn answer_error(error: Box<dyn std::error::Error + Send + Sync>, limit: usize) -> TransportError {
+    if error.is::<LengthLimitError>() {
+        TransportError::TooLarge(limit)
+    } else {
+        TransportError::AnswerBroken(error)
+    }
+}
+
 fn refused(answer: &Answer) -> CallError {
     let Ok(problem) = serde_json::from_slice::<Problem>(&answer.body) else {
         return CallError::Garbled { status: answer.status.as_u16() };
     };
-    let retry_after = answer.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after =
+        answer.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     CallError::Refused(Box::new(Refusal { problem, retry_after: retry_after.map(Duration::from_secs) }))
 }
 

@@ -9,6 +9,7 @@ use gatepost_api::messages::Reply;
 use gatepost_api::settle::{Level, Outcome as WireOutcome, Scope, SettleItem};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 /// What proves an outcome: how much it proves, and what the protocol can show for it. Never a payload.
@@ -44,15 +45,31 @@ impl Evidence {
 /// What came of an attempt.
 #[derive(Debug)]
 pub enum Outcome {
-    Delivered { evidence: Evidence, reply: Option<Reply> },
+    Delivered {
+        evidence: Evidence,
+        reply: Option<Reply>,
+    },
     /// Bytes are at the partner and proof may come until `within` has passed; whoever has the token settles it then.
-    Sent { evidence: Evidence, within: Duration },
+    Sent {
+        evidence: Evidence,
+        within: Duration,
+    },
     /// Bytes may have reached the partner and no answer came.
-    InDoubt { reason: String },
+    InDoubt {
+        reason: String,
+    },
     /// The partner has certainly not taken it, and may later.
-    Retry { scope: Scope, after: Option<Duration>, reason: String },
+    Retry {
+        scope: Scope,
+        after: Option<Duration>,
+        reason: String,
+    },
     /// The partner will never take it as it is.
-    Reject { reason: String, evidence: Option<Evidence>, reply: Option<Reply> },
+    Reject {
+        reason: String,
+        evidence: Option<Evidence>,
+        reply: Option<Reply>,
+    },
     /// Not tried; somebody may.
     Release,
     /// The lease ended before anything was done; there is nothing to report.
@@ -86,7 +103,11 @@ impl Outcome {
     }
 
     /// The wire form; `None` where there is nothing to report.
-    pub(crate) fn into_item(self, delivery: Uuid, token: &str) -> Result<Option<SettleItem>, serde_json::Error> {
+    pub(crate) fn into_item(
+        self,
+        delivery: Uuid,
+        token: &str,
+    ) -> Result<Option<SettleItem>, serde_json::Error> {
         let mut item = item(delivery, token, WireOutcome::Release);
         match self {
             Self::LeaseLost => return Ok(None),
@@ -140,25 +161,21 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// What stands in evidence in place of bytes: their SHA-256 in hexadecimal.
+pub fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A partner's answer as the delivery's reply: JSON and text as they are, anything else as base64.
 pub fn reply(datacontenttype: &str, bytes: Vec<u8>) -> Reply {
-    let (data, binary) = match Data::from_bytes(bytes, Some(datacontenttype)) {
-        // Either conversion may refuse what it has just recognised only by a fault here; the bytes still go through.
-        Data::Json(text) => match RawValue::from_string(text.clone()) {
-            Ok(raw) => (Some(raw), None),
-            Err(_) => (None, Some(text.into_bytes())),
-        },
-        Data::Text(text) => match to_raw_value(&text) {
-            Ok(raw) => (Some(raw), None),
-            Err(_) => (None, Some(text.into_bytes())),
-        },
-        Data::Binary(bytes) => (None, Some(bytes)),
+    let content = Data::from_bytes(bytes, Some(datacontenttype));
+    let data = match &content {
+        Data::Json(text) => serde_json::from_str::<Box<RawValue>>(text).ok(),
+        Data::Text(text) => to_raw_value(text).ok(),
+        Data::Binary(_) => None,
     };
-    Reply {
-        datacontenttype: Some(datacontenttype.to_owned()),
-        data,
-        data_base64: binary.map(|bytes| BASE64.encode(bytes)),
-    }
+    let data_base64 = data.is_none().then(|| BASE64.encode(content.as_bytes()));
+    Reply { datacontenttype: Some(datacontenttype.to_owned()), data, data_base64 }
 }
 
 /// A partner's answer as the delivery's reply, base64 whatever its type says; for bodies that were cut.
@@ -184,7 +201,10 @@ mod tests {
         let id = Uuid::nil().to_string();
         let evidence = Evidence::new(Level::Transport).with("code", "AA");
         assert_eq!(
-            json(Outcome::Delivered { evidence: evidence.clone(), reply: Some(reply("text/plain", b"ok".to_vec())) }),
+            json(Outcome::Delivered {
+                evidence: evidence.clone(),
+                reply: Some(reply("text/plain", b"ok".to_vec()))
+            }),
             serde_json::json!({"delivery": id, "token": "t1", "outcome": "delivered",
                 "evidence": {"level": "transport", "code": "AA"},
                 "reply": {"datacontenttype": "text/plain", "data": "ok"}})
@@ -206,8 +226,16 @@ mod tests {
             json(Outcome::reject("AR")),
             serde_json::json!({"delivery": id, "token": "t1", "outcome": "reject", "reason": "AR"})
         );
-        assert_eq!(json(Outcome::Release), serde_json::json!({"delivery": id, "token": "t1", "outcome": "release"}));
+        assert_eq!(
+            json(Outcome::Release),
+            serde_json::json!({"delivery": id, "token": "t1", "outcome": "release"})
+        );
         assert!(Outcome::LeaseLost.into_item(Uuid::nil(), "t1").unwrap().is_none());
+    }
+
+    #[test]
+    fn the_digest_is_sha_256() {
+        assert_eq!(digest(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 
     #[test]

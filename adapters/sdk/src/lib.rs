@@ -19,9 +19,14 @@ mod session;
 mod settle;
 mod work;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use client::{CallError, Refusal};
 pub use delivery::{DataError, Delivery, LeaseLost};
-pub use evidence::{Evidence, Outcome, binary_reply, reply};
+pub use evidence::{Evidence, Outcome, binary_reply, digest, reply};
 pub use gatepost_api::event::{Data, Event, Extension};
 pub use gatepost_api::messages::Reply;
 pub use gatepost_api::settle::{EmittedItem, Level, Scope, SettleItem, SettleResponse};

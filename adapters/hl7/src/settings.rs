@@ -1,0 +1,251 @@
+//! The adapter's settings, `[adapters.<name>.settings]` in the gateway's configuration.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use gatepost_adapter::{Fault, Scope};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::header::{AckCode, FieldPath};
+use crate::peers::Network;
+
+const CONNECTIONS_MAX: usize = 64;
+const TIMEOUT_MS_MAX: u64 = 600_000;
+/// The gateway's own default for the largest message.
+const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
+const LISTEN_CONNECTIONS_MAX: usize = 4096;
+
+/// How to reach the partner, how the partner reaches us, and what its answers mean. At least one of `connect` and
+/// `listen` is needed.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// The partner's MLLP listener, `host:port`. Without it this adapter only receives.
+    pub(crate) connect: Option<String>,
+    /// Connections to the partner. Messages with the same ordering key always take the same one.
+    pub(crate) connections: usize,
+    /// How long to wait for a connection.
+    pub(crate) connect_timeout_ms: u64,
+    /// How long to wait for an acknowledgement; then the connection is closed and the delivery is in doubt.
+    pub(crate) ack_timeout_ms: u64,
+    /// What a negative acknowledgement means.
+    pub(crate) on_ack: OnAck,
+    /// Where partners may connect to, `address:port`. Without it this adapter only sends.
+    pub(crate) listen: Option<String>,
+    /// Partners' addresses (`10.1.2.3`) and networks (`10.1.0.0/16`). Others are turned away. Default: this host.
+    #[schemars(with = "Vec<String>")]
+    pub(crate) allow_from: Vec<Network>,
+    /// Largest message either way, in bytes without the framing.
+    pub(crate) max_frame_bytes: usize,
+    /// Partners' connections at a time.
+    pub(crate) max_connections: usize,
+    /// How long a partner may pause inside a message.
+    pub(crate) idle_frame_timeout_ms: u64,
+    /// The field that orders received messages, like `PID-3.1`; empty for no order.
+    #[schemars(with = "String")]
+    pub(crate) partition_key: OptionalPath,
+    /// The field that becomes the subject of received messages; empty for none.
+    #[schemars(with = "String")]
+    pub(crate) subject: OptionalPath,
+    /// The source of received messages. Default: `/adapters/` and the adapter's name.
+    pub(crate) source: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            connect: None,
+            connections: 4,
+            connect_timeout_ms: 10_000,
+            ack_timeout_ms: 30_000,
+            on_ack: OnAck::default(),
+            listen: None,
+            allow_from: Network::loopback(),
+            max_frame_bytes: 16 * 1024 * 1024,
+            max_connections: 64,
+            idle_frame_timeout_ms: 10_000,
+            partition_key: OptionalPath("PID-3.1".parse().ok()),
+            subject: OptionalPath("MSH-10".parse().ok()),
+            source: None,
+        }
+    }
+}
+
+impl Settings {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let mut range = |key: &str, value: u64, highest: u64| {
+            if !(1..=highest).contains(&value) {
+                faults.push(Fault::new(key, format!("must be from 1 to {highest}")));
+            }
+        };
+        range("connections", self.connections as u64, CONNECTIONS_MAX as u64);
+        range("connect_timeout_ms", self.connect_timeout_ms, TIMEOUT_MS_MAX);
+        range("ack_timeout_ms", self.ack_timeout_ms, TIMEOUT_MS_MAX);
+        range("max_frame_bytes", self.max_frame_bytes as u64, FRAME_BYTES_MAX as u64);
+        range("max_connections", self.max_connections as u64, LISTEN_CONNECTIONS_MAX as u64);
+        range("idle_frame_timeout_ms", self.idle_frame_timeout_ms, TIMEOUT_MS_MAX);
+        if self.connect.is_none() && self.listen.is_none() {
+            faults.push(Fault::new(
+                "connect",
+                "neither `connect` nor `listen` is set, so there is nothing to do",
+            ));
+        }
+        if self.connect.as_deref().is_some_and(|address| !is_host_and_port(address)) {
+            faults.push(Fault::new("connect", "must be host:port, like lab.example.org:2575"));
+        }
+        if self.listen.as_deref().is_some_and(|address| address.parse::<SocketAddr>().is_err()) {
+            faults.push(Fault::new("listen", "must be address:port, like 127.0.0.1:2575"));
+        }
+        if self.source.as_deref() == Some("") {
+            faults.push(Fault::new("source", "must not be empty"));
+        }
+        faults
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    pub(crate) fn ack_timeout(&self) -> Duration {
+        Duration::from_millis(self.ack_timeout_ms)
+    }
+
+    pub(crate) fn idle_frame_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_frame_timeout_ms)
+    }
+}
+
+/// Systems disagree on what the codes mean, so it is the configuration that decides. By default only CE, which says
+/// "not stored now", brings the same message again.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct OnAck {
+    #[serde(rename = "AE")]
+    pub(crate) ae: Action,
+    #[serde(rename = "AR")]
+    pub(crate) ar: Action,
+    #[serde(rename = "CE")]
+    pub(crate) ce: Action,
+    #[serde(rename = "CR")]
+    pub(crate) cr: Action,
+}
+
+impl Default for OnAck {
+    fn default() -> Self {
+        Self { ae: Action::Reject, ar: Action::Reject, ce: Action::Retry, cr: Action::Reject }
+    }
+}
+
+impl OnAck {
+    /// `None` for the codes that say yes.
+    pub(crate) fn action(self, code: AckCode) -> Option<Action> {
+        match code {
+            AckCode::Aa | AckCode::Ca => None,
+            AckCode::Ae => Some(self.ae),
+            AckCode::Ar => Some(self.ar),
+            AckCode::Ce => Some(self.ce),
+            AckCode::Cr => Some(self.cr),
+        }
+    }
+}
+
+/// What to do about a negative acknowledgement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Action {
+    /// The message is dead.
+    Reject,
+    /// The message is tried again, and the attempt counts.
+    Retry,
+    /// The partner is in trouble: all its messages wait, and no attempt counts.
+    RetryDestination,
+}
+
+impl Action {
+    /// `None`: not at all.
+    pub(crate) fn retry_scope(self) -> Option<Scope> {
+        match self {
+            Self::Reject => None,
+            Self::Retry => Some(Scope::Message),
+            Self::RetryDestination => Some(Scope::Destination),
+        }
+    }
+}
+
+/// A field path, or none when it is written as an empty string.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct OptionalPath(pub(crate) Option<FieldPath>);
+
+impl TryFrom<String> for OptionalPath {
+    type Error = crate::header::FieldPathError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(Some).map(Self) }
+    }
+}
+
+impl From<OptionalPath> for String {
+    fn from(path: OptionalPath) -> Self {
+        path.0.map(|path| path.to_string()).unwrap_or_default()
+    }
+}
+
+fn is_host_and_port(address: &str) -> bool {
+    address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_smallest_settings_are_whole() {
+        let settings = read(r#"{"connect":"lab.example.org:2575"}"#).unwrap();
+        assert!(settings.faults().is_empty());
+        assert_eq!(settings.partition_key.0, "PID-3.1".parse().ok());
+        assert_eq!(settings.subject.0, "MSH-10".parse().ok());
+        assert_eq!(settings.on_ack.action(AckCode::Aa), None);
+        assert_eq!(settings.on_ack.action(AckCode::Ce), Some(Action::Retry));
+        assert_eq!(settings.on_ack.action(AckCode::Ae), Some(Action::Reject));
+    }
+
+    #[test]
+    fn the_table_of_codes_is_the_partners() {
+        let settings =
+            read(r#"{"listen":"[::1]:2575","on_ack":{"AE":"retry_destination"},"partition_key":""}"#)
+                .unwrap();
+        assert!(settings.faults().is_empty());
+        assert_eq!(settings.on_ack.action(AckCode::Ae).unwrap().retry_scope(), Some(Scope::Destination));
+        assert_eq!(settings.on_ack.action(AckCode::Ar).unwrap().retry_scope(), None);
+        assert_eq!(settings.partition_key.0, None);
+    }
+
+    #[test]
+    fn every_fault_is_told() {
+        let faults = |text| -> Vec<String> {
+            read(text).unwrap().faults().into_iter().map(|fault| fault.key).collect()
+        };
+        assert_eq!(faults("{}"), ["connect"]);
+        assert_eq!(
+            faults(r#"{"connect":"lab","listen":"localhost:1","connections":0,"source":""}"#),
+            ["connections", "connect", "listen", "source"]
+        );
+        assert_eq!(
+            faults(r#"{"connect":":1","ack_timeout_ms":0,"max_frame_bytes":99999999999}"#),
+            ["ack_timeout_ms", "max_frame_bytes", "connect"]
+        );
+        assert!(read(r#"{"conect":"lab:1"}"#).unwrap_err().contains("unknown field `conect`"));
+        assert!(read(r#"{"on_ack":{"AA":"retry"}}"#).unwrap_err().contains("unknown field `AA`"));
+        assert!(read(r#"{"partition_key":"PID"}"#).unwrap_err().contains("like PID-3.1"));
+        assert!(read(r#"{"allow_from":["10.0.0.0/33"]}"#).unwrap_err().contains("10.1.0.0/16"));
+    }
+}

@@ -1,0 +1,33 @@
+//! The adapter: one endpoint, several requests at a time.
+
+use std::sync::Arc;
+
+use gatepost_adapter::{Adapter, Crew, Failure, Fault, Level, Manifest, Placement, Session};
+
+use crate::send::{Endpoint, Sender};
+use crate::settings::Settings;
+
+pub(crate) struct Http;
+
+impl Adapter for Http {
+    type Settings = Settings;
+
+    const MANIFEST: Manifest = Manifest {
+        version: env!("CARGO_PKG_VERSION"),
+        levels: &[Level::Sent, Level::Transport],
+        query: false,
+        ordered_pipeline: false,
+    };
+
+    fn check(settings: &Settings) -> Vec<Fault> {
+        settings.faults()
+    }
+
+    async fn run(settings: Settings, session: Session) -> Result<(), Failure> {
+        let workers = settings.concurrency;
+        let endpoint = Arc::new(Endpoint::new(settings)?);
+        // The gateway leases one delivery of a lane at a time, so order needs no help here.
+        let crew = Crew { workers, placement: Placement::Anywhere };
+        session.work(crew, |_| Sender::new(Arc::clone(&endpoint))).await
+    }
+}

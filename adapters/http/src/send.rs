@@ -1,0 +1,135 @@
+//! One request per attempt; what is not an answer is doubt, unless nothing can have left.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use gatepost_adapter::{DataError, Delivery, Failure, Outcome, Worker};
+use http::HeaderMap;
+use reqwest::{Client, Response, redirect, retry};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::answer::{Answer, BODY_BYTES_MAX};
+use crate::request::{Attempt, headers};
+use crate::settings::{Settings, Target};
+
+const USER_AGENT: &str = concat!("gatepost-http/", env!("CARGO_PKG_VERSION"));
+/// The gateway's own default for the largest message.
+const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The endpoint, shared by all workers.
+pub(crate) struct Endpoint {
+    client: Client,
+    target: Target,
+    settings: Settings,
+}
+
+impl Endpoint {
+    pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
+        let target = settings.target().map_err(|faults| {
+            let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            Failure::new("the settings point to something that is gone", told.join("; "))
+        })?;
+        let client = Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(redirect::Policy::none())
+            // Trying again is the gateway's decision, and an attempt is one request.
+            .retry(retry::never())
+            .no_proxy()
+            .referer(false)
+            .default_headers(target.headers.clone())
+            .tls_certs_merge(target.authorities.clone())
+            .https_only(target.url.scheme() == "https")
+            .connect_timeout(settings.connect_timeout())
+            .build()
+            .map_err(|error| Failure::new("cannot set up HTTP", error))?;
+        Ok(Self { client, target, settings })
+    }
+
+    async fn exchange(&self, headers: HeaderMap, body: Bytes) -> Outcome {
+        let request = self.client.post(self.target.url.clone()).headers(headers).body(body);
+        // Connecting has its own, shorter limit, so that this one can only pass once bytes may have left.
+        let patience = self.settings.connect_timeout() + self.settings.timeout();
+        let response = match timeout(patience, request.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return failed(&error),
+            Err(_) => return Outcome::in_doubt(format!("no answer within {} ms", self.settings.timeout_ms)),
+        };
+        let answer = read(response, Instant::now() + self.settings.timeout()).await;
+        answer.outcome(SystemTime::now())
+    }
+}
+
+/// One request at a time.
+pub(crate) struct Sender {
+    endpoint: Arc<Endpoint>,
+}
+
+impl Sender {
+    pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint }
+    }
+}
+
+impl Worker for Sender {
+    async fn deliver(&mut self, delivery: &Delivery) -> Outcome {
+        let body = match delivery.data(PAYLOAD_BYTES_MAX).await {
+            Ok(body) => body,
+            Err(DataError::Call(error)) if error.retryable() => {
+                tracing::warn!(%error, "giving the delivery back");
+                return Outcome::Release;
+            }
+            Err(error) => return Outcome::reject(error.to_string()),
+        };
+        // A clock before 1970 makes signatures that no endpoint takes, which then says so.
+        let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let id = delivery.id().to_string();
+        let attempt = Attempt { id: &id, timestamp };
+        let headers = match headers(delivery.event(), &body, &attempt, &self.endpoint.target.secrets) {
+            Ok(headers) => headers,
+            Err(_) => return Outcome::reject("datacontenttype cannot stand in a header"),
+        };
+        if delivery.begin().await.is_err() {
+            return Outcome::LeaseLost;
+        }
+        self.endpoint.exchange(headers, body).await
+    }
+}
+
+/// No answer: whose trouble, and can anything have left?
+fn failed(error: &reqwest::Error) -> Outcome {
+    if error.is_builder() {
+        return Outcome::reject("the request cannot be built");
+    }
+    // The address without the URL, which may hold a token in its query.
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    if error.is_connect() {
+        return Outcome::destination_down(format!("cannot connect: {cause}"));
+    }
+    Outcome::in_doubt(format!("no answer: {cause}"))
+}
+
+/// The status and the first bytes of the body. The status is the answer: a body that breaks off or never ends does not
+/// take it back.
+async fn read(mut response: Response, until: Instant) -> Answer {
+    let status = response.status();
+    let headers = response.headers().clone();
+    let mut body = Vec::new();
+    let cut = loop {
+        match timeout_at(until, response.chunk()).await {
+            Ok(Ok(Some(chunk))) => {
+                let free = BODY_BYTES_MAX - body.len();
+                body.extend_from_slice(&chunk[..chunk.len().min(free)]);
+                if chunk.len() > free {
+                    break true;
+                }
+            }
+            Ok(Ok(None)) => break false,
+            Ok(Err(_)) | Err(_) => break true,
+        }
+    };
+    Answer { status, headers, body, cut }
+}

@@ -1,0 +1,237 @@
+//! A leased delivery: what to send, and the right to send it for a while.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use gatepost_api::event::Event;
+use gatepost_api::queues::LeasedDelivery;
+use gatepost_api::settle::{Outcome as WireOutcome, SettleItem};
+use http::HeaderValue;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::client::{Call, CallError, TransportError, locked};
+use crate::evidence::{Outcome, item};
+use crate::session::{Chain, OnDoubt, Session};
+
+const DATA_DEADLINE: Duration = Duration::from_secs(60);
+/// Most large payloads on their way from the gateway at a time.
+pub(crate) const DATA_IN_FLIGHT_MAX: usize = 16;
+
+/// One attempt at one message. While it is held its lease is prolonged; the outcome is reported when the worker returns.
+pub struct Delivery {
+    held: Arc<Held>,
+    attempt: u32,
+    in_doubt: bool,
+    event: Event,
+    payload: Payload,
+    session: Session,
+}
+
+enum Payload {
+    Here(Bytes),
+    /// Too large for the lease answer; stands under this path.
+    There(String),
+}
+
+/// The lease ended, or somebody else has it: this attempt must not send anything.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the lease is over")]
+pub struct LeaseLost;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    #[error("the payload is larger than {0} bytes")]
+    TooLarge(usize),
+    #[error("the payload cannot be fetched from the gateway")]
+    Call(#[source] CallError),
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("id", &self.held.id)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Delivery {
+    pub(crate) fn new(
+        leased: LeasedDelivery,
+        received: Instant,
+        room: OwnedSemaphorePermit,
+        session: Session,
+    ) -> Result<Self, (Arc<Held>, serde_json::Error)> {
+        let length = Duration::from_millis(leased.lease_ms);
+        let held = Arc::new(Held {
+            id: leased.id,
+            token: leased.token,
+            length,
+            until: Mutex::new(received + length),
+            lost: AtomicBool::new(false),
+            reported: AtomicBool::new(false),
+            prolonging: AtomicBool::new(false),
+            _room: room,
+        });
+        let mut event: Event = match serde_json::from_str(leased.event.get()) {
+            Ok(event) => event,
+            Err(error) => return Err((held, error)),
+        };
+        let payload = match (event.data.take(), event.text_extension("dataref")) {
+            (None, Some(path)) => Payload::There(path),
+            (data, _) => Payload::Here(data.map(|data| data.into_bytes().into()).unwrap_or_default()),
+        };
+        Ok(Self { held, attempt: leased.attempt, in_doubt: leased.in_doubt, event, payload, session })
+    }
+
+    /// Constant over all attempts: what a partner may deduplicate by.
+    pub fn id(&self) -> Uuid {
+        self.held.id
+    }
+
+    /// The attempt's number in its series, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Bytes of an earlier attempt may have reached the partner.
+    pub fn in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+
+    /// The event's attributes. Its data is given by [`Delivery::data`].
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+
+    /// The ordering key, if the sender gave one.
+    pub fn partition_key(&self) -> Option<String> {
+        self.event.text_extension("partitionkey")
+    }
+
+    /// The payload, byte for byte as the sender handed it in.
+    pub async fn data(&self, bytes_max: usize) -> Result<Bytes, DataError> {
+        let path = match &self.payload {
+            Payload::Here(bytes) if bytes.len() > bytes_max => return Err(DataError::TooLarge(bytes_max)),
+            Payload::Here(bytes) => return Ok(bytes.clone()),
+            Payload::There(path) => path,
+        };
+        let mut call = Call::get(path.as_str(), DATA_DEADLINE)
+            .header(crate::intake::EPOCH, HeaderValue::from(self.session.epoch()));
+        call.answer_bytes_max = bytes_max;
+        // Never closed while the session lives; if it were, the gateway's own limits still hold.
+        let _place = self.session.large_payloads().acquire().await.ok();
+        match self.session.client().exchange(&call).await {
+            Ok(answer) => Ok(answer.body),
+            Err(CallError::Unreachable(TransportError::TooLarge(limit))) => Err(DataError::TooLarge(limit)),
+            Err(error) => {
+                self.session.end_if_superseded(Some(&error));
+                Err(DataError::Call(error))
+            }
+        }
+    }
+
+    /// To be called immediately before bytes leave. Durable before it returns, where the destination asks for that.
+    pub async fn begin(&self) -> Result<(), LeaseLost> {
+        if !self.held.is_valid() {
+            return Err(LeaseLost);
+        }
+        if self.session.on_doubt() == OnDoubt::Resend {
+            // The gateway has recorded the attempt with the lease.
+            return Ok(());
+        }
+        self.session.settler().ask(self.begin_item(), Arc::clone(&self.held)).await
+    }
+
+    /// A `begin` to be settled together with state, by an adapter that must commit both at once.
+    pub fn begin_item(&self) -> SettleItem {
+        item(self.held.id, &self.held.token, WireOutcome::Begin)
+    }
+
+    /// Reports what came of the attempt, in the background. The delivery stays in hand until the gateway has answered.
+    pub(crate) fn finish(self, outcome: Outcome) {
+        let name = outcome.name();
+        self.held.reported.store(true, Ordering::Release);
+        match outcome.into_item(self.held.id, &self.held.token) {
+            Ok(Some(item)) => self.session.settler().tell(item, self.held),
+            Ok(None) => tracing::info!(delivery = %self.held.id, "the lease ended before the attempt"),
+            Err(error) => {
+                let error = Chain(&error);
+                tracing::error!(delivery = %self.held.id, outcome = name, %error, "the outcome cannot be written");
+            }
+        }
+    }
+
+    pub(crate) fn held(&self) -> &Arc<Held> {
+        &self.held
+    }
+}
+
+/// The lease itself, shared by the worker, the reporter and the prolonger. Its room is free when the last one lets go.
+pub(crate) struct Held {
+    pub(crate) id: Uuid,
+    pub(crate) token: String,
+    pub(crate) length: Duration,
+    until: Mutex<Instant>,
+    lost: AtomicBool,
+    reported: AtomicBool,
+    prolonging: AtomicBool,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Held {
+    pub(crate) fn is_valid(&self) -> bool {
+        !self.lost.load(Ordering::Acquire) && Instant::now() < *locked(&self.until)
+    }
+
+    /// An outcome has been handed over for reporting; prolonging would only race it.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.reported.load(Ordering::Acquire)
+    }
+
+    /// Whether the caller is the one to ask for more time; nobody else is until [`Held::end_prolonging`].
+    pub(crate) fn begin_prolonging(&self) -> bool {
+        !self.prolonging.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn end_prolonging(&self) {
+        self.prolonging.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn prolonged(&self, received: Instant) {
+        *locked(&self.until) = received + self.length;
+    }
+
+    /// Less than half of the lease is left.
+    fn is_due(&self) -> bool {
+        let left = locked(&self.until).saturating_duration_since(Instant::now());
+        !self.is_reported() && !self.lost.load(Ordering::Acquire) && left < self.length / 2
+    }
+}
+
+/// Every lease in hand, so that long work does not lose its lease.
+#[derive(Default)]
+pub(crate) struct Leases(Mutex<HashMap<Uuid, Weak<Held>>>);
+
+impl Leases {
+    pub(crate) fn add(&self, held: &Arc<Held>) {
+        locked(&self.0).insert(held.id, Arc::downgrade(held));
+    }
+
+    /// The leases that should be prolonged now.
+    pub(crate) fn due(&self) -> Vec<Arc<Held>> {
+        let mut leases = locked(&self.0);
+        leases.retain(|_, held| held.strong_count() > 0);
+        leases.values().filter_map(Weak::upgrade).filter(|held| held.is_due()).collect()
+    }
+}

@@ -1,0 +1,320 @@
+//! The adapter as a process: command line, settings, signals, exit codes.
+//!
+//! Standard output belongs to `--manifest` and `--check`; everything else is said on standard error.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
+
+use crate::client::{Call, Client};
+use crate::lifetime::{Ending, Lifetime};
+use crate::session::{Chain, Session};
+use gatepost_api::settle::Level;
+
+/// The version of the conversation between gateway and adapter.
+const PROTOCOL: u32 = 1;
+/// Where the gateway's socket stands; the only setting in the environment.
+const SOCKET_VARIABLE: &str = "GATEPOST_SOCKET";
+/// Settings are a page of text at most.
+const SETTINGS_BYTES_MAX: u64 = 1024 * 1024;
+/// An adapter whose gateway is gone for this long has nobody to work for.
+const GONE_AFTER: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long attempts may take to finish after the signal to stop. Shorter than the gateway's own patience, after which it
+/// kills.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_SETTINGS: u8 = 2;
+const EXIT_SUPERSEDED: u8 = 3;
+const EXIT_GATEWAY_GONE: u8 = 4;
+
+/// One partner protocol.
+pub trait Adapter: 'static {
+    /// Unknown keys must be refused (`#[serde(deny_unknown_fields)]`).
+    type Settings: DeserializeOwned + JsonSchema + Send;
+
+    const MANIFEST: Manifest;
+
+    /// What is wrong with settings that could be read, all of it.
+    fn check(settings: &Self::Settings) -> Vec<Fault>;
+
+    /// Works until the session asks to stop.
+    fn run(settings: Self::Settings, session: Session) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// What the program can do, told to the gateway before it starts it.
+#[derive(Debug, Clone, Copy)]
+pub struct Manifest {
+    pub version: &'static str,
+    /// The levels of evidence that this protocol can give.
+    pub levels: &'static [Level],
+    /// Can ask the partner what became of a delivery in doubt.
+    pub query: bool,
+    /// Can take several deliveries of one lane at a time, in order.
+    pub ordered_pipeline: bool,
+}
+
+#[derive(Serialize)]
+struct ManifestDocument {
+    protocol: u32,
+    version: &'static str,
+    levels: &'static [Level],
+    query: bool,
+    ordered_pipeline: bool,
+    settings_schema: schemars::Schema,
+}
+
+/// One thing that is wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    pub key: String,
+    pub message: String,
+}
+
+impl Fault {
+    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
+    }
+}
+
+/// Why an adapter cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("a worker panicked")]
+    WorkerPanicked,
+    /// In the adapter's own words.
+    #[error("{what}")]
+    Adapter {
+        what: String,
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+impl Failure {
+    pub fn new(what: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Adapter { what: what.into(), source: Some(source.into()) }
+    }
+}
+
+/// What every adapter understands on its command line. Without any of it, it works for the gateway whose socket the
+/// environment variable GATEPOST_SOCKET names.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Print what this adapter can do, as JSON, and exit
+    #[arg(long, conflicts_with = "check")]
+    manifest: bool,
+    /// Read settings as JSON on standard input, print their faults, exit with 0 if there are none and 2 if there are
+    #[arg(long)]
+    check: bool,
+}
+
+/// Runs the adapter as its command line says.
+pub fn main<A: Adapter>(args: &Args) -> ExitCode {
+    if args.manifest {
+        return print_manifest::<A>();
+    }
+    if args.check {
+        return check::<A>();
+    }
+    log_to_stderr();
+    let Some(socket) = std::env::var_os(SOCKET_VARIABLE) else {
+        tracing::error!("{SOCKET_VARIABLE} is not set: this program is started by gatepost, which sets it");
+        return ExitCode::from(EXIT_FAILED);
+    };
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work::<A>(socket.into())),
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+fn print_manifest<A: Adapter>() -> ExitCode {
+    let Manifest { version, levels, query, ordered_pipeline } = A::MANIFEST;
+    let settings_schema = schemars::schema_for!(A::Settings);
+    let document =
+        ManifestDocument { protocol: PROTOCOL, version, levels, query, ordered_pipeline, settings_schema };
+    let mut out = std::io::stdout().lock();
+    let written = serde_json::to_writer_pretty(&mut out, &document).is_ok() && writeln!(out).is_ok();
+    if written { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) }
+}
+
+fn check<A: Adapter>() -> ExitCode {
+    let mut text = String::new();
+    let faults = match std::io::stdin().lock().take(SETTINGS_BYTES_MAX).read_to_string(&mut text) {
+        Ok(_) => read_settings::<A>(&text).err().unwrap_or_default(),
+        Err(error) => vec![Fault::new("settings", format!("cannot be read: {error}"))],
+    };
+    let mut out = std::io::stdout().lock();
+    let written = faults.iter().try_for_each(|fault| writeln!(out, "{fault}"));
+    if faults.is_empty() && written.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_SETTINGS) }
+}
+
+fn read_settings<A: Adapter>(text: &str) -> Result<A::Settings, Vec<Fault>> {
+    let settings =
+        serde_json::from_str(text).map_err(|error| vec![Fault::new("settings", error.to_string())])?;
+    let faults = A::check(&settings);
+    if faults.is_empty() { Ok(settings) } else { Err(faults) }
+}
+
+fn log_to_stderr() {
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        // The gateway, or whoever else keeps the log, writes the time.
+        .without_time()
+        .with_max_level(tracing::Level::INFO)
+        .finish();
+    // Fails only if there is one already, and then that one is as good.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+async fn work<A: Adapter>(socket: PathBuf) -> ExitCode {
+    let client = Arc::new(Client::new(socket));
+    let lifetime = Lifetime::new();
+    let (mut terminate, mut interrupt) =
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%error, "cannot listen for signals");
+                return ExitCode::from(EXIT_FAILED);
+            }
+        };
+    tokio::select! {
+        // In this order: an ending also stops the work, which must not pass for having been asked to stop.
+        biased;
+        ending = lifetime.ended() => end(ending),
+        code = serve::<A>(Arc::clone(&client), lifetime.clone()) => code,
+        () = watch_gateway(&client) => end(Ending::GatewayGone),
+        () = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            lifetime.drain();
+            sleep(DRAIN_DEADLINE).await;
+        } => {
+            tracing::warn!(seconds = DRAIN_DEADLINE.as_secs(), "attempts did not finish in time; leaving them to the gateway");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+async fn serve<A: Adapter>(client: Arc<Client>, lifetime: Lifetime) -> ExitCode {
+    let (session, settings) = match Session::open(client, lifetime, A::MANIFEST.version).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::error!(error = %Chain(&error), "cannot start");
+            return ExitCode::from(EXIT_FAILED);
+        }
+    };
+    let settings = match read_settings::<A>(settings.get()) {
+        Ok(settings) => settings,
+        Err(faults) => {
+            for fault in faults {
+                tracing::error!(%fault, "the settings are wrong");
+            }
+            return ExitCode::from(EXIT_SETTINGS);
+        }
+    };
+    tracing::info!(
+        adapter = session.name(),
+        epoch = session.epoch(),
+        version = A::MANIFEST.version,
+        "working"
+    );
+    match A::run(settings, session).await {
+        Ok(()) => {
+            tracing::info!("stopped");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            tracing::error!(error = %Chain(&failure), "cannot go on");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+fn end(ending: Ending) -> ExitCode {
+    match ending {
+        Ending::Superseded => {
+            tracing::warn!("a newer session of this adapter is open; this one ends");
+            ExitCode::from(EXIT_SUPERSEDED)
+        }
+        Ending::GatewayGone => {
+            tracing::error!(seconds = GONE_AFTER.as_secs(), "the gateway's socket is gone");
+            ExitCode::from(EXIT_GATEWAY_GONE)
+        }
+        Ending::Refused => ExitCode::from(EXIT_FAILED),
+    }
+}
+
+/// Comes back when the gateway could not be reached for too long. An adapter that only takes in makes no calls of its
+/// own while its partners are silent, so this looks by itself.
+async fn watch_gateway(client: &Client) {
+    let call = Call::get("/livez", LOOK_EVERY);
+    loop {
+        // Any answer will do, also none within the second: a slow gateway is not a gone one.
+        let _ = timeout(LOOK_EVERY, client.exchange(&call)).await;
+        if client.unreachable_for() >= GONE_AFTER {
+            return;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Sample;
+
+    #[derive(serde::Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Settings {
+        port: u16,
+    }
+
+    impl Adapter for Sample {
+        type Settings = Settings;
+        const MANIFEST: Manifest =
+            Manifest { version: "1", levels: &[Level::Sent], query: false, ordered_pipeline: false };
+
+        fn check(settings: &Settings) -> Vec<Fault> {
+            if settings.port == 0 { vec![Fault::new("port", "must not be 0")] } else { Vec::new() }
+        }
+
+        async fn run(_: Settings, _: Session) -> Result<(), Failure> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn settings_are_read_or_their_faults_told() {
+        assert_eq!(read_settings::<Sample>(r#"{"port":1}"#).map(|settings| settings.port), Ok(1));
+        let fault = |text| read_settings::<Sample>(text).map(|_| ()).unwrap_err()[0].to_string();
+        assert_eq!(fault(r#"{"port":0}"#), "port: must not be 0");
+        assert!(fault(r#"{"port":1,"prot":2}"#).contains("unknown field `prot`"));
+        assert!(fault("").contains("EOF"));
+    }
+}

@@ -1,0 +1,269 @@
+//! The session with the gateway: who this adapter is, how its deliveries are to be treated, its durable state.
+//!
+//! Opening a session ends the adapter's earlier ones. Every call carries the session's epoch; once a newer session is
+//! open the gateway refuses this one's calls, and the process ends without writing anything more.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use gatepost_api::session::{SessionRequest, SessionResponse};
+use gatepost_api::settle::{Level, SettleRequest, SettleResponse};
+use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+
+use crate::client::{Call, CallError, Client};
+use crate::lifetime::{Ending, Lifetime, Stop};
+use crate::settle::{SETTLE_DEADLINE, Settlement, Settler};
+use crate::{delivery, intake};
+
+const SESSION_DEADLINE: Duration = Duration::from_secs(30);
+const PAUSE_FIRST: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// What happens to a delivery whose outcome is unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDoubt {
+    Resend,
+    Hold,
+    Query,
+}
+
+/// An open session. Clones share it.
+#[derive(Clone)]
+pub struct Session(Arc<Inner>);
+
+struct Inner {
+    client: Arc<Client>,
+    lifetime: Lifetime,
+    settler: Settler,
+    intake: Semaphore,
+    large_payloads: Semaphore,
+    epoch: u64,
+    name: String,
+    on_doubt: OnDoubt,
+    confirm: Level,
+    window: u32,
+    max_in_flight: u32,
+    state: BTreeMap<String, Vec<u8>>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("name", &self.0.name)
+            .field("epoch", &self.0.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("cannot open a session with the gateway")]
+    Call(#[source] CallError),
+    #[error(
+        "the gateway's session answer has a `{0}` that this program does not know; are their versions far apart?"
+    )]
+    Unknown(&'static str),
+}
+
+impl Session {
+    /// Opens a session; gives the adapter's settings with it.
+    pub(crate) async fn open(
+        client: Arc<Client>,
+        lifetime: Lifetime,
+        version: &str,
+    ) -> Result<(Self, Box<RawValue>), OpenError> {
+        let request = SessionRequest { version: Some(version.to_owned()) };
+        let call = Call::post_json("/v1/session", &request, SESSION_DEADLINE).map_err(OpenError::Call)?;
+        let opened: SessionResponse = persist(&client, &call).await.map_err(OpenError::Call)?;
+        let state = opened.state.into_iter().map(|(key, value)| Some((key, BASE64.decode(value).ok()?)));
+        let inner = Inner {
+            settler: Settler::start(Arc::clone(&client), lifetime.clone(), opened.epoch),
+            client,
+            lifetime,
+            intake: Semaphore::new(intake::ACCEPTS_IN_FLIGHT_MAX),
+            large_payloads: Semaphore::new(delivery::DATA_IN_FLIGHT_MAX),
+            epoch: opened.epoch,
+            name: opened.name,
+            on_doubt: match opened.on_doubt.as_str() {
+                "resend" => OnDoubt::Resend,
+                "hold" => OnDoubt::Hold,
+                "query" => OnDoubt::Query,
+                _ => return Err(OpenError::Unknown("on_doubt")),
+            },
+            confirm: match opened.confirm.as_str() {
+                "sent" => Level::Sent,
+                "transport" => Level::Transport,
+                "business" => Level::Business,
+                _ => return Err(OpenError::Unknown("confirm")),
+            },
+            window: opened.window,
+            max_in_flight: opened.max_in_flight,
+            state: state.collect::<Option<_>>().ok_or(OpenError::Unknown("state"))?,
+        };
+        Ok((Self(Arc::new(inner)), opened.settings))
+    }
+
+    /// The adapter's name in the configuration, which is also its queue's.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
+    pub fn on_doubt(&self) -> OnDoubt {
+        self.0.on_doubt
+    }
+
+    /// The level of evidence that counts as delivered.
+    pub fn confirm(&self) -> Level {
+        self.0.confirm
+    }
+
+    /// Most consecutive deliveries of one lane that are leased at a time.
+    pub fn window(&self) -> u32 {
+        self.0.window
+    }
+
+    pub fn max_in_flight(&self) -> u32 {
+        self.0.max_in_flight
+    }
+
+    /// The adapter's durable state when the session was opened. Changes go through [`Session::settle`].
+    pub fn state(&self) -> &BTreeMap<String, Vec<u8>> {
+        &self.0.state
+    }
+
+    pub fn stop(&self) -> Stop {
+        self.0.lifetime.stop()
+    }
+
+    /// Reports outcomes, emits messages and changes state in one transaction. Repeated until the gateway answers; an
+    /// error is its final word.
+    pub async fn settle(&self, settlement: Settlement) -> Result<SettleResponse, CallError> {
+        let request: SettleRequest = settlement.into_request(self.0.epoch);
+        let call = Call::post_json("/v1/settle", &request, SETTLE_DEADLINE)?;
+        let settled = persist(&self.0.client, &call).await;
+        self.end_if_superseded(settled.as_ref().err());
+        settled
+    }
+
+    /// Superseded is not an error to handle: the process is over.
+    pub(crate) fn end_if_superseded(&self, error: Option<&CallError>) {
+        if error.is_some_and(CallError::superseded) {
+            self.0.lifetime.end(Ending::Superseded);
+        }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    pub(crate) fn lifetime(&self) -> &Lifetime {
+        &self.0.lifetime
+    }
+
+    pub(crate) fn settler(&self) -> &Settler {
+        &self.0.settler
+    }
+
+    pub(crate) fn intake(&self) -> &Semaphore {
+        &self.0.intake
+    }
+
+    pub(crate) fn large_payloads(&self) -> &Semaphore {
+        &self.0.large_payloads
+    }
+}
+
+/// Repeats a call until the gateway answers it with a final word. It does not give up by itself: when the gateway stays
+/// away, the process ends.
+pub(crate) async fn persist<T: serde::de::DeserializeOwned>(
+    client: &Client,
+    call: &Call,
+) -> Result<T, CallError> {
+    let mut pause = Pause::default();
+    loop {
+        match client.call(call).await {
+            Err(error) if error.retryable() => pause.after(&error).await,
+            answer => return answer,
+        }
+    }
+}
+
+/// Longer and longer pauses between repetitions of a call to the gateway.
+#[derive(Debug)]
+pub(crate) struct Pause {
+    next: Duration,
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self { next: PAUSE_FIRST }
+    }
+}
+
+impl Pause {
+    pub(crate) async fn after(&mut self, error: &CallError) {
+        let wished = match error {
+            CallError::Refused(refusal) => refusal.retry_after,
+            _ => None,
+        };
+        // Said once per outage, not once per try.
+        if self.next == PAUSE_FIRST {
+            tracing::warn!(error = %Chain(error), "a call to the gateway failed; repeating it");
+        }
+        sleep(wished.unwrap_or(self.next).min(PAUSE_MAX)).await;
+        self.next = (self.next * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Changes to the adapter's durable state.
+#[derive(Clone, Default)]
+pub struct StateChanges(BTreeMap<String, Option<Vec<u8>>>);
+
+impl StateChanges {
+    #[must_use]
+    pub fn set(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.0.insert(key.into(), Some(value.into()));
+        self
+    }
+
+    #[must_use]
+    pub fn delete(mut self, key: impl Into<String>) -> Self {
+        self.0.insert(key.into(), None);
+        self
+    }
+
+    pub(crate) fn into_wire(self) -> BTreeMap<String, Option<String>> {
+        self.0.into_iter().map(|(key, value)| (key, value.map(|bytes| BASE64.encode(bytes)))).collect()
+    }
+}
+
+impl fmt::Debug for StateChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StateChanges({} keys)", self.0.len())
+    }
+}
+
+/// An error with all its causes on one line.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,259 @@
+//! The lease loop and the workers it feeds.
+//!
+//! Each worker does one delivery at a time. Deliveries with an ordering key always go to the worker that the key maps to,
+//! so a partner sees one lane on one connection; others go to whoever is free. A stuck worker keeps its own deliveries
+//! waiting and nobody else's.
+
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gatepost_api::queues::{LEASE_DELIVERIES_MAX, LEASE_MS_DEFAULT, LeaseRequest, LeaseResponse};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use uuid::Uuid;
+
+use crate::client::Call;
+use crate::delivery::{Delivery, Leases};
+use crate::evidence::Outcome;
+use crate::lifetime::{Ending, Stop};
+use crate::process::Failure;
+use crate::session::{Chain, Pause, Session};
+
+/// Deliveries held for each worker, the one it works on included. Enough that a worker never waits for a lease call.
+const IN_HAND_PER_WORKER: usize = 32;
+/// Payload bytes of one lease answer.
+const LEASE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const LEASE_WAIT: Duration = Duration::from_secs(20);
+/// On top of the long poll, before the call counts as lost.
+const LEASE_GRACE: Duration = Duration::from_secs(10);
+const PROLONG_EVERY: Duration = Duration::from_secs(1);
+/// After deliveries had to be given back because their worker has too many: long enough not to spin, short enough that
+/// the other workers' queues do not run dry.
+const OVERFLOW_PAUSE: Duration = Duration::from_millis(500);
+
+/// Who does the work.
+#[derive(Debug, Clone, Copy)]
+pub struct Crew {
+    pub workers: usize,
+    pub placement: Placement,
+}
+
+/// Which worker gets a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// The same ordering key, the same worker.
+    ByKey,
+    /// Whoever is free.
+    Anywhere,
+}
+
+/// One sender of deliveries, with what it needs to send: a connection, a client.
+pub trait Worker: Send + 'static {
+    /// Makes one attempt and says what came of it. Calls [`Delivery::begin`] immediately before bytes leave.
+    fn deliver(&mut self, delivery: &Delivery) -> impl Future<Output = Outcome> + Send;
+}
+
+impl Session {
+    /// Works until the adapter is asked to stop, then finishes what has begun, gives the rest back, and returns once the
+    /// gateway knows every outcome.
+    pub async fn work<W: Worker>(
+        &self,
+        crew: Crew,
+        mut worker: impl FnMut(usize) -> W,
+    ) -> Result<(), Failure> {
+        let workers = crew.workers.max(1);
+        let in_hand_max = (workers * IN_HAND_PER_WORKER).min(self.max_in_flight() as usize).max(1);
+        let leases = Arc::new(Leases::default());
+        let room = Arc::new(Semaphore::new(in_hand_max));
+        let mut tasks = JoinSet::new();
+        let (shared, shared_queue) = mpsc::channel(in_hand_max);
+        let shared_queue = Arc::new(Mutex::new(shared_queue));
+        let mut own = Vec::with_capacity(workers);
+        for number in 0..workers {
+            // A single worker may have everything; of several none may crowd the others out.
+            let (sender, queue) =
+                mpsc::channel(if workers == 1 { in_hand_max } else { in_hand_max.div_ceil(2) });
+            own.push(sender);
+            let queues = Queues { own: queue, shared: Arc::clone(&shared_queue) };
+            tasks.spawn(serve(worker(number), queues, self.stop()));
+        }
+        drop(shared_queue);
+        let desk = Desk { session: self.clone(), placement: crew.placement, own, shared, leases, room };
+        let prolonging = tokio::spawn(prolong(self.clone(), Arc::clone(&desk.leases)));
+        let worked = desk.run(tasks, in_hand_max).await;
+        prolonging.abort();
+        worked
+    }
+}
+
+struct Desk {
+    session: Session,
+    placement: Placement,
+    own: Vec<mpsc::Sender<Delivery>>,
+    shared: mpsc::Sender<Delivery>,
+    leases: Arc<Leases>,
+    room: Arc<Semaphore>,
+}
+
+impl Desk {
+    async fn run(self, mut tasks: JoinSet<()>, in_hand_max: usize) -> Result<(), Failure> {
+        let stop = self.session.stop();
+        tokio::select! {
+            () = self.keep_leasing() => {}
+            () = stop.requested() => {}
+            _ = tasks.join_next() => return Err(Failure::WorkerPanicked),
+        }
+        let Self { own, shared, room, .. } = self;
+        // The workers end once their queues are closed and empty.
+        drop((own, shared));
+        while let Some(ended) = tasks.join_next().await {
+            ended.map_err(|_| Failure::WorkerPanicked)?;
+        }
+        // All room is free again when every outcome has been answered. The semaphore is never closed.
+        let _ = room.acquire_many(u32::try_from(in_hand_max).unwrap_or(u32::MAX)).await;
+        Ok(())
+    }
+
+    /// Only comes back when the gateway will give this process no more work.
+    async fn keep_leasing(&self) {
+        let mut pause = Pause::default();
+        let mut request_id = Uuid::now_v7();
+        loop {
+            let Ok(first) = self.room.acquire().await else { return };
+            let free = self.room.available_permits() + 1;
+            drop(first);
+            let call = match self.lease_call(free, request_id) {
+                Ok(call) => call,
+                Err(error) => return self.give_up(&error),
+            };
+            match self.session.client().call::<LeaseResponse>(&call).await {
+                Ok(answer) => {
+                    pause = Pause::default();
+                    request_id = Uuid::now_v7();
+                    if self.place_all(answer) > 0 {
+                        sleep(OVERFLOW_PAUSE).await;
+                    }
+                }
+                // The same request again: leases of an answer that was lost come back.
+                Err(error) if error.retryable() => pause.after(&error).await,
+                Err(error) => return self.give_up(&error),
+            }
+        }
+    }
+
+    fn give_up(&self, error: &crate::client::CallError) {
+        if error.superseded() {
+            self.session.lifetime().end(Ending::Superseded);
+        } else {
+            tracing::error!(error = %Chain(error), "the gateway does not give this adapter any work");
+            self.session.lifetime().end(Ending::Refused);
+        }
+    }
+
+    fn lease_call(&self, free: usize, request_id: Uuid) -> Result<Call, crate::client::CallError> {
+        let request = LeaseRequest {
+            max: u32::try_from(free).unwrap_or(u32::MAX).min(LEASE_DELIVERIES_MAX),
+            max_bytes: Some(LEASE_BYTES_MAX),
+            wait_ms: Some(crate::evidence::millis(LEASE_WAIT)),
+            lease_ms: Some(LEASE_MS_DEFAULT),
+            request_id: Some(request_id.to_string()),
+            epoch: Some(self.session.epoch()),
+        };
+        let path = format!("/v1/queues/{}/lease", self.session.name());
+        Call::post_json(path, &request, LEASE_WAIT + LEASE_GRACE)
+    }
+
+    /// Hands deliveries to their workers; says how many had to be given back.
+    fn place_all(&self, answer: LeaseResponse) -> usize {
+        let received = Instant::now();
+        let mut given_back = 0;
+        for leased in answer.deliveries {
+            let id = leased.id;
+            // Only this loop takes room, and it asked for no more than was free.
+            let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
+                tracing::warn!(delivery = %id, "the gateway leased more than was asked for; leaving the rest");
+                break;
+            };
+            match Delivery::new(leased, received, room, self.session.clone()) {
+                Ok(delivery) => given_back += usize::from(!self.place(delivery)),
+                Err((held, error)) => {
+                    tracing::error!(delivery = %id, error = %Chain(&error), "the event cannot be read");
+                    let reason = Outcome::reject("the adapter cannot read the event");
+                    if let Ok(Some(item)) = reason.into_item(id, &held.token) {
+                        self.session.settler().tell(item, held);
+                    }
+                }
+            }
+        }
+        given_back
+    }
+
+    fn place(&self, delivery: Delivery) -> bool {
+        self.leases.add(delivery.held());
+        let key = if self.placement == Placement::ByKey { delivery.partition_key() } else { None };
+        let queue = match key {
+            Some(key) => &self.own[worker_of(&key, self.own.len())],
+            None => &self.shared,
+        };
+        match queue.try_send(delivery) {
+            Ok(()) => true,
+            Err(TrySendError::Full(delivery) | TrySendError::Closed(delivery)) => {
+                delivery.finish(Outcome::Release);
+                false
+            }
+        }
+    }
+}
+
+/// The same for equal keys as long as the process lives, which is as long as its connections.
+pub(crate) fn worker_of(key: &str, workers: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    // The remainder is below `workers`, so it fits.
+    (hasher.finish() % workers as u64) as usize
+}
+
+struct Queues {
+    own: mpsc::Receiver<Delivery>,
+    shared: Arc<Mutex<mpsc::Receiver<Delivery>>>,
+}
+
+impl Queues {
+    /// The next delivery of either queue; `None` once both are closed and empty.
+    async fn next(&mut self) -> Option<Delivery> {
+        let shared = async { self.shared.lock().await.recv().await };
+        tokio::select! {
+            Some(delivery) = self.own.recv() => Some(delivery),
+            Some(delivery) = shared => Some(delivery),
+            else => None,
+        }
+    }
+}
+
+async fn serve<W: Worker>(mut worker: W, mut queues: Queues, stop: Stop) {
+    while let Some(delivery) = queues.next().await {
+        if stop.is_requested() {
+            delivery.finish(Outcome::Release);
+        } else if delivery.held().is_valid() {
+            let outcome = worker.deliver(&delivery).await;
+            delivery.finish(outcome);
+        } else {
+            delivery.finish(Outcome::LeaseLost);
+        }
+    }
+}
+
+async fn prolong(session: Session, leases: Arc<Leases>) {
+    let mut ticks = interval(PROLONG_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        for held in leases.due() {
+            session.settler().prolong(held);
+        }
+    }
+}
