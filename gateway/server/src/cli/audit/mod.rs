@@ -1,0 +1,271 @@
+//! `gatepost audit`: the audit log in the data directory, whether the gateway runs or not. Nothing here asks the gateway:
+//! who doubts it must not have to.
+
+mod log;
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use gatepost_audit::dir::VKEY;
+use gatepost_audit::verify::{Outcome, read_vkey};
+use gatepost_audit::{Fault, verify_dir};
+use gatepost_core::{DeliveryId, MessageId};
+use gatepost_store::archive::{Archive, ArchiveError};
+use gatepost_store::{Adopt, Options, Receipt, StoreError};
+use indicatif::ProgressBar;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::failure::{EXIT_AUDIT, Failure};
+use super::ui::{Style, Ui};
+use super::{Context, locate, text};
+use crate::config::Config;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Audit {
+    /// Verify the log: every entry, the tree, the signature
+    Verify {
+        /// An older checkpoint, kept elsewhere, that the log must extend
+        #[arg(long, value_name = "CHECKPOINT_FILE")]
+        since: Option<PathBuf>,
+    },
+    /// Copy the log into a directory that stands on its own, for `gatepost-verify` and for auditors
+    Export {
+        /// A new or empty directory
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Print the proofs that everything the log says of a delivery is in it (C2SP tlog-proof)
+    Receipt {
+        /// A delivery; or a message, for all its deliveries
+        #[arg(value_name = "ID")]
+        id: Uuid,
+    },
+    /// Print entries, oldest first
+    Log(log::Log),
+    /// Go on from a log that does not extend its last checkpoint; the decision becomes an entry
+    Adopt {
+        /// Why you know that the log is right
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+pub(super) async fn audit(context: &Context, command: &Audit) -> Result<(), Failure> {
+    if let Audit::Adopt { reason } = command {
+        return adopt(context, reason).await;
+    }
+    let data_dir = locate::data_dir(context.config.as_deref())?;
+    let ui = &context.ui;
+    let archive = match (Archive::open(&data_dir).await, command) {
+        (Ok(archive), _) => archive,
+        (Err(error), Audit::Verify { .. }) => return Err(first_fault(ui, &data_dir, error)),
+        (Err(error), _) => return Err(failure(error)),
+    };
+    match command {
+        Audit::Verify { since } => verify(ui, archive, since.as_deref()).await,
+        Audit::Export { dir } => export(ui, &archive, dir).await,
+        Audit::Receipt { id } => receipt(ui, &archive, *id).await,
+        Audit::Log(args) => log::log(ui, &archive, args).await,
+        Audit::Adopt { .. } => Ok(()),
+    }
+}
+
+/// What cannot be opened cannot be verified either: the same exit codes.
+fn failure(error: ArchiveError) -> Failure {
+    let outcome = match &error {
+        ArchiveError::Checkpoint(_) => Outcome::Signature,
+        ArchiveError::Store(StoreError::Audit(_)) => Outcome::Files,
+        ArchiveError::NoData(_)
+        | ArchiveError::Io { .. }
+        | ArchiveError::BadKey(_)
+        | ArchiveError::Export(_)
+        | ArchiveError::Store(_) => {
+            let hint = Some("run it as the gateway's user, with the gateway's configuration".to_owned());
+            return Failure::Unsuccessful { what: chain(&error), hint };
+        }
+    };
+    Failure::Audit {
+        code: outcome as u8,
+        what: format!("the audit log is not as it was written: {}", chain(&error)),
+    }
+}
+
+/// What cannot be opened is read as files: the auditor says what is wrong first, and where.
+fn first_fault(ui: &Ui, data_dir: &Path, error: ArchiveError) -> Failure {
+    let log = data_dir.join("audit");
+    let fault = read_vkey(&log.join(VKEY).display().to_string())
+        .and_then(|key| verify_dir(&log, gatepost_audit::Options::new(key), &mut |_, _| {}));
+    match (fault, failure(error)) {
+        // There is no log, or none that this user may read.
+        (Err(_), Failure::Unsuccessful { what, .. }) => Failure::Audit { code: Outcome::Usage as u8, what },
+        (Err(fault), _) => audit_failure(ui, &fault),
+        // The files are well; what is wrong is in the database.
+        (Ok(_), failure) => failure,
+    }
+}
+
+/// The error and what lies behind it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        // Some repeat what lies behind them, some do not.
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+async fn verify(ui: &Ui, archive: Archive, since: Option<&Path>) -> Result<(), Failure> {
+    let since = match since {
+        None => None,
+        Some(path) => {
+            let shown = path.display().to_string();
+            let unreadable = |error| Failure::Audit {
+                code: Outcome::Usage as u8,
+                what: format!("cannot read {}: {error}", path.display()),
+            };
+            Some((shown, std::fs::read(path).map_err(unreadable)?))
+        }
+    };
+    let bar = ui.progress(0, "entries");
+    let verified = archive.verify(since, advance(&bar)).await;
+    bar.finish_and_clear();
+    let report = verified.map_err(|fault| audit_failure(ui, &fault))?;
+    if ui.json {
+        return ui.json(&json!({
+            "ok": true,
+            "origin": report.origin,
+            "size": report.size,
+            "root": report.root.to_base64(),
+            "unsigned": report.unsigned,
+            "since": report.since,
+            "deliveries_open": report.deliveries_open,
+        }));
+    }
+    let entries = text::plural(report.size, "entry", "entries");
+    let fine = ui.paint(Style::Good, "nothing is wrong");
+    ui.line(format_args!("{fine}: {entries} of {}, root {}", report.origin, report.root.to_base64()))?;
+    if report.unsigned > 0 {
+        ui.line(format_args!("{} not yet signed", text::plural(report.unsigned, "entry", "entries")))?;
+    }
+    if report.deliveries_open > 0 {
+        let open = text::plural(report.deliveries_open, "delivery", "deliveries");
+        ui.line(format_args!("{open} without a final outcome"))?;
+    }
+    Ok(())
+}
+
+fn audit_failure(ui: &Ui, fault: &Fault) -> Failure {
+    if ui.json {
+        let document = json!({
+            "ok": false,
+            "exit": fault.exit_code(),
+            "fault": fault.word(),
+            "leaf": fault.leaf(),
+            "file": fault.path(),
+            "message": chain(fault),
+        });
+        if let Err(failure) = ui.json(&document) {
+            return failure;
+        }
+    }
+    Failure::Audit {
+        code: fault.exit_code(),
+        what: format!("the audit log does not verify: {}", chain(fault)),
+    }
+}
+
+fn advance(bar: &ProgressBar) -> impl FnMut(u64, u64) + Send + 'static {
+    let bar = bar.clone();
+    move |done, all| {
+        bar.set_length(all.max(done));
+        bar.set_position(done);
+    }
+}
+
+async fn export(ui: &Ui, archive: &Archive, dir: &Path) -> Result<(), Failure> {
+    let bar = ui.progress(0, "entries");
+    let exported = archive.export(dir, advance(&bar)).await;
+    bar.finish_and_clear();
+    let checkpoint = exported.map_err(failure)?;
+    if ui.json {
+        let (size, root) = (checkpoint.size, checkpoint.root.to_base64());
+        return ui.json(&json!({"dir": dir.display().to_string(), "size": size, "root": root}));
+    }
+    let entries = text::plural(checkpoint.size, "entry", "entries");
+    ui.line(format_args!("exported {entries} to {}", dir.display()))?;
+    ui.line(ui.paint(Style::Faint, format_args!("verify with: gatepost-verify {}", dir.display())))
+}
+
+async fn receipt(ui: &Ui, archive: &Archive, id: Uuid) -> Result<(), Failure> {
+    let mut deliveries = archive.deliveries_of(MessageId(id)).await.map_err(failure)?;
+    if deliveries.is_empty() {
+        deliveries.push(DeliveryId(id));
+    }
+    let mut proofs = Vec::new();
+    for delivery in deliveries {
+        match archive.receipt(delivery).await.map_err(failure)? {
+            Receipt::Unknown => {
+                return Err(Failure::NotFound(format!("there is no message or delivery {id}")));
+            }
+            Receipt::Pending => {
+                return Err(Failure::Unsuccessful {
+                    what: "no checkpoint covers the newest entry about it yet".to_owned(),
+                    hint: Some("try again in a second".to_owned()),
+                });
+            }
+            Receipt::Proofs(more) => proofs.extend(more),
+        }
+    }
+    if ui.json { ui.json(&json!({"proofs": proofs})) } else { ui.line(proofs.concat().trim_end()) }
+}
+
+// === adopt ===
+
+/// Why the log was adopted, by whom and when, is kept beside it: entries hold no free text.
+async fn adopt(context: &Context, reason: &str) -> Result<(), Failure> {
+    let config =
+        Config::load(context.config.as_deref()).map_err(|error| Failure::usage(error.to_string()))?;
+    let data_dir = &config.gateway.data_dir;
+    let intact = match Archive::open(data_dir).await {
+        Ok(archive) => archive.verify(None, |_, _| {}).await.is_ok(),
+        Err(error @ ArchiveError::NoData(_)) => return Err(failure(error)),
+        Err(_) => false,
+    };
+    if intact {
+        return Err(Failure::unsuccessful("the log extends its last checkpoint: there is nothing to adopt"));
+    }
+    let operator = this_user();
+    let at = text::now().to_rfc3339();
+    let note = json!({"at": at, "operator": operator, "reason": reason}).to_string();
+    let name = format!("adopted-{at}.json");
+    gatepost_audit::write_file_durable(&data_dir.join("audit"), &name, note.as_bytes())
+        .map_err(Failure::io(format!("cannot write {name} beside the log")))?;
+    let options = Options {
+        data_dir: data_dir.clone(),
+        origin: config.gateway.name.clone(),
+        dedup_window: config.gateway.dedup_window,
+        payload_retention: config.gateway.retention,
+        adopt: Some(Adopt { operator }),
+    };
+    let opened = gatepost_store::open(options).await;
+    let (_, task) = opened.map_err(|error| Failure::Audit { code: EXIT_AUDIT, what: chain(&error) })?;
+    task.stop().await;
+    let ui = &context.ui;
+    if ui.json {
+        return ui.json(&json!({"adopted": true, "note": name}));
+    }
+    ui.line(format_args!(
+        "the log is adopted as it is, and its newest entries say so; the reason is in audit/{name}"
+    ))
+}
+
+fn this_user() -> String {
+    let uid = nix::unistd::geteuid();
+    nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+}

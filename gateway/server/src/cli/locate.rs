@@ -1,0 +1,164 @@
+//! Where the gateway is: the configuration file's path, and what operators need from it.
+//!
+//! Reads only the few keys that it needs, without judging the rest: whoever asks a running gateway for its state must not
+//! be stopped by a certificate that only the gateway may read.
+
+use std::path::{Path, PathBuf};
+
+use super::failure::Failure;
+
+/// Where the configuration is sought when `-c` does not say.
+const DEFAULTS: [&str; 2] = ["gatepost.toml", "/etc/gatepost/gatepost.toml"];
+
+/// Whom a socket serves, as `serves` in `[[listen]]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Serves {
+    Apps,
+    Operators,
+}
+
+impl Serves {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Apps => "apps",
+            Self::Operators => "operators",
+        }
+    }
+}
+
+/// The file that `-c` names, else the first default that exists.
+pub(crate) fn config_path(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(path) = given {
+        return Ok(path.to_path_buf());
+    }
+    DEFAULTS.iter().map(PathBuf::from).find(|path| path.exists()).ok_or_else(|| Failure::Usage {
+        what: format!("no configuration: neither ./{} nor {} exists", DEFAULTS[0], DEFAULTS[1]),
+        hint: Some(
+            "name it with -c FILE, name the socket with --socket PATH, or make one with `gatepost init DIR`",
+        ),
+    })
+}
+
+/// The Unix socket that serves `serves`: the given one, else the configuration's first.
+pub(crate) fn socket(
+    config: Option<&Path>,
+    given: Option<&Path>,
+    serves: Serves,
+) -> Result<PathBuf, Failure> {
+    if let Some(socket) = given {
+        return Ok(socket.to_path_buf());
+    }
+    let path = config_path(config)?;
+    let document = read(&path)?;
+    let socket = sockets(&document, serves.as_str()).next();
+    socket.map(|socket| beside(&path, socket)).ok_or_else(|| Failure::Usage {
+        what: format!(
+            "{} has no [[listen]] with serves = \"{}\" and `unix`",
+            path.display(),
+            serves.as_str()
+        ),
+        hint: Some("add one, or name the socket with --socket PATH"),
+    })
+}
+
+/// The data directory of the configuration.
+pub(crate) fn data_dir(config: Option<&Path>) -> Result<PathBuf, Failure> {
+    let path = config_path(config)?;
+    let document = read(&path)?;
+    let data_dir =
+        document.get("gateway").and_then(|gateway| gateway.get("data_dir")).and_then(|dir| dir.as_str());
+    data_dir.map(|dir| beside(&path, dir)).ok_or_else(|| Failure::Usage {
+        what: format!("{} has no [gateway] data_dir", path.display()),
+        hint: None,
+    })
+}
+
+/// Relative paths in the configuration begin at its directory.
+fn beside(config: &Path, path: &str) -> PathBuf {
+    let absolute = std::path::absolute(config).unwrap_or_else(|_| config.to_path_buf());
+    absolute.parent().unwrap_or(Path::new("/")).join(path)
+}
+
+fn read(path: &Path) -> Result<toml::Table, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::Usage {
+        what: format!("cannot read {}: {error}", path.display()),
+        hint: Some("name the socket with --socket PATH if you may not read the configuration"),
+    })?;
+    text.parse().map_err(|error: toml::de::Error| Failure::Usage {
+        what: format!("{} is not TOML: {}", path.display(), error.message()),
+        hint: Some("see `gatepost check`"),
+    })
+}
+
+fn sockets<'a>(document: &'a toml::Table, serves: &'a str) -> impl Iterator<Item = &'a str> {
+    let listens = document.get("listen").and_then(|listen| listen.as_array()).map_or(&[][..], Vec::as_slice);
+    listens
+        .iter()
+        .filter(move |listen| listen.get("serves").and_then(|value| value.as_str()) == Some(serves))
+        .filter_map(|listen| listen.get("unix")?.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"
+        [gateway]
+        name = "clinic-1"
+        data_dir = "/var/lib/gatepost"
+        nonsense = true
+        [[listen]]
+        serves = "apps"
+        tcp = "0.0.0.0:7443"
+        [[listen]]
+        serves = "apps"
+        unix = "/run/app.sock"
+        [[listen]]
+        serves = "operators"
+        unix = "/run/admin.sock"
+    "#;
+
+    #[test]
+    fn sockets_are_found_even_when_the_rest_is_faulty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gatepost.toml");
+        std::fs::write(&path, CONFIG).unwrap();
+        assert_eq!(socket(Some(&path), None, Serves::Apps).unwrap(), Path::new("/run/app.sock"));
+        assert_eq!(socket(Some(&path), None, Serves::Operators).unwrap(), Path::new("/run/admin.sock"));
+        assert_eq!(socket(Some(&path), Some(Path::new("/x")), Serves::Apps).unwrap(), Path::new("/x"));
+        assert_eq!(data_dir(Some(&path)).unwrap(), Path::new("/var/lib/gatepost"));
+    }
+
+    #[test]
+    fn relative_paths_begin_at_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gatepost.toml");
+        std::fs::write(
+            &path,
+            "[gateway]\ndata_dir = \"data\"\n[[listen]]\nserves = \"apps\"\nunix = \"app.sock\"",
+        )
+        .unwrap();
+        assert_eq!(socket(Some(&path), None, Serves::Apps).unwrap(), dir.path().join("app.sock"));
+        assert_eq!(data_dir(Some(&path)).unwrap(), dir.path().join("data"));
+    }
+
+    #[test]
+    fn the_same_files_are_sought_as_by_serve() {
+        let text = crate::config::LoadError::Missing.to_string();
+        for default in DEFAULTS {
+            assert!(text.contains(default), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gatepost.toml");
+        let failure = socket(Some(&path), None, Serves::Apps).unwrap_err();
+        assert!(failure.to_string().contains("cannot read"), "{failure}");
+        std::fs::write(&path, "[gateway]").unwrap();
+        let failure = socket(Some(&path), None, Serves::Apps).unwrap_err();
+        assert!(failure.to_string().contains("serves = \"apps\""), "{failure}");
+        assert_eq!(failure.exit_code(), 2);
+    }
+}

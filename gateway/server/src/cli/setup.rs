@@ -1,0 +1,213 @@
+//! The commands around the configuration: `init`, `check`, `schema`, `serve`, `reload` and `completions`.
+
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory as _;
+use clap_complete::Shell;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
+use serde_json::{Value, json};
+
+use super::Context;
+use super::failure::Failure;
+use super::ui::{Style, Ui};
+use crate::config::{self, Config, LoadError};
+use crate::supervise::{AdapterFault, Launcher, RequestError, request_reload, validate_adapters};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Init {
+    /// Directory for the configuration and its data; made if it is missing
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Serve {
+    /// End when this process, our parent, ends
+    #[arg(long, hide = true, value_name = "PID")]
+    with_parent: Option<i32>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Completions {
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+pub(super) fn init(ui: &Ui, args: &Init) -> Result<(), Failure> {
+    let file = config::init(&args.dir).map_err(|error| Failure::usage(error.to_string()))?;
+    let file = std::path::absolute(&file).unwrap_or(file);
+    if ui.json {
+        return ui.json(&json!({"config": file.display().to_string()}));
+    }
+    let shown = file.display();
+    ui.line(format_args!("{} {shown}", ui.paint(Style::Good, "wrote")))?;
+    ui.line("")?;
+    ui.line("Next:")?;
+    for (about, command) in [
+        ("start it (Ctrl-C stops it)", format!("gatepost -c {shown} serve")),
+        (
+            "then, in another terminal, send",
+            format!("echo hello | gatepost -c {shown} send --type com.example.hello -"),
+        ),
+        ("receive", format!("gatepost -c {shown} receive my-inbox")),
+        ("and see how it is", format!("gatepost -c {shown} status")),
+    ] {
+        ui.line(format_args!("  {} {command}", ui.paint(Style::Faint, format_args!("{about:<32}"))))?;
+    }
+    Ok(())
+}
+
+pub(super) fn schema(ui: &Ui) -> Result<(), Failure> {
+    ui.line(config::schema())
+}
+
+// === check ===
+
+pub(super) fn check(context: &Context) -> Result<(), Failure> {
+    let ui = &context.ui;
+    match faults(context.config.as_deref())? {
+        Ok(summary) if ui.json => ui.json(&json!({"valid": true, "faults": []})).map(|()| drop(summary)),
+        Ok(summary) => ui.line(summary),
+        Err(faults) => Err(report(ui, &faults)?),
+    }
+}
+
+/// One fault, as a line and as JSON.
+pub(super) struct Fault {
+    pub(super) line: String,
+    json: Value,
+}
+
+/// Every fault of the configuration and of its adapters; without any, what the file holds in a line.
+pub(super) fn faults(path: Option<&Path>) -> Result<Result<String, Vec<Fault>>, Failure> {
+    let summary = match config::check(path) {
+        Ok(summary) => summary,
+        Err(LoadError::Invalid(faults)) => return Ok(Err(faults.iter().map(file_fault).collect())),
+        Err(error) => return Err(Failure::usage(error.to_string())),
+    };
+    let config = load(path)?;
+    let launcher = Launcher::start().map_err(Failure::io("cannot ask the adapters' programs"))?;
+    match super::runtime()?.block_on(validate_adapters(&config, &launcher)) {
+        Ok(_) => Ok(Ok(summary)),
+        Err(faults) => Ok(Err(faults.iter().map(|fault| adapter_fault(&config.file, fault)).collect())),
+    }
+}
+
+fn file_fault(fault: &config::Fault) -> Fault {
+    let json = json!({
+        "file": fault.file.display().to_string(),
+        "line": fault.line,
+        "column": fault.column,
+        "key": fault.key,
+        "text": fault.text,
+    });
+    Fault { line: fault.to_string(), json }
+}
+
+fn adapter_fault(file: &Path, fault: &AdapterFault) -> Fault {
+    let file = file.display().to_string();
+    let line = format!("{file}: {fault}");
+    Fault {
+        line,
+        json: json!({"file": file, "key": format!("adapters.{}", fault.adapter), "text": fault.message}),
+    }
+}
+
+/// Prints the faults, one per line on standard error, as JSON on standard output.
+fn report(ui: &Ui, faults: &[Fault]) -> Result<Failure, Failure> {
+    if ui.json {
+        let faults: Vec<&Value> = faults.iter().map(|fault| &fault.json).collect();
+        ui.json(&json!({"valid": false, "faults": faults}))?;
+    } else {
+        for fault in faults {
+            ui.note(super::ui::harmless(&fault.line));
+        }
+    }
+    Ok(Failure::Configuration(faults.len()))
+}
+
+fn load(path: Option<&Path>) -> Result<Config, Failure> {
+    Config::load(path).map_err(|error| Failure::usage(error.to_string()))
+}
+
+// === serve and reload ===
+
+/// Runs the gateway until it is told to stop. `run` is the composition root's.
+pub(super) fn serve<E: Display>(
+    context: &Context,
+    args: &Serve,
+    run: impl FnOnce(Config) -> Result<(), E>,
+) -> Result<(), Failure> {
+    if let Some(parent) = args.with_parent {
+        end_with(parent)?;
+    }
+    let config = match Config::load(context.config.as_deref()) {
+        Ok(config) => config,
+        Err(LoadError::Invalid(faults)) => {
+            let faults: Vec<Fault> = faults.iter().map(file_fault).collect();
+            return Err(report(&context.ui, &faults)?);
+        }
+        Err(error) => return Err(Failure::usage(error.to_string())),
+    };
+    run(config).map_err(|error| Failure::unsuccessful(error.to_string()))
+}
+
+fn end_with(parent: i32) -> Result<(), Failure> {
+    set_pdeathsig(Signal::SIGTERM).map_err(|errno| Failure::Io {
+        doing: "cannot follow the parent".to_owned(),
+        source: errno.into(),
+    })?;
+    // It may have died before the line above.
+    if getppid() == Pid::from_raw(parent) { Ok(()) } else { Err(Failure::Interrupted) }
+}
+
+/// Checks the file here, where every fault can be shown, then has the running gateway put it in force.
+pub(super) fn reload(context: &Context) -> Result<(), Failure> {
+    let ui = &context.ui;
+    let path = context.config.as_deref();
+    let summary = match faults(path)? {
+        Ok(summary) => summary,
+        Err(faults) => return Err(report(ui, &faults)?),
+    };
+    let config = load(path)?;
+    let status = super::runtime()?.block_on(request_reload(&config)).map_err(reload_failure)?;
+    if ui.json {
+        ui.json(&status)?;
+    } else if status.faults.is_empty() {
+        ui.line(summary)?;
+        let done = ui.paint(Style::Good, "in force");
+        ui.line(format_args!(
+            "{done}: configuration {} of this gateway (pid {})",
+            status.generation, status.pid
+        ))?;
+    } else {
+        for fault in &status.faults {
+            ui.note(super::ui::harmless(fault));
+        }
+    }
+    if status.faults.is_empty() { Ok(()) } else { Err(Failure::Configuration(status.faults.len())) }
+}
+
+fn reload_failure(error: RequestError) -> Failure {
+    match error {
+        RequestError::NotRunning(data_dir) => {
+            let socket = data_dir;
+            Failure::Unreachable { socket, source: io::Error::other("no gateway runs there") }
+        }
+        RequestError::Signal { .. } => Failure::Unsuccessful {
+            what: error.to_string(),
+            hint: Some("run it as the gateway's user, or as root".to_owned()),
+        },
+        RequestError::NoAnswer | RequestError::Io { .. } => Failure::unsuccessful(error.to_string()),
+    }
+}
+
+pub(super) fn completions(ui: &Ui, args: &Completions) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::Cli::command(), "gatepost", &mut script);
+    ui.raw(&script)
+}

@@ -1,0 +1,135 @@
+//! `gatepost status`: is it working, and if not, what blocks?
+
+use gatepost_api::lists::{AdapterItem, QueueItem};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::client::{Call, Client, refused};
+use super::failure::Failure;
+use super::list::{pages, read};
+use super::ui::{Style, Ui};
+use super::{Context, Target, queue, text};
+
+/// More queues or adapters than any configuration has.
+const ITEMS_MAX: usize = 10_000;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    target: Target,
+}
+
+pub(super) async fn status(context: &Context, args: &Status) -> Result<(), Failure> {
+    let mut client = context.operators(&args.target)?;
+    let (ready, readiness) = readiness(&mut client).await?;
+    let queues = pages(&mut client, "/v1/queues", "queues", ITEMS_MAX).await?.items;
+    let adapters = pages(&mut client, "/v1/adapters", "adapters", ITEMS_MAX).await?.items;
+    let audit = audit_head(&mut client).await?;
+    let ui = &context.ui;
+    if ui.json {
+        let audit = audit.map(|head| json!({"origin": head.origin, "size": head.size, "root": head.root}));
+        ui.json(&json!({
+            "ready": ready, "readiness": readiness, "queues": queues, "adapters": adapters, "audit": audit,
+        }))?;
+    } else {
+        print_head(ui, &client, ready, &readiness, audit.as_ref())?;
+        print_adapters(ui, adapters)?;
+        let queues = queues.into_iter().map(read::<QueueItem>).collect::<Result<Vec<_>, _>>()?;
+        if !queues.is_empty() {
+            ui.line("")?;
+            queue::grid(ui, &queues).print(ui)?;
+        }
+    }
+    if ready { Ok(()) } else { Err(Failure::unsuccessful("the gateway is not ready")) }
+}
+
+/// `/readyz` answers 200 or 503, both with what it found.
+async fn readiness(client: &mut Client) -> Result<(bool, Value), Failure> {
+    let answer = client.exchange(Call::get("/readyz")).await?;
+    match answer.status {
+        StatusCode::OK => Ok((true, answer.json().unwrap_or(Value::Null))),
+        StatusCode::SERVICE_UNAVAILABLE => Ok((false, answer.json().unwrap_or(Value::Null))),
+        _ => Err(refused(&answer)),
+    }
+}
+
+pub(super) struct AuditHead {
+    pub(super) origin: String,
+    pub(super) size: u64,
+    pub(super) root: String,
+}
+
+/// The newest checkpoint; `None` without the right to audit, or before the first.
+pub(super) async fn audit_head(client: &mut Client) -> Result<Option<AuditHead>, Failure> {
+    let answer = client.exchange(Call::get("/v1/audit/checkpoint")).await?;
+    if matches!(
+        answer.status,
+        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE
+    ) {
+        return Ok(None);
+    }
+    if !answer.status.is_success() {
+        return Err(refused(&answer));
+    }
+    let text = String::from_utf8_lossy(&answer.body);
+    let mut lines = text.lines();
+    let head = (|| {
+        let origin = lines.next()?.to_owned();
+        let size = lines.next()?.parse().ok()?;
+        Some(AuditHead { origin, size, root: lines.next()?.to_owned() })
+    })();
+    head.map(Some).ok_or(Failure::Garbled { status: answer.status.as_u16() })
+}
+
+fn print_head(
+    ui: &Ui,
+    client: &Client,
+    ready: bool,
+    readiness: &Value,
+    audit: Option<&AuditHead>,
+) -> Result<(), Failure> {
+    let state = if ready { ui.paint(Style::Good, "ready") } else { ui.paint(Style::Bad, "not ready") };
+    let name = audit.map_or("gateway", |head| head.origin.as_str());
+    ui.line(format_args!("{} {state}, on {}", ui.paint(Style::Strong, name), client.socket().display()))?;
+    for blocker in blockers(readiness) {
+        ui.line(format_args!("  {} {}", ui.paint(Style::Bad, "blocks:"), super::ui::harmless(&blocker)))?;
+    }
+    if let Some(head) = audit {
+        let entries = text::plural(head.size, "signed entry", "signed entries");
+        ui.line(format_args!("  audit log: {entries}, root {}", head.root))?;
+    }
+    Ok(())
+}
+
+/// What the readiness names as blocking.
+fn blockers(readiness: &Value) -> Vec<String> {
+    let list = readiness.get("blocking").and_then(Value::as_array);
+    list.map_or_else(Vec::new, |items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+fn print_adapters(ui: &Ui, adapters: Vec<Value>) -> Result<(), Failure> {
+    if adapters.is_empty() {
+        return Ok(());
+    }
+    ui.line("")?;
+    let mut grid = ui.table(&["ADAPTER", "STATE", "PID", "VERSION", "RESTARTS", "UP SINCE", "LAST ERROR"]);
+    for adapter in adapters {
+        let adapter: AdapterItem = read(adapter)?;
+        let style = match adapter.state.as_str() {
+            "running" | "external" => Style::Good,
+            "starting" | "stopping" => Style::Plain,
+            _ => Style::Bad,
+        };
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        grid.row(vec![
+            (Style::Strong, adapter.name),
+            (style, adapter.state),
+            (Style::Faint, or_dash(adapter.pid.map(|pid| pid.to_string()))),
+            (Style::Faint, or_dash(adapter.version)),
+            (if adapter.restarts == 0 { Style::Faint } else { Style::Warn }, adapter.restarts.to_string()),
+            (Style::Faint, or_dash(adapter.started_at.map(|at| text::ago(&at)))),
+            (Style::Bad, or_dash(adapter.last_error)),
+        ]);
+    }
+    grid.print(ui)
+}

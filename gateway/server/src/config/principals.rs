@@ -1,0 +1,175 @@
+//! `[apps]` and `[operators]`, and the selectors by which all principals are recognised.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gatepost_core::principal::{OperatorRight, OperatorRights, TypePatterns};
+
+use super::fault::{Report, Spot, suggestion};
+use super::names::Names;
+use super::section::{Item, Section};
+use super::{App, Operator, Selector, accounts};
+
+/// Longest SPIFFE id, bytes (from its standard).
+const SPIFFE_BYTES_MAX: usize = 2048;
+/// The keys that make a selector.
+const SELECTOR_KEYS: [&str; 4] = ["user", "group", "spiffe", "token_sha256"];
+
+pub(super) fn apps(
+    root: &Section<'_>,
+    names: &Names<'_>,
+    report: &mut Report<'_>,
+) -> BTreeMap<String, Arc<App>> {
+    let mut claims = Claims::default();
+    let mut apps = BTreeMap::new();
+    for (name, section) in root.named("apps") {
+        let selector = selector(&section, "add user = \"…\", group = \"…\" or spiffe = \"…\"", report);
+        claims.add(&section, &selector, report);
+        let inboxes = section.texts("inbox").unwrap_or_default();
+        for inbox in inboxes.iter().filter(|inbox| !names.inboxes.contains(&inbox.value)) {
+            let known = names.inboxes.iter().copied();
+            report
+                .add(&inbox.spot, format!("no inbox `{}`: {}", inbox.value, suggestion(inbox.value, known)));
+        }
+        let app = App {
+            name: name.to_owned(),
+            selector,
+            send: send(&section),
+            inboxes: inboxes.iter().map(|inbox| inbox.value.to_owned()).collect(),
+        };
+        apps.insert(name.to_owned(), Arc::new(app));
+    }
+    apps
+}
+
+pub(super) fn operators(root: &Section<'_>, report: &mut Report<'_>) -> BTreeMap<String, Arc<Operator>> {
+    let mut claims = Claims::default();
+    let mut operators = BTreeMap::new();
+    for (name, section) in root.named("operators") {
+        let selector = selector(&section, "add user = \"…\", group = \"…\" or spiffe = \"…\"", report);
+        claims.add(&section, &selector, report);
+        let can = section.texts("can").unwrap_or_default();
+        let rights = can.iter().filter_map(|right| OperatorRight::from_name(right.value)).collect();
+        let operator = Operator { name: name.to_owned(), selector, rights: OperatorRights::new(rights) };
+        operators.insert(name.to_owned(), Arc::new(operator));
+    }
+    operators
+}
+
+/// What an app or an adapter may send.
+pub(super) fn send(section: &Section<'_>) -> TypePatterns {
+    TypePatterns::new(section.texts("send").unwrap_or_default().iter().map(|kind| kind.value))
+}
+
+/// Whether a table has any key of a selector.
+pub(super) fn selector_keys<'a>(section: &Section<'a>) -> impl Iterator<Item = Spot> {
+    SELECTOR_KEYS.iter().filter_map(|key| section.value(key)).map(|item| item.spot)
+}
+
+pub(super) fn selector(section: &Section<'_>, advice: &str, report: &mut Report<'_>) -> Selector {
+    if !["user", "group", "spiffe"].iter().any(|key| section.has(key)) {
+        let token = if section.has("token_sha256") { " (a token alone identifies nobody)" } else { "" };
+        report.add(&section.spot, format!("says nothing about who it is{token}: {advice}"));
+    }
+    if let Some(spiffe) = section.value("spiffe")
+        && (section.has("user") || section.has("group"))
+    {
+        let why = "`user` and `group` are known on Unix sockets only, `spiffe` on TLS only: no peer has both; \
+                   write two principals";
+        report.add(&spiffe.spot, why);
+    }
+    Selector {
+        user: account(section.text("user"), accounts::uid, report),
+        group: account(section.text("group"), accounts::gid, report),
+        spiffe: section.text("spiffe").map(|id| spiffe(&id, report)),
+        token_sha256: section.text("token_sha256").and_then(|digest| token(&digest, report)),
+    }
+}
+
+fn account(
+    name: Option<Item<&str>>,
+    look_up: impl Fn(&str) -> Result<u32, String>,
+    report: &mut Report<'_>,
+) -> Option<u32> {
+    let name = name?;
+    match look_up(name.value) {
+        Ok(id) => Some(id),
+        Err(why) => {
+            report.add(&name.spot, why);
+            None
+        }
+    }
+}
+
+fn spiffe(id: &Item<&str>, report: &mut Report<'_>) -> String {
+    let well_formed = id.value.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).is_some_and(
+        |(trust_domain, path)| {
+            !trust_domain.is_empty()
+                && !path.is_empty()
+                && !path.ends_with('/')
+                && id.value.len() <= SPIFFE_BYTES_MAX
+                && id.value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'*'))
+        },
+    );
+    if !well_formed {
+        report
+            .add(&id.spot, "not a SPIFFE id: write it like \"spiffe://example.org/ehr\", without wildcards");
+    }
+    id.value.to_owned()
+}
+
+fn token(digest: &Item<&str>, report: &mut Report<'_>) -> Option<[u8; 32]> {
+    let decoded = decode_hex(digest.value);
+    if decoded.is_none() {
+        let why = "not a SHA-256: write 64 hex digits, the output of `printf %s \"$TOKEN\" | sha256sum`";
+        report.add(&digest.spot, why);
+    }
+    decoded
+}
+
+fn decode_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    let pairs = text.as_bytes().chunks_exact(2);
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(pairs) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// The selectors of one kind of principal. No connection may match two of them, unless their tokens tell them apart.
+/// Selectors that overlap only for some peers (a user and a group it is in) show at run time.
+#[derive(Default)]
+pub(super) struct Claims {
+    earlier: Vec<(String, Selector)>,
+}
+
+impl Claims {
+    pub(super) fn add(&mut self, section: &Section<'_>, selector: &Selector, report: &mut Report<'_>) {
+        if selector.is_empty() {
+            return;
+        }
+        for (other_key, other) in &self.earlier {
+            if !selector.covers(other) && !other.covers(selector) {
+                continue;
+            }
+            match (&selector.token_sha256, &other.token_sha256) {
+                (Some(token), Some(other_token)) if token != other_token => {}
+                (Some(_), Some(_)) => {
+                    let spot = section.value("token_sha256").map(|item| item.spot);
+                    let why = format!("the same token as {other_key}: give each its own");
+                    report.add(spot.as_ref().unwrap_or(&section.spot), why);
+                }
+                _ => report.add(
+                    &section.spot,
+                    format!(
+                        "the same peer would match {other_key} too: change a selector, or give both a token_sha256 of their own"
+                    ),
+                ),
+            }
+        }
+        self.earlier.push((section.spot.key.clone(), selector.clone()));
+    }
+}

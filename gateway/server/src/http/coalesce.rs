@@ -1,0 +1,188 @@
+//! Which repeated events get an audit leaf of their own: of the same kind by the same principal, the first at once, then one
+//! leaf per [`WINDOW`] that counts the others. Pure; time is a parameter. `trail.rs` writes what this says.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use gatepost_core::MessageId;
+use gatepost_core::principal::Actor;
+use gatepost_store::AuditNote;
+
+/// One leaf per principal and kind in this span, at most.
+pub(crate) const WINDOW: Duration = Duration::from_secs(60);
+/// Most kinds followed at a time; beyond it every event is a leaf, which is more than asked and never less.
+const KINDS_MAX: usize = 4096;
+
+/// What makes two events the same kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    event: gatepost_audit::leaf::Event,
+    by: Actor,
+    code: Option<String>,
+    target: Option<String>,
+    message: Option<MessageId>,
+}
+
+impl Kind {
+    fn of(note: &AuditNote) -> Self {
+        Self {
+            event: note.event,
+            by: note.by.clone(),
+            code: note.code.clone(),
+            target: note.target.clone(),
+            message: note.message,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    note: AuditNote,
+    ends: Instant,
+    /// Events since the last leaf.
+    uncounted: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Coalescer {
+    open: HashMap<Kind, Open>,
+}
+
+impl Coalescer {
+    /// Takes an event; gives it back if it is to be a leaf at once.
+    pub(crate) fn take(&mut self, note: AuditNote, now: Instant) -> Option<AuditNote> {
+        if self.count(&note) {
+            return None;
+        }
+        self.opened(&note, now);
+        Some(note)
+    }
+
+    /// Counts an event if a leaf of its kind opened a window that is still there.
+    pub(crate) fn count(&mut self, note: &AuditNote) -> bool {
+        let Some(open) = self.open.get_mut(&Kind::of(note)) else { return false };
+        open.uncounted += note.count.unwrap_or(1);
+        true
+    }
+
+    /// A leaf for `note` is being, or has been, written: its window begins.
+    pub(crate) fn opened(&mut self, note: &AuditNote, now: Instant) {
+        if self.open.len() < KINDS_MAX {
+            let open = Open { note: note.clone(), ends: now + WINDOW, uncounted: 0 };
+            self.open.entry(Kind::of(note)).or_insert(open);
+        }
+    }
+
+    /// The leaves of windows that have ended. A kind that goes on gets a new window, one that was silent is forgotten.
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<AuditNote> {
+        let mut leaves = Vec::new();
+        self.open.retain(|_, open| {
+            if open.ends > now {
+                return true;
+            }
+            let Some(leaf) = open.settle() else { return false };
+            leaves.push(leaf);
+            open.ends = now + WINDOW;
+            true
+        });
+        leaves
+    }
+
+    /// The leaves of everything that has not got one yet; for the gateway's stop.
+    pub(crate) fn drain(&mut self) -> Vec<AuditNote> {
+        let leaves = self.open.values_mut().filter_map(Open::settle).collect();
+        self.open.clear();
+        leaves
+    }
+
+    /// Counts leaves that could not be written, so that a later one stands for them.
+    pub(crate) fn restore(&mut self, notes: Vec<AuditNote>, now: Instant) {
+        for note in notes {
+            let open = || Open { note: note.clone(), ends: now + WINDOW, uncounted: 0 };
+            // Beyond the bound too: these are few, and the leaf they stand for must come.
+            self.open.entry(Kind::of(&note)).or_insert_with(open).uncounted += note.count.unwrap_or(1);
+        }
+    }
+}
+
+impl Open {
+    fn settle(&mut self) -> Option<AuditNote> {
+        let count = std::mem::take(&mut self.uncounted);
+        (count > 0).then(|| AuditNote { count: Some(count), ..self.note.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gatepost_audit::leaf::Event;
+    use gatepost_core::principal::ActorKind;
+
+    use super::*;
+
+    fn note(name: &str, code: &str) -> AuditNote {
+        AuditNote {
+            code: Some(code.into()),
+            ..AuditNote::new(Event::Refused, Actor::new(ActorKind::App, name))
+        }
+    }
+
+    fn counts(notes: &[AuditNote]) -> Vec<Option<u64>> {
+        notes.iter().map(|note| note.count).collect()
+    }
+
+    #[test]
+    fn r13_8_the_first_at_once_then_one_per_minute_with_a_count() {
+        let (mut coalescer, start) = (Coalescer::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(coalescer.take(note("ehr", "forbidden"), at(0)).unwrap().count, None);
+        for second in 1..10 {
+            assert!(coalescer.take(note("ehr", "forbidden"), at(second)).is_none());
+        }
+        assert!(coalescer.due(at(59)).is_empty());
+        assert_eq!(counts(&coalescer.due(at(60))), [Some(9)]);
+        assert!(
+            coalescer.take(note("ehr", "forbidden"), at(61)).is_none(),
+            "the flood goes on: still one per minute"
+        );
+        assert_eq!(counts(&coalescer.due(at(120))), [Some(1)]);
+        assert!(coalescer.due(at(180)).is_empty());
+        assert!(
+            coalescer.take(note("ehr", "forbidden"), at(181)).is_some(),
+            "after a silent minute the next is the first again"
+        );
+    }
+
+    #[test]
+    fn principals_kinds_and_payloads_do_not_hide_each_other() {
+        let (mut coalescer, now) = (Coalescer::default(), Instant::now());
+        assert!(coalescer.take(note("ehr", "forbidden"), now).is_some());
+        assert!(coalescer.take(note("lab", "forbidden"), now).is_some());
+        assert!(coalescer.take(note("ehr", "type_not_allowed"), now).is_some());
+        let of = |byte| AuditNote { message: Some(MessageId::from_bytes([byte; 16])), ..note("ehr", "x") };
+        assert!(coalescer.take(of(1), now).is_some() && coalescer.take(of(2), now).is_some());
+        assert!(coalescer.take(of(1), now).is_none());
+    }
+
+    #[test]
+    fn what_was_counted_is_not_lost_at_the_stop_nor_when_writing_fails() {
+        let (mut coalescer, now) = (Coalescer::default(), Instant::now());
+        let first = coalescer.take(note("ehr", "forbidden"), now).unwrap();
+        coalescer.take(note("ehr", "forbidden"), now);
+        coalescer.restore(vec![first], now);
+        assert_eq!(counts(&coalescer.drain()), [Some(2)]);
+        assert!(coalescer.drain().is_empty());
+        coalescer.restore(vec![AuditNote { count: Some(5), ..note("ehr", "forbidden") }], now);
+        assert_eq!(counts(&coalescer.drain()), [Some(5)]);
+    }
+
+    #[test]
+    fn at_the_bound_every_event_is_a_leaf() {
+        let (mut coalescer, now) = (Coalescer::default(), Instant::now());
+        for number in 0..KINDS_MAX {
+            coalescer.take(note(&number.to_string(), "x"), now);
+        }
+        assert!(coalescer.take(note("more", "x"), now).is_some());
+        assert!(coalescer.take(note("more", "x"), now).is_some());
+        assert_eq!(coalescer.open.len(), KINDS_MAX);
+    }
+}

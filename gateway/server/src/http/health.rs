@@ -1,0 +1,146 @@
+//! Is it alive, is it ready and if not what blocks, and what do its numbers say.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use gatepost_api::problem::Problem;
+use gatepost_core::principal::OperatorRight;
+use gatepost_store::{QueueKind, QueueRow};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::identity::Caller;
+use super::metrics::{self, View};
+use super::problem::Refusal;
+use super::state::{AppState, Consumers};
+
+/// A queue is stalled when a delivery that could go has waited this long.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// A consumer that the gateway does not run is there if it asked for work within this span.
+const CONSUMER_SEEN_WITHIN: Duration = Duration::from_secs(120);
+/// The state of an adapter that its breaker holds down.
+const TRIPPED: &str = "tripped";
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Readiness {
+    ready: bool,
+    /// What blocks, in words.
+    blocking: Vec<String>,
+}
+
+#[utoipa::path(
+    get, path = "/livez", operation_id = "livez", tag = "health",
+    description = "The process answers; for any authenticated peer.",
+    responses((status = 200, description = "It lives", body = String, content_type = "text/plain")),
+)]
+pub(crate) async fn livez(_caller: Caller) -> &'static str {
+    "ok\n"
+}
+
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "readyz", tag = "health",
+    description = "Whether messages are taken in and go out; for any authenticated peer. Names what blocks.",
+    responses(
+        (status = 200, description = "It is ready", body = Readiness),
+        (status = 503, description = "It is not; `blocking` says why", body = Readiness),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn readyz(State(state): State<AppState>, _caller: Caller) -> Response {
+    let blocking = blocking(&state).await;
+    let ready = blocking.is_empty();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Readiness { ready, blocking })).into_response()
+}
+
+async fn blocking(state: &AppState) -> Vec<String> {
+    let mut blocking = Vec::new();
+    if state.is_stopping() {
+        blocking.push("the gateway is stopping".to_owned());
+    }
+    // What exactly the store says may name files of this host, which is for its log.
+    if let Err(cause) = state.store.health().accepting() {
+        tracing::debug!(cause, "the store does not accept");
+        blocking.push("the store does not take writes".to_owned());
+    }
+    match state.store.read().queue_list().await {
+        Ok(queues) => blocking.extend(queues.iter().filter_map(|queue| stalled(queue, &state.consumers))),
+        Err(error) => {
+            tracing::warn!(%error, "the queues could not be read");
+            blocking.push("the store cannot be read".to_owned());
+        }
+    }
+    let adapters = state.adapters.list();
+    let tripped = adapters.iter().filter(|adapter| adapter.state == TRIPPED);
+    blocking.extend(tripped.map(|adapter| format!("adapter `{}` fails again and again", adapter.name)));
+    blocking
+}
+
+/// Deliveries that could go and do not: nobody takes them, although somebody is there for it.
+fn stalled(queue: &QueueRow, consumers: &Consumers) -> Option<String> {
+    let waited = queue.stats.oldest_ready.filter(|waited| *waited > STALLED_AFTER)?;
+    let attended = match queue.kind {
+        QueueKind::Adapter => true,
+        QueueKind::ExternalAdapter | QueueKind::Inbox => {
+            consumers.seen_within(&queue.name, CONSUMER_SEEN_WITHIN)
+        }
+        QueueKind::Builtin | QueueKind::Removed => false,
+    };
+    let braked = queue.stats.paused || queue.stats.tripped.is_some();
+    (attended && !braked).then(|| {
+        format!("queue `{}` is stalled: a delivery has been ready for {} s", queue.name, waited.as_secs())
+    })
+}
+
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "metrics", tag = "health",
+    description = "Numbers for Prometheus (OpenMetrics); for operators.",
+    responses(
+        (status = 200, description = "The numbers", body = String, content_type = "text/plain"),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn metrics(State(state): State<AppState>, caller: Caller) -> Result<Response, Refusal> {
+    caller.operator(OperatorRight::Read)?;
+    let queues = state.store.read().queue_list().await?;
+    let adapters = state.adapters.list();
+    let view = View {
+        queues: &queues,
+        health: state.store.health(),
+        adapters: &adapters,
+        listeners: &state.listeners,
+    };
+    let page = state.metrics.page(&view).map_err(Refusal::internal)?;
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(metrics::MEDIA_TYPE))], page).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use gatepost_core::queue::TripReason;
+    use gatepost_store::QueueStats;
+
+    use super::*;
+
+    fn queue(kind: QueueKind, ready_s: u64) -> QueueRow {
+        let stats = QueueStats { oldest_ready: Some(Duration::from_secs(ready_s)), ..QueueStats::default() };
+        QueueRow { name: "lab".into(), kind, stats }
+    }
+
+    #[test]
+    fn only_a_queue_that_should_move_and_does_not_is_stalled() {
+        let consumers = Consumers::default();
+        assert!(stalled(&queue(QueueKind::Adapter, 61), &consumers).unwrap().contains("`lab`"));
+        assert_eq!(stalled(&queue(QueueKind::Adapter, 60), &consumers), None);
+        assert_eq!(stalled(&queue(QueueKind::Inbox, 61), &consumers), None, "nobody has ever read it");
+        consumers.saw("lab");
+        assert!(stalled(&queue(QueueKind::Inbox, 61), &consumers).is_some());
+        let mut paused = queue(QueueKind::Adapter, 61);
+        paused.stats.paused = true;
+        let mut tripped = queue(QueueKind::Adapter, 61);
+        tripped.stats.tripped = Some(TripReason::Unreachable);
+        assert_eq!((stalled(&paused, &consumers), stalled(&tripped, &consumers)), (None, None));
+    }
+}

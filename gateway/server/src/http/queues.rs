@@ -1,0 +1,168 @@
+//! What operators see of queues and adapters, and the brakes they may put on.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use gatepost_api::lists::{AdapterItem, AdapterList, QueueItem, QueueList};
+use gatepost_api::problem::{Code, Problem};
+use gatepost_audit::leaf::Event as LeafEvent;
+use gatepost_core::principal::OperatorRight;
+use gatepost_store::{AuditNote, Pause};
+
+use super::identity::Caller;
+use super::problem::Refusal;
+use super::query::{PageParams, Params};
+use super::state::{AppState, RestartError};
+use super::views;
+
+#[utoipa::path(
+    get, path = "/v1/queues", operation_id = "queue_list", tag = "queues",
+    description = "All queues with their depths, ages and brakes; for operators.",
+    params(PageParams),
+    responses(
+        (status = 200, description = "A page", body = QueueList),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    Params(params): Params<PageParams>,
+) -> Result<Json<QueueList>, Refusal> {
+    caller.operator(OperatorRight::Read)?;
+    let rows = state.store.read().queue_list().await?;
+    let (rows, next) = params.cut(rows, |row| row.name.as_str())?;
+    Ok(Json(QueueList { queues: rows.iter().map(views::queue).collect(), next }))
+}
+
+#[utoipa::path(
+    get, path = "/v1/queues/{name}", operation_id = "queue_show", tag = "queues",
+    description = "One queue; for operators.",
+    params(("name" = String, Path, description = "An adapter, an inbox or `unrouted`")),
+    responses(
+        (status = 200, description = "The queue", body = QueueItem),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn show(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<QueueItem>, Refusal> {
+    caller.operator(OperatorRight::Read)?;
+    one(&state, &name).await
+}
+
+#[utoipa::path(
+    post, path = "/v1/queues/{name}/pause", operation_id = "queue_pause", tag = "queues",
+    description = "Stops leasing from a queue until it is resumed. Accepting goes on.",
+    params(("name" = String, Path, description = "The queue")),
+    responses(
+        (status = 200, description = "The queue afterwards", body = QueueItem),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn pause(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<QueueItem>, Refusal> {
+    brake(&state, &caller, name, Pause::Pause).await
+}
+
+#[utoipa::path(
+    post, path = "/v1/queues/{name}/resume", operation_id = "queue_resume", tag = "queues",
+    description = "Lets a paused queue go on.",
+    params(("name" = String, Path, description = "The queue")),
+    responses(
+        (status = 200, description = "The queue afterwards", body = QueueItem),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn resume(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<QueueItem>, Refusal> {
+    brake(&state, &caller, name, Pause::Resume).await
+}
+
+async fn brake(
+    state: &AppState,
+    caller: &Caller,
+    name: String,
+    pause: Pause,
+) -> Result<Json<QueueItem>, Refusal> {
+    let permit = caller.operator(OperatorRight::Operate)?;
+    // Queues only come and go with the configuration, so that one that is here now is here for the write too.
+    one(state, &name).await.map(drop)?;
+    let (store, queue) = (state.store.clone(), name.clone());
+    state.tasks.run(async move { store.queue_pause(&permit, queue, pause).await }).await?;
+    one(state, &name).await
+}
+
+async fn one(state: &AppState, name: &str) -> Result<Json<QueueItem>, Refusal> {
+    let row = state.store.read().queue(name).await?;
+    let row = row.ok_or_else(|| Refusal::not_found("there is no such queue"))?;
+    Ok(Json(views::queue(&row)))
+}
+
+#[utoipa::path(
+    get, path = "/v1/adapters", operation_id = "adapter_list", tag = "adapters",
+    description = "The adapters and how their processes fare; for operators.",
+    params(PageParams),
+    responses(
+        (status = 200, description = "A page", body = AdapterList),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn adapters(
+    State(state): State<AppState>,
+    caller: Caller,
+    Params(params): Params<PageParams>,
+) -> Result<Json<AdapterList>, Refusal> {
+    caller.operator(OperatorRight::Read)?;
+    let (adapters, next) = params.cut(state.adapters.list(), |adapter| adapter.name.as_str())?;
+    Ok(Json(AdapterList { adapters, next }))
+}
+
+#[utoipa::path(
+    post, path = "/v1/adapters/{name}/restart", operation_id = "adapter_restart", tag = "adapters",
+    description = "Has an adapter's process stopped and started anew, also one whose breaker is open.",
+    params(("name" = String, Path, description = "The adapter")),
+    responses(
+        (status = 202, description = "It is being restarted; this is how it fares now", body = AdapterItem),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn restart(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<(StatusCode, Json<AdapterItem>), Refusal> {
+    let permit = caller.operator(OperatorRight::Operate)?;
+    find(&state, &name)?;
+    // The leaf first: a restart that the log does not know must not happen.
+    let note = AuditNote {
+        target: Some(name.clone()),
+        ..AuditNote::new(LeafEvent::AdapterRestarted, permit.operator().clone())
+    };
+    let store = state.store.clone();
+    state.tasks.run(async move { store.audit_note(vec![note]).await }).await?;
+    state.adapters.restart(&name).map_err(|error| match error {
+        RestartError::NotFound => no_such_adapter(),
+        RestartError::External => {
+            Refusal::new(Code::IllegalState, "the adapter is run elsewhere; restart it there")
+        }
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(find(&state, &name)?)))
+}
+
+fn find(state: &AppState, name: &str) -> Result<AdapterItem, Refusal> {
+    let mut adapters = state.adapters.list().into_iter();
+    adapters.find(|adapter| adapter.name == name).ok_or_else(no_such_adapter)
+}
+
+fn no_such_adapter() -> Refusal {
+    Refusal::not_found("there is no such adapter")
+}

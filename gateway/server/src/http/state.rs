@@ -1,0 +1,119 @@
+//! What all requests share, and what the composition root must bring to the API.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use gatepost_api::lists::AdapterItem;
+use gatepost_store::Store;
+use tokio::sync::watch;
+
+use super::metrics::Metrics;
+use super::places::{BodyMemory, OpenRequests};
+use super::tasks::Tasks;
+use super::trail::AuditTrail;
+use crate::config::Config;
+use crate::listen;
+
+/// The supervisor, as operators see and use it. Neither call waits for a process.
+pub(crate) trait AdapterControl: Send + Sync + 'static {
+    /// Every adapter of the configuration, by name; external ones too.
+    fn list(&self) -> Vec<AdapterItem>;
+
+    /// Has the adapter's process stopped and started anew.
+    fn restart(&self, name: &str) -> Result<(), RestartError>;
+
+    /// An adapter has opened its session.
+    fn session_opened(&self, name: &str, epoch: u64, version: Option<&str>);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RestartError {
+    #[error("there is no such adapter")]
+    NotFound,
+    /// The gateway does not run it.
+    #[error("the adapter is run elsewhere")]
+    External,
+}
+
+/// Cheap to clone; one for all listeners.
+#[derive(Clone)]
+pub(crate) struct AppState {
+    pub(crate) store: Store,
+    /// Swapped as a whole; each request takes one snapshot and keeps it.
+    pub(crate) config: Arc<ArcSwap<Config>>,
+    pub(crate) adapters: Arc<dyn AdapterControl>,
+    pub(crate) listeners: Arc<listen::Counters>,
+    /// Becomes true when the gateway stops: long polls end then.
+    pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) tasks: Tasks,
+    pub(crate) trail: AuditTrail,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) open: Arc<OpenRequests>,
+    pub(crate) body_memory: BodyMemory,
+    /// Apart from that of requests, so that slow readers do not keep anybody from sending.
+    pub(crate) answer_memory: BodyMemory,
+    pub(crate) consumers: Arc<Consumers>,
+}
+
+impl AppState {
+    /// `tasks` and `trail` are the composition root's: it awaits them when it stops.
+    pub(crate) fn new(
+        store: Store,
+        config: Arc<ArcSwap<Config>>,
+        adapters: Arc<dyn AdapterControl>,
+        listeners: Arc<listen::Counters>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let tasks = Tasks::default();
+        Self {
+            trail: AuditTrail::new(store.clone(), tasks.clone()),
+            store,
+            config,
+            adapters,
+            listeners,
+            stop,
+            tasks,
+            metrics: Arc::default(),
+            open: Arc::default(),
+            body_memory: BodyMemory::new(),
+            answer_memory: BodyMemory::new(),
+            consumers: Arc::default(),
+        }
+    }
+
+    /// Ends when the gateway is told to stop, or its composition root is gone.
+    pub(crate) async fn stopped(&self) {
+        let mut stop = self.stop.clone();
+        // An error means that the sender is gone, which is a stop too.
+        let _ = stop.wait_for(|stopped| *stopped).await;
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+}
+
+/// When each queue was last asked for work. Bounded by the queues that configurations have named.
+#[derive(Debug, Default)]
+pub(crate) struct Consumers {
+    seen: Mutex<HashMap<String, Instant>>,
+}
+
+impl Consumers {
+    pub(crate) fn saw(&self, queue: &str) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.get_mut(queue) {
+            Some(at) => *at = Instant::now(),
+            None => {
+                seen.insert(queue.to_owned(), Instant::now());
+            }
+        }
+    }
+
+    pub(crate) fn seen_within(&self, queue: &str, span: Duration) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(queue).is_some_and(|at| at.elapsed() <= span)
+    }
+}

@@ -1,0 +1,15 @@
+//! The API in process, against a real store in a temporary directory.
+
+use std::pin::Pin;
+use std::task::Poll;
+
+mod accept;
+mod bench;
+mod delivering;
+mod operating;
+mod shapes;
+
+/// Polls once; whether the future still waits.
+pub(crate) async fn pends<F: Future>(mut future: Pin<&mut F>) -> bool {
+    std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending())).await
+}

@@ -1,0 +1,65 @@
+//! The sockets of supervised adapters: one directory and one socket for each, and only the process that the supervisor started is let in.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+use nix::unistd::geteuid;
+use tokio::sync::watch;
+
+use super::{
+    Serves,
+    serve::Listener,
+    unix::{self, UnixBindError},
+};
+use crate::config::UnixListen;
+
+/// Nobody but the gateway's user gets near an adapter's socket.
+const DIRECTORY_MODE: u32 = 0o700;
+const SOCKET_MODE: u32 = 0o600;
+const SOCKET_NAME: &str = "gateway.sock";
+
+/// The process that may connect now: set when the child has started, `None` before it is reaped. Connections of a process that is
+/// no longer the expected one are cut.
+pub(crate) type ExpectedPid = watch::Receiver<Option<u32>>;
+
+/// Binds `directory/name/gateway.sock`. The directory is made if it is missing; `name` is the adapter's.
+pub(crate) async fn bind_adapter_socket(
+    directory: &Path,
+    name: &str,
+    child: ExpectedPid,
+) -> Result<Listener, UnixBindError> {
+    let own = directory.join(name);
+    if Path::new(name).file_name() != Some(OsStr::new(name)) {
+        let why = "the adapter's name is not a file name";
+        return Err(UnixBindError::UnsafeDirectory { directory: own, why });
+    }
+    unix::make_directory(&own, DIRECTORY_MODE, None)?;
+    check_private(&own)?;
+    let listen = UnixListen { path: own.join(SOCKET_NAME), mode: SOCKET_MODE, group: None };
+    let bound = unix::bind_in_checked(&own, &listen).await?;
+    Ok(Listener::unix(bound, Serves::OneAdapter(Arc::from(name)), Some(child)))
+}
+
+fn check_private(directory: &Path) -> Result<(), UnixBindError> {
+    let unsafe_because = |why| UnixBindError::UnsafeDirectory { directory: directory.to_owned(), why };
+    let found = fs::symlink_metadata(directory).map_err(|source| UnixBindError::Io {
+        path: directory.to_owned(),
+        step: "examine the socket's directory",
+        source,
+    })?;
+    if !found.is_dir() {
+        return Err(unsafe_because("it is not a directory"));
+    }
+    if found.uid() != geteuid().as_raw() {
+        return Err(unsafe_because("it belongs to another user; it must belong to the gateway's user"));
+    }
+    if found.permissions().mode() & 0o077 != 0 {
+        return Err(unsafe_because("others have rights on it; take them away (chmod 0700)"));
+    }
+    Ok(())
+}

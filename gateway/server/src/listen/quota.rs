@@ -1,0 +1,199 @@
+//! How many connections there may be: in the whole gateway, on one listener, and of one peer on one listener.
+//!
+//! The count per peer is kept for each listener, so that one user's silent connections on the socket for apps take nothing away from
+//! the operators' or the adapters' sockets, even where all of them run as the same user.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{Counters, Limits, RefusalCode};
+
+/// Connections that one supervised adapter may have open. They stand outside the gateway's total, so that apps cannot lock adapters out.
+pub(super) const ADAPTER_CONNECTIONS_MAX: usize = 64;
+
+/// One host has as many IPv6 addresses as it likes within its site.
+const SITE_MASK: u128 = u128::MAX << 64;
+
+/// Whose connections are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum PeerKey {
+    User(u32),
+    /// An IPv4 address, or the 64 bits of an IPv6 address that stand for one site.
+    Address(IpAddr),
+    /// All whom the kernel does not name.
+    Nobody,
+}
+
+impl PeerKey {
+    pub(super) fn of_address(address: IpAddr) -> Self {
+        Self::Address(match address.to_canonical() {
+            IpAddr::V4(v4) => IpAddr::V4(v4),
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & SITE_MASK)),
+        })
+    }
+}
+
+/// The gateway's total. Listeners draw on it.
+#[derive(Debug)]
+pub(super) struct Total {
+    open: Mutex<usize>,
+    max: usize,
+}
+
+impl Total {
+    pub(super) fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self { open: Mutex::new(0), max: limits.connections_total })
+    }
+
+    fn take(&self) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = *open < self.max;
+        *open += usize::from(free);
+        free
+    }
+
+    fn give_back(&self) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+    }
+}
+
+/// One listener's connections.
+#[derive(Debug)]
+pub(super) struct Quota {
+    total: Option<Arc<Total>>,
+    ledger: Mutex<Ledger>,
+    listener_max: usize,
+    peer_max: usize,
+    counters: Arc<Counters>,
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    open: usize,
+    peers: HashMap<PeerKey, usize>,
+}
+
+impl Quota {
+    pub(super) fn shared(limits: &Limits, total: &Arc<Total>, counters: &Arc<Counters>) -> Arc<Self> {
+        Arc::new(Self {
+            total: Some(total.clone()),
+            ledger: Mutex::default(),
+            listener_max: limits.connections_per_listener,
+            peer_max: limits.connections_per_peer,
+            counters: counters.clone(),
+        })
+    }
+
+    pub(super) fn of_one_adapter(counters: &Arc<Counters>) -> Arc<Self> {
+        Arc::new(Self {
+            total: None,
+            ledger: Mutex::default(),
+            listener_max: ADAPTER_CONNECTIONS_MAX,
+            peer_max: ADAPTER_CONNECTIONS_MAX,
+            counters: counters.clone(),
+        })
+    }
+
+    /// A place for one more connection of `peer`, or which limit it would break.
+    pub(super) fn take(self: &Arc<Self>, peer: PeerKey) -> Result<Slot, RefusalCode> {
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        if ledger.peers.get(&peer).is_some_and(|open| *open >= self.peer_max) {
+            return Err(RefusalCode::PeerLimit);
+        }
+        if ledger.open >= self.listener_max {
+            return Err(RefusalCode::ListenerLimit);
+        }
+        if self.total.as_ref().is_some_and(|total| !total.take()) {
+            return Err(RefusalCode::GatewayLimit);
+        }
+        ledger.open += 1;
+        *ledger.peers.entry(peer).or_default() += 1;
+        self.counters.count_opened();
+        Ok(Slot { quota: self.clone(), peer })
+    }
+}
+
+/// The right to one connection, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    quota: Arc<Quota>,
+    peer: PeerKey,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut ledger = self.quota.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.open -= 1;
+        if let Some(open) = ledger.peers.get_mut(&self.peer) {
+            *open -= 1;
+            if *open == 0 {
+                // Forgotten, or the map would grow by one entry for each address that ever connected.
+                ledger.peers.remove(&self.peer);
+            }
+        }
+        if let Some(total) = &self.quota.total {
+            total.give_back();
+        }
+        self.quota.counters.count_closed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits {
+            connections_per_listener: 3,
+            connections_total: 4,
+            connections_per_peer: 2,
+            ..Limits::default()
+        }
+    }
+
+    #[test]
+    fn each_limit_is_named_and_given_back() {
+        let (limits, counters) = (limits(), Arc::new(Counters::default()));
+        let total = Total::new(&limits);
+        let (apps, operators) =
+            (Quota::shared(&limits, &total, &counters), Quota::shared(&limits, &total, &counters));
+        let user = PeerKey::User;
+
+        let first = apps.take(user(1)).unwrap();
+        let second = apps.take(user(1)).unwrap();
+        assert_eq!(apps.take(user(1)).unwrap_err(), RefusalCode::PeerLimit);
+        let third = apps.take(user(2)).unwrap();
+        assert_eq!(apps.take(user(2)).unwrap_err(), RefusalCode::ListenerLimit);
+        let fourth = operators.take(user(1)).expect("another listener counts peers anew");
+        assert_eq!(operators.take(user(1)).unwrap_err(), RefusalCode::GatewayLimit);
+        assert_eq!(counters.open(), 4);
+
+        drop((first, second, third, fourth));
+        assert_eq!(counters.open(), 0);
+        assert!(apps.ledger.lock().unwrap().peers.is_empty(), "no trace of a peer that left");
+        assert_eq!(*total.open.lock().unwrap(), 0);
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_site_count_together() {
+        let key = |text: &str| PeerKey::of_address(text.parse().unwrap());
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+    }
+
+    #[test]
+    fn an_adapter_gets_in_when_the_gateway_is_full() {
+        let (limits, counters) = (limits(), Arc::new(Counters::default()));
+        let total = Total::new(&limits);
+        let apps = [Quota::shared(&limits, &total, &counters), Quota::shared(&limits, &total, &counters)];
+        let _slots: Vec<Slot> =
+            (0..8).filter_map(|n| apps[n % 2].take(PeerKey::User(n as u32)).ok()).collect();
+        assert_eq!(counters.open(), 4);
+        assert!(Quota::of_one_adapter(&counters).take(PeerKey::User(0)).is_ok());
+    }
+}

@@ -1,0 +1,92 @@
+//! More connections than the gateway bears.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::*;
+use crate::config::Serves::{Apps, Operators};
+
+const FLOOD: usize = 2_000;
+
+#[tokio::test]
+async fn two_thousand_silent_connections_of_one_user_shut_nobody_else_out() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(16_384), hard).unwrap();
+    let us = nix::unistd::geteuid().as_raw();
+    let limits = Limits { head: Duration::from_secs(2), ..Limits::default() };
+    let mut rig = Rig::new(Gate { uids: vec![us, 65_001], ..Gate::default() }, limits.clone());
+    fs::set_permissions(rig.directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let apps = rig.directory.path().join("app.sock");
+    rig.serve(Listener::bind(&listen_unix(&apps, 0o666, Apps)).await.unwrap());
+    let operators = rig.serve_unix("admin.sock", Operators).await;
+
+    let mut flood = Vec::with_capacity(FLOOD);
+    for _ in 0..FLOOD {
+        flood.push(UnixStream::connect(&apps).await.unwrap());
+    }
+    // While they hang, another socket serves the same user, and the same socket serves another user.
+    assert_eq!(get_unix(&operators, "/who").await.status, 200);
+    if can_be_another_user() {
+        assert_eq!(curl_as(65_001, 65_001, &apps, "/who").await.status, 200);
+    }
+    assert!(rig.counters.refused(RefusalCode::PeerLimit) >= (FLOOD - limits.connections_per_peer) as u64);
+    assert!(
+        rig.refusals().iter().all(|refusal| refusal.facts.as_ref().and_then(|facts| facts.uid) == Some(us))
+    );
+
+    // The silent ones lose their places by themselves.
+    until("the cut of the silent ones", || rig.counters.open() == 0).await;
+    assert_eq!(get_unix(&apps, "/who").await.status, 200);
+    drop(flood);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_is_told_and_closed() {
+    let mut rig = Rig::new(Gate::of_this_user(), Limits { connections_per_peer: 1, ..Limits::default() });
+    let path = rig.serve_unix("app.sock", Apps).await;
+    let first = UnixStream::connect(&path).await.unwrap();
+    let mut second = UnixStream::connect(&path).await.unwrap();
+    assert_eq!(parse(&read_to_close(&mut second).await).status, 429);
+    drop(first);
+    until("the place", || rig.counters.open() == 0).await;
+    assert_eq!(get_unix(&path, "/who").await.status, 200);
+    rig.stop().await;
+}
+
+/// In a process of its own: the lack of descriptors would hit the other tests.
+#[test]
+fn a_lack_of_descriptors_is_survived() {
+    let inner = "listen::tests::pressure::without_descriptors";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", inner, "--ignored", "--test-threads", "1"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+}
+
+#[tokio::test]
+#[ignore = "run by a_lack_of_descriptors_is_survived"]
+async fn without_descriptors() {
+    let mut rig = Rig::new(Gate::of_this_user(), Limits::default());
+    let path = rig.serve_unix("app.sock", Apps).await;
+    assert_eq!(get_unix(&path, "/who").await.status, 200);
+    until("the close", || rig.counters.open() == 0).await;
+
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 256, hard).unwrap();
+    let mut hoard: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    hoard.pop();
+    let mut waiting = UnixStream::connect(&path).await.unwrap();
+    until("a failed accept", || rig.counters.accept_errors() > 1).await;
+    // Enough to accept, not enough to look: that is our trouble, not an unknown peer.
+    hoard.pop();
+    assert_eq!(get_and_close(&mut waiting, "/who").await.status, 429);
+    assert_eq!(rig.refusal_codes(), [RefusalCode::Exhausted]);
+    drop(hoard);
+    assert_eq!(get_unix(&path, "/who").await.status, 200);
+    rig.stop().await;
+}

@@ -1,0 +1,268 @@
+//! The composition root: what a running gateway consists of, in which order it starts, and in which order it ends.
+//!
+//! Start: adapters' programs are asked, the store is opened, sockets are bound, adapters are started, and only then is anything
+//! served. Stop: listeners take nothing new and long polls end; adapters drain through their sockets, which are served meanwhile;
+//! what requests have begun is finished; the last leaf is written; the store signs and closes.
+
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use gatepost_audit::leaf::Event;
+use gatepost_core::principal::{Actor, ActorKind};
+use gatepost_store::{AuditNote, Store, StoreTask};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{self, Config, PeerFacts};
+use crate::http::{self, AppState};
+use crate::listen::{Counters, Limits, ListenError, Listener, PeerGate, Server};
+use crate::supervise::{
+    AdapterFault, Hangups, Launcher, Means, Parts, Reloader, Sockets, Supervisor, queue_setups,
+    validate_adapters,
+};
+
+/// Connections of all listeners together, as a multiple of one listener's.
+const CONNECTIONS_TOTAL_FACTOR: usize = 4;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error("the runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+    #[error("{}", adapter_faults(.0))]
+    Adapters(Vec<AdapterFault>),
+    #[error(transparent)]
+    Store(#[from] gatepost_store::OpenError),
+    #[error("the store does not take the configuration's queues: {0}")]
+    Queues(#[from] gatepost_store::StoreError),
+    #[error("{}", with_causes(.0))]
+    Listen(#[from] ListenError),
+    #[error("{0}")]
+    Reload(String),
+}
+
+fn adapter_faults(faults: &[AdapterFault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Runs a gateway until it is told to stop.
+pub(crate) fn run(config: Config) -> Result<(), ServeError> {
+    start_logging();
+    log_panics_by_place();
+    raise_descriptor_limit();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
+    runtime.block_on(serve(config))
+}
+
+/// Lines for people on a terminal, JSON for everybody else; `GATEPOST_LOG` chooses what.
+fn start_logging() {
+    let filter = EnvFilter::try_from_env("GATEPOST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second subscriber is refused, which only tests can bring about.
+    let started = if std::io::stderr().is_terminal() {
+        log.with_target(false).try_init()
+    } else {
+        log.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+    };
+    drop(started);
+}
+
+/// A panic's message may quote what it was working on; only its place goes into the log.
+fn log_panics_by_place() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "panic");
+    }));
+}
+
+/// Every connection takes a descriptor or two; what the system allows at most is taken.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Lets in whom the configuration knows; it may change while the gateway runs.
+struct ConfiguredPeers(Arc<ArcSwap<Config>>);
+
+impl PeerGate for ConfiguredPeers {
+    fn may_match(&self, serves: config::Serves, facts: &PeerFacts) -> bool {
+        self.0.load().recognises(serves, facts)
+    }
+}
+
+async fn serve(config: Config) -> Result<(), ServeError> {
+    // Taken before anything starts, so that a signal during the start is not lost.
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+    let launcher = Launcher::start().map_err(ServeError::Runtime)?;
+    validate_adapters(&config, &launcher).await.map_err(ServeError::Adapters)?;
+    let (store, task) = open_store(&config).await?;
+    let served = Gateway::start(config, store.clone(), launcher).await;
+    let (gateway, reloader, hangups) = match served {
+        Ok(served) => served,
+        Err(error) => {
+            drop(store);
+            task.stop().await;
+            return Err(error);
+        }
+    };
+    let name = gateway.config.load().gateway.name.clone();
+    tracing::info!(gateway = %name, pid = std::process::id(), "ready");
+    let stopping = gateway.stop.subscribe();
+    let reloading = reloader.run(hangups, stopping);
+    tokio::pin!(reloading);
+    let mut reloader_ended = false;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = &mut reloading => reloader_ended = true,
+    }
+    tracing::info!("stopping");
+    gateway.stop.send_replace(true);
+    // A reload that has begun is finished before what it changes is taken down.
+    if !reloader_ended {
+        reloading.await;
+    }
+    gateway.stop().await;
+    note(&store, &name, Event::GatewayStopped).await;
+    drop(store);
+    task.stop().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn open_store(config: &Config) -> Result<(Store, StoreTask), ServeError> {
+    let gateway = &config.gateway;
+    let options = gatepost_store::Options {
+        data_dir: gateway.data_dir.clone(),
+        origin: gateway.name.clone(),
+        dedup_window: gateway.dedup_window,
+        payload_retention: gateway.retention,
+        adopt: None,
+    };
+    let (store, task) = gatepost_store::open(options).await?;
+    if task.created {
+        tracing::info!(data_dir = %gateway.data_dir.display(), "created the data directory and its keys");
+    }
+    if let Err(error) = store.queues_configure(queue_setups(config)).await {
+        drop(store);
+        task.stop().await;
+        return Err(error.into());
+    }
+    Ok((store, task))
+}
+
+async fn note(store: &Store, name: &str, event: Event) {
+    let gateway = Actor::new(ActorKind::Gateway, name);
+    if let Err(error) = store.audit_note(vec![AuditNote::new(event, gateway)]).await {
+        tracing::error!(%error, "cannot write into the audit log");
+    }
+}
+
+/// Everything that runs, and who can end it.
+struct Gateway {
+    config: Arc<ArcSwap<Config>>,
+    state: AppState,
+    supervisor: Supervisor,
+    stop: watch::Sender<bool>,
+    /// Ends the audit trail once nothing can be refused any more.
+    stop_trail: watch::Sender<bool>,
+    listening: tokio::task::JoinHandle<()>,
+    trail: tokio::task::JoinHandle<()>,
+}
+
+impl Gateway {
+    async fn start(
+        config: Config,
+        store: Store,
+        launcher: Launcher,
+    ) -> Result<(Self, Reloader, Hangups), ServeError> {
+        let gateway = Actor::new(ActorKind::Gateway, config.gateway.name.clone());
+        let means = Means { store: store.clone(), launcher: launcher.clone(), gateway: gateway.clone() };
+        let supervisor = Supervisor::new(means);
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let now = config.load_full();
+        let (stop, stopping) = watch::channel(false);
+        let counters = Arc::new(Counters::default());
+        let state = AppState::new(
+            store.clone(),
+            Arc::clone(&config),
+            Arc::new(supervisor.clone()),
+            Arc::clone(&counters),
+            stopping.clone(),
+        );
+        let server = Server::new(
+            http::router(state.clone()),
+            Arc::new(ConfiguredPeers(Arc::clone(&config))),
+            Arc::new(state.trail.clone()),
+            limits(&now),
+            counters,
+        );
+        let mut listeners = Vec::with_capacity(now.listens.len());
+        for listen in &now.listens {
+            listeners.push(Listener::bind(listen).await?);
+        }
+        let tls = listeners.iter().zip(&now.listens).filter_map(|(listener, listen)| match &listen.at {
+            config::ListenAt::Tcp(tcp) => Some((tcp.address, listener.tls()?)),
+            config::ListenAt::Unix(_) => None,
+        });
+        let parts = Parts {
+            config: Arc::clone(&config),
+            store,
+            supervisor: supervisor.clone(),
+            launcher,
+            tls: tls.collect(),
+            gateway,
+        };
+        let (reloader, hangups) =
+            Reloader::start(parts).map_err(|error| ServeError::Reload(error.to_string()))?;
+        let sockets = Sockets { directory: now.gateway.data_dir.join("run"), server: Arc::clone(&server) };
+        supervisor.begin(sockets, &now);
+        let (stop_trail, trail_stopping) = watch::channel(false);
+        let trail = tokio::spawn(state.trail.clone().run(trail_stopping));
+        let listening = tokio::spawn(server.serve_all(listeners, stopping));
+        Ok((Self { config, state, supervisor, stop, stop_trail, listening, trail }, reloader, hangups))
+    }
+
+    async fn stop(self) {
+        self.supervisor.stop().await;
+        if let Err(error) = self.listening.await {
+            tracing::error!(%error, "the listeners did not end well");
+        }
+        self.state.tasks.drained().await;
+        self.stop_trail.send_replace(true);
+        if let Err(error) = self.trail.await {
+            tracing::error!(%error, "the audit trail did not end well");
+        }
+        self.state.tasks.drained().await;
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let defaults = Limits::default();
+    let per_listener = usize::try_from(config.gateway.max_connections).unwrap_or(usize::MAX);
+    Limits {
+        connections_per_listener: per_listener,
+        // One peer never fills a listener.
+        connections_per_peer: defaults.connections_per_peer.min((per_listener / 2).max(1)),
+        connections_total: per_listener.saturating_mul(CONNECTIONS_TOTAL_FACTOR),
+        ..defaults
+    }
+}

@@ -1,0 +1,376 @@
+//! One adapter's process from its first start to its last end. The task of this module is the only one that starts, watches
+//! and ends it.
+//!
+//! **Invariant:** what a process had leased is settled in the store (`session_end`) before the next process can start, and its
+//! pid opens no socket any more before it is reaped.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use gatepost_audit::leaf::Event;
+use gatepost_core::principal::Actor;
+use gatepost_core::queue::TripReason;
+use gatepost_store::{AuditNote, SessionEnd, Store, StoreError};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::chain;
+use super::exec::EXIT_CANNOT_EXECUTE;
+use super::launch::{Launch, Launcher, Process, Purpose};
+use super::output::Output;
+use super::program::SearchPath;
+use super::restarts::{Life, Restarts};
+use super::shared::{Phase, Shared, Wish};
+use super::socket::{Socket, Sockets};
+
+/// How long a process may take to finish what it has begun.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a killed process may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(5);
+/// A session that lasts this long ends a crash loop.
+const STEADY_AFTER: Duration = Duration::from_secs(10);
+/// Between two tries at the store.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// The program refused its settings or its command line.
+const EXIT_REFUSED: i32 = 2;
+
+/// Deadlines that tests shorten.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadlines {
+    pub(super) drain: Duration,
+    pub(super) steady: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { drain: DRAIN_DEADLINE, steady: STEADY_AFTER }
+    }
+}
+
+/// What all adapters' tasks use.
+pub(super) struct World {
+    pub(super) store: Store,
+    pub(super) launcher: Launcher,
+    pub(super) search: SearchPath,
+    pub(super) sockets: Sockets,
+    /// Who the gateway is in the audit log.
+    pub(super) gateway: Actor,
+    pub(super) deadlines: Deadlines,
+}
+
+pub(super) struct Supervision {
+    world: Arc<World>,
+    shared: Arc<Shared>,
+    wishes: watch::Receiver<Wish>,
+    /// The wish that is fulfilled at present.
+    wish: Wish,
+    socket: Option<Socket>,
+    restarts: Restarts,
+}
+
+/// A process at work.
+struct Worker {
+    process: Process,
+    output: Output,
+    sessions: watch::Receiver<u64>,
+}
+
+/// Why a process is no longer watched.
+enum Watched {
+    Ended,
+    /// Something else is wanted.
+    Unwanted,
+}
+
+/// How a process ended, or why there was none.
+enum Exit {
+    NotStarted(String),
+    Ended { status: ExitStatus, last_line: Option<String>, worked: bool },
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Program(#[from] super::program::NotFound),
+    #[error("its socket: {}", chain(.0))]
+    Socket(#[from] super::socket::SocketError),
+    #[error("cannot be started: {0}")]
+    Launch(#[from] std::io::Error),
+}
+
+impl Supervision {
+    pub(super) fn new(world: Arc<World>, shared: Arc<Shared>, mut wishes: watch::Receiver<Wish>) -> Self {
+        let wish = wishes.borrow_and_update().clone();
+        Self { world, shared, wishes, wish, socket: None, restarts: Restarts::default() }
+    }
+
+    /// Runs until its end is wished. `before` is the task that had the name before.
+    pub(super) async fn run(mut self, before: Option<JoinHandle<()>>) {
+        if let Some(before) = before {
+            // Its panic has been told where it happened.
+            let _ = before.await;
+        }
+        while !self.wish.end {
+            let pause = self.live().await;
+            self.wait(pause).await;
+        }
+        self.shared.status().phase = Phase::Stopping;
+        if let Some(socket) = self.socket.take() {
+            socket.close().await;
+        }
+    }
+
+    fn name(&self) -> &str {
+        &self.wish.spec.name
+    }
+
+    /// One life of the process; gives the pause before the next.
+    async fn live(&mut self) -> Duration {
+        let started = Instant::now();
+        let mut worker = match self.start().await {
+            Ok(worker) => worker,
+            Err(error) => return self.died(started, Exit::NotStarted(error.to_string())).await,
+        };
+        match self.watch(&mut worker).await {
+            Watched::Ended => {
+                let exit = self.bury(worker).await;
+                self.died(started, exit).await
+            }
+            Watched::Unwanted => {
+                self.drain(worker).await;
+                Duration::ZERO
+            }
+        }
+    }
+
+    async fn start(&mut self) -> Result<Worker, StartError> {
+        self.shared.status().phase = Phase::Starting;
+        let command = self.world.search.resolve(&self.wish.spec.run)?;
+        let socket = match self.socket.take().filter(|socket| !socket.is_broken()) {
+            Some(socket) => socket,
+            None => self.world.sockets.open(self.name()).await?,
+        };
+        let socket = self.socket.insert(socket);
+        let sessions = self.shared.sessions();
+        let purpose = Purpose::Work { socket: socket.path() };
+        let name = &self.wish.spec.name;
+        let mut process =
+            self.world.launcher.launch(Launch { name, command: &command, extra_args: &[], purpose }).await?;
+        let output = Output::follow(name, process.take_stdout(), process.take_stderr())?;
+        socket.admit(Some(process.pid()));
+        {
+            let mut status = self.shared.status();
+            status.pid = Some(process.pid());
+            if status.started_at.replace(SystemTime::now()).is_some() {
+                status.restarts += 1;
+            }
+        }
+        process.open_gate();
+        tracing::info!(adapter = %self.name(), pid = process.pid(), program = %command.file.display(), "adapter started");
+        self.note(Event::AdapterStarted, None).await;
+        Ok(Worker { process, output, sessions })
+    }
+
+    async fn watch(&mut self, worker: &mut Worker) -> Watched {
+        let mut steady_at = None;
+        loop {
+            let steady = async {
+                match steady_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = worker.process.ended() => return Watched::Ended,
+                () = wish_differs(&mut self.wishes, &self.wish) => return Watched::Unwanted,
+                Ok(()) = worker.sessions.changed() => steady_at = Some(Instant::now() + self.world.deadlines.steady),
+                () = steady => {
+                    steady_at = None;
+                    self.end_crash_loop().await;
+                }
+            }
+        }
+    }
+
+    /// Asks the process to finish, and ends it if it does not.
+    async fn drain(&mut self, mut worker: Worker) {
+        self.shared.status().phase = Phase::Stopping;
+        worker.process.terminate();
+        if timeout(self.world.deadlines.drain, worker.process.ended()).await.is_err() {
+            tracing::warn!(adapter = %self.name(), "the adapter did not stop in time and is killed");
+            worker.process.kill();
+            if timeout(KILL_DEADLINE, worker.process.ended()).await.is_err() {
+                tracing::error!(adapter = %self.name(), pid = worker.process.pid(), "the adapter does not die; waiting for it");
+                worker.process.ended().await;
+            }
+        }
+        let exit = self.bury(worker).await;
+        tracing::info!(adapter = %self.name(), "adapter stopped: {exit}");
+        self.end_session(SessionEnd::Stopped).await;
+        self.note(Event::AdapterExited, Some("stopped".to_owned())).await;
+    }
+
+    /// Closes the socket to a process that has ended, then gives its pid free.
+    async fn bury(&mut self, worker: Worker) -> Exit {
+        if let Some(socket) = &self.socket {
+            socket.admit(None);
+        }
+        let status = worker.process.reap();
+        let worked = {
+            let mut shared = self.shared.status();
+            shared.pid = None;
+            shared.epoch.take().is_some()
+        };
+        let last_line = worker.output.rest().await;
+        match status {
+            Ok(status) => Exit::Ended { status, last_line, worked },
+            Err(error) => Exit::NotStarted(format!("its end cannot be told: {error}")),
+        }
+    }
+
+    /// The process ended by itself, or could not be started.
+    async fn died(&mut self, started: Instant, exit: Exit) -> Duration {
+        let life = Life { started, ended: Instant::now(), worked: exit.worked() };
+        let verdict = self.restarts.exited(life);
+        {
+            let mut status = self.shared.status();
+            status.phase = Phase::BackingOff;
+            status.last_error = Some(exit.to_string());
+        }
+        tracing::warn!(adapter = %self.name(), again_after = ?verdict.pause, "adapter exited: {exit}");
+        self.end_session(SessionEnd::Crashed).await;
+        self.note(Event::AdapterExited, Some(exit.code())).await;
+        if verdict.looping {
+            self.trip(exit.trip_reason()).await;
+        }
+        verdict.pause
+    }
+
+    /// Waits for the pause to pass or for another wish, which is then the one to fulfil.
+    async fn wait(&mut self, pause: Duration) {
+        tokio::select! {
+            biased;
+            () = wish_differs(&mut self.wishes, &self.wish) => {
+                self.wish = self.wishes.borrow_and_update().clone();
+                self.wish.end |= self.wishes.has_changed().is_err();
+                self.restarts.forget();
+            }
+            () = sleep(pause) => {}
+        }
+    }
+
+    /// Tells the store that the session is over. It does not give up: a process must not start before its predecessor's
+    /// leases are settled.
+    async fn end_session(&mut self, end: SessionEnd) {
+        loop {
+            match self.world.store.session_end(self.name().to_owned(), end).await {
+                Ok(()) | Err(StoreError::Stopping) => return,
+                Err(error) => {
+                    tracing::error!(adapter = %self.name(), %error, "cannot end the adapter's session; trying again")
+                }
+            }
+            tokio::select! {
+                () = sleep(STORE_PAUSE) => {}
+                // When the gateway stops, its next start ends the session.
+                () = end_wished(&mut self.wishes) => return,
+            }
+        }
+    }
+
+    async fn trip(&mut self, reason: TripReason) {
+        let was_tripped = std::mem::replace(&mut self.shared.status().tripped, true);
+        if !was_tripped {
+            tracing::error!(
+                adapter = %self.name(),
+                reason = reason.as_str(),
+                "the adapter exits again and again; its destination is held back until it stays"
+            );
+        }
+        if let Err(error) = self.world.store.queue_trip(self.name().to_owned(), Some(reason)).await {
+            tracing::error!(adapter = %self.name(), %error, "cannot hold the destination back");
+        }
+    }
+
+    /// The process stays: its destination goes on, unless its partner is what is in trouble.
+    async fn end_crash_loop(&mut self) {
+        let name = self.name().to_owned();
+        let ours = match self.world.store.read().queue(&name).await {
+            Ok(row) => {
+                row.and_then(|row| row.stats.tripped).is_some_and(|reason| reason != TripReason::Unreachable)
+            }
+            Err(error) => {
+                tracing::error!(adapter = %name, %error, "cannot see whether the destination is held back");
+                false
+            }
+        };
+        if ours && let Err(error) = self.world.store.queue_trip(name.clone(), None).await {
+            tracing::error!(adapter = %name, %error, "cannot let the destination go on");
+            return;
+        }
+        if std::mem::take(&mut self.shared.status().tripped) {
+            tracing::info!(adapter = %name, "the adapter stays; its destination goes on");
+        }
+    }
+
+    /// The process's story in the audit log. It has happened whether or not the log can take it.
+    async fn note(&self, event: Event, code: Option<String>) {
+        let mut note = AuditNote::new(event, self.world.gateway.clone());
+        note.target = Some(self.name().to_owned());
+        note.code = code;
+        if let Err(error) = self.world.store.audit_note(vec![note]).await {
+            tracing::error!(adapter = %self.name(), %error, "cannot write `{event}` into the audit log");
+        }
+    }
+}
+
+/// Comes back when something else is wished than `wish`. That its supervisor is gone counts as a wish to end.
+async fn wish_differs(wishes: &mut watch::Receiver<Wish>, wish: &Wish) {
+    let _ = wishes.wait_for(|wished| wished != wish).await;
+}
+
+async fn end_wished(wishes: &mut watch::Receiver<Wish>) {
+    let _ = wishes.wait_for(|wished| wished.end).await;
+}
+
+impl Exit {
+    fn worked(&self) -> bool {
+        matches!(self, Self::Ended { worked: true, .. })
+    }
+
+    /// As the audit log says it.
+    fn code(&self) -> String {
+        match self {
+            Self::NotStarted(_) => "not_started".to_owned(),
+            Self::Ended { status, .. } => match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit_{code}"),
+                (None, Some(signal)) => format!("signal_{signal}"),
+                (None, None) => "ended".to_owned(),
+            },
+        }
+    }
+
+    fn trip_reason(&self) -> TripReason {
+        match self {
+            Self::NotStarted(_) => TripReason::AdapterRefused,
+            Self::Ended { status, .. } => match status.code() {
+                Some(code) if code == EXIT_REFUSED || code == i32::from(EXIT_CANNOT_EXECUTE) => {
+                    TripReason::AdapterRefused
+                }
+                Some(_) | None => TripReason::CrashLoop,
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotStarted(why) => f.write_str(why),
+            Self::Ended { status, last_line: None, .. } => write!(f, "{status}"),
+            Self::Ended { status, last_line: Some(line), .. } => write!(f, "{status}: {line}"),
+        }
+    }
+}

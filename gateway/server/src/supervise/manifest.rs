@@ -1,0 +1,285 @@
+//! What an adapter's program says of itself before it is started in earnest: `--manifest` and `--check`. Its answers are a
+//! stranger's: bounded in time and size, and read strictly.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use gatepost_core::policy::{Level, OnDoubt};
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+
+use super::exec::EXIT_CANNOT_EXECUTE;
+use super::launch::{Launch, Launcher, Purpose};
+use super::output::printable;
+use super::program::{Command, SearchPath};
+use crate::config::{Adapter, AdapterProcess, Config};
+
+/// The version of the conversation between gateway and adapter.
+const PROTOCOL: u32 = 1;
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+const ANSWER_BYTES_MAX: usize = 256 * 1024;
+/// Faults of one adapter's settings that are shown.
+const FAULTS_MAX: usize = 50;
+const FAULT_BYTES_MAX: usize = 500;
+/// Programs asked at a time.
+const ASKED_AT_A_TIME: usize = 4;
+/// `--check` found faults.
+const EXIT_FAULTS: i32 = 2;
+
+/// What a program can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) version: Option<String>,
+    /// The levels of evidence that its protocol can give.
+    pub(crate) levels: Vec<Level>,
+    /// Can ask the partner what became of a delivery in doubt.
+    pub(crate) query: bool,
+    /// Can take several deliveries of one lane at a time, in order.
+    pub(crate) ordered_pipeline: bool,
+    pub(crate) settings_schema: Option<serde_json::Value>,
+}
+
+/// What is wrong with one adapter's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AdapterFault {
+    pub(crate) adapter: String,
+    pub(crate) message: String,
+}
+
+impl std::fmt::Display for AdapterFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "adapters.{}: {}", self.adapter, self.message)
+    }
+}
+
+/// Asks every supervised adapter's program whether it can do what the configuration wants. Gives the manifests by adapter,
+/// or every fault.
+pub(crate) async fn validate_adapters(
+    config: &Config,
+    launcher: &Launcher,
+) -> Result<BTreeMap<String, Manifest>, Vec<AdapterFault>> {
+    let search = Arc::new(SearchPath::of_this_process());
+    let questions: Vec<_> = config
+        .adapters
+        .values()
+        .map(|adapter| {
+            let question = Question {
+                adapter: Arc::clone(adapter),
+                launcher: launcher.clone(),
+                search: Arc::clone(&search),
+            };
+            async move { (question.adapter.name.clone(), question.ask().await) }
+        })
+        .collect();
+    let answers: Vec<_> = futures_util::stream::iter(questions).buffered(ASKED_AT_A_TIME).collect().await;
+    let mut manifests = BTreeMap::new();
+    let mut faults = Vec::new();
+    for (name, answer) in answers {
+        match answer {
+            Ok(Some(manifest)) => drop(manifests.insert(name, manifest)),
+            Ok(None) => {}
+            Err(messages) => faults
+                .extend(messages.into_iter().map(|message| AdapterFault { adapter: name.clone(), message })),
+        }
+    }
+    if faults.is_empty() { Ok(manifests) } else { Err(faults) }
+}
+
+struct Question {
+    adapter: Arc<Adapter>,
+    launcher: Launcher,
+    search: Arc<SearchPath>,
+}
+
+/// What a program answered with one of the two options.
+#[derive(Debug)]
+struct Answer {
+    status: ExitStatus,
+    stdout: Vec<u8>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("did not end within {} s", ANSWER_DEADLINE.as_secs())]
+    TooSlow,
+    #[error("printed more than {} KiB", ANSWER_BYTES_MAX / 1024)]
+    TooLong,
+    #[error("cannot be started: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Question {
+    /// `None` for an adapter that somebody else starts.
+    async fn ask(&self) -> Result<Option<Manifest>, Vec<String>> {
+        let AdapterProcess::Supervised(run) = &self.adapter.process else { return Ok(None) };
+        let command = self.search.resolve(run).map_err(|fault| vec![fault.to_string()])?;
+        let manifest = self.manifest(&command).await.map_err(|fault| vec![fault])?;
+        let mut faults = manifest.as_ref().unwrap_or(&Manifest::silent()).misfits(&self.adapter);
+        faults.extend(self.check(&command, manifest.is_some()).await);
+        if faults.is_empty() { Ok(Some(manifest.unwrap_or_else(Manifest::silent))) } else { Err(faults) }
+    }
+
+    /// `None` if the program has none.
+    async fn manifest(&self, command: &Command) -> Result<Option<Manifest>, String> {
+        match self.run(command, "--manifest", &[]).await {
+            Ok(answer) if answer.status.success() => Manifest::read(&answer.stdout),
+            Ok(answer) if answer.status.code() == Some(EXIT_CANNOT_EXECUTE.into()) => {
+                Err(format!("{} cannot be executed", command.file.display()))
+            }
+            Ok(_) => Ok(None),
+            // It took no notice of the option and went to work.
+            Err(AskError::TooSlow) => Ok(None),
+            Err(error) => Err(format!("the program, asked with --manifest, {error}")),
+        }
+    }
+
+    async fn check(&self, command: &Command, has_manifest: bool) -> Vec<String> {
+        let settings = match serde_json::to_vec(&self.adapter.settings) {
+            Ok(settings) => settings,
+            Err(error) => return vec![format!("its settings are not JSON: {error}")],
+        };
+        match self.run(command, "--check", &settings).await {
+            Ok(answer) if answer.status.success() => Vec::new(),
+            Ok(answer) if answer.status.code() == Some(EXIT_FAULTS) => {
+                let faults = faults_in(&answer.stdout);
+                // Argument parsers end with the same status when they do not know an option, and print to standard error.
+                if faults.is_empty() && has_manifest {
+                    vec!["the program refuses its settings without saying why".to_owned()]
+                } else {
+                    faults
+                }
+            }
+            Ok(answer) if has_manifest => vec![format!("the program's --check failed ({})", answer.status)],
+            Err(error) if has_manifest => vec![format!("the program, asked with --check, {error}")],
+            Ok(_) | Err(_) => Vec::new(),
+        }
+    }
+
+    async fn run(&self, command: &Command, option: &str, input: &[u8]) -> Result<Answer, AskError> {
+        let name = &self.adapter.name;
+        let launch = Launch { name, command, extra_args: &[option], purpose: Purpose::Question };
+        let mut process = self.launcher.launch(launch).await?;
+        let stdin = process.take_stdin();
+        let stdout = process.take_stdout();
+        let talk = async {
+            let (stdout, ()) = tokio::try_join!(read_answer(stdout), write_input(stdin, input))?;
+            process.ended().await;
+            Ok::<_, AskError>(stdout)
+        };
+        // Whatever went wrong, dropping the process kills it.
+        let stdout = timeout(ANSWER_DEADLINE, talk).await.map_err(|_| AskError::TooSlow)??;
+        Ok(Answer { status: process.reap()?, stdout })
+    }
+}
+
+async fn read_answer(stdout: Option<OwnedFd>) -> Result<Vec<u8>, AskError> {
+    let mut answer = Vec::new();
+    if let Some(stdout) = stdout {
+        let limit = ANSWER_BYTES_MAX as u64 + 1;
+        pipe::Receiver::from_owned_fd(stdout)?.take(limit).read_to_end(&mut answer).await?;
+    }
+    if answer.len() > ANSWER_BYTES_MAX { Err(AskError::TooLong) } else { Ok(answer) }
+}
+
+async fn write_input(stdin: Option<OwnedFd>, input: &[u8]) -> Result<(), AskError> {
+    if let Some(stdin) = stdin {
+        // A program that does not read its input is none of our business.
+        let _ = pipe::Sender::from_owned_fd(stdin)?.write_all(input).await;
+    }
+    Ok(())
+}
+
+fn faults_in(stdout: &[u8]) -> Vec<String> {
+    let lines =
+        stdout.split(|&byte| byte == b'\n').map(|line| line.trim_ascii()).filter(|line| !line.is_empty());
+    let shown = |line: &[u8]| format!("settings: {}", printable(&line[..line.len().min(FAULT_BYTES_MAX)]));
+    lines.take(FAULTS_MAX).map(shown).collect()
+}
+
+/// The manifest as programs print it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(rename = "protocol")]
+    _protocol: u32,
+    version: Option<String>,
+    levels: Vec<String>,
+    #[serde(default)]
+    query: bool,
+    #[serde(default)]
+    ordered_pipeline: bool,
+    settings_schema: Option<serde_json::Value>,
+}
+
+impl Manifest {
+    /// That of a program without one.
+    fn silent() -> Self {
+        Self {
+            version: None,
+            levels: vec![Level::Sent],
+            query: false,
+            ordered_pipeline: false,
+            settings_schema: None,
+        }
+    }
+
+    /// `None` if it is not a JSON object, which means that the program does not know the option.
+    fn read(text: &[u8]) -> Result<Option<Self>, String> {
+        let Ok(object) = serde_json::from_slice::<serde_json::Map<_, _>>(text) else { return Ok(None) };
+        // First of all: a later protocol's manifest may have members that we do not know.
+        let protocol = object.get("protocol").and_then(serde_json::Value::as_u64);
+        if protocol != Some(PROTOCOL.into()) {
+            let theirs = protocol.map_or("none".to_owned(), |protocol| protocol.to_string());
+            return Err(format!(
+                "the program speaks protocol {theirs} and this gateway {PROTOCOL}; install versions that fit"
+            ));
+        }
+        let document: Document = serde_json::from_value(object.into())
+            .map_err(|error| format!("the program's --manifest cannot be understood: {error}"))?;
+        let level = |name: &String| {
+            Level::from_name(name).ok_or_else(|| {
+                format!("the program's --manifest names the unknown level `{}`", printable(name.as_bytes()))
+            })
+        };
+        let levels = document.levels.iter().map(level).collect::<Result<_, _>>()?;
+        Ok(Some(Self {
+            version: document.version.map(|version| printable(version.as_bytes())),
+            levels,
+            query: document.query,
+            ordered_pipeline: document.ordered_pipeline,
+            settings_schema: document.settings_schema,
+        }))
+    }
+
+    /// What the configuration asks of the adapter and the program cannot do.
+    fn misfits(&self, adapter: &Adapter) -> Vec<String> {
+        let policy = &adapter.policy;
+        let mut faults = Vec::new();
+        if let Some(confirm) = policy.confirm
+            && !self.levels.contains(&confirm)
+        {
+            let levels: Vec<_> = self.levels.iter().map(|level| format!("\"{level}\"")).collect();
+            faults.push(format!(
+                "confirm = \"{confirm}\", but its program cannot prove that; it can prove {}",
+                if levels.is_empty() { "nothing".to_owned() } else { levels.join(", ") }
+            ));
+        }
+        if policy.on_doubt == OnDoubt::Query && !self.query {
+            faults.push(
+                "on_doubt = \"query\", but its program cannot ask its partner; use \"hold\" or \"resend\""
+                    .into(),
+            );
+        }
+        if policy.window > 1 && !self.ordered_pipeline {
+            faults.push(format!("window = {}, but its program takes one at a time; use 1", policy.window));
+        }
+        faults
+    }
+}

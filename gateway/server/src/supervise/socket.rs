@@ -1,0 +1,72 @@
+//! An adapter's own socket: bound when its supervision begins, served until it ends, open to one process at a time.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::listen::{Server, UnixBindError, bind_adapter_socket};
+
+/// Where adapters' sockets stand and who serves them.
+pub(crate) struct Sockets {
+    /// Each adapter gets a directory of its own in it.
+    pub(crate) directory: PathBuf,
+    pub(crate) server: Arc<Server>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SocketError {
+    #[error(transparent)]
+    Bind(#[from] UnixBindError),
+    #[error("the adapter's socket has no path")]
+    NoPath,
+}
+
+/// A served socket. Dropping it ends the serving with all connections.
+pub(super) struct Socket {
+    path: PathBuf,
+    child: watch::Sender<Option<u32>>,
+    stop: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+}
+
+impl Sockets {
+    pub(super) async fn open(&self, name: &str) -> Result<Socket, SocketError> {
+        let (child, expected) = watch::channel(None);
+        let listener = bind_adapter_socket(&self.directory, name, expected).await?;
+        let path = listener.path().ok_or(SocketError::NoPath)?.to_owned();
+        let (stop, stopping) = watch::channel(false);
+        let serving = tokio::spawn(Arc::clone(&self.server).serve(listener, stopping));
+        Ok(Socket { path, child, stop, serving })
+    }
+}
+
+impl Socket {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lets this process in and no other. With `None`, nobody; connections of the one before are cut.
+    pub(super) fn admit(&self, pid: Option<u32>) {
+        self.child.send_replace(pid);
+    }
+
+    /// Whether it has stopped serving although nobody asked it to.
+    pub(super) fn is_broken(&self) -> bool {
+        self.serving.is_finished()
+    }
+
+    pub(super) async fn close(mut self) {
+        self.stop.send_replace(true);
+        if let Err(error) = (&mut self.serving).await {
+            tracing::error!(%error, "serving an adapter's socket failed");
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}

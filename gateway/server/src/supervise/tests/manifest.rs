@@ -1,0 +1,119 @@
+//! What programs say of themselves, and what becomes of those that say nothing or nonsense.
+
+use super::*;
+
+/// A shell script that answers `--manifest` and `--check` with these commands.
+fn program(directory: &TempDir, manifest: &str, check: &str) -> String {
+    let text =
+        format!("#!/bin/sh\ncase $1 in --manifest) {manifest};; --check) {check};; *) exit 9;; esac\n");
+    script(directory.path(), "adapter", &text)
+}
+
+async fn validate(directory: &TempDir, adapters: &str) -> Result<BTreeMap<String, Manifest>, Vec<String>> {
+    let config =
+        Config::parse(&config_text(directory.path(), adapters), &directory.path().join("gatepost.toml"))
+            .unwrap();
+    let faults = |faults: Vec<AdapterFault>| faults.iter().map(ToString::to_string).collect();
+    timeout(HANG, validate_adapters(&config, &shell_exec())).await.unwrap().map_err(faults)
+}
+
+async fn faults(manifest: &str, check: &str, settings: &str) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(&directory, manifest, check);
+    validate(&directory, &format!("[adapters.lab]\nrun = \"{program}\"\n{settings}"))
+        .await
+        .err()
+        .unwrap_or_default()
+}
+
+const FULL: &str = r#"echo '{"protocol":1,"version":"2.0","levels":["sent","transport"],"query":true,"ordered_pipeline":true,"settings_schema":{}}'"#;
+const POOR: &str = r#"echo '{"protocol":1,"version":"2.0","levels":["transport"]}'"#;
+
+#[tokio::test]
+async fn r13_10_a_manifest_is_read_and_the_settings_are_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let check = "grep -q '^{\"port\":7}$' && exit 0; echo port: wrong; exit 2";
+    let program = program(&directory, FULL, check);
+    let adapter =
+        format!("[adapters.lab]\nrun = \"{program}\"\non_doubt = \"query\"\nwindow = 4\norder = \"key\"\n");
+    let manifests =
+        validate(&directory, &format!("{adapter}[adapters.lab.settings]\nport = 7\n")).await.unwrap();
+    assert_eq!(manifests["lab"].version.as_deref(), Some("2.0"));
+    let faults =
+        validate(&directory, &format!("{adapter}[adapters.lab.settings]\nport = 8\n")).await.unwrap_err();
+    assert_eq!(faults, ["adapters.lab: settings: port: wrong"]);
+}
+
+#[tokio::test]
+async fn what_a_program_cannot_do_is_a_fault_of_the_configuration() {
+    let wanting = "confirm = \"business\"\non_doubt = \"query\"\nwindow = 4\norder = \"key\"\n";
+    let found = faults(POOR, "exit 0", wanting).await;
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].contains("confirm = \"business\"") && found[0].contains("\"transport\""), "{found:?}");
+    assert!(found[1].contains("on_doubt = \"query\""), "{found:?}");
+    assert!(found[2].contains("window = 4"), "{found:?}");
+    assert!(faults(POOR, "exit 0", "").await.is_empty());
+}
+
+#[tokio::test]
+async fn r13_10_a_program_without_a_manifest_proves_that_it_sent() {
+    for silent in ["exit 64", "echo usage: lab HOST", "echo 17", "exit 2"] {
+        assert!(faults(silent, silent, "confirm = \"sent\"\n").await.is_empty(), "{silent}");
+        let found = faults(silent, silent, "").await;
+        assert!(found.len() == 1 && found[0].contains("it can prove \"sent\""), "{silent}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_goes_to_work_when_asked_is_ended_and_has_no_manifest() {
+    let work = "echo $$ >\"$0.pid\"; while :; do sleep 60; done";
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(&directory, work, "exit 0");
+    let adapter = format!("[adapters.lab]\nrun = \"{program}\"\nconfirm = \"sent\"\n");
+    assert!(validate(&directory, &adapter).await.is_ok());
+    let pid = std::fs::read_to_string(format!("{program}.pid")).unwrap();
+    assert!(!Path::new("/proc").join(pid.trim()).exists());
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_none_of_ours_is_a_fault() {
+    for (manifest, expected) in [
+        (r#"echo '{"protocol":2,"levels":["sent"],"new":1}'"#, "speaks protocol 2"),
+        (r#"echo '{"levels":["sent"]}'"#, "speaks protocol none"),
+        (r#"echo '{"protocol":1,"levels":["gesture"]}'"#, "unknown level `gesture`"),
+        (r#"echo '{"protocol":1,"levels":["sent"],"extra":1}'"#, "unknown field `extra`"),
+        (r#"echo '{"protocol":1}'"#, "missing field `levels`"),
+        ("yes", "printed more than 256 KiB"),
+        ("exit 126", "cannot be executed"),
+    ] {
+        let found = faults(manifest, "exit 0", "confirm = \"sent\"\n").await;
+        assert!(found.len() == 1 && found[0].contains(expected), "{manifest}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_check_that_fails_is_not_taken_for_a_yes() {
+    for (check, expected) in [
+        ("exit 2", "without saying why"),
+        ("exit 1", "--check failed (exit status: 1)"),
+        ("kill -9 $$", "--check failed (signal: 9"),
+        ("printf 'a: \\033[0mb\\n\\nc: d\\n'; exit 2", "settings: a: \\u{1b}[0mb"),
+    ] {
+        let found = faults(FULL, check, "").await;
+        assert!(!found.is_empty() && found[0].contains(expected), "{check}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_adapters_faults_are_told_and_external_ones_are_not_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(&directory, POOR, "exit 0");
+    let adapters = format!(
+        "[adapters.a]\nrun = \"no-such-program-anywhere\"\n[adapters.b]\nrun = \"{program}\"\nconfirm = \"business\"\n\
+         [adapters.c]\nuser = \"root\"\n"
+    );
+    let found = validate(&directory, &adapters).await.unwrap_err();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("adapters.a: there is no program `no-such-program-anywhere`"), "{found:?}");
+    assert!(found[1].starts_with("adapters.b: confirm"), "{found:?}");
+}
