@@ -1,1 +1,13 @@
-//! tests
+//! A gateway of the tests' own: the real `gatepost serve` on Unix sockets in a temporary directory, and a small client that speaks
+//! HTTP/1.1 to it. Nothing here knows the gateway's code: what tests see is what programs see.
+
+mod builder;
+mod gateway;
+pub mod http;
+mod programs;
+mod wait;
+
+pub use builder::Builder;
+pub use gateway::{Gateway, settle_item};
+pub use programs::{note, program, python, skipped, source};
+pub use wait::{WAIT, until, until_within};

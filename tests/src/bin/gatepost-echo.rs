@@ -1,0 +1,170 @@
+//! An adapter that misbehaves on command. Its partner is a file: every line is one effect there. It speaks with the gateway without
+//! the SDK, so that it can do what the SDK never would.
+//!
+//! Settings: `effects` (the file), `fail_percent` and `seed` (the partner refuses at random), `batch` (most deliveries at a time),
+//! `dead_key` (the partner never takes this key). A payload's member `do` says what to do with that delivery.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use gatepost_tests::http::{Answer, Client};
+use serde_json::{Value, json};
+
+/// Pause before a call is repeated that had no answer.
+const PAUSE: Duration = Duration::from_millis(50);
+const REPEATS_MAX: u32 = 100;
+/// `slow` takes this long.
+const SLOW: Duration = Duration::from_millis(1500);
+
+fn main() {
+    match std::env::args().nth(1).as_deref() {
+        Some("--manifest") => {
+            let levels = ["sent", "transport", "business"];
+            let manifest = json!({
+                "protocol": 1, "version": "echo", "levels": levels, "query": true, "ordered_pipeline": true,
+                "settings_schema": {},
+            });
+            writeln!(std::io::stdout(), "{manifest}").expect("stdout takes a line");
+        }
+        Some("--check") => {}
+        _ => Echo::start().work(),
+    }
+}
+
+struct Echo {
+    client: Client,
+    session: Value,
+    effects: File,
+    random: u64,
+}
+
+impl Echo {
+    fn start() -> Self {
+        let socket = std::env::var_os("GATEPOST_SOCKET").expect("the gateway sets GATEPOST_SOCKET");
+        let client = Client::new(socket);
+        let session = call(&client, "/v1/session", &json!({ "version": "echo" })).expect(200);
+        let settings = &session["settings"];
+        let effects = settings["effects"].as_str().expect("`effects` names a file");
+        let effects = File::options().create(true).append(true).open(effects).expect("effects can be noted");
+        let random =
+            settings["seed"].as_u64().unwrap_or(1) ^ session["epoch"].as_u64().unwrap_or(0) << 32 | 1;
+        Self { client, session, effects, random }
+    }
+
+    fn work(mut self) {
+        let path = format!("/v1/queues/{}/lease", self.session["name"].as_str().unwrap_or_default());
+        let max = self.session["settings"]["batch"].as_u64().unwrap_or(32);
+        loop {
+            let request = json!({ "max": max, "wait_ms": 20_000, "epoch": self.session["epoch"] });
+            let leased = call(&self.client, &path, &request).expect(200);
+            let leased = leased["deliveries"].as_array().cloned().unwrap_or_default();
+            let mut results = Vec::new();
+            for delivery in &leased {
+                results.extend(self.attempt(delivery));
+            }
+            if !results.is_empty() {
+                self.settle(results);
+            }
+        }
+    }
+
+    /// What came of it; nothing if it was settled here or is to be left lying.
+    fn attempt(&mut self, delivery: &Value) -> Option<Value> {
+        let command = delivery["event"]["data"]["do"].as_str().unwrap_or_default().to_owned();
+        match command.as_str() {
+            "crash" => std::process::abort(),
+            "hang" => loop {
+                std::thread::park();
+            },
+            "leave" => return None,
+            "slow" => std::thread::sleep(SLOW),
+            "garbage" => self.garbage(),
+            "reject" => return Some(item(delivery, "reject")),
+            "down" => return Some(with(item(delivery, "retry"), "scope", json!("destination"))),
+            _ => {}
+        }
+        if self.session["on_doubt"] != "resend" {
+            let begun = self.settle(vec![item(delivery, "begin")]);
+            if begun["results"][0]["status"] != "ok" {
+                return None;
+            }
+        }
+        let key = &delivery["event"]["partitionkey"];
+        let dead_key = &self.session["settings"]["dead_key"];
+        let fail_percent = self.session["settings"]["fail_percent"].as_u64().unwrap_or(0);
+        if command == "fail" || (key.is_string() && key == dead_key) || self.roll() < fail_percent {
+            return Some(item(delivery, "retry"));
+        }
+        self.note(delivery, key);
+        let delivered = with(item(delivery, "delivered"), "evidence", json!({ "level": "transport" }));
+        match command.as_str() {
+            "double" => {
+                self.settle(vec![delivered.clone()]);
+            }
+            "stale" => {
+                let stale = self.settle(vec![with(delivered.clone(), "token", json!("bm90IHRoZSB0b2tlbg"))]);
+                assert_ne!(stale["results"][0]["status"], "ok", "the gateway took a wrong token");
+            }
+            "in_doubt" => return Some(item(delivery, "in_doubt")),
+            _ => {}
+        }
+        Some(delivered)
+    }
+
+    fn settle(&self, results: Vec<Value>) -> Value {
+        let settle = json!({ "results": results, "epoch": self.session["epoch"] });
+        let answer = call(&self.client, "/v1/settle", &settle);
+        // A bad token is malformed to some and stale to others; both write nothing.
+        if answer.status == 400 {
+            json!({ "results": [{ "status": "malformed" }] })
+        } else {
+            answer.expect(200)
+        }
+    }
+
+    /// The partner takes it. One write, so that a killed process leaves whole lines.
+    fn note(&mut self, delivery: &Value, key: &Value) {
+        let line = json!({
+            "delivery": delivery["id"], "message": delivery["event"]["gatepostid"], "key": key,
+            "attempt": delivery["attempt"], "in_doubt": delivery["in_doubt"], "data": delivery["event"]["data"],
+        });
+        self.effects.write_all(format!("{line}\n").as_bytes()).expect("effects can be noted");
+    }
+
+    fn garbage(&self) {
+        let mut stream = UnixStream::connect(self.client.socket()).expect("the gateway listens");
+        // The gateway may have hung up already, which is its right.
+        let _ = stream.write_all(b"\x16\x03\x01\0\xff\xfe GET / \0\r\n\r\n");
+    }
+
+    /// 0 to 99.
+    fn roll(&mut self) -> u64 {
+        // xorshift64
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % 100
+    }
+}
+
+fn item(delivery: &Value, outcome: &str) -> Value {
+    gatepost_tests::settle_item(delivery, outcome)
+}
+
+fn with(mut item: Value, member: &str, value: Value) -> Value {
+    item[member] = value;
+    item
+}
+
+/// Repeats a call until the gateway answers; without a gateway this process has no purpose.
+fn call(client: &Client, path: &str, body: &Value) -> Answer {
+    for _ in 0..REPEATS_MAX {
+        match client.try_post(path, body) {
+            Ok(answer) if answer.status < 500 => return answer,
+            _ => std::thread::sleep(PAUSE),
+        }
+    }
+    std::process::exit(4);
+}

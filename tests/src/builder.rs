@@ -1,0 +1,142 @@
+//! Says what a gateway looks like, as its configuration file would.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::gateway::Gateway;
+
+/// A gateway to be. App and operator are the user who runs the tests.
+#[derive(Debug)]
+pub struct Builder {
+    dir: TempDir,
+    gateway: String,
+    listens: String,
+    rest: String,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::at(
+            tempfile::Builder::new().prefix("gp-").tempdir().expect("there is a place for temporary files"),
+        )
+    }
+}
+
+impl Builder {
+    /// A gateway whose files are in `dir`.
+    pub fn at(dir: TempDir) -> Self {
+        Self { dir, gateway: String::new(), listens: String::new(), rest: String::new() }
+    }
+
+    /// Its directory, for files that the configuration names.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A line of `[gateway]`.
+    #[must_use]
+    pub fn gateway(mut self, line: &str) -> Self {
+        let _ = writeln!(self.gateway, "{line}");
+        self
+    }
+
+    /// One more listener, by its lines.
+    #[must_use]
+    pub fn listen(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.listens, "[[listen]]\n{lines}\n");
+        self
+    }
+
+    /// An app that this user is: the types it may send and the inboxes it may read.
+    #[must_use]
+    pub fn app(self, name: &str, send: &[&str], inboxes: &[&str]) -> Self {
+        let lines = format!("user = \"{}\"\nsend = {}\ninbox = {}", uid(), list(send), list(inboxes));
+        self.table(&format!("[apps.{name}]"), &lines)
+    }
+
+    #[must_use]
+    pub fn inbox(self, name: &str, lines: &str) -> Self {
+        self.table(&format!("[inboxes.{name}]"), lines)
+    }
+
+    /// An adapter and its settings.
+    #[must_use]
+    pub fn adapter(self, name: &str, lines: &str, settings: &str) -> Self {
+        self.table(&format!("[adapters.{name}]"), lines)
+            .table(&format!("[adapters.{name}.settings]"), settings)
+    }
+
+    /// An adapter that is `gatepost-echo`, which notes its effects in the file that [`Gateway::effects`] reads.
+    #[must_use]
+    pub fn echo(self, name: &str, lines: &str, settings: &str) -> Self {
+        let effects = self.dir.path().join(format!("{name}.effects"));
+        let settings = format!("effects = {:?}\n{settings}", effects.display().to_string());
+        self.adapter(name, &format!("run = \"gatepost-echo\"\n{lines}"), &settings)
+    }
+
+    #[must_use]
+    pub fn route(self, from: &str, to: &[&str]) -> Self {
+        self.table("[[routes]]", &format!("from = {from:?}\nto = {}", list(to)))
+    }
+
+    #[must_use]
+    pub fn route_when(self, from: &str, when: &str, to: &[&str]) -> Self {
+        self.table("[[routes]]", &format!("from = {from:?}\nwhen = '{when}'\nto = {}", list(to)))
+    }
+
+    /// Any table.
+    #[must_use]
+    pub fn table(mut self, header: &str, lines: &str) -> Self {
+        let _ = writeln!(self.rest, "{header}\n{lines}\n");
+        self
+    }
+
+    /// Writes the configuration and nothing more.
+    pub fn write(&self) -> PathBuf {
+        let dir = self.dir.path().display();
+        let text = format!(
+            r#"[gateway]
+name = "test-1"
+data_dir = "{dir}/data"
+{gateway}
+[[listen]]
+serves = "apps"
+unix = "{dir}/app.sock"
+
+[[listen]]
+serves = "operators"
+unix = "{dir}/admin.sock"
+
+{listens}
+[operators.ops]
+user = "{uid}"
+can = ["read", "operate", "read_payload", "audit"]
+
+{rest}"#,
+            gateway = self.gateway,
+            listens = self.listens,
+            uid = uid(),
+            rest = self.rest,
+        );
+        let file = self.dir.path().join("gatepost.toml");
+        std::fs::write(&file, text).expect("the configuration can be written");
+        file
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(self) -> Gateway {
+        let config = self.write();
+        Gateway::start(self.dir, config)
+    }
+}
+
+fn uid() -> u32 {
+    std::fs::metadata("/proc/self").expect("/proc is mounted").uid()
+}
+
+fn list(items: &[&str]) -> String {
+    format!("{items:?}")
+}

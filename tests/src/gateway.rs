@@ -1,0 +1,272 @@
+//! A running gateway and its files.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::builder::Builder;
+use crate::http::Client;
+use crate::programs::program;
+use crate::wait::until;
+
+/// Bytes of its log that a failed test shows.
+const LOG_BYTES_SHOWN: usize = 6000;
+
+/// Killed and removed when dropped; a failing test shows the end of its log.
+#[derive(Debug)]
+pub struct Gateway {
+    dir: TempDir,
+    config: PathBuf,
+    child: Option<Child>,
+}
+
+impl Gateway {
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    pub(crate) fn start(dir: TempDir, config: PathBuf) -> Self {
+        let mut gateway = Self { dir, config, child: None };
+        gateway.spawn();
+        gateway.until_ready();
+        gateway
+    }
+
+    /// Starts it again over the same files and waits until it is ready.
+    pub fn restart(&mut self) {
+        self.spawn();
+        self.until_ready();
+    }
+
+    /// Starts it and leaves it to itself.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        let log =
+            File::options().create(true).append(true).open(self.log_file()).expect("a log can be written");
+        let child = Command::new(program("gatepost"))
+            .args(["serve", "--config"])
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file can be shared"))
+            .stderr(log)
+            .spawn()
+            .expect("gatepost can be started");
+        self.child = Some(child);
+    }
+
+    fn until_ready(&mut self) {
+        until("the gateway is ready", || {
+            let child = self.child.as_mut().expect("it was started");
+            let ended = child.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "the gateway ended early: {ended:?}");
+            let answer = self.admin().send("GET", "/readyz", &[], b"").ok()?;
+            (answer.status == 200).then_some(())
+        });
+    }
+
+    /// Waits for its own end.
+    pub fn ended(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("it was started");
+        let status = until("the gateway ends", || child.try_wait().expect("a child can be waited for"));
+        self.child = None;
+        status
+    }
+
+    /// SIGKILL: it gets no chance to tidy up.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("a child can be killed");
+        child.wait().expect("a child can be waited for");
+    }
+
+    /// SIGTERM, and its end.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.ended()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("a child can be signalled");
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    pub fn app(&self) -> Client {
+        Client::new(self.path("app.sock"))
+    }
+
+    pub fn admin(&self) -> Client {
+        Client::new(self.path("admin.sock"))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.path("gateway.log")
+    }
+
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.log_file()).unwrap_or_default()).into_owned()
+    }
+
+    /// Runs `gatepost` with these arguments and this gateway's configuration.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        let output =
+            Command::new(program("gatepost")).arg("--config").arg(&self.config).args(arguments).output();
+        output.expect("gatepost can be started")
+    }
+
+    /// What a command that must succeed prints.
+    #[track_caller]
+    pub fn cli_ok(&self, arguments: &[&str]) -> String {
+        let output = self.cli(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "gatepost {arguments:?} failed ({}): {stderr}", output.status);
+        String::from_utf8(output.stdout).expect("output is UTF-8")
+    }
+
+    #[track_caller]
+    pub fn audit_verifies(&self) {
+        self.cli_ok(&["audit", "verify"]);
+    }
+
+    /// All entries of the audit log.
+    #[track_caller]
+    pub fn audit_log(&self) -> Vec<Value> {
+        let text = self.cli_ok(&["--json", "audit", "log", "--limit", "10000000"]);
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("entries are JSON"));
+        lines.map(|mut line| line["entry"].take()).collect()
+    }
+
+    /// What the partner behind `gatepost-echo` noted, oldest first.
+    pub fn effects(&self, adapter: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path(&format!("{adapter}.effects"))).unwrap_or_default();
+        // A killed adapter may leave its last line unfinished.
+        text.split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .map(|line| serde_json::from_str(line).expect("effects are JSON"))
+            .collect()
+    }
+
+    /// A queue as operators see it.
+    #[track_caller]
+    pub fn queue(&self, name: &str) -> Value {
+        self.admin().get(&format!("/v1/queues/{name}")).expect(200)
+    }
+
+    /// Deliveries of a queue that are not settled.
+    #[track_caller]
+    pub fn unsettled(&self, queue: &str) -> u64 {
+        let depth = &self.queue(queue)["depth"];
+        ["waiting", "leased", "sending", "in_doubt"]
+            .iter()
+            .map(|state| depth[*state].as_u64().unwrap_or(0))
+            .sum()
+    }
+
+    pub fn until_settled(&self, queue: &str) {
+        until(&format!("everything in `{queue}` is settled"), || (self.unsettled(queue) == 0).then_some(()));
+    }
+
+    /// The first delivery of a message.
+    #[track_caller]
+    pub fn delivery(&self, message: &str) -> Value {
+        self.admin().get(&format!("/v1/messages/{message}")).expect(200)["deliveries"][0].clone()
+    }
+
+    /// Waits until the first delivery of a message has this state.
+    #[track_caller]
+    pub fn until_state(&self, message: &str, state: &str) -> Value {
+        until(&format!("message {message} is {state}"), || {
+            let delivery = self.delivery(message);
+            (delivery["state"] == state).then_some(delivery)
+        })
+    }
+
+    /// All pages of a list.
+    #[track_caller]
+    pub fn list(&self, path: &str, plural: &str) -> Vec<Value> {
+        let mut all = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let joint = if path.contains('?') { '&' } else { '?' };
+            let page = self.admin().get(&format!("{path}{joint}limit=1000{cursor}")).expect(200);
+            all.extend(page[plural].as_array().expect("a list").iter().cloned());
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return all,
+            }
+        }
+    }
+
+    /// One number of `/metrics`, summed over all lines that begin so; 0 where there are none.
+    pub fn metric(&self, prefix: &str) -> f64 {
+        let page = self.admin().get("/metrics").text();
+        let lines = page.lines().filter(|line| line.starts_with(prefix));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Resident memory of the process, KiB.
+    pub fn rss_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    pub fn adapter(&self, name: &str) -> Value {
+        let adapters = self.list("/v1/adapters", "adapters");
+        adapters.into_iter().find(|adapter| adapter["name"] == name).expect("the adapter is known")
+    }
+
+    /// SIGKILL to an adapter's process, if it has one.
+    pub fn kill_adapter(&self, name: &str) -> bool {
+        let Some(pid) = self.adapter(name)["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()) else {
+            return false;
+        };
+        // It may have ended by itself in this moment.
+        kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
+    }
+
+    /// Leases from a queue as one of its readers.
+    #[track_caller]
+    pub fn lease(&self, queue: &str, max: u32) -> Vec<Value> {
+        let answer = self.app().post(&format!("/v1/queues/{queue}/lease"), &json!({ "max": max }));
+        answer.expect(200)["deliveries"].as_array().expect("a list").clone()
+    }
+}
+
+/// A settle's item for a leased delivery.
+pub fn settle_item(leased: &Value, outcome: &str) -> Value {
+    json!({ "delivery": leased["id"], "token": leased["token"], "outcome": outcome })
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let start = log.char_indices().rev().nth(LOG_BYTES_SHOWN).map_or(0, |(at, _)| at);
+            eprintln!("=== the end of {}\n{}===", self.log_file().display(), &log[start..]);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Where the programs under test are, and what other programs tests need.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use nix::fcntl::{Flock, FlockArg};
+
+const PACKAGES: [&str; 5] = ["gatepost", "gatepost-audit", "gatepost-http", "gatepost-hl7", "gatepost-tests"];
+
+/// The file of a program under test. `GATEPOST_BIN_DIR` says where they are; without it they are built first, so that nobody
+/// tests yesterday's.
+pub fn program(name: &str) -> PathBuf {
+    // A failed build is remembered too: the compiler says the same to every test.
+    static DIRECTORY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let file = DIRECTORY.get_or_init(directory).as_ref().expect("the programs build").join(name);
+    assert!(file.is_file(), "there is no {}", file.display());
+    file
+}
+
+fn directory() -> Option<PathBuf> {
+    if let Some(given) = std::env::var_os("GATEPOST_BIN_DIR") {
+        return Some(given.into());
+    }
+    let this = std::env::current_exe().expect("a process has a file");
+    let profile = this.ancestors().nth(2).expect("target/PROFILE/deps/NAME").to_owned();
+    build(&profile).then_some(profile)
+}
+
+/// Several test processes may start at once: one builds, the others find everything built.
+fn build(profile: &Path) -> bool {
+    let lock = File::create(profile.join("gatepost-tests.lock")).expect("the target directory is writable");
+    let _lock =
+        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("files can be locked");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(source("..")).args(["build", "--quiet", "--bins"]);
+    cargo.args(PACKAGES.iter().flat_map(|package| ["-p", package]));
+    if let Some(target) = profile.parent() {
+        cargo.env("CARGO_TARGET_DIR", target);
+    }
+    if profile.file_name().is_some_and(|name| name == "release") {
+        cargo.arg("--release");
+    }
+    cargo.status().expect("cargo can be started").success()
+}
+
+/// A file of this crate, by its path from here.
+pub fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A Python with these packages of PyPI, installed below the target directory; `None` where that cannot be had.
+pub fn python(packages: &[&str]) -> Option<Command> {
+    let site = std::env::current_exe().ok()?.ancestors().nth(3)?.join("python");
+    std::fs::create_dir_all(&site).ok()?;
+    let lock = File::create(site.join("lock")).ok()?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).ok()?;
+    for package in packages {
+        let mark = site.join(format!("{package}.installed"));
+        if mark.exists() {
+            continue;
+        }
+        let installed = Command::new("python3")
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
+            .arg(&site)
+            .arg(package)
+            .stdout(Stdio::null())
+            .status();
+        if !installed.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        File::create(mark).ok()?;
+    }
+    let mut python = Command::new("python3");
+    python.env("PYTHONPATH", &site).env("PYTHONUNBUFFERED", "1");
+    Some(python)
+}
+
+/// Says that something could not be tested here, past the capture of a passing test's output: `scripts/test` counts these lines.
+pub fn skipped(why: &str) {
+    note(&format!("SKIPPED: {why}"));
+}
+
+/// A line that is shown although the test passes.
+pub fn note(line: &str) {
+    // Without a standard error there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

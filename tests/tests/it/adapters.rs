@@ -1,0 +1,150 @@
+//! Adapter processes: poison, crash loops, and what misbehaves on the wire.
+
+use std::time::Duration;
+
+use gatepost_tests::{Builder, Gateway, source, until, until_within};
+use serde_json::{Value, json};
+
+use crate::order_event;
+
+/// Five exits with doubling pauses, then the breaker's probe.
+const LOOP_DEADLINE: Duration = Duration::from_secs(60);
+
+fn echo(lines: &str, settings: &str) -> Builder {
+    Gateway::builder().app("shop", &["*"], &[]).echo("desk", lines, settings).route("shop", &["desk"])
+}
+
+fn accept(gateway: &Gateway, id: &str, data: Value) -> String {
+    let answer = gateway.app().event(&order_event(id, id, &data)).expect(202);
+    answer["messages"][0]["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_poison_message_dies_after_three_crashes_and_no_neighbour_pays() {
+    let gateway = echo("", "").start();
+    gateway.admin().post("/v1/queues/desk/pause", &json!({})).expect(200);
+    let mut neighbours: Vec<String> =
+        (0..5).map(|n| accept(&gateway, &format!("a{n}"), json!({ "n": n }))).collect();
+    let poison = accept(&gateway, "poison", json!({ "do": "crash" }));
+    neighbours.extend((0..5).map(|n| accept(&gateway, &format!("b{n}"), json!({ "n": n }))));
+    gateway.admin().post("/v1/queues/desk/resume", &json!({})).expect(200);
+    let dead = until_within(LOOP_DEADLINE, "the poison is dead", || {
+        let delivery = gateway.delivery(&poison);
+        (delivery["state"] == "dead").then_some(delivery)
+    });
+    assert_eq!(dead["reason"], "poison", "{dead}");
+    let unharmed = accept(&gateway, "later", json!({}));
+    let charged = gateway.until_state(&unharmed, "delivered")["attempts"].clone();
+    for neighbour in &neighbours {
+        let delivery = gateway.until_state(neighbour, "delivered");
+        assert_eq!(delivery["attempts"], charged, "as one that never met the poison: {delivery}");
+    }
+    gateway.audit_verifies();
+}
+
+#[test]
+fn a_crash_loop_trips_the_destination_and_it_probes_by_itself() {
+    let builder = Gateway::builder();
+    let broken = builder.dir().join("broken");
+    std::fs::write(&broken, "").unwrap();
+    let script = "test \"$1\" = --manifest && exit 64; test \"$1\" = --check && exit 0; test -e \"$0\" && exit 7; exec \"$1\"";
+    let run = json!(["/bin/sh", "-c", script, broken, gatepost_tests::program("gatepost-echo")]);
+    let effects = builder.dir().join("desk.effects").display().to_string();
+    let mut gateway = builder
+        .app("shop", &["*"], &[])
+        .adapter("desk", &format!("run = {run}\nconfirm = \"sent\""), &format!("effects = {effects:?}"))
+        .route("shop", &["desk"])
+        .start();
+    until_within(LOOP_DEADLINE, "the loop is seen", || {
+        (gateway.adapter("desk")["state"] == "tripped").then_some(())
+    });
+    let readiness = gateway.admin().get("/readyz");
+    assert_eq!(readiness.status, 503);
+    assert!(readiness.text().contains("desk"), "{}", readiness.text());
+    let message = accept(&gateway, "1", json!({}));
+    std::fs::remove_file(&broken).unwrap();
+    until_within(LOOP_DEADLINE, "it recovered by itself", || {
+        (gateway.delivery(&message)["state"] == "delivered").then_some(())
+    });
+    until("it is ready again", || (gateway.admin().get("/readyz").status == 200).then_some(()));
+    assert!(gateway.stop().success());
+    gateway.audit_verifies();
+}
+
+#[test]
+fn an_adapter_that_misbehaves_harms_nobody_but_itself() {
+    let gateway = echo("retry = { initial = \"50ms\" }", "").start();
+    for (id, command) in [("1", "double"), ("2", "stale"), ("3", "garbage"), ("4", "slow")] {
+        let message = accept(&gateway, id, json!({ "do": command }));
+        gateway.until_state(&message, "delivered");
+        let effects = gateway.effects("desk");
+        let times = effects.iter().filter(|effect| effect["message"] == message.as_str()).count();
+        assert_eq!(times, 1, "{command}");
+    }
+    let rejected = accept(&gateway, "5", json!({ "do": "reject" }));
+    gateway.until_state(&rejected, "dead");
+    gateway.audit_verifies();
+}
+
+#[test]
+fn an_adapter_that_hangs_can_be_restarted_and_the_rest_goes_on() {
+    let gateway = echo("", "batch = 1").start();
+    let hanging = accept(&gateway, "1", json!({ "do": "hang" }));
+    until("it hangs", || (gateway.delivery(&hanging)["state"] == "sending").then_some(()));
+    let other = accept(&gateway, "2", json!({}));
+    // Three deaths with it in hand, and it is poison.
+    until_within(LOOP_DEADLINE, "the hanging one is dead", || {
+        let delivery = gateway.delivery(&hanging);
+        if delivery["state"] == "sending" {
+            gateway.kill_adapter("desk");
+        }
+        (delivery["state"] == "dead").then_some(())
+    });
+    assert_eq!(gateway.delivery(&hanging)["reason"], "poison");
+    until_within(LOOP_DEADLINE, "the other is delivered", || {
+        (gateway.delivery(&other)["state"] == "delivered").then_some(())
+    });
+}
+
+#[test]
+fn attempts_are_limited() {
+    let gateway = echo("retry = { initial = \"50ms\", max = \"50ms\", attempts = 3 }", "").start();
+    let message = accept(&gateway, "1", json!({ "do": "fail" }));
+    let dead = gateway.until_state(&message, "dead");
+    assert_eq!((&dead["attempts"], &dead["reason"]), (&json!(3), &json!("attempts_spent")));
+    let id = dead["id"].as_str().unwrap();
+    gateway.admin().post(&format!("/v1/deliveries/{id}/replay"), &json!({ "reason": "test" })).expect(200);
+    until("its second series is over", || {
+        let delivery = gateway.delivery(&message);
+        (delivery["series"] == 1 && delivery["state"] == "dead").then_some(())
+    });
+    gateway.admin().post(&format!("/v1/deliveries/{id}/discard"), &json!({ "reason": "test" })).expect(200);
+    assert_eq!(gateway.delivery(&message)["state"], "discarded");
+}
+
+#[test]
+fn the_python_adapter_is_a_whole_adapter() {
+    let builder = Gateway::builder();
+    let partner = builder.dir().join("partner.jsonl");
+    let run = json!(["python3", source("adapter.py")]);
+    let gateway = builder
+        .app("shop", &["*"], &[])
+        .adapter(
+            "desk",
+            &format!("run = {run}\nconfirm = \"sent\"\norder = \"key\""),
+            &format!("file = {:?}", partner.display().to_string()),
+        )
+        .route("shop", &["desk"])
+        .start();
+    let messages: Vec<String> =
+        (0..20).map(|n| accept(&gateway, &n.to_string(), json!({ "n": n }))).collect();
+    for message in &messages {
+        gateway.until_state(message, "delivered");
+    }
+    let lines = std::fs::read_to_string(&partner).unwrap();
+    assert_eq!(lines.lines().count(), messages.len());
+    // Killed, it comes back and goes on.
+    assert!(gateway.kill_adapter("desk"));
+    let message = accept(&gateway, "after", json!({}));
+    gateway.until_state(&message, "delivered");
+}

@@ -1,0 +1,21 @@
+//! Black-box tests: the real programs, real processes, real sockets.
+
+mod accept;
+mod adapters;
+mod faults;
+mod kills;
+mod order;
+mod partners;
+mod pressure;
+mod refused;
+mod rules;
+mod secrecy;
+
+use serde_json::{Value, json};
+
+/// An event of the type that most tests send.
+fn order_event(id: &str, key: &str, data: &Value) -> Value {
+    json!({
+        "specversion": "1.0", "id": id, "source": "/shop", "type": "orders.new", "partitionkey": key, "data": data,
+    })
+}

@@ -1,0 +1,130 @@
+//! The adapters against partners that others wrote.
+
+use std::io::{BufRead as _, BufReader, Lines};
+use std::net::TcpListener;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use gatepost_tests::{Gateway, python, skipped, source, until};
+use serde_json::json;
+
+use crate::order_event;
+
+const MESSAGES: usize = 30;
+
+/// A server that printed its port; ended when dropped.
+struct Partner {
+    child: Child,
+    port: u16,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Partner {
+    fn start(python: &mut Command, arguments: &[&str]) -> Self {
+        let mut child =
+            python.arg(source("partner.py")).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let port = lines.next().unwrap().unwrap().parse().unwrap();
+        Self { child, port, lines }
+    }
+
+    fn took(&mut self) -> String {
+        self.lines.next().unwrap().unwrap()
+    }
+}
+
+impl Drop for Partner {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn hl7_goes_out_to_and_comes_in_from_the_python_package() {
+    let Some(mut partner) = python(&["hl7"]) else { return skipped("needs the hl7 package of PyPI") };
+    let mut partner = Partner::start(&mut partner, &["hl7-server"]);
+    let listen = free_port();
+    let gateway = Gateway::builder()
+        .app("ehr", &["org.hl7.v2.*"], &["admissions"])
+        .inbox("admissions", "order = \"key\"")
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"\norder = \"key\"\nsend = [\"org.hl7.v2.*\"]",
+            &format!("connect = \"127.0.0.1:{}\"\nlisten = \"127.0.0.1:{listen}\"", partner.port),
+        )
+        .route("ehr", &["lab"])
+        .route("lab", &["admissions"])
+        .start();
+
+    for n in 0..MESSAGES {
+        let text =
+            format!("MSH|^~\\&|EHR|C|LAB|H|2026||ORU^R01|OUT{n}|P|2.5\rPID|1||7^^^MR\rOBX|1|TX|x||{n}\r");
+        let mut event = order_event(&n.to_string(), "7", &json!(text));
+        event["type"] = "org.hl7.v2.ORU_R01".into();
+        event["datacontenttype"] = "text/plain".into();
+        gateway.app().event(&event).expect(202);
+    }
+    gateway.until_settled("lab");
+    let took: Vec<String> = (0..MESSAGES).map(|_| partner.took()).collect();
+    let in_order: Vec<String> = (0..MESSAGES).map(|n| format!("OUT{n}")).collect();
+    assert_eq!(took, in_order, "one lane, in order, each once");
+
+    until("the adapter listens", || std::net::TcpStream::connect(("127.0.0.1", listen)).ok());
+    let mut sender = python(&["hl7"]).unwrap();
+    let count = MESSAGES.to_string();
+    let output =
+        sender.arg(source("partner.py")).args(["hl7-client", &listen.to_string(), &count]).output().unwrap();
+    let answers = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for (n, answer) in answers.lines().enumerate() {
+        assert!(answer == format!("AA IN{n}") || answer == format!("CA IN{n}"), "{answer}");
+    }
+    assert_eq!(answers.lines().count(), MESSAGES);
+    let leased = gateway.lease("admissions", 100);
+    assert_eq!(leased.len(), 3, "the head of each patient's lane");
+    assert!(leased.iter().all(|delivery| delivery["event"]["type"] == "org.hl7.v2.ADT_A01"));
+    assert_eq!(gateway.unsettled("admissions"), MESSAGES as u64);
+    gateway.audit_verifies();
+}
+
+#[test]
+fn webhooks_verify_with_the_package_of_the_standard() {
+    let Some(mut endpoint) = python(&["standardwebhooks"]) else {
+        return skipped("needs the standardwebhooks package of PyPI");
+    };
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let mut endpoint = Partner::start(&mut endpoint, &["webhook-server", secret]);
+    let builder = Gateway::builder();
+    // In rotation the endpoint may know the old secret only.
+    let files = [("new", "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="), ("old", secret)].map(
+        |(name, secret)| {
+            let file = builder.dir().join(name);
+            std::fs::write(&file, secret).unwrap();
+            file.display().to_string()
+        },
+    );
+    let gateway = builder
+        .app("shop", &["*"], &[])
+        .adapter(
+            "hook",
+            "run = \"gatepost-http\"",
+            &format!("url = \"http://127.0.0.1:{}/hook\"\nsecret_files = {files:?}", endpoint.port),
+        )
+        .route("shop", &["hook"])
+        .start();
+    for n in 0..MESSAGES {
+        let accepted = gateway
+            .app()
+            .event(&order_event(&n.to_string(), "k", &json!({ "n": n, "ü": "\u{2028}" })))
+            .expect(202);
+        let message = accepted["messages"][0]["id"].as_str().unwrap();
+        let delivery = gateway.until_state(message, "delivered");
+        let line = endpoint.took();
+        assert_eq!(line.split_once(' ').unwrap().1, "good");
+        assert!(line.contains(delivery["id"].as_str().unwrap()), "the id is the delivery's: {line}");
+    }
+}

@@ -1,0 +1,102 @@
+//! Many silent connections, endless bodies and huge heads: others go on, and memory stays bounded.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use gatepost_tests::{Gateway, until};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::json;
+
+use crate::order_event;
+
+const CONNECTIONS: usize = 10_000;
+/// Files that this process needs besides.
+const FILES_ASIDE: u64 = 200;
+const RSS_KIB_MAX: u64 = 150 * 1024;
+/// Longest time another client may have to wait for an answer. Generous: the machine is busy and the build is for debugging.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[test]
+fn silent_connections_endless_bodies_and_huge_heads_harm_nobody_else() {
+    let gateway = Gateway::builder()
+        .app("shop", &["*"], &["desk"])
+        .inbox("desk", "")
+        .route("shop", &["desk"])
+        .listen("serves = \"apps\"\nunix = \"other.sock\"")
+        .start();
+    let silent = silent_connections(&gateway);
+    gatepost_tests::note(&format!("{} silent connections", silent.len()));
+
+    let endless: Vec<UnixStream> = (0..20).map(|_| endless_body(&gateway)).collect();
+    for n in 0..20 {
+        let started = std::time::Instant::now();
+        assert_eq!(gateway.admin().get("/livez").status, 200);
+        let other = gatepost_tests::http::Client::new(gateway.path("other.sock"));
+        other.event(&order_event(&n.to_string(), "k", &json!(n))).expect(202);
+        assert!(started.elapsed() < PATIENCE, "others wait for {:?}", started.elapsed());
+    }
+    let rss = gateway.rss_kib();
+    assert!(rss < RSS_KIB_MAX, "the gateway has {rss} KiB");
+    drop((silent, endless));
+    until("those who come after are let in", || {
+        let answer = gateway.app().send("GET", "/livez", &[], b"").ok()?;
+        (answer.status == 200).then_some(())
+    });
+    huge_head(&gateway);
+    assert!(gateway.rss_kib() < RSS_KIB_MAX);
+    assert_eq!(gateway.list("/v1/messages", "messages").len(), 20, "what never ended was never there");
+}
+
+/// As many as this process may open; the gateway may turn most of them away.
+fn silent_connections(gateway: &Gateway) -> Vec<UnixStream> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let room = usize::try_from(hard.saturating_sub(FILES_ASIDE)).unwrap_or(usize::MAX);
+    (0..CONNECTIONS.min(room)).map_while(|_| UnixStream::connect(gateway.path("app.sock")).ok()).collect()
+}
+
+/// A request whose body is announced and goes on without an end.
+fn endless_body(gateway: &Gateway) -> UnixStream {
+    let mut stream = UnixStream::connect(gateway.path("other.sock")).unwrap();
+    stream
+        .write_all(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-type: application/cloudevents+json\r\ntransfer-encoding: chunked\r\n\r\n")
+        .unwrap();
+    stream.write_all(b"10000\r\n").unwrap();
+    stream.write_all(&[b' '; 0x1000]).unwrap();
+    stream
+}
+
+fn huge_head(gateway: &Gateway) {
+    let mut stream = UnixStream::connect(gateway.path("app.sock")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nx-huge: ").unwrap();
+    // The gateway may hang up before all of it is through.
+    let _ = stream.write_all(&vec![b'a'; 1 << 20]);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_while_it_streams() {
+    let gateway = Gateway::builder()
+        .gateway("max_message = \"1MiB\"")
+        .app("shop", &["*"], &[])
+        .inbox("desk", "")
+        .route("shop", &["desk"])
+        .start();
+    let before = gateway.rss_kib();
+    let large = vec![b'x'; 80 << 20];
+    let headers =
+        ["ce-specversion: 1.0", "ce-id: 1", "ce-source: /s", "ce-type: t", "content-type: text/plain"];
+    let answer = gateway.app().send("POST", "/v1/messages", &headers, &large).unwrap();
+    assert_eq!(answer.problem(413), "too_large");
+    assert!(
+        gateway.rss_kib() < before + 40 * 1024,
+        "it was kept in memory: {before} to {} KiB",
+        gateway.rss_kib()
+    );
+    assert_eq!(gateway.list("/v1/messages", "messages").len(), 0);
+}
