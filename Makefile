@@ -1,0 +1,33 @@
+# The two commands a newcomer needs are `make demo` and `make test`; everything else is listed by `make help`.
+
+CARGO   ?= cargo
+PREFIX  ?= /usr/local
+BINS    := gatepost gatepost-verify gatepost-http gatepost-hl7
+PACKAGES := -p gatepost -p gatepost-audit -p gatepost-http -p gatepost-hl7
+
+.PHONY: help demo test check bench install build release
+
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: build ## Watch a gateway lose nothing: real sockets, real HL7, a kill in the middle
+	@target/debug/gatepost demo
+
+build: ## Build the programs for development
+	@$(CARGO) build --quiet --locked $(PACKAGES)
+
+release: ## Build the programs for use
+	@$(CARGO) build --locked --release $(PACKAGES)
+
+test: ## Run all tests
+	@scripts/test
+
+check: ## Format, lints, dependency rules
+	@scripts/check
+
+bench: release ## Measure this machine's gateway with everything switched on
+	@target/release/gatepost bench
+
+install: release ## Install the programs under PREFIX (default /usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	for bin in $(BINS); do install -m 0755 target/release/$$bin $(DESTDIR)$(PREFIX)/bin/; done
