@@ -80,6 +80,8 @@ impl Reader {
             let row = self.optional(sqlx::query(sql::MESSAGE_DATA).bind(seq)).await?;
             let sealed = row.map(|row| get::<Option<Vec<u8>>>(&row, "data")).transpose()?.flatten();
             message.data = sealed.map(|sealed| self.unseal(sealed, "message", "data", seq)).transpose()?;
+            // It may have been purged between the two reads.
+            message.purged = message.data.is_none();
         }
         Ok(Some(message))
     }

@@ -10,10 +10,12 @@ mod control;
 mod find;
 mod group;
 mod health;
+mod leaf;
 mod lease;
 mod load;
 mod memory;
 mod purge;
+mod refuse;
 mod settle;
 mod turn;
 

@@ -8,7 +8,8 @@ use gatepost_core::message::{DataForm, NewMessage};
 use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_core::{Delivery, DeliveryId, MessageId, Order, State, Timestamp};
 
-use super::turn::{Extra, NewKey, Turn, accepted_leaf};
+use super::leaf::accepted_leaf;
+use super::turn::{Extra, NewKey, Turn};
 use crate::ops::{Accept, AcceptError, Accepted, AcceptedDelivery, Emit, StoreError, UNROUTED};
 use crate::row::Row;
 use crate::seal::{Domain, Index, Vault, commitment};

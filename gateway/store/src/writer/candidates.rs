@@ -7,8 +7,8 @@ use sqlx::Row as _;
 
 use super::Writer;
 use super::commit::{CommitError, classify};
-use super::group::refused;
 use super::lease::Claim;
+use super::refuse::refused;
 use super::turn::Turn;
 use crate::ops::{LeaseError, LeaseRequest};
 use crate::row::Row;

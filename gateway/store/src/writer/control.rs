@@ -6,7 +6,8 @@ use gatepost_core::principal::Actor;
 use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, Illegal, State};
 
-use super::turn::{Extra, Turn, actor};
+use super::leaf::actor;
+use super::turn::{Extra, Turn};
 use crate::ops::{AuditNote, DeliveryRow, OperateError, QueueKind, SessionEnd, StoreError, Verb};
 use crate::row::Row;
 use crate::store::Pause;

@@ -7,7 +7,7 @@ use gatepost_core::DeliveryId;
 use super::Writer;
 use super::accept::{KnownKey, KnownKeys, identity};
 use super::commit::{CommitError, classify};
-use super::group::refused;
+use super::refuse::refused;
 use crate::ops::{AcceptedDelivery, StoreError};
 use crate::row::{Row, bytes, get, state_name};
 use crate::seal::Index;

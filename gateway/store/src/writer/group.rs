@@ -8,6 +8,7 @@ use super::candidates::Candidates;
 use super::commit::{Commit, CommitError, classify, commit};
 use super::lease::{Claim, Given};
 use super::memory::Queue;
+use super::refuse::{refuse_accepts, refuse_all, refused};
 use super::turn::Turn;
 use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
 use crate::ops::{
@@ -366,41 +367,5 @@ fn payload_bytes(op: &Op) -> usize {
         | Op::QueueTrip { .. }
         | Op::Configure { .. }
         | Op::Note(..) => 0,
-    }
-}
-
-fn refuse_accepts(ops: Vec<Op>) -> Vec<Op> {
-    let mut rest = Vec::with_capacity(ops.len());
-    for op in ops {
-        match op {
-            Op::Accept(_, answer) => drop(answer.send(Err(StoreError::Full.into()))),
-            other => rest.push(other),
-        }
-    }
-    rest
-}
-
-fn refuse_all(ops: Vec<Op>, error: &StoreError) {
-    for op in ops {
-        let error = error.clone();
-        match op {
-            Op::Accept(_, answer) => drop(answer.send(Err(error.into()))),
-            Op::Lease(_, answer) => drop(answer.send(Err(error.into()))),
-            Op::Settle(_, answer) => drop(answer.send(Err(error.into()))),
-            Op::SessionOpen { answer, .. } => drop(answer.send(Err(error))),
-            Op::Operate { answer, .. } => drop(answer.send(Err(error.into()))),
-            Op::SessionEnd { answer, .. }
-            | Op::QueuePause { answer, .. }
-            | Op::QueueTrip { answer, .. }
-            | Op::Configure { answer, .. }
-            | Op::Note(_, answer) => drop(answer.send(Err(error))),
-        }
-    }
-}
-
-pub(super) fn refused(error: StoreError) -> CommitError {
-    match error {
-        StoreError::Full => CommitError::Full,
-        other => CommitError::Refused(other.to_string()),
     }
 }

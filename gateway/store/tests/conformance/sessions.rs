@@ -49,6 +49,17 @@ async fn r13_3_an_older_session_is_superseded_and_writes_nothing() {
 }
 
 #[tokio::test]
+async fn r13_3_an_adapter_accepts_with_its_session() {
+    let fixture = with(OnDoubt::Resend).await;
+    let session = fixture.session("lab").await;
+    let mut accept = accept_of(&lab(), vec![message("1", None, "x", &["other"])]);
+    accept.session = Some(session);
+    let accepted = fixture.store.message_accept(accept).await.unwrap();
+    let sender = fixture.store.read().delivery_sender(accepted[0].deliveries[0].id).await.unwrap();
+    assert_eq!(sender, Some(lab()));
+}
+
+#[tokio::test]
 async fn r13_3_opening_a_session_takes_every_lease_back_at_once() {
     for (on_doubt, begun_state, held) in
         [(OnDoubt::Hold, "in_doubt", Some("held")), (OnDoubt::Query, "in_doubt", None)]

@@ -1,0 +1,43 @@
+//! Answering operations that cannot be done.
+
+use super::commit::CommitError;
+use crate::ops::StoreError;
+use crate::store::Op;
+
+/// Refuses what the disk has no room for and gives back the rest.
+pub(super) fn refuse_accepts(ops: Vec<Op>) -> Vec<Op> {
+    let mut rest = Vec::with_capacity(ops.len());
+    for op in ops {
+        match op {
+            Op::Accept(_, answer) => drop(answer.send(Err(StoreError::Full.into()))),
+            other => rest.push(other),
+        }
+    }
+    rest
+}
+
+pub(super) fn refuse_all(ops: Vec<Op>, error: &StoreError) {
+    for op in ops {
+        let error = error.clone();
+        match op {
+            Op::Accept(_, answer) => drop(answer.send(Err(error.into()))),
+            Op::Lease(_, answer) => drop(answer.send(Err(error.into()))),
+            Op::Settle(_, answer) => drop(answer.send(Err(error.into()))),
+            Op::SessionOpen { answer, .. } => drop(answer.send(Err(error))),
+            Op::Operate { answer, .. } => drop(answer.send(Err(error.into()))),
+            Op::SessionEnd { answer, .. }
+            | Op::QueuePause { answer, .. }
+            | Op::QueueTrip { answer, .. }
+            | Op::Configure { answer, .. }
+            | Op::Note(_, answer) => drop(answer.send(Err(error))),
+        }
+    }
+}
+
+/// A fault found while deciding: nothing of its group may be written.
+pub(super) fn refused(error: StoreError) -> CommitError {
+    match error {
+        StoreError::Full => CommitError::Full,
+        other => CommitError::Refused(other.to_string()),
+    }
+}
