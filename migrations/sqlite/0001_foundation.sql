@@ -6,15 +6,10 @@ CREATE TABLE store (
     id             INTEGER PRIMARY KEY CHECK (id = 1), -- one row
     clock          INTEGER NOT NULL,                   -- newest store time written; time never goes back behind it
     instance_epoch INTEGER NOT NULL,                   -- counts starts; part of every lease token
-    leaf_count     INTEGER NOT NULL                    -- size of the audit tree: index of the next leaf
+    leaf_count     INTEGER NOT NULL,                   -- size of the audit tree: index of the next leaf
+    keyed          INTEGER NOT NULL,                   -- idempotency keys of messages up to this one are in table dedup
+    ok             INTEGER NOT NULL CHECK (ok = 1)     -- fails the transaction when a statement did not do what was decided
 ) STRICT;
-
--- Fails the transaction when a statement changed another number of rows than the writer decided on.
-CREATE TABLE guard (
-    id INTEGER PRIMARY KEY CHECK (id = 1), -- one row
-    ok INTEGER NOT NULL CHECK (ok = 1)     -- the last statement changed what was expected
-) STRICT;
-INSERT INTO guard (id, ok) VALUES (1, 1);
 
 CREATE TABLE queue (
     id            INTEGER PRIMARY KEY,
@@ -51,7 +46,8 @@ CREATE TABLE message (
     kind        TEXT NOT NULL,       -- CloudEvents type
     form        INTEGER NOT NULL CHECK (form BETWEEN 0 AND 3), -- none, json, text, base64
     size        INTEGER NOT NULL,    -- payload bytes
-    dedup       BLOB NOT NULL,       -- HMAC of sender and idempotency key; also in table dedup while that lives
+    dedup       BLOB NOT NULL,       -- HMAC of sender and idempotency key
+    fingerprint BLOB NOT NULL,       -- HMAC of what must be the same for the message to be the same
     subject     BLOB,                -- HMAC
     key         BLOB,                -- HMAC of the partition key
     correlation BLOB,                -- HMAC of the correlation id
@@ -64,17 +60,18 @@ CREATE INDEX message_subject ON message (subject, seq) WHERE subject IS NOT NULL
 CREATE INDEX message_key ON message (key, seq) WHERE key IS NOT NULL;
 CREATE INDEX message_correlation ON message (correlation) WHERE correlation IS NOT NULL;
 
+-- Idempotency keys whose window has not passed. The newest are not here yet but in the writer's memory, read from the messages
+-- at start: keys are random, and moved here in sorted runs they touch a fraction of the pages.
 CREATE TABLE dedup (
-    key         BLOB PRIMARY KEY,    -- HMAC of sender and idempotency key
-    fingerprint BLOB NOT NULL,       -- HMAC of what must be the same for the message to be the same
-    message     INTEGER NOT NULL     -- message.seq
+    key     BLOB PRIMARY KEY,        -- HMAC of sender and idempotency key
+    message INTEGER NOT NULL         -- message.seq
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE delivery (
     pos         INTEGER PRIMARY KEY, -- accept order; the order within a lane
     id          BLOB NOT NULL UNIQUE CHECK (length(id) = 16), -- UUIDv7
-    message     INTEGER NOT NULL REFERENCES message (seq),
-    queue       INTEGER NOT NULL REFERENCES queue (id),
+    message     INTEGER NOT NULL REFERENCES message (seq) DEFERRABLE INITIALLY DEFERRED,
+    queue       INTEGER NOT NULL REFERENCES queue (id) DEFERRABLE INITIALLY DEFERRED,
     lane        BLOB,                -- HMAC of the ordering key; null for unordered ones
     state       INTEGER NOT NULL CHECK (state BETWEEN 0 AND 7), -- waiting leased sending in_doubt delivered dead expired discarded
     blocks      INTEGER NOT NULL CHECK (blocks IN (0, 1)), -- stands in the way of those behind it in its lane

@@ -155,6 +155,7 @@ async fn open_store(config: &Config) -> Result<(Store, StoreTask), ServeError> {
         origin: gateway.name.clone(),
         dedup_window: gateway.dedup_window,
         payload_retention: gateway.retention,
+        keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
         adopt: None,
     };
     let (store, task) = gatepost_store::open(options).await?;

@@ -27,8 +27,12 @@ use crate::writer::{Condition, Health, OPS_WAITING_MAX, Writer};
 
 /// The first SQLite without the WAL-reset corruption bug, as `sqlite3_libversion_number` says it.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
+/// See [`Options::keys_in_memory`]: with the run that is on its way, a few MiB at most.
+pub const KEYS_IN_MEMORY: usize = 32_768;
 /// Pages in the WAL after which the writer checkpoints.
 const WAL_PAGES: &str = "4000";
+/// Pages that the writer keeps in memory, as SQLite takes it: KiB, negative.
+const WRITER_CACHE_KIB: &str = "-16384";
 /// The WAL file is cut back to this after a checkpoint, bytes.
 const WAL_BYTES: &str = "67108864";
 const READERS: u32 = 3;
@@ -41,6 +45,8 @@ pub struct Options {
     pub origin: String,
     pub dedup_window: Duration,
     pub payload_retention: Duration,
+    /// Idempotency keys kept in memory before they are moved into their index; [`KEYS_IN_MEMORY`] unless a test wants few.
+    pub keys_in_memory: usize,
     /// Go on from a log that does not extend its last checkpoint, at an operator's word.
     pub adopt: Option<Adopt>,
 }
@@ -131,7 +137,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     migrate(&mut connection, &database).await?;
     let (clock, instance_epoch) =
         start_clock(&mut connection).await.map_err(|error| fail(error.to_string()))?;
-    let memory = crate::writer::load_memory(&mut connection).await?;
+    let memory = crate::writer::load_memory(&mut connection, options.keys_in_memory).await?;
     let pool = readers(&database).await.map_err(|error| fail(error.to_string()))?;
 
     let health = Arc::new(Health::default());
@@ -162,7 +168,8 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         clock,
         instance_epoch,
         memory,
-        vault,
+        calls: Default::default(),
+        vault: vault.clone(),
         random: Random::new(),
         gateway: Actor::new(ActorKind::Gateway, options.origin.clone()),
         hints: Arc::clone(&hints),
@@ -170,6 +177,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         leaves_added: Arc::clone(&grown),
         dedup_window: options.dedup_window,
         payload_retention: options.payload_retention,
+        keys_in_memory: options.keys_in_memory,
         condition: Condition::Working,
         purge: Default::default(),
         own_leases_ended: false,
@@ -178,7 +186,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);
     let (stop_writer, writer_stopped) = watch::channel(false);
     let (stop_audit, audit_stopped) = watch::channel(false);
-    let store = Store::new(ops_in, reader, hints, health);
+    let store = Store::new(ops_in, reader, vault, hints, health);
     let task = StoreTask {
         writer: tokio::spawn(writer.run(ops, chores, writer_stopped)),
         audit: tokio::spawn(audit.run(grown, audit_stopped)),
@@ -263,6 +271,8 @@ pub(crate) async fn connect(database: &Path) -> Result<SqliteConnection, sqlx::E
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .pragma("wal_autocheckpoint", WAL_PAGES)
+        .pragma("cache_size", WRITER_CACHE_KIB)
+        .pragma("temp_store", "MEMORY")
         .pragma("journal_size_limit", WAL_BYTES)
         .statement_cache_capacity(64);
     SqliteConnection::connect_with(&options).await

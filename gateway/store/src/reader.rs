@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gatepost_audit::{DirTiles, Leaf};
-use gatepost_core::message::NewMessage;
 use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use serde_json::value::RawValue;
@@ -20,13 +19,11 @@ pub use audit::Receipt;
 
 use crate::audit_log::Published;
 use crate::clock::Clock;
-use crate::ops::{
-    Accepted, AcceptedDelivery, DeliveryRow, HistoryRow, MessageDetail, StoreError, StoredMessage,
-};
+use crate::ops::{DeliveryRow, HistoryRow, MessageDetail, StoreError, StoredMessage};
 use crate::row::{bytes, get, opt_bytes, state_name};
 use crate::seal::{Domain, Place, Vault};
 use crate::sql;
-use crate::writer::{DetailBody, Health, form_of, identity};
+use crate::writer::{DetailBody, Health, form_of};
 
 /// Digits of a number in a list that travels as one blob.
 const LIST_DIGITS: usize = 20;
@@ -146,29 +143,6 @@ impl Reader {
             deliveries.push((delivery, reply));
         }
         Ok(deliveries)
-    }
-
-    /// What a message was answered when it was handed in before under the same key with the same content; `None` if it was
-    /// not. So a repetition can be answered although routes or rights have changed since.
-    pub async fn accepted_before(
-        &self,
-        sender: &Actor,
-        message: &NewMessage,
-    ) -> Result<Option<Accepted>, StoreError> {
-        let identity = identity(&self.inner.vault, sender, message);
-        let query = sqlx::query(sql::DEDUP_FIND).bind(identity.key.to_vec()).bind(1_i64);
-        let Some(row) = self.optional(query).await? else { return Ok(None) };
-        let seq: i64 = get(&row, "message")?;
-        if bytes::<16>(&row, "fingerprint", seq)? != identity.fingerprint {
-            return Ok(None);
-        }
-        let id = MessageId::from_bytes(bytes(&row, "id", seq)?);
-        let deliveries = self.deliveries_of(id).await?.into_iter().map(|(row, _)| AcceptedDelivery {
-            id: row.id,
-            destination: row.destination,
-            state: row.state,
-        });
-        Ok(Some(Accepted { id, duplicate: true, deliveries: deliveries.collect() }))
     }
 
     pub async fn delivery(&self, id: DeliveryId) -> Result<Option<DeliveryRow>, StoreError> {

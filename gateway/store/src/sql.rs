@@ -51,7 +51,7 @@ macro_rules! statements {
 
 statements! {
     // === the writer's reads ===
-    STORE_LOAD = "/* store_load */ SELECT clock, instance_epoch, leaf_count FROM store";
+    STORE_LOAD = "/* store_load */ SELECT clock, instance_epoch, leaf_count, keyed FROM store";
     SEQUENCES_LOAD = "/* sequences_load */ SELECT coalesce((SELECT max(seq) FROM message), 0), \
         coalesce((SELECT max(pos) FROM delivery), 0)";
     QUEUES_LOAD = "/* queues_load */ SELECT id, name, kind, paused_since, trip_since, trip_reason, trip_failures, trip_due, \
@@ -70,21 +70,22 @@ statements! {
         "d.state = 0 AND d.expires_at IS NOT NULL AND d.expires_at <= $1 ORDER BY d.expires_at LIMIT $2");
     READY_NEXT = "/* ready_next */ SELECT ready FROM delivery WHERE queue = $1 AND ready IS NOT NULL AND ready > $2 \
         ORDER BY ready LIMIT 1";
-    DEDUP_FIND = "/* dedup_find */ SELECT d.key, d.fingerprint, d.message, m.id, m.accepted_at FROM dedup d \
-        JOIN message m ON m.seq = d.message WHERE d.key IN (WITH RECURSIVE k(i) AS (SELECT 0 WHERE $2 > 0 \
+    KEYS_LOAD = "/* keys_load */ SELECT seq, dedup FROM message WHERE seq > $1 ORDER BY seq LIMIT $2";
+    KEYS_FIND = "/* keys_find */ SELECT d.message FROM dedup d WHERE d.key IN (WITH RECURSIVE k(i) AS (SELECT 0 WHERE $2 > 0 \
         UNION ALL SELECT i + 1 FROM k WHERE i + 1 < $2) SELECT substr($1, i * 16 + 1, 16) FROM k)";
+    KEY_OF_MESSAGE = "/* key_of_message */ SELECT dedup, fingerprint, id, accepted_at FROM message WHERE seq = $1";
     DELIVERIES_OF_MESSAGE = "/* deliveries_of_message */ SELECT d.id, d.queue, d.state FROM delivery d WHERE d.message = $1 ORDER BY d.pos";
     ADAPTER_STATE_LOAD = "/* adapter_state_load */ SELECT key, value FROM adapter_state WHERE adapter = $1 ORDER BY key";
 
     // === single writes outside the commit call ===
-    STORE_START = "/* store_start */ INSERT INTO store (id, clock, instance_epoch, leaf_count) VALUES (1, $1, 1, 0) \
+    STORE_START = "/* store_start */ INSERT INTO store (id, clock, instance_epoch, leaf_count, keyed, ok) VALUES (1, $1, 1, 0, 0, 1) \
         ON CONFLICT (id) DO UPDATE SET instance_epoch = instance_epoch + 1, clock = max(clock, $1)";
     QUEUE_ADD = "/* queue_add */ INSERT INTO queue (id, name, kind, trip_failures, idle_before, session, waiting, leased, sending, \
         sent, in_doubt, held, dead, suspects, held_lanes, bytes) VALUES ($1, $2, $3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)";
     QUEUE_KIND = "/* queue_kind */ UPDATE queue SET kind = $2 WHERE id = $1";
     LEAVES_DROP = "/* leaves_drop */ DELETE FROM leaf WHERE idx < $1";
     PURGE_FIND = "/* purge_find */ SELECT seq FROM (SELECT seq, accepted_at FROM message WHERE seq > $1 \
-        ORDER BY seq LIMIT $3) WHERE accepted_at < $2";
+        AND seq <= $4 ORDER BY seq LIMIT $3) WHERE accepted_at < $2";
     PURGE_PAYLOADS = "/* purge_payloads */ UPDATE message SET data = NULL, salt = NULL WHERE seq > $1 AND seq <= $2 AND data IS NOT NULL \
         AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.message = message.seq AND d.state IN (0, 1, 2, 3))";
     PURGE_REPLIES = "/* purge_replies */ DELETE FROM reply WHERE delivery IN (SELECT d.pos FROM delivery d JOIN message m ON m.seq = d.message \
@@ -188,10 +189,12 @@ mod tests {
             DELIVERIES_READY_SUSPECT,
             DELIVERIES_OF_LANE,
             READY_NEXT,
-            DEDUP_FIND,
+            KEYS_FIND,
+            KEY_OF_MESSAGE,
         ];
+        let whole = Shape { layouts: u16::MAX, check_keys: true, open: false }.sql();
         let statements =
-            COMMIT.split(";\n").chain(hot).chain([MESSAGES_BY_SEQ, DELIVERIES_OF_MESSAGE, LEAVES]);
+            whole.split(";\n").chain(hot).chain([MESSAGES_BY_SEQ, DELIVERIES_OF_MESSAGE, LEAVES]);
         let tables = ["message", "dedup", "delivery", "leaf", "detail", "reply", "d", "m", "e"];
         let mut scans = Vec::new();
         for statement in statements.filter(|text| !text.contains("BEGIN") && *text != "COMMIT") {

@@ -7,17 +7,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatepost_core::principal::OperatorPermit;
+use gatepost_core::message::NewMessage;
+use gatepost_core::principal::{Actor, OperatorPermit};
 use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::digest::{Digests, identity};
 use crate::hints::Hints;
 use crate::ops::{
     Accept, AcceptError, Accepted, AuditNote, DeliveryRow, LeaseAnswer, LeaseError, LeaseRequest, Leased,
     OperateError, QueueSetup, Session, SessionEnd, Settle, SettleAnswer, SettleError, StoreError, Verb,
 };
 use crate::reader::Reader;
+use crate::seal::{Index, Vault};
 use crate::writer::Health;
 
 /// Where an operation's answer goes.
@@ -25,9 +28,24 @@ pub(crate) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
 /// What the writer does; one variant per operation.
 pub(crate) enum Op {
-    Accept(Accept, Answer<Vec<Accepted>, AcceptError>),
+    Accept {
+        accept: Accept,
+        /// One for each message.
+        digests: Vec<Digests>,
+        answer: Answer<Vec<Accepted>, AcceptError>,
+    },
     Lease(LeaseRequest, Answer<Claimed, LeaseError>),
-    Settle(Settle, Answer<SettleAnswer, SettleError>),
+    Settle {
+        settle: Settle,
+        /// One for each emitted event.
+        digests: Vec<Digests>,
+        answer: Answer<SettleAnswer, SettleError>,
+    },
+    AcceptedBefore {
+        key: Index,
+        fingerprint: Index,
+        answer: Answer<Option<Accepted>, StoreError>,
+    },
     SessionOpen {
         adapter: String,
         version: Option<String>,
@@ -92,19 +110,47 @@ pub enum Pause {
 pub struct Store {
     ops: mpsc::Sender<Op>,
     reader: Reader,
+    vault: Vault,
     hints: Arc<Hints>,
     health: Arc<Health>,
 }
 
 impl Store {
-    pub(crate) fn new(ops: mpsc::Sender<Op>, reader: Reader, hints: Arc<Hints>, health: Arc<Health>) -> Self {
-        Self { ops, reader, hints, health }
+    pub(crate) fn new(
+        ops: mpsc::Sender<Op>,
+        reader: Reader,
+        vault: Vault,
+        hints: Arc<Hints>,
+        health: Arc<Health>,
+    ) -> Self {
+        Self { ops, reader, vault, hints, health }
     }
 
     /// Accepts messages: all of them or none. A message whose idempotency key was used before with the same content is
     /// answered as the first time, with `duplicate`.
     pub async fn message_accept(&self, accept: Accept) -> Result<Vec<Accepted>, AcceptError> {
-        self.call(|answer| Op::Accept(accept, answer)).await
+        let digests = self.digests(accept.permit.sender(), &accept.messages)?;
+        self.call(|answer| Op::Accept { accept, digests, answer }).await
+    }
+
+    /// What a message was answered when it was handed in before under the same key with the same content; `None` if it was
+    /// not. So a repetition can be answered although routes or rights have changed since.
+    pub async fn accepted_before(
+        &self,
+        sender: &Actor,
+        message: &NewMessage,
+    ) -> Result<Option<Accepted>, StoreError> {
+        let (key, fingerprint) = identity(&self.vault, sender, message);
+        self.call(|answer| Op::AcceptedBefore { key, fingerprint, answer }).await
+    }
+
+    fn digests<'m>(
+        &self,
+        sender: &Actor,
+        messages: impl IntoIterator<Item = &'m NewMessage>,
+    ) -> Result<Vec<Digests>, StoreError> {
+        let digests = messages.into_iter().map(|message| Digests::of(&self.vault, sender, message));
+        digests.collect::<Result<_, _>>().map_err(|error| StoreError::Database(error.to_string()))
     }
 
     /// Leases what may be leased now; never waits for more. See [`Store::queue_hint`] for when to ask again.
@@ -134,7 +180,9 @@ impl Store {
 
     /// Outcomes, emitted events and adapter state in one transaction.
     pub async fn delivery_settle(&self, settle: Settle) -> Result<SettleAnswer, SettleError> {
-        self.call(|answer| Op::Settle(settle, answer)).await
+        let emitted = settle.emit.iter().map(|emit| &emit.message);
+        let digests = self.digests(&settle.consumer, emitted)?;
+        self.call(|answer| Op::Settle { settle, digests, answer }).await
     }
 
     /// Opens an adapter's session and ends its earlier ones.

@@ -10,6 +10,7 @@ mod control;
 mod find;
 mod group;
 mod health;
+mod keys;
 mod leaf;
 mod lease;
 mod load;
@@ -28,7 +29,7 @@ use gatepost_core::principal::Actor;
 use sqlx::SqliteConnection;
 use tokio::sync::{Notify, mpsc, watch};
 
-pub(crate) use accept::{form_of, identity};
+pub(crate) use accept::form_of;
 pub(crate) use commit::{CommitError, classify};
 pub use health::Health;
 pub(crate) use load::load_memory;
@@ -69,6 +70,7 @@ pub(crate) struct Writer {
     pub(crate) clock: Clock,
     pub(crate) instance_epoch: u32,
     pub(crate) memory: Memory,
+    pub(crate) calls: commit::Calls,
     pub(crate) vault: Vault,
     pub(crate) random: Random,
     pub(crate) gateway: Actor,
@@ -78,6 +80,7 @@ pub(crate) struct Writer {
     pub(crate) leaves_added: Arc<Notify>,
     pub(crate) dedup_window: Duration,
     pub(crate) payload_retention: Duration,
+    pub(crate) keys_in_memory: usize,
     pub(crate) condition: Condition,
     pub(crate) purge: purge::Purge,
     /// The leases that did not outlive the gateway's last run have been ended, which happens once, with the first configuration.

@@ -29,7 +29,7 @@ impl Sorted {
                 sorted.routed.push(draft.message);
                 continue;
             };
-            match store.read().accepted_before(sender, &draft.message).await? {
+            match store.accepted_before(sender, &draft.message).await? {
                 Some(accepted) => sorted.known.push((index, accepted)),
                 None => return Err(*refusal),
             }

@@ -6,50 +6,24 @@ use gatepost_audit::LeafDelivery;
 use gatepost_core::delivery::{Reason, Record};
 use gatepost_core::message::{DataForm, NewMessage};
 use gatepost_core::principal::{Actor, ActorKind};
-use gatepost_core::{Delivery, DeliveryId, MessageId, Order, State, Timestamp};
+use gatepost_core::{Delivery, DeliveryId, MessageId, Order, State};
 
 use super::leaf::accepted_leaf;
 use super::turn::{Extra, NewKey, Turn};
+use crate::digest::Digests;
 use crate::ops::{Accept, AcceptError, Accepted, AcceptedDelivery, Emit, StoreError, UNROUTED};
 use crate::row::Row;
-use crate::seal::{Domain, Index, Vault, commitment};
+use crate::seal::{Domain, Index};
 
-/// What the database knows of an idempotency key.
+/// What is known of an idempotency key that was used before.
 pub(crate) struct KnownKey {
     pub(crate) fingerprint: Index,
     pub(crate) message: MessageId,
-    pub(crate) accepted_at: Timestamp,
     pub(crate) deliveries: Vec<AcceptedDelivery>,
 }
 
-/// Keys found in the database and still within their window.
+/// Keys used before and still within their window.
 pub(crate) type KnownKeys = HashMap<Index, KnownKey>;
-
-/// The identity of a hand-in: its key, and what must be the same for it to be the same.
-pub(crate) struct Identity {
-    pub(crate) key: Index,
-    pub(crate) fingerprint: Index,
-}
-
-pub(crate) fn identity(vault: &Vault, sender: &Actor, message: &NewMessage) -> Identity {
-    let kind = sender.kind.as_str().as_bytes();
-    let key =
-        vault.index(Domain::Idempotency, &[kind, sender.name.as_bytes(), message.idempotency_key.as_bytes()]);
-    let optional =
-        |value: &Option<String>| value.as_ref().map_or(Vec::new(), |text| [b"+", text.as_bytes()].concat());
-    let fingerprint = vault.index(
-        Domain::Fingerprint,
-        &[
-            message.kind.as_bytes(),
-            message.source.as_bytes(),
-            &optional(&message.subject),
-            &optional(&message.datacontenttype),
-            &optional(&message.partition_key),
-            &message.data,
-        ],
-    );
-    Identity { key, fingerprint }
-}
 
 /// What becomes of one event of a request.
 enum Fate {
@@ -63,6 +37,7 @@ enum Fate {
 /// Where a new message goes: its destinations, or dead into `unrouted`.
 struct Plan<'m> {
     message: &'m NewMessage,
+    digests: &'m Digests,
     dead: Option<Reason>,
 }
 
@@ -70,6 +45,7 @@ impl Turn<'_> {
     pub(crate) fn accept(
         &mut self,
         accept: &Accept,
+        digests: &[Digests],
         known: &KnownKeys,
     ) -> Result<Vec<Accepted>, AcceptError> {
         let sender = accept.permit.sender();
@@ -77,8 +53,9 @@ impl Turn<'_> {
         {
             return Err(AcceptError::Superseded);
         }
+        let messages = accept.messages.iter().zip(digests);
         let plans: Vec<Plan<'_>> =
-            accept.messages.iter().map(|message| Plan { message, dead: None }).collect();
+            messages.map(|(message, digests)| Plan { message, digests, dead: None }).collect();
         self.take_in(sender, &plans, known)
     }
 
@@ -87,10 +64,14 @@ impl Turn<'_> {
         &mut self,
         sender: &Actor,
         emit: &[Emit],
+        digests: &[Digests],
         known: &KnownKeys,
     ) -> Result<Vec<Accepted>, AcceptError> {
-        let plans: Vec<Plan<'_>> =
-            emit.iter().map(|emit| Plan { message: &emit.message, dead: emit.dead }).collect();
+        let plans: Vec<Plan<'_>> = emit
+            .iter()
+            .zip(digests)
+            .map(|(emit, digests)| Plan { message: &emit.message, digests, dead: emit.dead })
+            .collect();
         self.take_in(sender, &plans, known)
     }
 
@@ -105,27 +86,25 @@ impl Turn<'_> {
         plans: &[Plan<'_>],
         known: &KnownKeys,
     ) -> Result<Vec<Accepted>, AcceptError> {
-        let identities: Vec<Identity> =
-            plans.iter().map(|plan| identity(self.vault, sender, plan.message)).collect();
         let mut first_of: HashMap<Index, usize> = HashMap::new();
         let mut fates = Vec::with_capacity(plans.len());
-        for (position, identity) in identities.iter().enumerate() {
-            let fate = match first_of.get(&identity.key) {
-                Some(&first) if identities[first].fingerprint == identity.fingerprint => Fate::Twin(first),
+        for (position, Plan { digests, .. }) in plans.iter().enumerate() {
+            let fate = match first_of.get(&digests.key) {
+                Some(&first) if plans[first].digests.fingerprint == digests.fingerprint => Fate::Twin(first),
                 Some(_) => return Err(AcceptError::Mismatch(position)),
-                None => self.fate(identity, known).ok_or(AcceptError::Mismatch(position))?,
+                None => self.fate(digests, known).ok_or(AcceptError::Mismatch(position))?,
             };
-            first_of.entry(identity.key).or_insert(position);
+            first_of.entry(digests.key).or_insert(position);
             fates.push(fate);
         }
         let new = |position: &usize| matches!(fates[*position], Fate::New);
         self.check_backlog((0..plans.len()).filter(new).map(|position| &plans[position]))?;
         let mut answers: Vec<Accepted> = Vec::with_capacity(plans.len());
-        for ((plan, identity), fate) in plans.iter().zip(&identities).zip(fates) {
+        for (plan, fate) in plans.iter().zip(fates) {
             let answer = match fate {
                 Fate::Known(accepted) => accepted,
                 Fate::Twin(first) => Accepted { duplicate: true, ..answers[first].clone() },
-                Fate::New => self.insert(sender, plan, identity)?,
+                Fate::New => self.insert(sender, plan)?,
             };
             answers.push(answer);
         }
@@ -133,15 +112,15 @@ impl Turn<'_> {
     }
 
     /// `None` when the key was used with other content.
-    fn fate(&self, identity: &Identity, known: &KnownKeys) -> Option<Fate> {
-        if let Some(new) = self.dedups_new.get(&identity.key) {
+    fn fate(&self, digests: &Digests, known: &KnownKeys) -> Option<Fate> {
+        if let Some(new) = self.dedups_new.get(&digests.key) {
             let deliveries = self.new_rows[new.rows.clone()].iter().map(|row| self.describe(row)).collect();
             let accepted = Accepted { id: new.message, duplicate: true, deliveries };
-            return (new.fingerprint == identity.fingerprint).then_some(Fate::Known(accepted));
+            return (new.fingerprint == digests.fingerprint).then_some(Fate::Known(accepted));
         }
-        let Some(known) = known.get(&identity.key) else { return Some(Fate::New) };
+        let Some(known) = known.get(&digests.key) else { return Some(Fate::New) };
         let accepted = Accepted { id: known.message, duplicate: true, deliveries: known.deliveries.clone() };
-        (known.fingerprint == identity.fingerprint).then_some(Fate::Known(accepted))
+        (known.fingerprint == digests.fingerprint).then_some(Fate::Known(accepted))
     }
 
     fn describe(&self, row: &Row) -> AcceptedDelivery {
@@ -168,26 +147,20 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn insert(
-        &mut self,
-        sender: &Actor,
-        plan: &Plan<'_>,
-        identity: &Identity,
-    ) -> Result<Accepted, StoreError> {
-        let message = plan.message;
+    fn insert(&mut self, sender: &Actor, plan: &Plan<'_>) -> Result<Accepted, StoreError> {
+        let Plan { message, digests, .. } = plan;
         let random = |error: getrandom::Error| StoreError::Database(error.to_string());
         let id = MessageId(self.random.uuid(self.now.as_micros()).map_err(random)?);
-        let salt: [u8; 32] = self.random.bytes().map_err(random)?;
         let seq = self.next_seq;
         self.next_seq += 1;
         let first = self.new_rows.len();
         for destination in destinations(plan) {
-            let row = self.new_delivery(destination, message, seq, id, salt)?;
+            let row = self.new_delivery(destination, message, seq, id, digests.salt)?;
             self.new_rows.push(row);
         }
         let rows = first..self.new_rows.len();
-        self.write_message(sender, message, identity, seq, &id, &salt);
-        let leaf = self.write_accepted_leaf(sender, message, &id, &salt, rows.clone())?;
+        self.write_message(sender, plan, seq, &id);
+        let leaf = self.write_accepted_leaf(sender, plan, &id, rows.clone())?;
         for row in &mut self.new_rows[rows.clone()] {
             row.add_leaf(leaf);
         }
@@ -196,7 +169,8 @@ impl Turn<'_> {
         }
         self.account(rows.clone())?;
         let deliveries = self.new_rows[rows.clone()].iter().map(|row| self.describe(row)).collect();
-        self.dedups_new.insert(identity.key, NewKey { fingerprint: identity.fingerprint, message: id, rows });
+        let new = NewKey { fingerprint: digests.fingerprint, message: id, seq, rows };
+        self.dedups_new.insert(digests.key, new);
         Ok(Accepted { id, duplicate: false, deliveries })
     }
 
@@ -239,22 +213,13 @@ impl Turn<'_> {
         Ok(row)
     }
 
-    fn write_message(
-        &mut self,
-        sender: &Actor,
-        message: &NewMessage,
-        identity: &Identity,
-        seq: i64,
-        id: &MessageId,
-        salt: &[u8; 32],
-    ) {
+    fn write_message(&mut self, sender: &Actor, plan: &Plan<'_>, seq: i64, id: &MessageId) {
+        let Plan { message, digests, .. } = plan;
         let vault = self.vault;
-        let index =
-            |domain, text: &Option<String>| text.as_ref().map(|text| vault.index(domain, &[text.as_bytes()]));
         let mut text = |text: &str| self.heap.append(|bytes| bytes.extend_from_slice(text.as_bytes()));
         let (sender_kind, name, kind) = (text(sender.kind.as_str()), text(&sender.name), text(&message.kind));
         let attributes = self.heap.append(|bytes| vault.seal(&message.attributes, bytes));
-        let salt = self.heap.append(|bytes| bytes.extend_from_slice(salt));
+        let salt = self.heap.append(|bytes| bytes.extend_from_slice(&digests.salt));
         let data = self.heap.append(|bytes| vault.seal(&message.data, bytes));
         self.messages
             .int(seq)
@@ -265,22 +230,21 @@ impl Turn<'_> {
             .span(kind)
             .int(form_code(message.form))
             .int(i64::try_from(message.data.len()).unwrap_or(i64::MAX))
-            .key(&identity.key)
-            .opt_key(index(Domain::Subject, &message.subject).as_ref())
-            .opt_key(index(Domain::Key, &message.partition_key).as_ref())
-            .opt_key(index(Domain::Correlation, &message.correlation_id).as_ref())
+            .key(&digests.key)
+            .key(&digests.fingerprint)
+            .opt_key(digests.subject.as_ref())
+            .opt_key(digests.partition.as_ref())
+            .opt_key(digests.correlation.as_ref())
             .span(attributes)
             .span(salt)
             .span(data);
-        self.dedups.key(&identity.key).key(&identity.fingerprint).int(seq);
     }
 
     fn write_accepted_leaf(
         &mut self,
         sender: &Actor,
-        message: &NewMessage,
+        plan: &Plan<'_>,
         id: &MessageId,
-        salt: &[u8; 32],
         rows: std::ops::Range<usize>,
     ) -> Result<u64, StoreError> {
         let mut deliveries = Vec::with_capacity(rows.len());
@@ -288,8 +252,8 @@ impl Turn<'_> {
             let to = self.queue(row.queue)?.setup.name.clone();
             deliveries.push(LeafDelivery { id: *row.id.as_bytes(), to: to.into() });
         }
-        let content = commitment(salt, &message.data);
-        let leaf = accepted_leaf(self.now, sender, id, message.data.len() as u64, content, deliveries);
+        let size = plan.message.data.len() as u64;
+        let leaf = accepted_leaf(self.now, sender, id, size, plan.digests.content, deliveries);
         self.push_leaf(&leaf)
     }
 

@@ -1,7 +1,11 @@
 //! A turn's one call to the database.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use sqlx::{Executor as _, SqliteConnection};
 
+use super::Writer;
 use super::memory::Queue;
 use super::turn::Turn;
 use crate::ops::StoreError;
@@ -17,6 +21,9 @@ pub(crate) struct Commit {
     leaf_count_before: i64,
     leaf_count_after: i64,
     lane_width: i64,
+    keyed: i64,
+    /// Whether the keys of new messages are looked up in their index by this commit.
+    pub(crate) check_keys: bool,
 }
 
 /// Kinds of failure that the writer treats differently.
@@ -69,11 +76,16 @@ impl Turn<'_> {
         for queue in self.queues.values() {
             push_queue(queue, &mut queues, &mut heap);
         }
+        let slice = self.memory.keys.slice(self.dedups_new.len());
+        let mut keys = Records::new(&sql::KEYS);
+        for (key, message) in slice.keys {
+            keys.key(key).int(*message);
+        }
         let take = |records: &mut Records, layout| std::mem::replace(records, Records::new(layout));
         let before = i64::try_from(self.memory.leaf_count).unwrap_or(i64::MAX);
         let records = [
             take(&mut self.messages, &sql::MESSAGES),
-            take(&mut self.dedups, &sql::DEDUPS),
+            keys,
             deliveries_new,
             deliveries_changed,
             wide,
@@ -91,6 +103,8 @@ impl Turn<'_> {
                 .map(|(count, records)| (records.into_bytes(), count)),
             clock: self.now.as_micros(),
             lane_width,
+            keyed: slice.keyed,
+            check_keys: false,
             leaf_count_before: before,
             leaf_count_after: before.saturating_add(i64::try_from(self.leaves.len()).unwrap_or(i64::MAX)),
         }
@@ -147,30 +161,50 @@ fn push_queue(queue: &Queue, records: &mut Records, heap: &mut Heap) {
         .int(counts.bytes);
 }
 
-/// Commits, or leaves the database as it was.
-pub(crate) async fn commit(connection: &mut SqliteConnection, commit: Commit) -> Result<(), CommitError> {
-    run(connection, &sql::COMMIT, commit).await
+impl Commit {
+    fn shape(&self, open: bool) -> sql::Shape {
+        let layouts =
+            self.records.iter().enumerate().map(|(position, (_, count))| u16::from(*count > 0) << position);
+        sql::Shape { layouts: layouts.sum(), check_keys: self.check_keys, open }
+    }
 }
 
-/// Commits together with what the open transaction has done already, or leaves the database as it was before that.
-pub(crate) async fn commit_open(
-    connection: &mut SqliteConnection,
-    commit: Commit,
-) -> Result<(), CommitError> {
-    run(connection, &sql::COMMIT_OPEN, commit).await
+/// The texts of commit calls, by what they change.
+#[derive(Default)]
+pub(crate) struct Calls {
+    texts: HashMap<sql::Shape, Arc<str>>,
 }
 
-async fn run(
-    connection: &mut SqliteConnection,
-    call: &'static str,
-    commit: Commit,
-) -> Result<(), CommitError> {
+impl Calls {
+    fn text(&mut self, shape: sql::Shape) -> Arc<str> {
+        Arc::clone(self.texts.entry(shape).or_insert_with(|| shape.sql().into()))
+    }
+}
+
+impl Writer {
+    /// Commits, or leaves the database as it was.
+    pub(crate) async fn commit(&mut self, commit: Commit) -> Result<(), CommitError> {
+        self.call(commit, false).await
+    }
+
+    /// Commits together with what the open transaction has done already, or leaves the database as it was before that.
+    pub(crate) async fn commit_open(&mut self, commit: Commit) -> Result<(), CommitError> {
+        self.call(commit, true).await
+    }
+
+    async fn call(&mut self, commit: Commit, open: bool) -> Result<(), CommitError> {
+        let text = self.calls.text(commit.shape(open));
+        run(&mut self.connection, text, commit).await
+    }
+}
+
+async fn run(connection: &mut SqliteConnection, call: Arc<str>, commit: Commit) -> Result<(), CommitError> {
     let mut query = sqlx::query(sqlx::AssertSqlSafe(call)).bind(commit.heap);
     for (records, count) in commit.records {
         query = query.bind(records).bind(count);
     }
     let query = query.bind(commit.clock).bind(commit.leaf_count_before).bind(commit.leaf_count_after);
-    let query = query.bind(commit.lane_width);
+    let query = query.bind(commit.lane_width).bind(commit.keyed);
     let Err(error) = query.execute(&mut *connection).await else { return Ok(()) };
     // The call stops at the statement that failed; what it began must be ended here. When there is nothing to end, the
     // failure was in COMMIT or BEGIN itself and SQLite has rolled back already.

@@ -2,17 +2,26 @@
 
 use std::collections::{HashMap, HashSet};
 
-use gatepost_core::DeliveryId;
+use gatepost_core::{DeliveryId, MessageId, Timestamp};
 
 use super::Writer;
-use super::accept::{KnownKey, KnownKeys, identity};
+use super::accept::{KnownKey, KnownKeys};
 use super::commit::{CommitError, classify};
 use super::refuse::refused;
-use crate::ops::{AcceptedDelivery, StoreError};
+use crate::digest::Digests;
+use crate::ops::{Accepted, AcceptedDelivery, StoreError};
 use crate::row::{Row, bytes, get, state_name};
 use crate::seal::Index;
 use crate::sql;
 use crate::store::Op;
+
+/// When the keys that memory does not know are looked up in their index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum KeyLookup {
+    /// By the commit, which fails when one is there.
+    InCommit,
+    Before,
+}
 
 /// What the reads before a turn found.
 #[derive(Default)]
@@ -23,22 +32,16 @@ pub(super) struct Found {
 
 impl Writer {
     /// Reads the deliveries and keys that the group names and memory does not hold.
-    pub(super) async fn find(&mut self, ops: &[Op]) -> Result<Found, CommitError> {
+    pub(super) async fn find(&mut self, ops: &[Op], lookup: KeyLookup) -> Result<Found, CommitError> {
         let mut ids: HashSet<DeliveryId> = HashSet::new();
         let mut keys: HashSet<Index> = HashSet::new();
         for op in ops {
             match op {
-                Op::Settle(settle, _) => {
+                Op::Settle { settle, digests, .. } => {
                     ids.extend(settle.items.iter().map(|item| item.delivery));
-                    let emitted = settle.emit.iter().map(|emit| &emit.message);
-                    keys.extend(emitted.map(|message| identity(&self.vault, &settle.consumer, message).key));
+                    keys.extend(digests.iter().map(|digests: &Digests| digests.key));
                 }
-                Op::Accept(accept, _) => {
-                    let sender = accept.permit.sender();
-                    keys.extend(
-                        accept.messages.iter().map(|message| identity(&self.vault, sender, message).key),
-                    );
-                }
+                Op::Accept { digests, .. } => keys.extend(digests.iter().map(|digests| digests.key)),
                 Op::Operate { delivery, .. } => drop(ids.insert(*delivery)),
                 Op::Lease(..)
                 | Op::SessionOpen { .. }
@@ -46,13 +49,41 @@ impl Writer {
                 | Op::QueuePause { .. }
                 | Op::QueueTrip { .. }
                 | Op::Configure { .. }
+                | Op::AcceptedBefore { .. }
                 | Op::Note(..) => {}
             }
         }
         ids.retain(|id| !self.memory.hot.contains_key(id));
         let rows = self.load_deliveries(&ids).await?;
-        let keys = self.load_keys(&keys).await?;
-        Ok(Found { rows, keys })
+        let mut messages: Vec<i64> = keys.iter().filter_map(|key| self.memory.keys.message_of(key)).collect();
+        if lookup == KeyLookup::Before {
+            keys.retain(|key| self.memory.keys.message_of(key).is_none());
+            messages.extend(self.look_up(&keys).await?);
+        }
+        let mut known = HashMap::with_capacity(messages.len());
+        for message in messages {
+            known.extend(self.known_key(message).await?);
+        }
+        Ok(Found { rows, keys: known })
+    }
+
+    /// What a message was answered when it was handed in before with the same content.
+    pub(super) async fn accepted_before(
+        &mut self,
+        key: Index,
+        fingerprint: Index,
+    ) -> Result<Option<Accepted>, StoreError> {
+        let message = match self.memory.keys.message_of(&key) {
+            Some(message) => Some(message),
+            None => self.look_up(&HashSet::from([key])).await?.pop(),
+        };
+        let Some(message) = message else { return Ok(None) };
+        let known = self.known_key(message).await?.map(|(_, known)| known);
+        Ok(known.filter(|known| known.fingerprint == fingerprint).map(|known| Accepted {
+            id: known.message,
+            duplicate: true,
+            deliveries: known.deliveries,
+        }))
     }
 
     async fn load_deliveries(
@@ -68,32 +99,33 @@ impl Writer {
         rows.iter().map(|row| Row::load(row).map(|row| (row.id, row)).map_err(refused)).collect()
     }
 
-    async fn load_keys(&mut self, keys: &HashSet<Index>) -> Result<KnownKeys, CommitError> {
+    /// The messages of those keys that are in the index.
+    async fn look_up(&mut self, keys: &HashSet<Index>) -> Result<Vec<i64>, CommitError> {
         if keys.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Vec::new());
         }
         let joined: Vec<u8> = keys.iter().flatten().copied().collect();
-        let query = sqlx::query(sql::DEDUP_FIND).bind(joined).bind(keys.len() as i64);
+        let query = sqlx::query(sql::KEYS_FIND).bind(joined).bind(keys.len() as i64);
         let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
-        let now = self.now();
-        let mut known = HashMap::with_capacity(rows.len());
-        for row in rows {
-            let seq: i64 = get(&row, "message").map_err(refused)?;
-            let accepted_at =
-                gatepost_core::Timestamp::from_micros(get(&row, "accepted_at").map_err(refused)?);
-            if now.since(accepted_at) >= self.dedup_window {
-                continue;
-            }
-            let key = KnownKey {
-                fingerprint: bytes(&row, "fingerprint", seq).map_err(refused)?,
-                message: gatepost_core::MessageId::from_bytes(bytes(&row, "id", seq).map_err(refused)?),
-                accepted_at,
-                deliveries: self.deliveries_of(seq).await?,
-            };
-            tracing::debug!(message = %key.message, age_s = now.since(key.accepted_at).as_secs(), "a known idempotency key");
-            known.insert(bytes(&row, "key", seq).map_err(refused)?, key);
+        rows.iter().map(|row| get(row, "message").map_err(refused)).collect()
+    }
+
+    /// What is known of the key that a message used; `None` when its window has passed.
+    async fn known_key(&mut self, seq: i64) -> Result<Option<(Index, KnownKey)>, CommitError> {
+        let query = sqlx::query(sql::KEY_OF_MESSAGE).bind(seq);
+        let row = query.fetch_one(&mut self.connection).await.map_err(|error| classify(&error))?;
+        let accepted_at = Timestamp::from_micros(get(&row, "accepted_at").map_err(refused)?);
+        let age = self.now().since(accepted_at);
+        if age >= self.dedup_window {
+            return Ok(None);
         }
-        Ok(known)
+        let key = KnownKey {
+            fingerprint: bytes(&row, "fingerprint", seq).map_err(refused)?,
+            message: MessageId::from_bytes(bytes(&row, "id", seq).map_err(refused)?),
+            deliveries: self.deliveries_of(seq).await?,
+        };
+        tracing::debug!(message = %key.message, age_s = age.as_secs(), "a known idempotency key");
+        Ok(Some((bytes(&row, "dedup", seq).map_err(refused)?, key)))
     }
 
     /// The deliveries of a message that is handed in again.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::accept::KnownKeys;
 use super::candidates::Candidates;
-use super::commit::{Commit, CommitError, classify, commit};
+use super::commit::{Commit, CommitError, classify};
+use super::find::KeyLookup;
 use super::lease::{Claim, Given};
 use super::memory::Queue;
 use super::refuse::{refuse_accepts, refuse_all, refused};
@@ -16,6 +17,7 @@ use crate::ops::{
     StoreError,
 };
 use crate::row::Row;
+use crate::seal::Index;
 use crate::sql;
 use crate::store::{Claimed, ClaimedDelivery, Op};
 
@@ -39,6 +41,9 @@ pub(crate) struct Outcome {
     traffic: HashMap<i64, (u64, u64)>,
     ended: Vec<gatepost_core::MessageId>,
     leaves: u64,
+    /// Idempotency keys first used, with their messages.
+    keys: Vec<(Index, i64)>,
+    keys_moved: usize,
     next_seq: i64,
     next_pos: i64,
 }
@@ -60,13 +65,17 @@ impl Writer {
                     let configured = self.configure(queues).await;
                     drop(answer.send(configured));
                 }
+                Op::AcceptedBefore { key, fingerprint, answer } => {
+                    self.group(std::mem::take(&mut group)).await;
+                    drop(answer.send(self.accepted_before(key, fingerprint).await));
+                }
                 Op::SessionOpen { .. } | Op::SessionEnd { .. } => {
                     self.group(std::mem::take(&mut group)).await;
                     self.group(vec![op]).await;
                 }
-                Op::Accept(..)
+                Op::Accept { .. }
                 | Op::Lease(..)
-                | Op::Settle(..)
+                | Op::Settle { .. }
                 | Op::Operate { .. }
                 | Op::QueuePause { .. }
                 | Op::QueueTrip { .. }
@@ -112,7 +121,15 @@ impl Writer {
 
     /// Decides and commits. An error means that nothing was written.
     async fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
-        let found = self.find(ops).await?;
+        // Most keys are new, so the commit itself looks whether they are; only when one is not are they looked up before.
+        match self.attempt_with(ops, KeyLookup::InCommit).await {
+            Err(CommitError::Refused(_)) => self.attempt_with(ops, KeyLookup::Before).await,
+            decided => decided,
+        }
+    }
+
+    async fn attempt_with(&mut self, ops: &[Op], lookup: KeyLookup) -> Result<Vec<Decided>, CommitError> {
+        let found = self.find(ops, lookup).await?;
         let mut candidates = self.candidates(ops).await?;
         let now = self.now();
         let mut turn =
@@ -130,7 +147,10 @@ impl Writer {
                 decided[position] = Some(Decided::Lease(lease));
             }
         }
-        let parts = turn_parts(turn);
+        let mut parts = turn_parts(turn);
+        if let Some((commit, _)) = &mut parts {
+            commit.check_keys = lookup == KeyLookup::InCommit;
+        }
         self.finish(parts, ops.len()).await?;
         Ok(decided.into_iter().flatten().collect())
     }
@@ -140,6 +160,7 @@ impl Writer {
         self.memory.next_seq = outcome.next_seq;
         self.memory.next_pos = outcome.next_pos;
         self.memory.leaf_count += outcome.leaves;
+        self.memory.keys.committed(outcome.keys, outcome.keys_moved);
         let (mut accepted, mut settled) = (0, 0);
         for (queue, traffic) in outcome.traffic {
             accepted += traffic.0;
@@ -175,8 +196,8 @@ impl Writer {
     async fn answer(&mut self, ops: Vec<Op>, decided: Vec<Decided>) {
         for (op, decided) in ops.into_iter().zip(decided) {
             match (op, decided) {
-                (Op::Accept(_, answer), Decided::Accept(result)) => drop(answer.send(result)),
-                (Op::Settle(_, answer), Decided::Settle(result)) => drop(answer.send(result)),
+                (Op::Accept { answer, .. }, Decided::Accept(result)) => drop(answer.send(result)),
+                (Op::Settle { answer, .. }, Decided::Settle(result)) => drop(answer.send(result)),
                 (Op::Lease(_, answer), Decided::Lease(result)) => drop(answer.send(result)),
                 (Op::Operate { answer, .. }, Decided::Operate(result)) => drop(answer.send(result)),
                 (
@@ -235,7 +256,7 @@ impl Writer {
     ) -> Result<bool, CommitError> {
         let Some((prepared, outcome)) = parts else { return Ok(false) };
         let started = self.now();
-        commit(&mut self.connection, prepared).await?;
+        self.commit(prepared).await?;
         let took = self.now().since(started);
         self.install(outcome, ops, took);
         Ok(true)
@@ -254,6 +275,8 @@ pub(crate) fn turn_parts(mut turn: Turn<'_>) -> Option<(Commit, Outcome)> {
         traffic: turn.traffic,
         ended: turn.ended,
         leaves: turn.leaves.len() as u64,
+        keys_moved: turn.memory.keys.slice(turn.dedups_new.len()).keys.len(),
+        keys: turn.dedups_new.into_iter().map(|(key, new)| (key, new.seq)).collect(),
         next_seq: turn.next_seq,
         next_pos: turn.next_pos,
     };
@@ -262,12 +285,12 @@ pub(crate) fn turn_parts(mut turn: Turn<'_>) -> Option<(Commit, Outcome)> {
 
 fn decide(turn: &mut Turn<'_>, op: &Op, known: &KnownKeys) -> Result<Option<Decided>, StoreError> {
     Ok(Some(match op {
-        Op::Accept(accept, _) => match turn.accept(accept, known) {
+        Op::Accept { accept, digests, .. } => match turn.accept(accept, digests, known) {
             // What is checked before anything changes refuses the one operation; anything else spoils the turn.
             Err(AcceptError::Store(error)) if !matches!(error, StoreError::NoQueue(_)) => return Err(error),
             result => Decided::Accept(result),
         },
-        Op::Settle(settle, _) => match turn.settle(settle, known) {
+        Op::Settle { settle, digests, .. } => match turn.settle(settle, digests, known) {
             Err(SettleError::Store(error)) if !matches!(error, StoreError::NoQueue(_)) => return Err(error),
             result => Decided::Settle(result),
         },
@@ -295,7 +318,7 @@ fn decide(turn: &mut Turn<'_>, op: &Op, known: &KnownKeys) -> Result<Option<Deci
             Err(error) if !matches!(error, StoreError::NoQueue(_)) => return Err(error),
             result => Decided::Done(result),
         },
-        Op::Lease(..) | Op::Configure { .. } => return Ok(None),
+        Op::Lease(..) | Op::Configure { .. } | Op::AcceptedBefore { .. } => return Ok(None),
     }))
 }
 
@@ -350,8 +373,8 @@ fn claimed(given: Given, request: &LeaseRequest) -> ClaimedDelivery {
 
 fn payload_bytes(op: &Op) -> usize {
     match op {
-        Op::Accept(accept, _) => accept.messages.iter().map(|message| message.data.len()).sum(),
-        Op::Settle(settle, _) => {
+        Op::Accept { accept, .. } => accept.messages.iter().map(|message| message.data.len()).sum(),
+        Op::Settle { settle, .. } => {
             let emitted: usize = settle.emit.iter().map(|emit| emit.message.data.len()).sum();
             let items = settle.items.iter().map(|item| {
                 item.reply.as_ref().map_or(0, Vec::len) + item.evidence.as_ref().map_or(0, Vec::len)
@@ -366,6 +389,7 @@ fn payload_bytes(op: &Op) -> usize {
         | Op::QueuePause { .. }
         | Op::QueueTrip { .. }
         | Op::Configure { .. }
+        | Op::AcceptedBefore { .. }
         | Op::Note(..) => 0,
     }
 }

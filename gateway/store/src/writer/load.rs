@@ -12,23 +12,38 @@ use sqlx::{Row as _, SqliteConnection};
 use super::candidates::WINDOW_MAX;
 use super::commit::classify;
 use super::group::turn_parts;
+use super::keys::Keys;
 use super::memory::{Counts, Memory, Queue};
 use super::turn::Turn;
 use super::{Condition, Writer};
 use crate::ops::{QueueKind, QueueSetup, Session, StoreError, UNROUTED};
-use crate::row::{Row, get};
-use crate::seal::Place;
+use crate::row::{Row, bytes, get};
+use crate::seal::{Index, Place};
 use crate::sql;
 
+/// Keys read in one go at start, so that the start needs little memory.
+const KEYS_PER_READ: i64 = 4096;
+
 /// Reads everything that memory holds. Queues have no policy until they are configured.
-pub(crate) async fn load_memory(connection: &mut SqliteConnection) -> Result<Memory, StoreError> {
+pub(crate) async fn load_memory(
+    connection: &mut SqliteConnection,
+    keys_in_memory: usize,
+) -> Result<Memory, StoreError> {
     let database = |error: sqlx::Error| StoreError::Database(error.to_string());
-    let mut memory = Memory::default();
     let store = sqlx::query(sql::STORE_LOAD).fetch_one(&mut *connection).await.map_err(database)?;
-    memory.leaf_count = u64::try_from(get::<i64>(&store, "leaf_count")?).unwrap_or(0);
     let sequences = sqlx::query(sql::SEQUENCES_LOAD).fetch_one(&mut *connection).await.map_err(database)?;
-    memory.next_seq = sequences.try_get::<i64, _>(0).map_err(database)? + 1;
-    memory.next_pos = sequences.try_get::<i64, _>(1).map_err(database)? + 1;
+    let keyed: i64 = get(&store, "keyed")?;
+    let mut memory = Memory {
+        leaf_count: u64::try_from(get::<i64>(&store, "leaf_count")?).unwrap_or(0),
+        next_seq: sequences.try_get::<i64, _>(0).map_err(database)? + 1,
+        next_pos: sequences.try_get::<i64, _>(1).map_err(database)? + 1,
+        keys: load_keys(connection, keyed, keys_in_memory).await?,
+        queues: HashMap::new(),
+        by_name: HashMap::new(),
+        hot: HashMap::new(),
+        batches: HashMap::new(),
+        rates: HashMap::new(),
+    };
     for row in sqlx::query(sql::QUEUES_LOAD).fetch_all(&mut *connection).await.map_err(database)? {
         let queue = load_queue(&row)?;
         memory.by_name.insert(queue.setup.name.clone(), queue.id);
@@ -45,6 +60,29 @@ pub(crate) async fn load_memory(connection: &mut SqliteConnection) -> Result<Mem
         memory.install(row);
     }
     Ok(memory)
+}
+
+/// The keys that are not in their index yet, from the messages that used them.
+async fn load_keys(connection: &mut SqliteConnection, keyed: i64, most: usize) -> Result<Keys, StoreError> {
+    let mut keys = Keys::new(keyed, most);
+    let mut after = keyed;
+    loop {
+        let query = sqlx::query(sql::KEYS_LOAD).bind(after).bind(KEYS_PER_READ);
+        let rows = query
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(|error| StoreError::Database(error.to_string()))?;
+        let read: Vec<(Index, i64)> = rows
+            .iter()
+            .map(|row| {
+                let seq: i64 = get(row, "seq")?;
+                Ok((bytes(row, "dedup", seq)?, seq))
+            })
+            .collect::<Result<_, StoreError>>()?;
+        let Some((_, last)) = read.last() else { return Ok(keys) };
+        after = *last;
+        keys.add(read);
+    }
 }
 
 fn load_queue(row: &SqliteRow) -> Result<Queue, StoreError> {
@@ -237,7 +275,8 @@ impl Writer {
     async fn try_reopen(&mut self) -> Result<(), String> {
         let mut connection = crate::open::connect(&self.database).await.map_err(|error| error.to_string())?;
         crate::open::quick_check(&mut connection).await?;
-        let mut memory = load_memory(&mut connection).await.map_err(|error| error.to_string())?;
+        let mut memory =
+            load_memory(&mut connection, self.keys_in_memory).await.map_err(|error| error.to_string())?;
         let setups: HashMap<i64, QueueSetup> =
             self.memory.queues.values().map(|queue| (queue.id, queue.setup.clone())).collect();
         for (id, setup) in setups {

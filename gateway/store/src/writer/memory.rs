@@ -7,6 +7,7 @@ use gatepost_core::delivery::Proof;
 use gatepost_core::queue::QueueControl;
 use gatepost_core::{DeliveryId, LeaseToken, State, Timestamp};
 
+use super::keys::Keys;
 use crate::ops::{QueueKind, QueueSetup};
 use crate::row::Row;
 use crate::seal::Index;
@@ -14,7 +15,6 @@ use crate::seal::Index;
 /// Seconds over which rates are taken.
 const RATE_SECONDS: i64 = 60;
 
-#[derive(Default)]
 pub(crate) struct Memory {
     pub(crate) queues: HashMap<i64, Queue>,
     pub(crate) by_name: HashMap<String, i64>,
@@ -23,6 +23,7 @@ pub(crate) struct Memory {
     /// Deliveries leased under a `request_id`.
     pub(crate) batches: HashMap<Index, Vec<(DeliveryId, LeaseToken)>>,
     pub(crate) rates: HashMap<i64, Rates>,
+    pub(crate) keys: Keys,
     pub(crate) leaf_count: u64,
     pub(crate) next_seq: i64,
     pub(crate) next_pos: i64,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use gatepost_audit::Event as LeafEvent;
 use sqlx::Row as _;
 
-use super::commit::{CommitError, classify, commit_open};
+use super::commit::{CommitError, classify};
 use super::group::turn_parts;
 use super::turn::Turn;
 use super::{Condition, Writer};
@@ -50,7 +50,7 @@ impl Writer {
     async fn purge_payloads(&mut self) -> Result<(), CommitError> {
         let retention = self.payload_retention;
         let mut progress = std::mem::take(&mut self.purge.payloads);
-        let step = self.next_step(&mut progress, retention).await;
+        let step = self.next_step(&mut progress, retention, i64::MAX).await;
         self.purge.payloads = progress;
         let Some((after, through)) = step? else { return Ok(()) };
         // One transaction with its leaf: killed half way, nothing has been purged.
@@ -91,7 +91,7 @@ impl Writer {
         turn.note(&note).map_err(|error| CommitError::Refused(error.to_string()))?;
         let Some((prepared, outcome)) = turn_parts(turn) else { return Ok(false) };
         let started = self.now();
-        commit_open(&mut self.connection, prepared).await?;
+        self.commit_open(prepared).await?;
         let took = self.now().since(started);
         self.install(outcome, 0, took);
         Ok(true)
@@ -100,7 +100,9 @@ impl Writer {
     async fn purge_keys(&mut self) -> Result<(), CommitError> {
         let window = self.dedup_window;
         let mut progress = std::mem::take(&mut self.purge.keys);
-        let step = self.next_step(&mut progress, window).await;
+        // Newer ones are not in the index yet.
+        let keyed = self.memory.keys.keyed();
+        let step = self.next_step(&mut progress, window, keyed).await;
         self.purge.keys = progress;
         let Some((after, through)) = step? else { return Ok(()) };
         let query = sqlx::query(sql::PURGE_DEDUP).bind(after).bind(through);
@@ -113,6 +115,7 @@ impl Writer {
         &mut self,
         progress: &mut Progress,
         age: Duration,
+        newest: i64,
     ) -> Result<Option<(i64, i64)>, CommitError> {
         let now = self.clock.now();
         if progress.rest_until.is_some_and(|until| until > now) {
@@ -123,7 +126,8 @@ impl Writer {
             progress.round_ends = Some(now + ROUND);
         }
         let before = now.as_micros().saturating_sub(i64::try_from(age.as_micros()).unwrap_or(i64::MAX));
-        let query = sqlx::query(sql::PURGE_FIND).bind(progress.through).bind(before).bind(STEP_MESSAGES);
+        let query =
+            sqlx::query(sql::PURGE_FIND).bind(progress.through).bind(before).bind(STEP_MESSAGES).bind(newest);
         let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
         let Some(last) = rows.last() else {
             progress.rest_until = Some(now + REST);

@@ -9,7 +9,7 @@ pub(super) fn refuse_accepts(ops: Vec<Op>) -> Vec<Op> {
     let mut rest = Vec::with_capacity(ops.len());
     for op in ops {
         match op {
-            Op::Accept(_, answer) => drop(answer.send(Err(StoreError::Full.into()))),
+            Op::Accept { answer, .. } => drop(answer.send(Err(StoreError::Full.into()))),
             other => rest.push(other),
         }
     }
@@ -20,9 +20,10 @@ pub(super) fn refuse_all(ops: Vec<Op>, error: &StoreError) {
     for op in ops {
         let error = error.clone();
         match op {
-            Op::Accept(_, answer) => drop(answer.send(Err(error.into()))),
+            Op::Accept { answer, .. } => drop(answer.send(Err(error.into()))),
             Op::Lease(_, answer) => drop(answer.send(Err(error.into()))),
-            Op::Settle(_, answer) => drop(answer.send(Err(error.into()))),
+            Op::Settle { answer, .. } => drop(answer.send(Err(error.into()))),
+            Op::AcceptedBefore { answer, .. } => drop(answer.send(Err(error))),
             Op::SessionOpen { answer, .. } => drop(answer.send(Err(error))),
             Op::Operate { answer, .. } => drop(answer.send(Err(error.into()))),
             Op::SessionEnd { answer, .. }

@@ -11,6 +11,7 @@ use gatepost_core::{Delivery, DeliveryId, Level, Outcome, State};
 use super::accept::KnownKeys;
 use super::lease::LEASE_MARGIN;
 use super::turn::{Extra, Turn, went_back};
+use crate::digest::Digests;
 use crate::ops::{AcceptError, Settle, SettleAnswer, SettleError, SettleItem, SettledItem, StoreError};
 use crate::row::Row;
 
@@ -22,7 +23,13 @@ struct Decision<'s> {
 }
 
 impl Turn<'_> {
-    pub(crate) fn settle(&mut self, settle: &Settle, known: &KnownKeys) -> Result<SettleAnswer, SettleError> {
+    /// `digests` are those of the emitted events.
+    pub(crate) fn settle(
+        &mut self,
+        settle: &Settle,
+        digests: &[Digests],
+        known: &KnownKeys,
+    ) -> Result<SettleAnswer, SettleError> {
         if settle.consumer.kind == ActorKind::Adapter
             && self.session_of(&settle.consumer.name)? != settle.session.unwrap_or(0)
         {
@@ -35,7 +42,7 @@ impl Turn<'_> {
             return Err(SettleError::Refused(answers));
         }
         // Emits are checked for a mismatch before anything is taken up.
-        let emitted = self.emit(&settle.consumer, &settle.emit, known).map_err(emit_error)?;
+        let emitted = self.emit(&settle.consumer, &settle.emit, digests, known).map_err(emit_error)?;
         for decision in decisions {
             self.take_up(&decision, settle)?;
         }

@@ -38,7 +38,6 @@ pub(crate) struct Turn<'a> {
     pub(crate) dedups_new: HashMap<Index, NewKey>,
     pub(crate) heap: Heap,
     pub(crate) messages: Records,
-    pub(crate) dedups: Records,
     pub(crate) details: Records,
     pub(crate) replies: Records,
     /// The last word on each key of an adapter's state.
@@ -61,6 +60,8 @@ pub(crate) struct Touched {
 pub(crate) struct NewKey {
     pub(crate) fingerprint: Index,
     pub(crate) message: MessageId,
+    /// Of the message.
+    pub(crate) seq: i64,
     /// Positions in `new_rows`.
     pub(crate) rows: std::ops::Range<usize>,
 }
@@ -101,7 +102,6 @@ impl<'a> Turn<'a> {
             dedups_new: HashMap::new(),
             heap: Heap::default(),
             messages: Records::new(&sql::MESSAGES),
-            dedups: Records::new(&sql::DEDUPS),
             details: Records::new(&sql::DETAILS),
             replies: Records::new(&sql::REPLIES),
             states: BTreeMap::new(),

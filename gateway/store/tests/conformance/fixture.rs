@@ -62,6 +62,8 @@ impl Place {
             origin: "test-gateway".into(),
             dedup_window: self.dedup_window,
             payload_retention: self.payload_retention,
+            // So that keys are moved into their index all the time.
+            keys_in_memory: 2,
             adopt: self.adopt.then(|| Adopt { operator: "ops".into() }),
         }
     }

@@ -251,6 +251,7 @@ async fn adopt(context: &Context, reason: &str) -> Result<(), Failure> {
         origin: config.gateway.name.clone(),
         dedup_window: config.gateway.dedup_window,
         payload_retention: config.gateway.retention,
+        keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
         adopt: Some(Adopt { operator }),
     };
     let opened = gatepost_store::open(options).await;
