@@ -7,8 +7,7 @@ CREATE TABLE store (
     clock          INTEGER NOT NULL,                   -- newest store time written; time never goes back behind it
     instance_epoch INTEGER NOT NULL,                   -- counts starts; part of every lease token
     leaf_count     INTEGER NOT NULL,                   -- size of the audit tree: index of the next leaf
-    keyed          INTEGER NOT NULL,                   -- idempotency keys of messages up to this one are in table dedup
-    ok             INTEGER NOT NULL CHECK (ok = 1)     -- fails the transaction when a statement did not do what was decided
+    keyed          INTEGER NOT NULL                    -- idempotency keys of messages up to this one are in table dedup
 ) STRICT;
 
 CREATE TABLE queue (

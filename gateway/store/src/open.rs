@@ -7,34 +7,29 @@ use std::time::Duration;
 
 use gatepost_audit::{Checkpoint, Event as LeafEvent, empty_root, write_checkpoint};
 use gatepost_core::principal::{Actor, ActorKind};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection as _, Row as _, SqliteConnection, SqlitePool};
+use rusqlite::Connection;
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::audit_log::{AuditLog, LogFault};
 use crate::clock::Clock;
 use crate::data_dir::{DataDir, DataDirError, Keys};
+use crate::database;
 use crate::hints::Hints;
 use crate::ops::{AuditNote, StoreError};
 use crate::random::Random;
 use crate::reader::Reader;
-use crate::row::get;
 use crate::seal::Vault;
 use crate::sql;
 use crate::store::Store;
-use crate::writer::{Condition, Health, OPS_WAITING_MAX, Writer};
+use crate::writer::{Condition, Health, OPS_WAITING_MAX, Writer, WriterThread};
 
 /// The first SQLite without the WAL-reset corruption bug, as `sqlite3_libversion_number` says it.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// See [`Options::keys_in_memory`]: with the run that is on its way, a few MiB at most.
 pub const KEYS_IN_MEMORY: usize = 32_768;
-/// Pages in the WAL after which the writer checkpoints.
-const WAL_PAGES: &str = "4000";
-/// Pages that the writer keeps in memory, as SQLite takes it: KiB, negative.
-const WRITER_CACHE_KIB: &str = "-16384";
-/// The WAL file is cut back to this after a checkpoint, bytes.
-const WAL_BYTES: &str = "67108864";
 const READERS: u32 = 3;
 /// Longest that a reader may hold a snapshot; the WAL cannot be reset while one is held.
 const READER_WAIT: Duration = Duration::from_secs(5);
@@ -83,9 +78,8 @@ pub enum OpenError {
 
 /// The store's tasks; `stop` ends them in order.
 pub struct StoreTask {
-    writer: JoinHandle<Writer>,
+    writer: WriterThread,
     audit: JoinHandle<()>,
-    stop_writer: watch::Sender<bool>,
     stop_audit: watch::Sender<bool>,
     pool: SqlitePool,
     /// The data directory was created by this start.
@@ -96,18 +90,13 @@ pub struct StoreTask {
 impl StoreTask {
     /// Waits until the writer has done what was asked, signs the last checkpoint and closes the database.
     pub async fn stop(self) {
-        let _ = self.stop_writer.send(true);
-        let writer = self.writer.await;
+        // The writer waits for nobody, so what it was asked for is done; its connection closes last but for the readers'.
+        self.writer.stop().await;
         let _ = self.stop_audit.send(true);
         if let Err(error) = self.audit.await {
             tracing::error!(%error, "the audit log's task did not end well");
         }
-        // The writer's connection closes last: the last one brings the WAL into the database, and readers cannot.
         self.pool.close().await;
-        match writer {
-            Ok(writer) => drop(writer.connection.close().await),
-            Err(error) => tracing::error!(%error, "the writer did not end well"),
-        }
     }
 }
 
@@ -132,12 +121,11 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         tracing::warn!(%error, "no reserve could be set aside for a full disk");
     }
     let fail = |text: String| OpenError::Database { path: database.clone(), text };
-    let mut connection = connect(&database).await.map_err(|error| fail(error.to_string()))?;
-    read_back(&mut connection).await?;
-    migrate(&mut connection, &database).await?;
-    let (clock, instance_epoch) =
-        start_clock(&mut connection).await.map_err(|error| fail(error.to_string()))?;
-    let memory = crate::writer::load_memory(&mut connection, options.keys_in_memory).await?;
+    let connection = database::connect(&database).map_err(|error| fail(error.to_string()))?;
+    read_back(&connection)?;
+    migrate(&connection, &database)?;
+    let (clock, instance_epoch) = start_clock(&connection)?;
+    let memory = crate::writer::load_memory(&connection, options.keys_in_memory)?;
     let pool = readers(&database).await.map_err(|error| fail(error.to_string()))?;
 
     let health = Arc::new(Health::default());
@@ -164,11 +152,10 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     );
     let writer = Writer {
         connection,
-        database,
+        database: database.clone(),
         clock,
         instance_epoch,
         memory,
-        calls: Default::default(),
         vault: vault.clone(),
         random: Random::new(),
         gateway: Actor::new(ActorKind::Gateway, options.origin.clone()),
@@ -184,13 +171,11 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         data_dir,
     };
     let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);
-    let (stop_writer, writer_stopped) = watch::channel(false);
     let (stop_audit, audit_stopped) = watch::channel(false);
-    let store = Store::new(ops_in, reader, vault, hints, health);
+    let store = Store::new(ops_in, reader, vault, clock, hints, health);
     let task = StoreTask {
-        writer: tokio::spawn(writer.run(ops, chores, writer_stopped)),
+        writer: writer.start(ops, chores).map_err(|error| fail(error.to_string()))?,
         audit: tokio::spawn(audit.run(grown, audit_stopped)),
-        stop_writer,
         stop_audit,
         pool,
         created,
@@ -255,64 +240,40 @@ fn sign_empty(data_dir: &DataDir, keys: &Keys) -> Result<(), OpenError> {
     Ok(write_checkpoint(&data_dir.audit(), &text).map_err(|error| LogFault::Write(error.to_string()))?)
 }
 
-fn connect_options(database: &Path) -> Result<SqliteConnectOptions, sqlx::Error> {
-    Ok(SqliteConnectOptions::from_str("sqlite://")?
+pub(crate) async fn readers(database: &Path) -> Result<SqlitePool, sqlx::Error> {
+    let options = SqliteConnectOptions::from_str("sqlite://")?
         .filename(database)
-        .foreign_keys(true)
+        .read_only(true)
         .busy_timeout(READER_WAIT)
         .pragma("cell_size_check", "ON")
-        .pragma("mmap_size", "0"))
-}
-
-/// The writer's connection.
-pub(crate) async fn connect(database: &Path) -> Result<SqliteConnection, sqlx::Error> {
-    let options = connect_options(database)?
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .pragma("wal_autocheckpoint", WAL_PAGES)
-        .pragma("cache_size", WRITER_CACHE_KIB)
-        .pragma("temp_store", "MEMORY")
-        .pragma("journal_size_limit", WAL_BYTES)
-        .statement_cache_capacity(64);
-    SqliteConnection::connect_with(&options).await
-}
-
-pub(crate) async fn readers(database: &Path) -> Result<SqlitePool, sqlx::Error> {
-    let options = connect_options(database)?.read_only(true);
+        .pragma("mmap_size", "0");
     SqlitePoolOptions::new().max_connections(READERS).acquire_timeout(READER_WAIT).connect_with(options).await
 }
 
 /// Settings on which the promise rests are read back, not believed.
-async fn read_back(connection: &mut SqliteConnection) -> Result<(), OpenError> {
-    for (pragma, expected) in [
-        ("PRAGMA journal_mode", "wal"),
-        ("PRAGMA synchronous", "2"),
-        ("PRAGMA foreign_keys", "1"),
-        ("PRAGMA mmap_size", "0"),
-    ] {
-        let row = sqlx::query(pragma).fetch_optional(&mut *connection).await;
-        let row = row.map_err(|error| OpenError::Setting(format!("{pragma}: {error}")))?;
-        let found = match row {
-            None => String::new(),
-            Some(row) => row
-                .try_get::<String, _>(0)
-                .or_else(|_| row.try_get::<i64, _>(0).map(|value| value.to_string()))
-                .unwrap_or_default(),
+fn read_back(connection: &Connection) -> Result<(), OpenError> {
+    let settings = database::settings(connection).map_err(|error| OpenError::Setting(error.to_string()))?;
+    for (name, found) in settings {
+        let kept = match name {
+            "journal_mode" => found == "wal",
+            "synchronous" => found == "2",
+            "foreign_keys" => found == "1",
+            "mmap_size" => found.is_empty() || found == "0",
+            _ => true,
         };
-        // A build without mmap answers nothing.
-        if found != expected && !(pragma == "PRAGMA mmap_size" && found.is_empty()) {
-            return Err(OpenError::Setting(format!("{pragma} is {found:?} instead of {expected:?}")));
+        if !kept {
+            return Err(OpenError::Setting(format!("PRAGMA {name} is {found:?}")));
         }
     }
     Ok(())
 }
 
-async fn migrate(connection: &mut SqliteConnection, database: &Path) -> Result<(), OpenError> {
-    let fail =
-        |error: sqlx::Error| OpenError::Database { path: database.to_path_buf(), text: error.to_string() };
-    let row = sqlx::query("PRAGMA user_version").fetch_one(&mut *connection).await.map_err(fail)?;
-    let found: i64 = row.try_get(0).map_err(fail)?;
+fn migrate(connection: &Connection, database: &Path) -> Result<(), OpenError> {
+    let fail = |error: rusqlite::Error| OpenError::Database {
+        path: database.to_path_buf(),
+        text: error.to_string(),
+    };
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
     let known = sql::MIGRATIONS.last().map_or(0, |(version, _)| *version);
     if found > known {
         return Err(OpenError::Newer { found, known });
@@ -320,30 +281,24 @@ async fn migrate(connection: &mut SqliteConnection, database: &Path) -> Result<(
     for (version, text) in sql::MIGRATIONS.iter().filter(|(version, _)| *version > found) {
         // One transaction with its number: killed half way, a migration has not happened.
         let script = format!("BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {version};\nCOMMIT;");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&mut *connection).await.map_err(fail)?;
+        connection.execute_batch(&script).map_err(fail)?;
     }
     Ok(())
 }
 
 /// Counts this start and begins store time behind everything written before.
-async fn start_clock(connection: &mut SqliteConnection) -> Result<(Clock, u32), StoreError> {
-    let database = |error: sqlx::Error| StoreError::Database(error.to_string());
-    let stored = sqlx::query(sql::STORE_LOAD).fetch_optional(&mut *connection).await.map_err(database)?;
-    let newest = stored.map_or(Ok(0), |row| get::<i64>(&row, "clock"))?;
+fn start_clock(connection: &Connection) -> Result<(Clock, u32), StoreError> {
+    let load = || {
+        database::rows(connection, sql::STORE_LOAD, [], |mut cells| {
+            Ok((cells.take::<i64>()?, cells.take::<i64>()?))
+        })
+    };
+    let newest = load()?.pop().map_or(0, |(clock, _)| clock);
     let clock = Clock::start(gatepost_core::Timestamp::from_micros(newest));
-    let start = sqlx::query(sql::STORE_START).bind(clock.now().as_micros());
-    start.execute(&mut *connection).await.map_err(database)?;
-    let row = sqlx::query(sql::STORE_LOAD).fetch_one(&mut *connection).await.map_err(database)?;
-    let epoch = get::<i64>(&row, "instance_epoch")?;
+    let started = connection
+        .prepare_cached(sql::STORE_START)
+        .and_then(|mut start| start.execute(rusqlite::params![clock.now().as_micros()]));
+    started.map_err(crate::writer::CommitError::from)?;
+    let epoch = load()?.pop().map_or(0, |(_, epoch)| epoch);
     Ok((clock, u32::try_from(epoch).unwrap_or(u32::MAX)))
-}
-
-/// Whether the file is structurally sound; the text says what is not.
-pub(crate) async fn quick_check(connection: &mut SqliteConnection) -> Result<(), String> {
-    let row = sqlx::query("PRAGMA quick_check(1)")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(|error| error.to_string())?;
-    let verdict: String = row.try_get(0).map_err(|error| error.to_string())?;
-    if verdict == "ok" { Ok(()) } else { Err(verdict) }
 }

@@ -31,8 +31,7 @@ impl Random {
 
     /// A UUIDv7 (RFC 9562 §5.7) at `at_micros`.
     pub(crate) fn uuid(&mut self, at_micros: i64) -> Result<Uuid, getrandom::Error> {
-        let millis = u64::try_from(at_micros / 1000).unwrap_or(0);
-        Ok(uuid::Builder::from_unix_timestamp_millis(millis, &self.bytes()?).into_uuid())
+        Ok(uuid_at(at_micros, &self.bytes()?))
     }
 
     pub(crate) fn token(&mut self, instance_epoch: u32) -> Result<LeaseToken, getrandom::Error> {
@@ -43,4 +42,10 @@ impl Random {
     pub(crate) fn jitter(&mut self) -> Result<f64, getrandom::Error> {
         Ok(f64::from(u32::from_be_bytes(self.bytes()?)) / 4_294_967_296.0)
     }
+}
+
+/// A UUIDv7 (RFC 9562 §5.7) at `at_micros`, of which it keeps the milliseconds, from 10 random bytes.
+pub(crate) fn uuid_at(at_micros: i64, random: &[u8; 10]) -> Uuid {
+    let millis = u64::try_from(at_micros / 1000).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(millis, random).into_uuid()
 }

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use gatepost_core::delivery::{Lease, OutcomeKind, Proof, Reason};
 use gatepost_core::{Delivery, DeliveryId, LeaseToken, MessageId, State, Timestamp};
+use rusqlite::{CachedStatement, params};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
+use crate::database::Cells;
 use crate::ops::StoreError;
-use crate::record::{Heap, Records};
 use crate::seal::{Index, Place};
 
 #[derive(Clone, Debug)]
@@ -33,44 +34,56 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn load(row: &SqliteRow) -> Result<Self, StoreError> {
-        let pos: i64 = get(row, "pos")?;
+    /// Reads the columns that `sql` lists as a delivery's, in that order.
+    pub(crate) fn load(mut cells: Cells<'_>) -> Result<Self, StoreError> {
+        let pos: i64 = cells.take()?;
         let place = |column| Place { table: "delivery", column, row: pos };
+        let (id, message_seq, message) = (cells.take()?, cells.take()?, cells.take()?);
+        let (salt, size, queue, lane) = (cells.take()?, cells.take::<i64>()?, cells.take()?, cells.take()?);
+        let standing = Standing::load(&mut cells)?;
+        let batch = cells.take()?;
+        let late = cells.take()?;
+        let mut count = |column| u32::try_from(cells.take::<i64>()?).map_err(|_| place(column).corrupt());
+        let (attempts, series, crashes) = (count("attempts")?, count("series")?, count("crashes")?);
+        let (doubt, suspect, replayed) = (cells.take()?, cells.take()?, cells.take()?);
+        let reason = cells.take_text()?.and_then(Reason::from_code);
+        let expires_at: Option<i64> = cells.take()?;
+        let (born, idle_at_birth, changed_at) = (cells.take()?, cells.take::<i64>()?, cells.take()?);
+        let settled = match (cells.take::<Option<[u8; 16]>>()?, cells.take_text()?) {
+            (Some(token), Some(name)) => {
+                let kind = OutcomeKind::from_name(name).ok_or_else(|| place("settled_as").corrupt())?;
+                Some((LeaseToken::from_bytes(token), kind))
+            }
+            _ => None,
+        };
+        let (leaves, accepted_at) = (cells.take()?, cells.take()?);
         let delivery = Delivery {
-            state: load_state(row, pos)?,
-            attempts: count(row, "attempts", pos)?,
-            series: count(row, "series", pos)?,
-            crashes: count(row, "crashes", pos)?,
-            doubt: get(row, "doubt")?,
-            suspect: get(row, "suspect")?,
-            replayed: get(row, "replayed")?,
-            expires_at: get::<Option<i64>>(row, "expires_at")?.map(Timestamp::from_micros),
-            born: Timestamp::from_micros(get(row, "born")?),
-            idle_at_birth: Duration::from_micros(
-                u64::try_from(get::<i64>(row, "idle_at_birth")?).unwrap_or(0),
-            ),
-            settled: match (opt_bytes(row, "settled_token", pos)?, get::<Option<&str>>(row, "settled_as")?) {
-                (Some(token), Some(name)) => Some((
-                    LeaseToken::from_bytes(token),
-                    OutcomeKind::from_name(name).ok_or_else(|| place("settled_as").corrupt())?,
-                )),
-                _ => None,
-            },
+            state: standing.state(late, reason, pos)?,
+            attempts,
+            series,
+            crashes,
+            doubt,
+            suspect,
+            replayed,
+            expires_at: expires_at.map(Timestamp::from_micros),
+            born: Timestamp::from_micros(born),
+            idle_at_birth: Duration::from_micros(u64::try_from(idle_at_birth).unwrap_or(0)),
+            settled,
         };
         Ok(Self {
             pos,
-            id: DeliveryId::from_bytes(bytes(row, "id", pos)?),
-            message_seq: get(row, "message")?,
-            message: MessageId::from_bytes(bytes(row, "message_id", pos)?),
-            salt: opt_bytes(row, "salt", pos)?,
-            size: u64::try_from(get::<i64>(row, "size")?).unwrap_or(0),
-            queue: get(row, "queue")?,
-            lane: opt_bytes(row, "lane", pos)?,
+            id: DeliveryId::from_bytes(id),
+            message_seq,
+            message: MessageId::from_bytes(message),
+            salt,
+            size: u64::try_from(size).unwrap_or(0),
+            queue,
+            lane,
             delivery,
-            batch: opt_bytes(row, "batch", pos)?,
-            accepted_at: Timestamp::from_micros(get(row, "accepted_at")?),
-            changed_at: Timestamp::from_micros(get(row, "changed_at")?),
-            leaves: get(row, "leaves")?,
+            batch,
+            accepted_at: Timestamp::from_micros(accepted_at),
+            changed_at: Timestamp::from_micros(changed_at),
+            leaves,
         })
     }
 
@@ -86,77 +99,68 @@ impl Row {
         }
     }
 
-    pub(crate) fn push_new(&self, records: &mut Records, heap: &mut Heap) {
+    /// Adds the row of a new delivery.
+    pub(crate) fn add(&self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
         let delivery = &self.delivery;
         let state = &delivery.state;
-        let reason = reason_of(state).map(|reason| text(heap, reason.as_str()));
-        let leaves = heap.append(|bytes| bytes.extend_from_slice(&self.leaves));
-        records
-            .int(self.pos)
-            .key(self.id.as_bytes())
-            .int(self.message_seq)
-            .int(self.queue)
-            .opt_key(self.lane.as_ref())
-            .int(state_code(state))
-            .flag(state.blocks_lane())
-            .opt_int(state.due().map(Timestamp::as_micros))
-            .opt_int(self.ready())
-            .flag(false)
-            .int(delivery.attempts.into())
-            .int(delivery.series.into())
-            .int(delivery.crashes.into())
-            .flag(delivery.doubt)
-            .flag(delivery.suspect)
-            .flag(delivery.replayed)
-            .opt_span(reason)
-            .opt_int(delivery.expires_at.map(Timestamp::as_micros))
-            .int(delivery.born.as_micros())
-            .int(micros(delivery.idle_at_birth))
-            .int(self.changed_at.as_micros())
-            .span(leaves);
+        statement.execute(params![
+            self.pos,
+            self.id.as_bytes(),
+            self.message_seq,
+            self.queue,
+            self.lane,
+            state_code(state),
+            state.blocks_lane(),
+            state.due().map(Timestamp::as_micros),
+            self.ready(),
+            delivery.attempts,
+            delivery.series,
+            delivery.crashes,
+            delivery.doubt,
+            delivery.suspect,
+            delivery.replayed,
+            reason_of(state).map(|reason| reason.as_str()),
+            delivery.expires_at.map(Timestamp::as_micros),
+            delivery.born.as_micros(),
+            micros(delivery.idle_at_birth),
+            self.changed_at.as_micros(),
+            self.leaves,
+        ])
     }
 
-    /// The row as it is now, under the condition that the database still has it as it `was`.
-    pub(crate) fn push_changed(&self, was: &Self, records: &mut Records, heap: &mut Heap) {
+    /// Makes the row what it is now, if the database still has it as it `was`.
+    pub(crate) fn change(&self, was: &Self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
         let delivery = &self.delivery;
         let state = &delivery.state;
-        let reason = reason_of(state).map(|reason| text(heap, reason.as_str()));
-        let settled_as = delivery.settled.map(|(_, kind)| text(heap, kind.as_str()));
-        let leaves = heap.append(|bytes| bytes.extend_from_slice(&self.leaves));
         let lease = delivery.lease();
-        let late = matches!(state, State::Sending { proof: Proof::Late, .. });
-        records
-            .int(self.pos)
-            .int(state_code(&was.delivery.state))
-            .opt_key(was.delivery.lease().map(|lease| lease.token.as_bytes()))
-            .opt_key(self.lane.as_ref())
-            .int(state_code(state))
-            .flag(state.blocks_lane())
-            .opt_int(state.due().map(Timestamp::as_micros))
-            .opt_int(self.ready())
-            .opt_key(lease.map(|lease| lease.token.as_bytes()))
-            .opt_int(lease.map(|lease| lease.until.as_micros()))
-            .opt_int(lease.map(|lease| i64::try_from(lease.session).unwrap_or(i64::MAX)))
-            .opt_key(self.batch.as_ref())
-            .flag(late)
-            .int(delivery.attempts.into())
-            .int(delivery.series.into())
-            .int(delivery.crashes.into())
-            .flag(delivery.doubt)
-            .flag(delivery.suspect)
-            .flag(delivery.replayed)
-            .opt_span(reason)
-            .int(delivery.born.as_micros())
-            .int(micros(delivery.idle_at_birth))
-            .int(self.changed_at.as_micros())
-            .opt_key(delivery.settled.as_ref().map(|(token, _)| token.as_bytes()))
-            .opt_span(settled_as)
-            .span(leaves);
+        statement.execute(params![
+            self.pos,
+            state_code(&was.delivery.state),
+            was.delivery.lease().map(|lease| lease.token.as_bytes()),
+            state_code(state),
+            state.blocks_lane(),
+            state.due().map(Timestamp::as_micros),
+            self.ready(),
+            lease.map(|lease| lease.token.as_bytes()),
+            lease.map(|lease| lease.until.as_micros()),
+            lease.map(|lease| i64::try_from(lease.session).unwrap_or(i64::MAX)),
+            self.batch,
+            matches!(state, State::Sending { proof: Proof::Late, .. }),
+            delivery.attempts,
+            delivery.series,
+            delivery.crashes,
+            delivery.doubt,
+            delivery.suspect,
+            delivery.replayed,
+            reason_of(state).map(|reason| reason.as_str()),
+            delivery.born.as_micros(),
+            micros(delivery.idle_at_birth),
+            self.changed_at.as_micros(),
+            delivery.settled.as_ref().map(|(token, _)| token.as_bytes()),
+            delivery.settled.map(|(_, kind)| kind.as_str()),
+            self.leaves,
+        ])
     }
-}
-
-fn text(heap: &mut Heap, text: &str) -> crate::record::Span {
-    heap.append(|bytes| bytes.extend_from_slice(text.as_bytes()))
 }
 
 fn reason_of(state: &State) -> Option<Reason> {
@@ -195,36 +199,56 @@ pub(crate) fn state_name(code: i64) -> Option<&'static str> {
     usize::try_from(code).ok().and_then(|code| State::NAMES.get(code)).copied()
 }
 
-fn load_state(row: &SqliteRow, pos: i64) -> Result<State, StoreError> {
-    let place = |column| Place { table: "delivery", column, row: pos };
-    let due = get::<Option<i64>>(row, "due")?.map(Timestamp::from_micros);
-    let lease = || -> Result<Lease, StoreError> {
-        let token = opt_bytes(row, "token", pos)?.ok_or_else(|| place("token").corrupt())?;
-        let until = get::<Option<i64>>(row, "until")?.ok_or_else(|| place("until").corrupt())?;
-        let session = get::<Option<i64>>(row, "session")?.unwrap_or(0);
-        Ok(Lease {
-            token: LeaseToken::from_bytes(token),
-            until: Timestamp::from_micros(until),
-            session: u64::try_from(session).unwrap_or(0),
+/// The columns that say where a delivery stands.
+struct Standing {
+    code: i64,
+    blocks: bool,
+    due: Option<Timestamp>,
+    token: Option<[u8; 16]>,
+    until: Option<i64>,
+    session: Option<i64>,
+}
+
+impl Standing {
+    fn load(cells: &mut Cells<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            code: cells.take()?,
+            blocks: cells.take()?,
+            due: cells.take::<Option<i64>>()?.map(Timestamp::from_micros),
+            token: cells.take()?,
+            until: cells.take()?,
+            session: cells.take()?,
         })
-    };
-    match get::<i64>(row, "state")? {
-        0 => Ok(State::Waiting { due: due.ok_or_else(|| place("due").corrupt())? }),
-        1 => Ok(State::Leased { lease: lease()? }),
-        2 => {
-            let proof = if get::<bool>(row, "late")? { Proof::Late } else { Proof::Prompt };
-            Ok(State::Sending { lease: lease()?, proof })
+    }
+
+    fn state(&self, late: bool, reason: Option<Reason>, pos: i64) -> Result<State, StoreError> {
+        let place = |column| Place { table: "delivery", column, row: pos };
+        match self.code {
+            0 => Ok(State::Waiting { due: self.due.ok_or_else(|| place("due").corrupt())? }),
+            1 => Ok(State::Leased { lease: self.lease(pos)? }),
+            2 => {
+                let proof = if late { Proof::Late } else { Proof::Prompt };
+                Ok(State::Sending { lease: self.lease(pos)?, proof })
+            }
+            3 => Ok(State::InDoubt { due: self.due }),
+            4 => Ok(State::Delivered),
+            5 => {
+                let reason = reason.ok_or_else(|| place("reason").corrupt())?;
+                Ok(State::Dead { reason, holds_lane: self.blocks })
+            }
+            6 => Ok(State::Expired),
+            7 => Ok(State::Discarded),
+            _ => Err(place("state").corrupt()),
         }
-        3 => Ok(State::InDoubt { due }),
-        4 => Ok(State::Delivered),
-        5 => {
-            let reason = get::<Option<&str>>(row, "reason")?.and_then(Reason::from_code);
-            let reason = reason.ok_or_else(|| place("reason").corrupt())?;
-            Ok(State::Dead { reason, holds_lane: get(row, "blocks")? })
-        }
-        6 => Ok(State::Expired),
-        7 => Ok(State::Discarded),
-        _ => Err(place("state").corrupt()),
+    }
+
+    fn lease(&self, pos: i64) -> Result<Lease, StoreError> {
+        let place = |column| Place { table: "delivery", column, row: pos };
+        Ok(Lease {
+            token: LeaseToken::from_bytes(self.token.ok_or_else(|| place("token").corrupt())?),
+            until: Timestamp::from_micros(self.until.ok_or_else(|| place("until").corrupt())?),
+            session: u64::try_from(self.session.unwrap_or(0)).unwrap_or(0),
+        })
     }
 }
 
@@ -234,11 +258,6 @@ where
     T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
 {
     row.try_get(column).map_err(|error| StoreError::Database(error.to_string()))
-}
-
-fn count(row: &SqliteRow, column: &'static str, pos: i64) -> Result<u32, StoreError> {
-    u32::try_from(get::<i64>(row, column)?)
-        .map_err(|_| Place { table: "delivery", column, row: pos }.corrupt())
 }
 
 pub(crate) fn bytes<const N: usize>(

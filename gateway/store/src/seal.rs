@@ -72,9 +72,11 @@ impl Vault {
         index
     }
 
-    pub(crate) fn seal(&self, content: &[u8], into: &mut Vec<u8>) {
-        into.push(SEAL_PLAIN);
-        into.extend_from_slice(content);
+    pub(crate) fn seal(&self, content: &[u8]) -> Vec<u8> {
+        let mut sealed = Vec::with_capacity(1 + content.len());
+        sealed.push(SEAL_PLAIN);
+        sealed.extend_from_slice(content);
+        sealed
     }
 
     /// Opens a sealed value; `place` names the column and row for the error.
@@ -130,8 +132,7 @@ mod tests {
     fn a_seal_opens_and_a_foreign_one_is_corrupt() {
         let vault = Vault::new(&[1; 32]);
         let place = Place { table: "message", column: "data", row: 7 };
-        let mut sealed = Vec::new();
-        vault.seal(b"x", &mut sealed);
+        let sealed = vault.seal(b"x");
         assert_eq!(vault.open(&sealed, place).unwrap(), b"x");
         assert!(vault.open(&[9, 1], place).is_err());
         assert!(vault.open(&[], place).is_err());

@@ -13,12 +13,13 @@ use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::digest::{Digests, identity};
+use crate::clock::Clock;
 use crate::hints::Hints;
 use crate::ops::{
     Accept, AcceptError, Accepted, AuditNote, DeliveryRow, LeaseAnswer, LeaseError, LeaseRequest, Leased,
     OperateError, QueueSetup, Session, SessionEnd, Settle, SettleAnswer, SettleError, StoreError, Verb,
 };
+use crate::prepared::{Prepared, identity};
 use crate::reader::Reader;
 use crate::seal::{Index, Vault};
 use crate::writer::Health;
@@ -31,14 +32,14 @@ pub(crate) enum Op {
     Accept {
         accept: Accept,
         /// One for each message.
-        digests: Vec<Digests>,
+        prepared: Vec<Prepared>,
         answer: Answer<Vec<Accepted>, AcceptError>,
     },
     Lease(LeaseRequest, Answer<Claimed, LeaseError>),
     Settle {
         settle: Settle,
         /// One for each emitted event.
-        digests: Vec<Digests>,
+        prepared: Vec<Prepared>,
         answer: Answer<SettleAnswer, SettleError>,
     },
     AcceptedBefore {
@@ -111,6 +112,7 @@ pub struct Store {
     ops: mpsc::Sender<Op>,
     reader: Reader,
     vault: Vault,
+    clock: Clock,
     hints: Arc<Hints>,
     health: Arc<Health>,
 }
@@ -120,17 +122,18 @@ impl Store {
         ops: mpsc::Sender<Op>,
         reader: Reader,
         vault: Vault,
+        clock: Clock,
         hints: Arc<Hints>,
         health: Arc<Health>,
     ) -> Self {
-        Self { ops, reader, vault, hints, health }
+        Self { ops, reader, vault, clock, hints, health }
     }
 
     /// Accepts messages: all of them or none. A message whose idempotency key was used before with the same content is
     /// answered as the first time, with `duplicate`.
     pub async fn message_accept(&self, accept: Accept) -> Result<Vec<Accepted>, AcceptError> {
-        let digests = self.digests(accept.permit.sender(), &accept.messages)?;
-        self.call(|answer| Op::Accept { accept, digests, answer }).await
+        let prepared = self.prepare(accept.permit.sender(), &accept.messages)?;
+        self.call(|answer| Op::Accept { accept, prepared, answer }).await
     }
 
     /// What a message was answered when it was handed in before under the same key with the same content; `None` if it was
@@ -144,13 +147,14 @@ impl Store {
         self.call(|answer| Op::AcceptedBefore { key, fingerprint, answer }).await
     }
 
-    fn digests<'m>(
+    fn prepare<'m>(
         &self,
         sender: &Actor,
         messages: impl IntoIterator<Item = &'m NewMessage>,
-    ) -> Result<Vec<Digests>, StoreError> {
-        let digests = messages.into_iter().map(|message| Digests::of(&self.vault, sender, message));
-        digests.collect::<Result<_, _>>().map_err(|error| StoreError::Database(error.to_string()))
+    ) -> Result<Vec<Prepared>, StoreError> {
+        let now = self.clock.now();
+        let prepared = messages.into_iter().map(|message| Prepared::new(&self.vault, sender, message, now));
+        prepared.collect::<Result<_, _>>().map_err(|error| StoreError::Database(error.to_string()))
     }
 
     /// Leases what may be leased now; never waits for more. See [`Store::queue_hint`] for when to ask again.
@@ -181,8 +185,8 @@ impl Store {
     /// Outcomes, emitted events and adapter state in one transaction.
     pub async fn delivery_settle(&self, settle: Settle) -> Result<SettleAnswer, SettleError> {
         let emitted = settle.emit.iter().map(|emit| &emit.message);
-        let digests = self.digests(&settle.consumer, emitted)?;
-        self.call(|answer| Op::Settle { settle, digests, answer }).await
+        let prepared = self.prepare(&settle.consumer, emitted)?;
+        self.call(|answer| Op::Settle { settle, prepared, answer }).await
     }
 
     /// Opens an adapter's session and ends its earlier ones.

@@ -1,4 +1,4 @@
-//! The writer: one task that owns the one connection which writes.
+//! The writer: one thread that owns the one connection which writes.
 //!
 //! It drains what waits, decides it against memory and a few reads, commits it in one call, and answers all of it
 //! afterwards (group commit; no timers while there is work). Between commits it sweeps what time has ended.
@@ -22,15 +22,16 @@ mod turn;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use gatepost_core::Timestamp;
 use gatepost_core::principal::Actor;
-use sqlx::SqliteConnection;
+use rusqlite::Connection;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub(crate) use accept::form_of;
-pub(crate) use commit::{CommitError, classify};
+pub(crate) use commit::CommitError;
 pub use health::Health;
 pub(crate) use load::load_memory;
 use memory::Memory;
@@ -64,13 +65,12 @@ pub(crate) enum Chore {
 }
 
 pub(crate) struct Writer {
-    pub(crate) connection: SqliteConnection,
+    pub(crate) connection: Connection,
     pub(crate) data_dir: DataDir,
     pub(crate) database: PathBuf,
     pub(crate) clock: Clock,
     pub(crate) instance_epoch: u32,
     pub(crate) memory: Memory,
-    pub(crate) calls: commit::Calls,
     pub(crate) vault: Vault,
     pub(crate) random: Random,
     pub(crate) gateway: Actor,
@@ -97,29 +97,79 @@ pub(crate) enum Condition {
     Broken(String),
 }
 
+/// The running writer. Dropped without [`WriterThread::stop`], it ends where it stands.
+pub(crate) struct WriterThread {
+    thread: Option<JoinHandle<()>>,
+    stop: Option<watch::Sender<bool>>,
+}
+
+impl WriterThread {
+    /// Lets the writer do what was asked of it, and waits until it has closed the database.
+    pub(crate) async fn stop(mut self) {
+        let (thread, stop) = (self.thread.take(), self.stop.take());
+        let ended = tokio::task::spawn_blocking(move || {
+            if let Some(stop) = stop {
+                stop.send_replace(true);
+                return thread.is_none_or(|thread| thread.join().is_ok());
+            }
+            true
+        });
+        if !ended.await.unwrap_or(false) {
+            tracing::error!("the writer did not end well");
+        }
+    }
+}
+
+impl Drop for WriterThread {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It has said itself what went wrong, if anything.
+            drop(thread.join());
+        }
+    }
+}
+
 impl Writer {
+    /// Starts the writer's thread. A runtime of its own wakes it, so that nothing else waits behind its disk.
+    pub(crate) fn start(
+        self,
+        ops: mpsc::Receiver<Op>,
+        chores: mpsc::Receiver<Chore>,
+    ) -> std::io::Result<WriterThread> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let (stop, stopped) = watch::channel(false);
+        let thread = std::thread::Builder::new()
+            .name("writer".to_owned())
+            .spawn(move || runtime.block_on(self.run(ops, chores, stopped)))?;
+        Ok(WriterThread { thread: Some(thread), stop: Some(stop) })
+    }
+
     /// Runs until it is told to stop, or every handle of the store is gone, and what was asked for is done.
     pub(crate) async fn run(
         mut self,
         mut ops: mpsc::Receiver<Op>,
         mut chores: mpsc::Receiver<Chore>,
         mut stop: watch::Receiver<bool>,
-    ) -> Self {
+    ) {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut drained = Vec::with_capacity(OPS_PER_COMMIT_MAX);
         loop {
             tokio::select! {
                 biased;
-                _ = sweep.tick() => self.look_at_time().await,
-                Some(chore) = chores.recv() => self.chore(chore).await,
+                _ = sweep.tick() => self.look_at_time(),
+                Some(chore) = chores.recv() => self.chore(chore),
                 // Nothing new is taken; what was asked before is still done.
-                _ = stop.changed(), if !ops.is_closed() => ops.close(),
+                stopped = stop.changed(), if !ops.is_closed() => match stopped {
+                    Ok(()) => ops.close(),
+                    Err(_) => return,
+                },
                 count = ops.recv_many(&mut drained, OPS_PER_COMMIT_MAX) => {
                     if count == 0 {
-                        return self;
+                        return;
                     }
-                    self.groups(std::mem::take(&mut drained)).await;
+                    self.groups(std::mem::take(&mut drained));
                     drained.reserve(OPS_PER_COMMIT_MAX);
                 }
             }
@@ -127,9 +177,9 @@ impl Writer {
     }
 
     /// What time alone does: leases and messages that run out, the disk, the WAL, retention.
-    async fn look_at_time(&mut self) {
+    fn look_at_time(&mut self) {
         match &self.condition {
-            Condition::Broken(_) => self.reopen().await,
+            Condition::Broken(_) => self.reopen(),
             Condition::Full => self.look_for_space(),
             Condition::Working => {}
         }
@@ -138,22 +188,20 @@ impl Writer {
         }
         // Before the first configuration nobody knows the policies by which time ends things.
         if self.own_leases_ended {
-            self.sweep().await;
-            self.purge_some().await;
+            self.sweep();
+            self.purge_some();
         }
         self.memory.forget_batches();
         let wal = self.data_dir.wal().metadata().map_or(0, |metadata| metadata.len());
         self.health.set_wal_bytes(wal);
     }
 
-    async fn chore(&mut self, chore: Chore) {
+    fn chore(&mut self, chore: Chore) {
         match chore {
             Chore::LeavesFiled { below } => {
                 let below = i64::try_from(below).unwrap_or(i64::MAX);
-                if let Err(error) =
-                    sqlx::query(crate::sql::LEAVES_DROP).bind(below).execute(&mut self.connection).await
-                {
-                    self.failed(&classify(&error));
+                if let Err(error) = self.execute(crate::sql::LEAVES_DROP, rusqlite::params![below]) {
+                    self.failed(&error);
                 }
             }
         }

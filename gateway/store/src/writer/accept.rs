@@ -9,9 +9,9 @@ use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_core::{Delivery, DeliveryId, MessageId, Order, State};
 
 use super::leaf::accepted_leaf;
-use super::turn::{Extra, NewKey, Turn};
-use crate::digest::Digests;
+use super::turn::{Extra, MessageRow, NewKey, Turn};
 use crate::ops::{Accept, AcceptError, Accepted, AcceptedDelivery, Emit, StoreError, UNROUTED};
+use crate::prepared::Prepared;
 use crate::row::Row;
 use crate::seal::{Domain, Index};
 
@@ -37,15 +37,15 @@ enum Fate {
 /// Where a new message goes: its destinations, or dead into `unrouted`.
 struct Plan<'m> {
     message: &'m NewMessage,
-    digests: &'m Digests,
+    prepared: &'m Prepared,
     dead: Option<Reason>,
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
     pub(crate) fn accept(
         &mut self,
-        accept: &Accept,
-        digests: &[Digests],
+        accept: &'a Accept,
+        prepared: &'a [Prepared],
         known: &KnownKeys,
     ) -> Result<Vec<Accepted>, AcceptError> {
         let sender = accept.permit.sender();
@@ -53,24 +53,24 @@ impl Turn<'_> {
         {
             return Err(AcceptError::Superseded);
         }
-        let messages = accept.messages.iter().zip(digests);
-        let plans: Vec<Plan<'_>> =
-            messages.map(|(message, digests)| Plan { message, digests, dead: None }).collect();
+        let messages = accept.messages.iter().zip(prepared);
+        let plans: Vec<Plan<'a>> =
+            messages.map(|(message, prepared)| Plan { message, prepared, dead: None }).collect();
         self.take_in(sender, &plans, known)
     }
 
     /// Emitted events are accepted like others, but one that no route takes is kept, dead.
     pub(crate) fn emit(
         &mut self,
-        sender: &Actor,
-        emit: &[Emit],
-        digests: &[Digests],
+        sender: &'a Actor,
+        emit: &'a [Emit],
+        prepared: &'a [Prepared],
         known: &KnownKeys,
     ) -> Result<Vec<Accepted>, AcceptError> {
-        let plans: Vec<Plan<'_>> = emit
+        let plans: Vec<Plan<'a>> = emit
             .iter()
-            .zip(digests)
-            .map(|(emit, digests)| Plan { message: &emit.message, digests, dead: emit.dead })
+            .zip(prepared)
+            .map(|(emit, prepared)| Plan { message: &emit.message, prepared, dead: emit.dead })
             .collect();
         self.take_in(sender, &plans, known)
     }
@@ -82,19 +82,21 @@ impl Turn<'_> {
     /// Decides the fate of every event before anything changes: all or nothing.
     fn take_in(
         &mut self,
-        sender: &Actor,
-        plans: &[Plan<'_>],
+        sender: &'a Actor,
+        plans: &[Plan<'a>],
         known: &KnownKeys,
     ) -> Result<Vec<Accepted>, AcceptError> {
         let mut first_of: HashMap<Index, usize> = HashMap::new();
         let mut fates = Vec::with_capacity(plans.len());
-        for (position, Plan { digests, .. }) in plans.iter().enumerate() {
-            let fate = match first_of.get(&digests.key) {
-                Some(&first) if plans[first].digests.fingerprint == digests.fingerprint => Fate::Twin(first),
+        for (position, Plan { prepared, .. }) in plans.iter().enumerate() {
+            let fate = match first_of.get(&prepared.key) {
+                Some(&first) if plans[first].prepared.fingerprint == prepared.fingerprint => {
+                    Fate::Twin(first)
+                }
                 Some(_) => return Err(AcceptError::Mismatch(position)),
-                None => self.fate(digests, known).ok_or(AcceptError::Mismatch(position))?,
+                None => self.fate(prepared, known).ok_or(AcceptError::Mismatch(position))?,
             };
-            first_of.entry(digests.key).or_insert(position);
+            first_of.entry(prepared.key).or_insert(position);
             fates.push(fate);
         }
         let new = |position: &usize| matches!(fates[*position], Fate::New);
@@ -112,15 +114,15 @@ impl Turn<'_> {
     }
 
     /// `None` when the key was used with other content.
-    fn fate(&self, digests: &Digests, known: &KnownKeys) -> Option<Fate> {
-        if let Some(new) = self.dedups_new.get(&digests.key) {
+    fn fate(&self, prepared: &Prepared, known: &KnownKeys) -> Option<Fate> {
+        if let Some(new) = self.keys_new.get(&prepared.key) {
             let deliveries = self.new_rows[new.rows.clone()].iter().map(|row| self.describe(row)).collect();
             let accepted = Accepted { id: new.message, duplicate: true, deliveries };
-            return (new.fingerprint == digests.fingerprint).then_some(Fate::Known(accepted));
+            return (new.fingerprint == prepared.fingerprint).then_some(Fate::Known(accepted));
         }
-        let Some(known) = known.get(&digests.key) else { return Some(Fate::New) };
+        let Some(known) = known.get(&prepared.key) else { return Some(Fate::New) };
         let accepted = Accepted { id: known.message, duplicate: true, deliveries: known.deliveries.clone() };
-        (known.fingerprint == digests.fingerprint).then_some(Fate::Known(accepted))
+        (known.fingerprint == prepared.fingerprint).then_some(Fate::Known(accepted))
     }
 
     fn describe(&self, row: &Row) -> AcceptedDelivery {
@@ -147,19 +149,18 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn insert(&mut self, sender: &Actor, plan: &Plan<'_>) -> Result<Accepted, StoreError> {
-        let Plan { message, digests, .. } = plan;
-        let random = |error: getrandom::Error| StoreError::Database(error.to_string());
-        let id = MessageId(self.random.uuid(self.now.as_micros()).map_err(random)?);
+    fn insert(&mut self, sender: &'a Actor, plan: &Plan<'a>) -> Result<Accepted, StoreError> {
+        let Plan { message, prepared, .. } = *plan;
+        let id = prepared.id;
         let seq = self.next_seq;
         self.next_seq += 1;
         let first = self.new_rows.len();
         for destination in destinations(plan) {
-            let row = self.new_delivery(destination, message, seq, id, digests.salt)?;
+            let row = self.new_delivery(destination, message, seq, id, prepared.salt)?;
             self.new_rows.push(row);
         }
         let rows = first..self.new_rows.len();
-        self.write_message(sender, plan, seq, &id);
+        self.messages.push(MessageRow { seq, sender, message, prepared });
         let leaf = self.write_accepted_leaf(sender, plan, &id, rows.clone())?;
         for row in &mut self.new_rows[rows.clone()] {
             row.add_leaf(leaf);
@@ -169,8 +170,8 @@ impl Turn<'_> {
         }
         self.account(rows.clone())?;
         let deliveries = self.new_rows[rows.clone()].iter().map(|row| self.describe(row)).collect();
-        let new = NewKey { fingerprint: digests.fingerprint, message: id, seq, rows };
-        self.dedups_new.insert(digests.key, new);
+        let new = NewKey { fingerprint: prepared.fingerprint, message: id, seq, rows };
+        self.keys_new.insert(prepared.key, new);
         Ok(Accepted { id, duplicate: false, deliveries })
     }
 
@@ -213,33 +214,6 @@ impl Turn<'_> {
         Ok(row)
     }
 
-    fn write_message(&mut self, sender: &Actor, plan: &Plan<'_>, seq: i64, id: &MessageId) {
-        let Plan { message, digests, .. } = plan;
-        let vault = self.vault;
-        let mut text = |text: &str| self.heap.append(|bytes| bytes.extend_from_slice(text.as_bytes()));
-        let (sender_kind, name, kind) = (text(sender.kind.as_str()), text(&sender.name), text(&message.kind));
-        let attributes = self.heap.append(|bytes| vault.seal(&message.attributes, bytes));
-        let salt = self.heap.append(|bytes| bytes.extend_from_slice(&digests.salt));
-        let data = self.heap.append(|bytes| vault.seal(&message.data, bytes));
-        self.messages
-            .int(seq)
-            .key(id.as_bytes())
-            .int(self.now.as_micros())
-            .span(sender_kind)
-            .span(name)
-            .span(kind)
-            .int(form_code(message.form))
-            .int(i64::try_from(message.data.len()).unwrap_or(i64::MAX))
-            .key(&digests.key)
-            .key(&digests.fingerprint)
-            .opt_key(digests.subject.as_ref())
-            .opt_key(digests.partition.as_ref())
-            .opt_key(digests.correlation.as_ref())
-            .span(attributes)
-            .span(salt)
-            .span(data);
-    }
-
     fn write_accepted_leaf(
         &mut self,
         sender: &Actor,
@@ -253,7 +227,7 @@ impl Turn<'_> {
             deliveries.push(LeafDelivery { id: *row.id.as_bytes(), to: to.into() });
         }
         let size = plan.message.data.len() as u64;
-        let leaf = accepted_leaf(self.now, sender, id, size, plan.digests.content, deliveries);
+        let leaf = accepted_leaf(self.now, sender, id, size, plan.prepared.content, deliveries);
         self.push_leaf(&leaf)
     }
 

@@ -3,13 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sqlx::Row as _;
+use rusqlite::params;
 
 use super::Writer;
-use super::commit::{CommitError, classify};
+use super::commit::CommitError;
 use super::lease::Claim;
-use super::refuse::refused;
 use super::turn::Turn;
+use crate::database::rows;
 use crate::ops::{LeaseError, LeaseRequest};
 use crate::row::Row;
 use crate::sql;
@@ -36,17 +36,17 @@ pub(super) enum Candidate {
 
 impl Writer {
     /// Reads, for each lease of the group, what it may be given.
-    pub(super) async fn candidates(&mut self, ops: &[Op]) -> Result<HashMap<usize, Candidates>, CommitError> {
+    pub(super) fn candidates(&mut self, ops: &[Op]) -> Result<HashMap<usize, Candidates>, CommitError> {
         let mut found = HashMap::new();
         for (position, op) in ops.iter().enumerate() {
             if let Op::Lease(request, _) = op {
-                found.insert(position, self.candidates_of(request).await?);
+                found.insert(position, self.candidates_of(request)?);
             }
         }
         Ok(found)
     }
 
-    async fn candidates_of(&mut self, request: &LeaseRequest) -> Result<Candidates, CommitError> {
+    fn candidates_of(&mut self, request: &LeaseRequest) -> Result<Candidates, CommitError> {
         let now = self.now();
         let turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
@@ -62,38 +62,36 @@ impl Writer {
         let now = now.as_micros();
         let (claim, rows) = match claim {
             Claim::SuspectOr(max) => {
-                let suspects = self.ready(sql::DELIVERIES_READY_SUSPECT, id, now, 1).await?;
+                let suspects = self.ready(sql::DELIVERIES_READY_SUSPECT, id, now, 1)?;
                 if suspects.is_empty() {
-                    (claim, self.ready(sql::DELIVERIES_READY, id, now, max).await?)
+                    (claim, self.ready(sql::DELIVERIES_READY, id, now, max)?)
                 } else {
                     (Claim::SuspectOr(1), suspects)
                 }
             }
-            claim => (claim, self.ready(sql::DELIVERIES_READY, id, now, claim.most()).await?),
+            claim => (claim, self.ready(sql::DELIVERIES_READY, id, now, claim.most())?),
         };
-        let next = if rows.is_empty() { self.ready_next(id, now).await? } else { None };
+        let next = if rows.is_empty() { self.ready_next(id, now)? } else { None };
         let found = if window > 1 {
-            self.widen(rows, window).await?
+            self.widen(rows, window)?
         } else {
             rows.into_iter().map(|row| Candidate::Head(Box::new(row))).collect()
         };
         Ok(Candidates { claim: Some(claim), found, next, error: None })
     }
 
-    async fn ready(
-        &mut self,
+    fn ready(
+        &self,
         statement: &'static str,
         queue: i64,
         now: i64,
         max: u32,
     ) -> Result<Vec<Row>, CommitError> {
-        let query = sqlx::query(statement).bind(queue).bind(now).bind(i64::from(max));
-        let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
-        rows.iter().map(|row| Row::load(row).map_err(refused)).collect()
+        rows(&self.connection, statement, params![queue, now, max], Row::load)
     }
 
     /// Replaces the one of each windowed lane that is ready by the lane's first rows.
-    async fn widen(&mut self, ready: Vec<Row>, window: u32) -> Result<Vec<Candidate>, CommitError> {
+    fn widen(&self, ready: Vec<Row>, window: u32) -> Result<Vec<Candidate>, CommitError> {
         let mut widened = Vec::with_capacity(ready.len());
         let mut lanes = HashSet::new();
         for row in ready {
@@ -101,24 +99,21 @@ impl Writer {
                 widened.push(Candidate::Head(Box::new(row)));
                 continue;
             };
-            if !lanes.insert(lane) {
-                continue;
+            if lanes.insert(lane) {
+                let most = window.min(WINDOW_MAX);
+                let of_lane = params![row.queue, lane, 0, most];
+                widened.push(Candidate::Lane(rows(
+                    &self.connection,
+                    sql::DELIVERIES_OF_LANE,
+                    of_lane,
+                    Row::load,
+                )?));
             }
-            let query = sqlx::query(sql::DELIVERIES_OF_LANE)
-                .bind(row.queue)
-                .bind(lane.to_vec())
-                .bind(0i64)
-                .bind(i64::from(window.min(WINDOW_MAX)));
-            let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
-            let rows = rows.iter().map(|row| Row::load(row).map_err(refused)).collect::<Result<_, _>>()?;
-            widened.push(Candidate::Lane(rows));
         }
         Ok(widened)
     }
 
-    async fn ready_next(&mut self, queue: i64, now: i64) -> Result<Option<i64>, CommitError> {
-        let query = sqlx::query(sql::READY_NEXT).bind(queue).bind(now);
-        let row = query.fetch_optional(&mut self.connection).await.map_err(|error| classify(&error))?;
-        row.map(|row| row.try_get(0).map_err(|error| CommitError::Refused(error.to_string()))).transpose()
+    fn ready_next(&self, queue: i64, now: i64) -> Result<Option<i64>, CommitError> {
+        Ok(rows(&self.connection, sql::READY_NEXT, params![queue, now], |mut cells| cells.take())?.pop())
     }
 }

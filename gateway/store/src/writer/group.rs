@@ -1,17 +1,17 @@
 //! A group of operations: read what they need, decide them in one turn, commit, answer.
 
+use rusqlite::Connection;
 use std::collections::HashMap;
-use std::time::Duration;
 
 use super::accept::KnownKeys;
 use super::candidates::Candidates;
-use super::commit::{Commit, CommitError, classify};
-use super::find::KeyLookup;
+use super::commit::{CommitError, commit};
 use super::lease::{Claim, Given};
 use super::memory::Queue;
-use super::refuse::{refuse_accepts, refuse_all, refused};
+use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
+use crate::database::rows;
 use crate::ops::{
     AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, SettleAnswer, SettleError,
     StoreError,
@@ -21,7 +21,7 @@ use crate::seal::Index;
 use crate::sql;
 use crate::store::{Claimed, ClaimedDelivery, Op};
 
-/// Payload bytes after which a group is closed; a commit's heap must stay far below what SQLite takes as one value.
+/// Payload bytes after which a group is closed, so that nobody waits long for another's bulk.
 const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What was decided of an operation; sent when the commit has succeeded.
@@ -36,6 +36,8 @@ enum Decided {
 
 /// What a turn leaves behind when its borrows have ended.
 pub(crate) struct Outcome {
+    /// Store time of the turn.
+    at: gatepost_core::Timestamp,
     rows: Vec<Row>,
     queues: Vec<Queue>,
     traffic: HashMap<i64, (u64, u64)>,
@@ -50,28 +52,28 @@ pub(crate) struct Outcome {
 
 impl Writer {
     /// Runs operations in groups; one that changes what others depend on stands alone.
-    pub(crate) async fn groups(&mut self, ops: Vec<Op>) {
+    pub(crate) fn groups(&mut self, ops: Vec<Op>) {
         let mut group = Vec::with_capacity(ops.len());
         let mut bytes = 0;
         for op in ops {
             bytes += payload_bytes(&op);
             if bytes > GROUP_BYTES_MAX && !group.is_empty() {
-                self.group(std::mem::take(&mut group)).await;
+                self.group(std::mem::take(&mut group));
                 bytes = payload_bytes(&op);
             }
             match op {
                 Op::Configure { queues, answer } => {
-                    self.group(std::mem::take(&mut group)).await;
-                    let configured = self.configure(queues).await;
+                    self.group(std::mem::take(&mut group));
+                    let configured = self.configure(queues);
                     drop(answer.send(configured));
                 }
                 Op::AcceptedBefore { key, fingerprint, answer } => {
-                    self.group(std::mem::take(&mut group)).await;
-                    drop(answer.send(self.accepted_before(key, fingerprint).await));
+                    self.group(std::mem::take(&mut group));
+                    drop(answer.send(self.accepted_before(key, fingerprint)));
                 }
                 Op::SessionOpen { .. } | Op::SessionEnd { .. } => {
-                    self.group(std::mem::take(&mut group)).await;
-                    self.group(vec![op]).await;
+                    self.group(std::mem::take(&mut group));
+                    self.group(vec![op]);
                 }
                 Op::Accept { .. }
                 | Op::Lease(..)
@@ -82,10 +84,10 @@ impl Writer {
                 | Op::Note(..) => group.push(op),
             }
         }
-        self.group(group).await;
+        self.group(group);
     }
 
-    async fn group(&mut self, mut ops: Vec<Op>) {
+    fn group(&mut self, mut ops: Vec<Op>) {
         if ops.is_empty() {
             return;
         }
@@ -95,21 +97,21 @@ impl Writer {
         if self.condition == Condition::Full {
             ops = refuse_accepts(ops);
         }
-        match self.attempt(&ops).await {
-            Ok(decided) => self.answer(ops, decided).await,
+        match self.attempt(&ops) {
+            Ok(decided) => self.answer(ops, decided),
             Err(CommitError::Full) => {
                 self.failed(&CommitError::Full);
                 // The reserve is free now: everything but new messages goes on.
                 let ops = refuse_accepts(ops);
-                match self.attempt(&ops).await {
-                    Ok(decided) => self.answer(ops, decided).await,
+                match self.attempt(&ops) {
+                    Ok(decided) => self.answer(ops, decided),
                     Err(error) => refuse_all(ops, &error.into()),
                 }
             }
             Err(CommitError::Refused(_)) if ops.len() > 1 => {
                 // One of them cannot be written; the others must not pay for it.
                 for op in ops {
-                    Box::pin(self.group(vec![op])).await;
+                    self.group(vec![op]);
                 }
             }
             Err(error) => {
@@ -120,42 +122,33 @@ impl Writer {
     }
 
     /// Decides and commits. An error means that nothing was written.
-    async fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
-        // Most keys are new, so the commit itself looks whether they are; only when one is not are they looked up before.
-        match self.attempt_with(ops, KeyLookup::InCommit).await {
-            Err(CommitError::Refused(_)) => self.attempt_with(ops, KeyLookup::Before).await,
-            decided => decided,
-        }
-    }
-
-    async fn attempt_with(&mut self, ops: &[Op], lookup: KeyLookup) -> Result<Vec<Decided>, CommitError> {
-        let found = self.find(ops, lookup).await?;
-        let mut candidates = self.candidates(ops).await?;
+    fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
+        let found = self.find(ops)?;
+        let mut candidates = self.candidates(ops)?;
         let now = self.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.loaded = found.rows;
         let mut decided: Vec<Option<Decided>> = Vec::with_capacity(ops.len());
         for op in ops {
-            decided.push(decide(&mut turn, op, &found.keys).map_err(refused)?);
+            decided.push(decide(&mut turn, op, &found.keys)?);
         }
         // Leases come last, so that they cannot give away what another operation of the group has just changed.
         for (position, op) in ops.iter().enumerate() {
             if let Op::Lease(request, _) = op {
                 let candidates = candidates.remove(&position).unwrap_or_default();
-                let lease = decide_lease(&mut turn, request, candidates).map_err(refused)?;
+                let lease = decide_lease(&mut turn, request, candidates)?;
                 decided[position] = Some(Decided::Lease(lease));
             }
         }
-        let mut parts = turn_parts(turn);
-        if let Some((commit, _)) = &mut parts {
-            commit.check_keys = lookup == KeyLookup::InCommit;
-        }
-        self.finish(parts, ops.len()).await?;
+        let committed = conclude(&self.connection, turn)?;
+        self.install(committed, ops.len());
         Ok(decided.into_iter().flatten().collect())
     }
 
-    pub(super) fn install(&mut self, outcome: Outcome, ops: usize, took: Duration) {
+    /// Takes what has been committed into memory; whether that was anything.
+    pub(super) fn install(&mut self, outcome: Option<Outcome>, ops: usize) -> bool {
+        let Some(outcome) = outcome else { return false };
         let now = self.now();
         self.memory.next_seq = outcome.next_seq;
         self.memory.next_pos = outcome.next_pos;
@@ -178,7 +171,7 @@ impl Writer {
         let rows: Vec<_> =
             changed.iter().filter_map(|(id, _)| Self::queue_row(&mut self.memory, *id, now)).collect();
         self.health.update_queues(rows.into_iter());
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let micros = u64::try_from(now.since(outcome.at).as_micros()).unwrap_or(u64::MAX);
         self.health.committed(ops as u64, micros, accepted, settled, self.memory.leaf_count);
         for (_, name) in &changed {
             self.hints.queue_changed(name);
@@ -191,9 +184,10 @@ impl Writer {
         if outcome.leaves > 0 {
             self.leaves_added.notify_one();
         }
+        true
     }
 
-    async fn answer(&mut self, ops: Vec<Op>, decided: Vec<Decided>) {
+    fn answer(&mut self, ops: Vec<Op>, decided: Vec<Decided>) {
         for (op, decided) in ops.into_iter().zip(decided) {
             match (op, decided) {
                 (Op::Accept { answer, .. }, Decided::Accept(result)) => drop(answer.send(result)),
@@ -212,7 +206,7 @@ impl Writer {
                 }
                 (Op::SessionOpen { adapter, answer, version }, Decided::Session(Ok(epoch))) => {
                     tracing::info!(adapter, epoch, version, "session opened");
-                    let session = self.session(&adapter, epoch).await;
+                    let session = self.session(&adapter, epoch);
                     drop(answer.send(session));
                 }
                 // Unreachable by construction: `decide` mirrors the operation. Dropping the answer tells the caller.
@@ -222,9 +216,9 @@ impl Writer {
     }
 
     /// Ends what time has ended, as much of it as does not keep everybody else waiting.
-    pub(crate) async fn sweep(&mut self) {
+    pub(crate) fn sweep(&mut self) {
         for _ in 0..SWEEP_COMMITS_MAX {
-            match self.sweep_once().await {
+            match self.sweep_once() {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => return self.failed(&error),
@@ -233,64 +227,54 @@ impl Writer {
     }
 
     /// Whether there may be more to do.
-    async fn sweep_once(&mut self) -> Result<bool, CommitError> {
+    fn sweep_once(&mut self) -> Result<bool, CommitError> {
         let now = self.now();
-        let query =
-            sqlx::query(sql::DELIVERIES_PAST_EXPIRY).bind(now.as_micros()).bind(SWEEP_DELIVERIES_MAX as i64);
-        let rows = query.fetch_all(&mut self.connection).await.map_err(|error| classify(&error))?;
-        let rows: Vec<Row> =
-            rows.iter().map(|row| Row::load(row).map_err(refused)).collect::<Result<_, _>>()?;
+        let past = rusqlite::params![now.as_micros(), SWEEP_DELIVERIES_MAX as i64];
+        let rows = rows(&self.connection, sql::DELIVERIES_PAST_EXPIRY, past, Row::load)?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        turn.sweep_leases(SWEEP_DELIVERIES_MAX).map_err(refused)?;
-        turn.sweep_expiry(rows).map_err(refused)?;
-        let parts = turn_parts(turn);
-        self.finish(parts, 0).await
-    }
-
-    /// Commits a turn's parts and takes them into memory; whether there was anything to commit.
-    pub(crate) async fn finish(
-        &mut self,
-        parts: Option<(Commit, Outcome)>,
-        ops: usize,
-    ) -> Result<bool, CommitError> {
-        let Some((prepared, outcome)) = parts else { return Ok(false) };
-        let started = self.now();
-        self.commit(prepared).await?;
-        let took = self.now().since(started);
-        self.install(outcome, ops, took);
-        Ok(true)
+        turn.sweep_leases(SWEEP_DELIVERIES_MAX)?;
+        turn.sweep_expiry(rows)?;
+        let committed = conclude(&self.connection, turn)?;
+        Ok(self.install(committed, 0))
     }
 }
 
-/// Ends a turn's borrows; `None` when it changes nothing.
-pub(crate) fn turn_parts(mut turn: Turn<'_>) -> Option<(Commit, Outcome)> {
+/// Commits what a turn has decided and ends it; `None` when it changes nothing.
+pub(crate) fn conclude(connection: &Connection, turn: Turn<'_>) -> Result<Option<Outcome>, CommitError> {
     if turn.is_empty() {
-        return None;
+        return Ok(None);
     }
-    let prepared = turn.prepare();
-    let outcome = Outcome {
-        rows: turn.touched.into_values().map(|touched| touched.now).collect(),
-        queues: turn.queues.into_values().collect(),
-        traffic: turn.traffic,
-        ended: turn.ended,
-        leaves: turn.leaves.len() as u64,
-        keys_moved: turn.memory.keys.slice(turn.dedups_new.len()).keys.len(),
-        keys: turn.dedups_new.into_iter().map(|(key, new)| (key, new.seq)).collect(),
-        next_seq: turn.next_seq,
-        next_pos: turn.next_pos,
-    };
-    Some((prepared, outcome))
+    commit(connection, &turn)?;
+    Ok(Some(Outcome::of(turn)))
 }
 
-fn decide(turn: &mut Turn<'_>, op: &Op, known: &KnownKeys) -> Result<Option<Decided>, StoreError> {
+impl Outcome {
+    /// What a turn leaves behind once it has been committed.
+    pub(super) fn of(turn: Turn<'_>) -> Self {
+        Self {
+            at: turn.now,
+            rows: turn.touched.into_values().map(|touched| touched.now).collect(),
+            queues: turn.queues.into_values().collect(),
+            traffic: turn.traffic,
+            ended: turn.ended,
+            leaves: turn.leaves.len() as u64,
+            keys_moved: turn.memory.keys.slice(turn.keys_new.len()).keys.len(),
+            keys: turn.keys_new.into_iter().map(|(key, new)| (key, new.seq)).collect(),
+            next_seq: turn.next_seq,
+            next_pos: turn.next_pos,
+        }
+    }
+}
+
+fn decide<'a>(turn: &mut Turn<'a>, op: &'a Op, known: &KnownKeys) -> Result<Option<Decided>, StoreError> {
     Ok(Some(match op {
-        Op::Accept { accept, digests, .. } => match turn.accept(accept, digests, known) {
+        Op::Accept { accept, prepared, .. } => match turn.accept(accept, prepared, known) {
             // What is checked before anything changes refuses the one operation; anything else spoils the turn.
             Err(AcceptError::Store(error)) if !matches!(error, StoreError::NoQueue(_)) => return Err(error),
             result => Decided::Accept(result),
         },
-        Op::Settle { settle, digests, .. } => match turn.settle(settle, digests, known) {
+        Op::Settle { settle, prepared, .. } => match turn.settle(settle, prepared, known) {
             Err(SettleError::Store(error)) if !matches!(error, StoreError::NoQueue(_)) => return Err(error),
             result => Decided::Settle(result),
         },

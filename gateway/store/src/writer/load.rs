@@ -6,51 +6,52 @@ use std::time::Duration;
 use gatepost_core::Timestamp;
 use gatepost_core::delivery::Event;
 use gatepost_core::queue::{QueueControl, Trip, TripReason};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, SqliteConnection};
+use rusqlite::{Connection, params};
 
 use super::candidates::WINDOW_MAX;
-use super::commit::classify;
-use super::group::turn_parts;
+use super::commit::CommitError;
+use super::group::conclude;
 use super::keys::Keys;
 use super::memory::{Counts, Memory, Queue};
 use super::turn::Turn;
 use super::{Condition, Writer};
+use crate::database::{self, Cells, rows};
 use crate::ops::{QueueKind, QueueSetup, Session, StoreError, UNROUTED};
-use crate::row::{Row, bytes, get};
-use crate::seal::{Index, Place};
+use crate::row::Row;
+use crate::seal::Place;
 use crate::sql;
 
 /// Keys read in one go at start, so that the start needs little memory.
 const KEYS_PER_READ: i64 = 4096;
 
 /// Reads everything that memory holds. Queues have no policy until they are configured.
-pub(crate) async fn load_memory(
-    connection: &mut SqliteConnection,
-    keys_in_memory: usize,
-) -> Result<Memory, StoreError> {
-    let database = |error: sqlx::Error| StoreError::Database(error.to_string());
-    let store = sqlx::query(sql::STORE_LOAD).fetch_one(&mut *connection).await.map_err(database)?;
-    let sequences = sqlx::query(sql::SEQUENCES_LOAD).fetch_one(&mut *connection).await.map_err(database)?;
-    let keyed: i64 = get(&store, "keyed")?;
+pub(crate) fn load_memory(connection: &Connection, keys_in_memory: usize) -> Result<Memory, StoreError> {
+    let [leaf_count, keyed] = rows(connection, sql::STORE_LOAD, [], |mut cells| {
+        let (_clock, _epoch): (i64, i64) = (cells.take()?, cells.take()?);
+        Ok([cells.take::<i64>()?, cells.take()?])
+    })?
+    .pop()
+    .unwrap_or_default();
+    let [last_seq, last_pos] =
+        rows(connection, sql::SEQUENCES_LOAD, [], |mut cells| Ok([cells.take::<i64>()?, cells.take()?]))?
+            .pop()
+            .unwrap_or_default();
     let mut memory = Memory {
-        leaf_count: u64::try_from(get::<i64>(&store, "leaf_count")?).unwrap_or(0),
-        next_seq: sequences.try_get::<i64, _>(0).map_err(database)? + 1,
-        next_pos: sequences.try_get::<i64, _>(1).map_err(database)? + 1,
-        keys: load_keys(connection, keyed, keys_in_memory).await?,
+        leaf_count: u64::try_from(leaf_count).unwrap_or(0),
+        next_seq: last_seq + 1,
+        next_pos: last_pos + 1,
+        keys: load_keys(connection, keyed, keys_in_memory)?,
         queues: HashMap::new(),
         by_name: HashMap::new(),
         hot: HashMap::new(),
         batches: HashMap::new(),
         rates: HashMap::new(),
     };
-    for row in sqlx::query(sql::QUEUES_LOAD).fetch_all(&mut *connection).await.map_err(database)? {
-        let queue = load_queue(&row)?;
+    for queue in rows(connection, sql::QUEUES_LOAD, [], load_queue)? {
         memory.by_name.insert(queue.setup.name.clone(), queue.id);
         memory.queues.insert(queue.id, queue);
     }
-    for row in sqlx::query(sql::DELIVERIES_LEASED).fetch_all(&mut *connection).await.map_err(database)? {
-        let row = Row::load(&row)?;
+    for row in rows(connection, sql::DELIVERIES_LEASED, [], Row::load)? {
         if let Some(trip) = memory.queues.get_mut(&row.queue).and_then(|queue| queue.control.trip.as_mut())
             && row.delivery.state.in_flight()
         {
@@ -63,66 +64,61 @@ pub(crate) async fn load_memory(
 }
 
 /// The keys that are not in their index yet, from the messages that used them.
-async fn load_keys(connection: &mut SqliteConnection, keyed: i64, most: usize) -> Result<Keys, StoreError> {
+fn load_keys(connection: &Connection, keyed: i64, most: usize) -> Result<Keys, StoreError> {
     let mut keys = Keys::new(keyed, most);
     let mut after = keyed;
     loop {
-        let query = sqlx::query(sql::KEYS_LOAD).bind(after).bind(KEYS_PER_READ);
-        let rows = query
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(|error| StoreError::Database(error.to_string()))?;
-        let read: Vec<(Index, i64)> = rows
-            .iter()
-            .map(|row| {
-                let seq: i64 = get(row, "seq")?;
-                Ok((bytes(row, "dedup", seq)?, seq))
-            })
-            .collect::<Result<_, StoreError>>()?;
+        let read = rows(connection, sql::KEYS_LOAD, params![after, KEYS_PER_READ], |mut cells| {
+            let message: i64 = cells.take()?;
+            Ok((cells.take()?, message))
+        })?;
         let Some((_, last)) = read.last() else { return Ok(keys) };
         after = *last;
         keys.add(read);
     }
 }
 
-fn load_queue(row: &SqliteRow) -> Result<Queue, StoreError> {
-    let id: i64 = get(row, "id")?;
+fn load_queue(mut cells: Cells<'_>) -> Result<Queue, StoreError> {
+    let id: i64 = cells.take()?;
     let place = |column| Place { table: "queue", column, row: id };
-    let time = |column: &'static str| -> Result<Option<Timestamp>, StoreError> {
-        Ok(get::<Option<i64>>(row, column)?.map(Timestamp::from_micros))
-    };
-    let trip = match (time("trip_since")?, get::<Option<&str>>(row, "trip_reason")?, time("trip_due")?) {
-        (Some(since), Some(reason), Some(probe_due)) => Some(Trip {
+    let name: String = cells.take()?;
+    let kind = cells.take_text()?.and_then(kind_of).ok_or_else(|| place("kind").corrupt())?;
+    let paused_since = time(&mut cells)?;
+    let trip = match (time(&mut cells)?, cells.take_text()?, cells.take::<i64>()?, time(&mut cells)?) {
+        (Some(since), Some(reason), failures, Some(probe_due)) => Some(Trip {
             since,
             reason: TripReason::from_name(reason).ok_or_else(|| place("trip_reason").corrupt())?,
-            failures: u32::try_from(get::<i64>(row, "trip_failures")?).unwrap_or(u32::MAX),
+            failures: u32::try_from(failures).unwrap_or(u32::MAX),
             probe_due,
             probe: None,
         }),
         _ => None,
     };
     let control = QueueControl {
-        paused_since: time("paused_since")?,
+        paused_since,
         trip,
-        idle_before: Duration::from_micros(u64::try_from(get::<i64>(row, "idle_before")?).unwrap_or(0)),
-        idle_since: time("idle_since")?,
+        idle_before: Duration::from_micros(u64::try_from(cells.take::<i64>()?).unwrap_or(0)),
+        idle_since: time(&mut cells)?,
     };
+    let session = u64::try_from(cells.take::<i64>()?).unwrap_or(0);
     let counts = Counts {
-        waiting: get(row, "waiting")?,
-        leased: get(row, "leased")?,
-        sending: get(row, "sending")?,
-        sent: get(row, "sent")?,
-        in_doubt: get(row, "in_doubt")?,
-        held: get(row, "held")?,
-        dead: get(row, "dead")?,
-        suspects: get(row, "suspects")?,
-        held_lanes: get(row, "held_lanes")?,
-        bytes: get(row, "bytes")?,
+        waiting: cells.take()?,
+        leased: cells.take()?,
+        sending: cells.take()?,
+        sent: cells.take()?,
+        in_doubt: cells.take()?,
+        held: cells.take()?,
+        dead: cells.take()?,
+        suspects: cells.take()?,
+        held_lanes: cells.take()?,
+        bytes: cells.take()?,
     };
-    let kind = kind_of(get(row, "kind")?).ok_or_else(|| place("kind").corrupt())?;
-    let setup = QueueSetup { name: get::<String>(row, "name")?, kind, policy: Default::default() };
-    let session = u64::try_from(get::<i64>(row, "session")?).unwrap_or(0);
+    let setup = QueueSetup { name, kind, policy: Default::default() };
     Ok(Queue { id, setup, control, session, counts })
+}
+
+fn time(cells: &mut Cells<'_>) -> Result<Option<Timestamp>, StoreError> {
+    Ok(cells.take::<Option<i64>>()?.map(Timestamp::from_micros))
 }
 
 fn kind_of(name: &str) -> Option<QueueKind> {
@@ -133,7 +129,7 @@ fn kind_of(name: &str) -> Option<QueueKind> {
 
 impl Writer {
     /// Puts the configuration's queues in force. A queue that has left it keeps its deliveries and serves nobody.
-    pub(crate) async fn configure(&mut self, mut setups: Vec<QueueSetup>) -> Result<(), StoreError> {
+    pub(crate) fn configure(&mut self, mut setups: Vec<QueueSetup>) -> Result<(), StoreError> {
         setups.push(QueueSetup {
             name: UNROUTED.to_owned(),
             kind: QueueKind::Builtin,
@@ -142,9 +138,9 @@ impl Writer {
         let windows = self.windows();
         let to_end = self.leases_to_end();
         for setup in setups.clone() {
-            self.put_queue(setup).await?;
+            self.put_queue(setup)?;
         }
-        self.end_leases(&to_end, &windows).await?;
+        self.end_leases(&to_end, &windows)?;
         let kept: Vec<&str> = setups.iter().map(|setup| setup.name.as_str()).collect();
         let removed: Vec<Queue> = self
             .memory
@@ -155,7 +151,7 @@ impl Writer {
             .collect();
         for mut queue in removed {
             queue.setup.kind = QueueKind::Removed;
-            self.put_queue(queue.setup).await?;
+            self.put_queue(queue.setup)?;
         }
         self.publish_queues();
         for name in kept {
@@ -164,29 +160,17 @@ impl Writer {
         Ok(())
     }
 
-    async fn put_queue(&mut self, setup: QueueSetup) -> Result<(), StoreError> {
-        let database = |error: sqlx::Error| StoreError::from(classify(&error));
+    fn put_queue(&mut self, setup: QueueSetup) -> Result<(), StoreError> {
         match self.memory.by_name.get(&setup.name).copied() {
             Some(id) => {
-                sqlx::query(sql::QUEUE_KIND)
-                    .bind(id)
-                    .bind(setup.kind.as_str())
-                    .execute(&mut self.connection)
-                    .await
-                    .map_err(database)?;
+                self.execute(sql::QUEUE_KIND, params![id, setup.kind.as_str()])?;
                 if let Some(queue) = self.memory.queues.get_mut(&id) {
                     queue.setup = setup;
                 }
             }
             None => {
                 let id = self.memory.queues.keys().max().copied().unwrap_or(0) + 1;
-                sqlx::query(sql::QUEUE_ADD)
-                    .bind(id)
-                    .bind(setup.name.as_str())
-                    .bind(setup.kind.as_str())
-                    .execute(&mut self.connection)
-                    .await
-                    .map_err(database)?;
+                self.execute(sql::QUEUE_ADD, params![id, setup.name, setup.kind.as_str()])?;
                 self.memory.by_name.insert(setup.name.clone(), id);
                 let queue = Queue {
                     id,
@@ -219,7 +203,7 @@ impl Writer {
 
     /// Ends leases that did not outlive the gateway; they cost nothing. Only once the queues have their policies: it is the policy
     /// that says whether what had begun is held for a person. Lanes whose window has become narrower are brought in line.
-    async fn end_leases(&mut self, queues: &[i64], windows: &HashMap<i64, u32>) -> Result<(), StoreError> {
+    fn end_leases(&mut self, queues: &[i64], windows: &HashMap<i64, u32>) -> Result<(), StoreError> {
         let now = self.clock.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
@@ -236,28 +220,33 @@ impl Writer {
         for queue in queues {
             turn.end_leases(*queue, Event::SessionEnded)?;
         }
-        let parts = turn_parts(turn);
-        self.finish(parts, 0).await?;
+        let committed = conclude(&self.connection, turn)?;
+        self.install(committed, 0);
         Ok(())
     }
 
+    /// A write of its own, outside any turn.
+    pub(super) fn execute(
+        &self,
+        statement: &'static str,
+        params: impl rusqlite::Params,
+    ) -> Result<usize, CommitError> {
+        Ok(self.connection.prepare_cached(statement)?.execute(params)?)
+    }
+
     /// What an adapter's new session starts from.
-    pub(crate) async fn session(&mut self, adapter: &str, epoch: u64) -> Result<Session, StoreError> {
-        let database = |error: sqlx::Error| StoreError::Database(error.to_string());
-        let query = sqlx::query(sql::ADAPTER_STATE_LOAD).bind(adapter);
-        let rows = query.fetch_all(&mut self.connection).await.map_err(database)?;
-        let mut state = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let place = Place { table: "adapter_state", column: "value", row: 0 };
-            let value = self.vault.open(get(row, "value")?, place)?.to_vec();
-            state.push((get(row, "key")?, value));
-        }
+    pub(crate) fn session(&mut self, adapter: &str, epoch: u64) -> Result<Session, StoreError> {
+        let place = Place { table: "adapter_state", column: "value", row: 0 };
+        let state = rows(&self.connection, sql::ADAPTER_STATE_LOAD, params![adapter], |mut cells| {
+            let (key, sealed): (String, Vec<u8>) = (cells.take()?, cells.take()?);
+            Ok((key, self.vault.open(&sealed, place)?.to_vec()))
+        })?;
         Ok(Session { epoch, state })
     }
 
     /// Opens the database anew after a failure and goes on if it is sound.
-    pub(crate) async fn reopen(&mut self) {
-        match self.try_reopen().await {
+    pub(crate) fn reopen(&mut self) {
+        match self.try_reopen() {
             Ok(()) => {
                 tracing::info!("the database is sound again: the store goes on");
                 self.condition = Condition::Working;
@@ -272,11 +261,10 @@ impl Writer {
         }
     }
 
-    async fn try_reopen(&mut self) -> Result<(), String> {
-        let mut connection = crate::open::connect(&self.database).await.map_err(|error| error.to_string())?;
-        crate::open::quick_check(&mut connection).await?;
-        let mut memory =
-            load_memory(&mut connection, self.keys_in_memory).await.map_err(|error| error.to_string())?;
+    fn try_reopen(&mut self) -> Result<(), String> {
+        let connection = database::connect(&self.database).map_err(|error| error.to_string())?;
+        database::quick_check(&connection)?;
+        let mut memory = load_memory(&connection, self.keys_in_memory).map_err(|error| error.to_string())?;
         let setups: HashMap<i64, QueueSetup> =
             self.memory.queues.values().map(|queue| (queue.id, queue.setup.clone())).collect();
         for (id, setup) in setups {

@@ -1,6 +1,5 @@
 //! Answering operations that cannot be done.
 
-use super::commit::CommitError;
 use crate::ops::StoreError;
 use crate::store::Op;
 
@@ -32,13 +31,5 @@ pub(super) fn refuse_all(ops: Vec<Op>, error: &StoreError) {
             | Op::Configure { answer, .. }
             | Op::Note(_, answer) => drop(answer.send(Err(error))),
         }
-    }
-}
-
-/// A fault found while deciding: nothing of its group may be written.
-pub(super) fn refused(error: StoreError) -> CommitError {
-    match error {
-        StoreError::Full => CommitError::Full,
-        other => CommitError::Refused(other.to_string()),
     }
 }

@@ -11,8 +11,8 @@ use gatepost_core::{Delivery, DeliveryId, Level, Outcome, State};
 use super::accept::KnownKeys;
 use super::lease::LEASE_MARGIN;
 use super::turn::{Extra, Turn, went_back};
-use crate::digest::Digests;
 use crate::ops::{AcceptError, Settle, SettleAnswer, SettleError, SettleItem, SettledItem, StoreError};
+use crate::prepared::Prepared;
 use crate::row::Row;
 
 /// What one item comes to; nothing of it is taken up before all of them are decided.
@@ -22,12 +22,12 @@ struct Decision<'s> {
     settled: Settled,
 }
 
-impl Turn<'_> {
-    /// `digests` are those of the emitted events.
+impl<'a> Turn<'a> {
+    /// `prepared` are the emitted events.
     pub(crate) fn settle(
         &mut self,
-        settle: &Settle,
-        digests: &[Digests],
+        settle: &'a Settle,
+        prepared: &'a [Prepared],
         known: &KnownKeys,
     ) -> Result<SettleAnswer, SettleError> {
         if settle.consumer.kind == ActorKind::Adapter
@@ -42,7 +42,7 @@ impl Turn<'_> {
             return Err(SettleError::Refused(answers));
         }
         // Emits are checked for a mismatch before anything is taken up.
-        let emitted = self.emit(&settle.consumer, &settle.emit, digests, known).map_err(emit_error)?;
+        let emitted = self.emit(&settle.consumer, &settle.emit, prepared, known).map_err(emit_error)?;
         for decision in decisions {
             self.take_up(&decision, settle)?;
         }
@@ -128,9 +128,7 @@ impl Turn<'_> {
         if let Some(reply) = &item.reply
             && change.delivery.state == State::Delivered
         {
-            let vault = self.vault;
-            let body = self.heap.append(|bytes| vault.seal(reply, bytes));
-            self.replies.int(was.pos).span(body);
+            self.replies.push((was.pos, self.vault.seal(reply)));
         }
         self.brake(&was, item, change)?;
         if went_back(&was.delivery, &change.delivery) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use gatepost_audit::{Event as LeafEvent, Leaf};
 use gatepost_core::delivery::{Change, Moment, Reason, Record};
+use gatepost_core::message::NewMessage;
 use gatepost_core::principal::Actor;
 use gatepost_core::queue::TripReason;
 use gatepost_core::{Delivery, DeliveryId, Level, MessageId, Timestamp};
@@ -13,11 +14,10 @@ use gatepost_core::{Delivery, DeliveryId, Level, MessageId, Timestamp};
 use super::leaf::{actor, event_of, leaf_level, leaf_state};
 use super::memory::{Memory, Queue};
 use crate::ops::StoreError;
+use crate::prepared::Prepared;
 use crate::random::Random;
-use crate::record::{Heap, Records};
 use crate::row::Row;
 use crate::seal::{Index, Vault, commitment};
-use crate::sql;
 
 pub(crate) struct Turn<'a> {
     pub(crate) now: Timestamp,
@@ -35,11 +35,11 @@ pub(crate) struct Turn<'a> {
     pub(crate) leaves: Vec<Vec<u8>>,
     pub(crate) next_seq: i64,
     pub(crate) next_pos: i64,
-    pub(crate) dedups_new: HashMap<Index, NewKey>,
-    pub(crate) heap: Heap,
-    pub(crate) messages: Records,
-    pub(crate) details: Records,
-    pub(crate) replies: Records,
+    pub(crate) keys_new: HashMap<Index, NewKey>,
+    pub(crate) messages: Vec<MessageRow<'a>>,
+    pub(crate) details: Vec<Detail>,
+    /// Sealed replies by delivery.
+    pub(crate) replies: Vec<(i64, Vec<u8>)>,
     /// The last word on each key of an adapter's state.
     pub(crate) states: BTreeMap<(String, String), Option<Vec<u8>>>,
     /// Lanes are looked through to this width, whatever their queue's window is now: it was another before.
@@ -54,6 +54,22 @@ pub(crate) struct Turn<'a> {
 pub(crate) struct Touched {
     pub(crate) was: Row,
     pub(crate) now: Row,
+}
+
+/// A new message; it is written from where it came.
+pub(crate) struct MessageRow<'a> {
+    pub(crate) seq: i64,
+    pub(crate) sender: &'a Actor,
+    pub(crate) message: &'a NewMessage,
+    pub(crate) prepared: &'a Prepared,
+}
+
+/// What only the database keeps of a step.
+pub(crate) struct Detail {
+    pub(crate) leaf: u64,
+    pub(crate) delivery: i64,
+    /// Sealed.
+    pub(crate) body: Vec<u8>,
 }
 
 /// An idempotency key first used in this turn.
@@ -99,11 +115,10 @@ impl<'a> Turn<'a> {
             leaves: Vec::new(),
             next_seq: memory.next_seq,
             next_pos: memory.next_pos,
-            dedups_new: HashMap::new(),
-            heap: Heap::default(),
-            messages: Records::new(&sql::MESSAGES),
-            details: Records::new(&sql::DETAILS),
-            replies: Records::new(&sql::REPLIES),
+            keys_new: HashMap::new(),
+            messages: Vec::new(),
+            details: Vec::new(),
+            replies: Vec::new(),
             states: BTreeMap::new(),
             width_before: 1,
             traffic: HashMap::new(),
@@ -267,9 +282,7 @@ impl<'a> Turn<'a> {
         let body = DetailBody { reason: extra.reason, evidence };
         // Serialising two strings cannot fail.
         let json = serde_json::to_vec(&body).unwrap_or_default();
-        let vault = self.vault;
-        let span = self.heap.append(|bytes| vault.seal(&json, bytes));
-        self.details.int(i64::try_from(leaf).unwrap_or(i64::MAX)).int(row.pos).span(span);
+        self.details.push(Detail { leaf, delivery: row.pos, body: self.vault.seal(&json) });
     }
 
     /// Adds a leaf and returns its index in the tree.

@@ -1,16 +1,19 @@
-//! What is computed from a message before the writer gets it, on the task of whoever handed it in: the writer is one for
-//! all, and hashing is most of what a message costs in processor time.
+//! What is made of a message before the writer gets it, on the task of whoever handed it in: the writer is one for all, and
+//! hashing and sealing are most of what a message costs in processor time.
 
 use gatepost_core::message::NewMessage;
 use gatepost_core::principal::Actor;
+use gatepost_core::{MessageId, Timestamp};
 
+use crate::random::uuid_at;
 use crate::seal::{Domain, Index, Vault, commitment};
 
-/// Digests of one message, and the salt they were made under.
-pub(crate) struct Digests {
-    /// Of the sender and its idempotency key.
+/// A message ready to be written if it turns out to be new.
+pub(crate) struct Prepared {
+    pub(crate) id: MessageId,
+    /// Digest of the sender and its idempotency key.
     pub(crate) key: Index,
-    /// Of what must be the same for the message to be the same.
+    /// Digest of what must be the same for the message to be the same.
     pub(crate) fingerprint: Index,
     pub(crate) subject: Option<Index>,
     pub(crate) partition: Option<Index>,
@@ -18,17 +21,30 @@ pub(crate) struct Digests {
     pub(crate) salt: [u8; 32],
     /// What the audit log says of the payload.
     pub(crate) content: [u8; 32],
+    /// Sealed.
+    pub(crate) attributes: Vec<u8>,
+    /// Sealed.
+    pub(crate) data: Vec<u8>,
 }
 
-impl Digests {
+impl Prepared {
     /// The error is the operating system's: it has no randomness to give.
-    pub(crate) fn of(vault: &Vault, sender: &Actor, message: &NewMessage) -> Result<Self, getrandom::Error> {
-        let mut salt = [0; 32];
-        getrandom::fill(&mut salt)?;
+    pub(crate) fn new(
+        vault: &Vault,
+        sender: &Actor,
+        message: &NewMessage,
+        now: Timestamp,
+    ) -> Result<Self, getrandom::Error> {
+        let mut random = [0; 42];
+        getrandom::fill(&mut random)?;
+        let (mut salt, mut unique) = ([0; 32], [0; 10]);
+        salt.copy_from_slice(&random[..32]);
+        unique.copy_from_slice(&random[32..]);
         let (key, fingerprint) = identity(vault, sender, message);
         let index =
             |domain, text: &Option<String>| text.as_ref().map(|text| vault.index(domain, &[text.as_bytes()]));
         Ok(Self {
+            id: MessageId(uuid_at(now.as_micros(), &unique)),
             key,
             fingerprint,
             subject: index(Domain::Subject, &message.subject),
@@ -36,6 +52,8 @@ impl Digests {
             correlation: index(Domain::Correlation, &message.correlation_id),
             content: commitment(&salt, &message.data),
             salt,
+            attributes: vault.seal(&message.attributes),
+            data: vault.seal(&message.data),
         })
     }
 }

@@ -1,0 +1,114 @@
+//! The writer's connection: SQLite without a pool or a thread in between, since each hand-over between threads costs as much
+//! as writing several rows. Readers have connections of their own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use rusqlite::types::FromSql;
+
+use crate::ops::StoreError;
+
+/// Pages in the WAL after which the writer checkpoints.
+const WAL_PAGES: u32 = 4000;
+/// The WAL file is cut back to this after a checkpoint, bytes.
+const WAL_BYTES: u32 = 67_108_864;
+/// Pages that the writer keeps in memory, as SQLite takes it: KiB, negative.
+const CACHE_KIB: i32 = -16_384;
+/// Longest that the writer waits for the file; only a foreign program can hold it.
+const BUSY_WAIT: Duration = Duration::from_secs(5);
+/// Statements kept prepared; more than there are.
+const STATEMENTS: usize = 64;
+
+pub(crate) fn connect(database: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(database)?;
+    connection.busy_timeout(BUSY_WAIT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // `journal_mode` answers with a row, as others may: `pragma_update` would take that for an error.
+    let set = |name: &str, value: &dyn rusqlite::ToSql| {
+        connection.pragma_update_and_check(None, name, value, |_| Ok(())).or_else(|error| match error {
+            rusqlite::Error::QueryReturnedNoRows => Ok(()),
+            other => Err(other),
+        })
+    };
+    set("journal_mode", &"WAL")?;
+    set("synchronous", &"FULL")?;
+    set("foreign_keys", &"ON")?;
+    set("cell_size_check", &"ON")?;
+    set("mmap_size", &0)?;
+    set("wal_autocheckpoint", &WAL_PAGES)?;
+    set("journal_size_limit", &WAL_BYTES)?;
+    set("cache_size", &CACHE_KIB)?;
+    set("temp_store", &"MEMORY")?;
+    Ok(connection)
+}
+
+/// Settings on which the promise rests, as they are now: name and value.
+pub(crate) fn settings(connection: &Connection) -> rusqlite::Result<Vec<(&'static str, String)>> {
+    let read = |name: &'static str| {
+        let value = connection.query_row(&format!("PRAGMA {name}"), [], |row| {
+            Ok(match row.get_ref(0)? {
+                rusqlite::types::ValueRef::Integer(value) => value.to_string(),
+                rusqlite::types::ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
+                _ => String::new(),
+            })
+        });
+        match value {
+            Ok(value) => Ok((name, value)),
+            // A build without mmap answers nothing.
+            Err(rusqlite::Error::QueryReturnedNoRows) => Ok((name, String::new())),
+            Err(error) => Err(error),
+        }
+    };
+    ["journal_mode", "synchronous", "foreign_keys", "mmap_size"].into_iter().map(read).collect()
+}
+
+/// Whether the file is structurally sound; the text says what is not.
+pub(crate) fn quick_check(connection: &Connection) -> Result<(), String> {
+    let verdict: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(|error| error.to_string())?;
+    if verdict == "ok" { Ok(()) } else { Err(verdict) }
+}
+
+/// The columns of a row, taken in the statement's order.
+pub(crate) struct Cells<'r> {
+    row: &'r rusqlite::Row<'r>,
+    next: usize,
+}
+
+impl<'r> Cells<'r> {
+    pub(crate) fn new(row: &'r rusqlite::Row<'r>) -> Self {
+        Self { row, next: 0 }
+    }
+
+    /// The next column; a type that does not fit is a corrupt row or a wrong statement, which the error's text tells apart.
+    pub(crate) fn take<T: FromSql>(&mut self) -> Result<T, StoreError> {
+        let value = self.row.get(self.next).map_err(|error| StoreError::Database(error.to_string()));
+        self.next += 1;
+        value
+    }
+
+    /// The next column as text, borrowed.
+    pub(crate) fn take_text(&mut self) -> Result<Option<&'r str>, StoreError> {
+        let value = self.row.get_ref(self.next).map_err(|error| StoreError::Database(error.to_string()))?;
+        self.next += 1;
+        value.as_str_or_null().map_err(|error| StoreError::Database(error.to_string()))
+    }
+}
+
+/// Runs a query and turns each row into a value.
+pub(crate) fn rows<T>(
+    connection: &Connection,
+    sql: &'static str,
+    params: impl rusqlite::Params,
+    mut load: impl FnMut(Cells<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, crate::writer::CommitError> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query(params)?;
+    let mut loaded = Vec::new();
+    while let Some(row) = rows.next()? {
+        loaded.push(load(Cells::new(row))?);
+    }
+    Ok(loaded)
+}
