@@ -61,14 +61,11 @@ pub(crate) fn begin(connection: &Connection) -> Result<(), CommitError> {
     Ok(connection.prepare_cached(sql::BEGIN)?.execute([]).map(drop)?)
 }
 
-/// Commits what a turn has decided, or leaves the database as it was.
+/// Commits what a turn has decided, in the open transaction if there is one, or leaves the database as it was before that.
 pub(crate) fn commit(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
-    begin(connection)?;
-    commit_open(connection, turn)
-}
-
-/// Commits together with what the open transaction has done already, or leaves the database as it was before that.
-pub(crate) fn commit_open(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
+    if connection.is_autocommit() {
+        begin(connection)?;
+    }
     let written = write(connection, turn);
     let ended = written.and_then(|()| Ok(connection.prepare_cached(sql::COMMIT)?.execute([]).map(drop)?));
     if ended.is_err() {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::accept::KnownKeys;
 use super::candidates::Candidates;
-use super::commit::{CommitError, commit};
+use super::commit::{CommitError, begin, commit, roll_back};
 use super::lease::{Claim, Given};
 use super::memory::Queue;
 use super::refuse::{refuse_accepts, refuse_all};
@@ -123,6 +123,15 @@ impl Writer {
 
     /// Decides and commits. An error means that nothing was written.
     fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
+        // The reads belong to the transaction too: each outside of it would take the file's locks for itself.
+        begin(&self.connection)?;
+        let attempted = self.attempt_open(ops);
+        roll_back(&self.connection)?;
+        attempted
+    }
+
+    /// Leaves the transaction open when there is nothing to write, or on an error.
+    fn attempt_open(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
         let found = self.find(ops)?;
         let mut candidates = self.candidates(ops)?;
         let now = self.now();
@@ -240,7 +249,7 @@ impl Writer {
     }
 }
 
-/// Commits what a turn has decided and ends it; `None` when it changes nothing.
+/// Commits what a turn has decided and ends the turn; `None` when it changes nothing.
 pub(crate) fn conclude(connection: &Connection, turn: Turn<'_>) -> Result<Option<Outcome>, CommitError> {
     if turn.is_empty() {
         return Ok(None);

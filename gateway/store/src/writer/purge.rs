@@ -6,7 +6,7 @@ use std::time::Duration;
 use gatepost_audit::Event as LeafEvent;
 use rusqlite::params;
 
-use super::commit::{CommitError, begin, commit_open, roll_back};
+use super::commit::{CommitError, begin, commit, roll_back};
 use super::group::Outcome;
 use super::turn::Turn;
 use super::{Condition, Writer};
@@ -75,7 +75,7 @@ impl Writer {
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.note(&note)?;
-        commit_open(&self.connection, &turn)?;
+        commit(&self.connection, &turn)?;
         let outcome = Outcome::of(turn);
         self.install(Some(outcome), 0);
         Ok(())
