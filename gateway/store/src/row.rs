@@ -159,6 +159,7 @@ impl Row {
             delivery.settled.as_ref().map(|(token, _)| token.as_bytes()),
             delivery.settled.map(|(_, kind)| kind.as_str()),
             self.leaves,
+            self.lane,
         ])
     }
 }

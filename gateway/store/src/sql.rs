@@ -84,7 +84,7 @@ statements! {
     DELIVERY_CHANGE = "/* delivery_change */ UPDATE delivery SET state = ?4, blocks = ?5, due = ?6, ready = ?7, token = ?8, until = ?9, \
         session = ?10, batch = ?11, late = ?12, attempts = ?13, series = ?14, crashes = ?15, doubt = ?16, suspect = ?17, \
         replayed = ?18, reason = ?19, born = ?20, idle_at_birth = ?21, changed_at = ?22, settled_token = ?23, settled_as = ?24, \
-        leaves = ?25 WHERE pos = ?1 AND state = ?2 AND token IS ?3";
+        leaves = ?25, lane = ?26 WHERE pos = ?1 AND state = ?2 AND token IS ?3";
     /// Takes back what was ready in a windowed lane: the one in front of it may have gone back since. Whatever was made ready
     /// stands within the lane's width of its head, since deliveries only ever leave from before it.
     LANE_CLEAR = "/* lane_clear */ UPDATE OR ROLLBACK delivery SET ready = NULL WHERE ready IS NOT NULL AND pos IN (\

@@ -195,6 +195,26 @@ async fn r13_11_a_replayed_one_whose_lane_went_on_goes_beside_it() {
 }
 
 #[tokio::test]
+async fn r13_11_a_replayed_one_holds_nobody_up_even_over_a_restart() {
+    let (fixture, session) = with(keyed()).await;
+    let first = fixture.send("1", Some("k"), "lab").await;
+    for id in ["2", "3"] {
+        fixture.send(id, Some("k"), "lab").await;
+    }
+    let leased = fixture.lease_one("lab", session).await;
+    fixture.taken("lab", session, &leased, Outcome::Reject).await;
+    fixture.operate(first, Verb::Replay).await.unwrap();
+    let fixture = fixture.restart().await;
+    let session = fixture.session("lab").await;
+    let mut leased = fixture.lease("lab", session, 10).await;
+    leased.sort_by_key(text);
+    assert_eq!(texts(&leased), ["1", "2"]);
+    fixture.taken("lab", session, &leased[1], DELIVERED).await;
+    assert_eq!(texts(&fixture.lease("lab", session, 10).await), ["3"], "beside the replayed one");
+    assert_sound(&fixture.stop().await, "replayed beside").await;
+}
+
+#[tokio::test]
 async fn operators_verbs_are_refused_in_other_states() {
     let (fixture, session) = with(keyed()).await;
     let delivery = fixture.send("1", None, "lab").await;
