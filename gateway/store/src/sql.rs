@@ -114,8 +114,9 @@ statements! {
     LEAVES_DROP = "/* leaves_drop */ DELETE FROM leaf WHERE idx < ?1";
     PURGE_FIND = "/* purge_find */ SELECT seq FROM (SELECT seq, accepted_at FROM message WHERE seq > ?1 \
         AND seq <= ?4 ORDER BY seq LIMIT ?3) WHERE accepted_at < ?2";
-    PURGE_PAYLOADS = "/* purge_payloads */ UPDATE message SET data = NULL, salt = NULL WHERE seq > ?1 AND seq <= ?2 AND data IS NOT NULL \
-        AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.message = message.seq AND d.state IN (0, 1, 2, 3))";
+    PURGE_READ = "/* purge_read */ SELECT seq, attributes FROM message WHERE seq > ?1 AND seq <= ?2 AND data IS NOT NULL \
+        AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.message = message.seq AND d.state IN (0, 1, 2, 3)) ORDER BY seq";
+    PURGE_MESSAGE = "/* purge_message */ UPDATE message SET data = NULL, salt = NULL, attributes = ?2 WHERE seq = ?1";
     PURGE_REPLIES = "/* purge_replies */ DELETE FROM reply WHERE delivery IN (SELECT d.pos FROM delivery d JOIN message m ON m.seq = d.message \
         WHERE m.seq > ?1 AND m.seq <= ?2 AND m.data IS NULL)";
     PURGE_DETAILS = "/* purge_details */ DELETE FROM detail WHERE delivery IN (SELECT d.pos FROM delivery d JOIN message m ON m.seq = d.message \

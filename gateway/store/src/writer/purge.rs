@@ -1,5 +1,5 @@
-//! Retention: payloads of settled messages are emptied when they are old enough, and idempotency keys when their window has
-//! passed, in small steps between commits. What has not been settled is never touched.
+//! Retention: settled messages are emptied when they are old enough of all that may be about somebody, and idempotency keys
+//! go when their window has passed, in small steps between commits. What has not been settled is never touched.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::turn::Turn;
 use super::{Condition, Writer};
 use crate::database::rows;
 use crate::ops::AuditNote;
+use crate::seal::Place;
 use crate::sql;
 
 /// Messages looked at in one step.
@@ -63,14 +64,21 @@ impl Writer {
 
     /// Empties the settled messages of a range, within the open transaction, and commits it if there were any.
     fn empty(&mut self, after: i64, through: i64) -> Result<(), CommitError> {
-        let purged = self.execute(sql::PURGE_PAYLOADS, params![after, through])?;
-        if purged == 0 {
+        let settled = rows(&self.connection, sql::PURGE_READ, params![after, through], |mut cells| {
+            let (seq, sealed): (i64, Vec<u8>) = (cells.take()?, cells.take()?);
+            let place = Place { table: "message", column: "attributes", row: seq };
+            Ok((seq, self.vault.seal(&remains(self.vault.open(&sealed, place)?))))
+        })?;
+        if settled.is_empty() {
             return Ok(());
+        }
+        for (seq, attributes) in &settled {
+            self.execute(sql::PURGE_MESSAGE, params![seq, attributes])?;
         }
         self.execute(sql::PURGE_REPLIES, params![after, through])?;
         self.execute(sql::PURGE_DETAILS, params![after, through])?;
         let mut note = AuditNote::new(LeafEvent::PayloadPurged, self.gateway.clone());
-        note.count = Some(purged as u64);
+        note.count = Some(settled.len() as u64);
         let now = self.clock.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
@@ -118,4 +126,15 @@ impl Writer {
         let after = std::mem::replace(&mut progress.through, through);
         Ok(Some((after, through)))
     }
+}
+
+/// Which message it was; the rest of an event, as its subject and its extensions, may be about somebody.
+fn remains(attributes: &[u8]) -> Vec<u8> {
+    const KEPT: [&str; 6] = ["specversion", "id", "source", "type", "time", "datacontenttype"];
+    let event: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(attributes).unwrap_or_default();
+    let kept: serde_json::Map<_, _> =
+        event.into_iter().filter(|(name, _)| KEPT.contains(&name.as_str())).collect();
+    // Serialising a map of strings cannot fail.
+    serde_json::to_vec(&kept).unwrap_or_default()
 }

@@ -79,6 +79,24 @@ async fn the_salt_goes_with_the_payload_and_nothing_of_it_is_left() {
     assert_eq!(left, 100, "only the unsettled message keeps its payload");
 }
 
+/// The subject of an event may be a patient.
+#[tokio::test]
+async fn what_an_event_says_of_somebody_goes_with_its_payload() {
+    let fixture = Fixture::new(vec![queue("lab", quick())]).await;
+    let session = fixture.session("lab").await;
+    let mut event = message("1", None, "x", &["lab"]);
+    event.attributes = br#"{"specversion":"1.0","id":"1","source":"/ehr","type":"t","subject":"canary","partitionkey":"canary"}"#.to_vec();
+    let accepted = fixture.accept(vec![event]).await.unwrap();
+    let leased = fixture.lease_one("lab", session).await;
+    fixture.taken("lab", session, &leased, DELIVERED).await;
+    let place = Place { payload_retention: Duration::ZERO, ..fixture.stop().await };
+    let fixture = place.open().await.unwrap();
+    until("the payload is gone", async || payload_gone(&fixture, leased.delivery).await).await;
+    let kept = fixture.store.read().message(accepted[0].id, Data::Omit).await.unwrap().unwrap();
+    let kept = String::from_utf8(kept.attributes.to_vec()).unwrap();
+    assert!(kept.contains(r#""source":"/ehr""#) && !kept.contains("canary"), "{kept}");
+}
+
 /// There is nothing left to send; an empty message must not go in its place.
 #[tokio::test]
 async fn a_dead_letter_without_its_payload_cannot_be_replayed() {
