@@ -1,11 +1,12 @@
 //! The store: messages, deliveries, adapter state and the audit log in one database.
 //!
-//! **Architecture invariant:** this is the only crate that names sqlx and rusqlite and the only one that writes the database. Every
-//! transition is decided by `gatepost-core`; the statements here repeat its guard. No change is committed without its
-//! audit leaf, no leaf without its change.
+//! **Architecture invariant:** this is the only crate that names sqlx and rusqlite and the only one that writes the
+//! database. Every transition is decided by `gatepost-core`; the statements here repeat its guard. No change is committed
+//! without its audit leaf, no leaf without its change.
 //!
-//! Where things are: [`Store`] is the handle; `writer/` decides and commits groups of operations; `reader/` answers
-//! queries; `database` is the writer's connection; `audit_log` turns leaves into tiles and signed checkpoints; `sql` holds every statement as a named const.
+//! Where things are: [`Store`] is the handle; `writer/` decides and commits groups of operations, over the connection that
+//! `database` opens; `reader/` answers queries; `audit_log` turns leaves into tiles and signed checkpoints; `sql` holds every
+//! statement as a named const.
 
 pub mod archive;
 mod audit_log;
