@@ -63,7 +63,7 @@ pub(crate) async fn accept(
     let wait = headers::preferred_wait(&head.headers);
     let mode = Mode::of(&head.headers)?;
     let limit = mode.body_bytes_max(caller.config.gateway.max_message);
-    let received = body::receive(body, limit, &state.body_memory).await?;
+    let received = body::receive(body, limit, &state.body_memory, &caller.actor).await?;
     let store = state.store.clone();
     let sender = caller.actor.clone();
     let intake = Intake { caller, headers: head.headers, mode, received };

@@ -3,12 +3,12 @@
 
 use axum::body::{Body, Bytes};
 use gatepost_api::problem::Code;
+use gatepost_core::principal::Actor;
 use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::places::{BodyMemory, SMALL_BODY_BYTES};
+use super::places::{BodyMemory, Room, SMALL_BODY_BYTES};
 use super::problem::Refusal;
 use crate::listen::BodyError;
 
@@ -20,11 +20,16 @@ const NAME_CHARS_MAX: usize = 64;
 /// A body in memory, with its place there.
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
+    _room: Option<Room>,
 }
 
-/// Reads a body of at most `limit` bytes.
-pub(crate) async fn receive(body: Body, limit: u64, memory: &BodyMemory) -> Result<Received, Refusal> {
+/// Reads a body of at most `limit` bytes, within the share of memory that its sender has.
+pub(crate) async fn receive(
+    body: Body,
+    limit: u64,
+    memory: &BodyMemory,
+    sender: &Actor,
+) -> Result<Received, Refusal> {
     let too_large = || Refusal::new(Code::TooLarge, format!("the body is larger than {limit} bytes"));
     let hint = body.size_hint();
     if hint.lower() > limit {
@@ -45,7 +50,7 @@ pub(crate) async fn receive(body: Body, limit: u64, memory: &BodyMemory) -> Resu
         }
         if length > SMALL_BODY_BYTES && room.is_none() {
             // Whoever waits here holds little, and those who have room are not held up by it: no deadlock.
-            room = memory.reserve(most).await;
+            room = Some(memory.reserve(sender, most).await?);
         }
         match (&first, whole.is_empty()) {
             (None, true) => first = Some(data),
@@ -57,6 +62,9 @@ pub(crate) async fn receive(body: Body, limit: u64, memory: &BodyMemory) -> Resu
             }
             (_, false) => whole.extend_from_slice(&data),
         }
+    }
+    if let Some(room) = &mut room {
+        room.shrink(length);
     }
     let bytes = if whole.is_empty() { first.unwrap_or_default() } else { whole.into() };
     Ok(Received { bytes, _room: room })
@@ -112,6 +120,7 @@ fn without_values(message: &str) -> String {
 mod tests {
     use gatepost_api::queues::LeaseRequest;
     use gatepost_api::settle::SettleRequest;
+    use gatepost_core::principal::ActorKind;
 
     use super::*;
 
@@ -149,19 +158,23 @@ mod tests {
     #[tokio::test]
     async fn a_body_over_the_limit_is_refused_while_it_streams() {
         let memory = BodyMemory::new();
+        let sender = Actor::new(ActorKind::App, "ehr");
         let chunks = |count: usize| {
             let chunks = (0..count).map(|_| Ok::<_, std::io::Error>(Bytes::from_static(&[7; 10])));
             Body::from_stream(futures_util::stream::iter(chunks))
         };
-        assert_eq!(receive(chunks(3), 30, &memory).await.ok().unwrap().bytes, vec![7u8; 30]);
-        assert_eq!(receive(chunks(1), 30, &memory).await.ok().unwrap().bytes, vec![7u8; 10]);
+        assert_eq!(receive(chunks(3), 30, &memory, &sender).await.ok().unwrap().bytes, vec![7u8; 30]);
+        assert_eq!(receive(chunks(1), 30, &memory, &sender).await.ok().unwrap().bytes, vec![7u8; 10]);
         let endless =
             futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[7; 10])));
         assert_eq!(
-            receive(Body::from_stream(endless), 25, &memory).await.err().unwrap().code,
+            receive(Body::from_stream(endless), 25, &memory, &sender).await.err().unwrap().code,
             Code::TooLarge
         );
-        assert_eq!(receive(Body::from(vec![0; 26]), 25, &memory).await.err().unwrap().code, Code::TooLarge);
-        assert!(receive(Body::empty(), 25, &memory).await.ok().unwrap().bytes.is_empty());
+        assert_eq!(
+            receive(Body::from(vec![0; 26]), 25, &memory, &sender).await.err().unwrap().code,
+            Code::TooLarge
+        );
+        assert!(receive(Body::empty(), 25, &memory, &sender).await.ok().unwrap().bytes.is_empty());
     }
 }

@@ -104,7 +104,7 @@ pub(crate) async fn replay(
     request: Request,
 ) -> Result<Json<DeliveryItem>, Refusal> {
     let permit = caller.operator(OperatorRight::Operate)?;
-    let ReasonRequest { reason } = read(&state, request).await?;
+    let ReasonRequest { reason } = read(&state, &caller, request).await?;
     operate(&state, permit, &id, Verb::Replay, reason).await
 }
 
@@ -125,7 +125,7 @@ pub(crate) async fn discard(
     request: Request,
 ) -> Result<Json<DeliveryItem>, Refusal> {
     let permit = caller.operator(OperatorRight::Operate)?;
-    let ReasonRequest { reason } = read(&state, request).await?;
+    let ReasonRequest { reason } = read(&state, &caller, request).await?;
     operate(&state, permit, &id, Verb::Discard, reason).await
 }
 
@@ -146,7 +146,7 @@ pub(crate) async fn resolve(
     request: Request,
 ) -> Result<Json<DeliveryItem>, Refusal> {
     let permit = caller.operator(OperatorRight::Operate)?;
-    let ResolveRequest { resolution, reason } = read(&state, request).await?;
+    let ResolveRequest { resolution, reason } = read(&state, &caller, request).await?;
     let resolution = match resolution {
         WireResolution::Delivered => Resolution::Delivered,
         WireResolution::Retry => Resolution::Retry,
@@ -155,9 +155,15 @@ pub(crate) async fn resolve(
     operate(&state, permit, &id, Verb::Resolve(resolution), reason).await
 }
 
-async fn read<T: DeserializeOwned>(state: &AppState, request: Request) -> Result<T, Refusal> {
+async fn read<T: DeserializeOwned>(
+    state: &AppState,
+    caller: &Caller,
+    request: Request,
+) -> Result<T, Refusal> {
     require_json(request.headers())?;
-    let received = body::receive(request.into_body(), SMALL_REQUEST_BYTES_MAX, &state.body_memory).await?;
+    let received =
+        body::receive(request.into_body(), SMALL_REQUEST_BYTES_MAX, &state.body_memory, &caller.actor)
+            .await?;
     body::parse(&received.bytes)
 }
 

@@ -69,7 +69,9 @@ fn advice(code: Code) -> &'static str {
         Code::QueueFull => {
             "Wait as `Retry-After` says; the destination's partner takes less than is sent. Nothing was stored."
         }
-        Code::TooManyRequests => "Wait for open requests to end before sending more.",
+        Code::TooManyRequests => {
+            "Wait for open requests to end before sending more; `detail` says whether their number or the memory for large bodies is used up."
+        }
         Code::HeadersTooLarge => "Send fewer or shorter headers.",
         Code::Internal => "Ask again; if it stays, look for the request id in the gateway's log.",
         Code::Stopping => "Ask again when the gateway is back.",

@@ -51,7 +51,9 @@ pub(crate) async fn lease(
     let permit = caller.principal.queue_permit(&name);
     let permit = permit.ok_or_else(|| Refusal::forbidden("this is not a queue of the caller's"))?;
     require_json(request.headers())?;
-    let received = body::receive(request.into_body(), SMALL_REQUEST_BYTES_MAX, &state.body_memory).await?;
+    let received =
+        body::receive(request.into_body(), SMALL_REQUEST_BYTES_MAX, &state.body_memory, &caller.actor)
+            .await?;
     let wire: WireRequest = body::parse(&received.bytes)?;
     let session = caller.session(wire.epoch, "`epoch`")?;
     let wait = Duration::from_millis(wire.wait_ms.unwrap_or(0).min(LEASE_WAIT_MS_MAX));

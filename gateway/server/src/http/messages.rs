@@ -104,7 +104,7 @@ pub(crate) async fn data(
     }
     // Before the payload is read: what waits here holds none.
     let room = match head.size {
-        size if size > SMALL_BODY_BYTES => state.answer_memory.reserve(size).await,
+        size if size > SMALL_BODY_BYTES => Some(state.answer_memory.reserve(&caller.actor, size).await?),
         _ => None,
     };
     let message = state.store.read().message(id, Data::Include).await?.ok_or_else(no_such_message)?;

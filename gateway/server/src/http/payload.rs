@@ -7,18 +7,19 @@ use std::task::{Context, Poll};
 
 use axum::body::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
+
+use super::places::Room;
 
 /// Bytes of one piece.
 const PIECE_BYTES: usize = 256 * 1024;
 
 pub(crate) struct Payload {
     rest: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
+    _room: Option<Room>,
 }
 
 impl Payload {
-    pub(crate) fn new(bytes: Bytes, room: Option<OwnedSemaphorePermit>) -> Self {
+    pub(crate) fn new(bytes: Bytes, room: Option<Room>) -> Self {
         Self { rest: bytes, _room: room }
     }
 }

@@ -1,12 +1,14 @@
-//! How much of the gateway one principal may take at a time: open requests, and bytes of bodies and payloads in memory
-//! over all of them.
+//! How much of the gateway one principal may take at a time: open requests, and bytes of large bodies and payloads in memory.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use gatepost_api::problem::Code;
 use gatepost_core::principal::Actor;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::problem::Refusal;
 
@@ -14,56 +16,126 @@ use super::problem::Refusal;
 pub(crate) const REQUESTS_OPEN_MAX: usize = 1024;
 /// Bodies up to this size are not counted against the memory below.
 pub(crate) const SMALL_BODY_BYTES: u64 = 64 * 1024;
-/// Most bytes of larger bodies in memory at a time; further requests wait for their turn before more of theirs is read.
+/// Most bytes of larger bodies in memory at a time, of all principals.
 const BODY_MEMORY_BYTES: u64 = 512 * 1024 * 1024;
+/// The part of it that one principal may have, so that who sends slowly or much delays nobody but itself. Enough for the
+/// largest body there is: 64 MiB in base64 with its attributes.
+const BODY_SHARE_BYTES: u64 = BODY_MEMORY_BYTES / 4;
+/// How long a large body waits for its turn before it is refused. Until then no more of it is read.
+const BODY_TURN_WAIT: Duration = Duration::from_secs(10);
 /// Unit of that account: a semaphore cannot count to its bytes.
 const BODY_MEMORY_UNIT: u64 = 1024;
 
-/// Open requests by principal. The map is bounded by the principals that configurations have named.
-#[derive(Debug, Default)]
-pub(crate) struct OpenRequests {
-    places: Mutex<HashMap<Actor, Arc<Semaphore>>>,
+/// A semaphore for each principal. The map is bounded by the principals that configurations have named.
+struct PerPrincipal {
+    permits: usize,
+    own: Mutex<HashMap<Actor, Arc<Semaphore>>>,
+}
+
+impl PerPrincipal {
+    fn new(permits: usize) -> Self {
+        Self { permits, own: Mutex::default() }
+    }
+
+    fn of(&self, actor: &Actor) -> Arc<Semaphore> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(semaphore) = own.get(actor) {
+            return Arc::clone(semaphore);
+        }
+        let semaphore = Arc::new(Semaphore::new(self.permits));
+        own.insert(actor.clone(), Arc::clone(&semaphore));
+        semaphore
+    }
+}
+
+impl fmt::Debug for PerPrincipal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PerPrincipal({})", self.permits)
+    }
+}
+
+/// Open requests by principal.
+#[derive(Debug)]
+pub(crate) struct OpenRequests(PerPrincipal);
+
+impl Default for OpenRequests {
+    fn default() -> Self {
+        Self(PerPrincipal::new(REQUESTS_OPEN_MAX))
+    }
 }
 
 impl OpenRequests {
     /// A place for one more request of `actor`; given back when dropped.
     pub(crate) fn take(&self, actor: &Actor) -> Result<OwnedSemaphorePermit, Refusal> {
-        let places = {
-            let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-            match places.get(actor) {
-                Some(own) => Arc::clone(own),
-                None => Arc::clone(
-                    places
-                        .entry(actor.clone())
-                        .or_insert_with(|| Arc::new(Semaphore::new(REQUESTS_OPEN_MAX))),
-                ),
-            }
-        };
-        places.try_acquire_owned().map_err(|_| {
+        self.0.of(actor).try_acquire_owned().map_err(|_| {
             let detail = format!("{REQUESTS_OPEN_MAX} requests of this principal are open");
             Refusal::new(Code::TooManyRequests, detail)
         })
     }
 }
 
-/// Memory for large bodies, of requests or of answers.
+/// Memory for large bodies, of requests or of answers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct BodyMemory {
-    units: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+    shares: Arc<PerPrincipal>,
+    wait: Duration,
+}
+
+/// A large body's place in memory, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Room {
+    own: OwnedSemaphorePermit,
+    all: OwnedSemaphorePermit,
 }
 
 impl BodyMemory {
     pub(crate) fn new() -> Self {
-        let units = usize::try_from(BODY_MEMORY_BYTES / BODY_MEMORY_UNIT).unwrap_or(Semaphore::MAX_PERMITS);
-        Self { units: Arc::new(Semaphore::new(units)) }
+        Self::waiting(BODY_TURN_WAIT)
     }
 
-    /// Room for a body of at most `bytes`; waits for it. Bodies up to [`SMALL_BODY_BYTES`] need none.
-    pub(crate) async fn reserve(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let units = bytes.min(BODY_MEMORY_BYTES).div_ceil(BODY_MEMORY_UNIT);
-        // Never closed; and the whole account is enough for any one body.
-        Arc::clone(&self.units).acquire_many_owned(u32::try_from(units).unwrap_or(u32::MAX)).await.ok()
+    fn waiting(wait: Duration) -> Self {
+        let permits = |bytes| units(bytes) as usize;
+        Self {
+            all: Arc::new(Semaphore::new(permits(BODY_MEMORY_BYTES))),
+            shares: Arc::new(PerPrincipal::new(permits(BODY_SHARE_BYTES))),
+            wait,
+        }
     }
+
+    /// Room for a body of `actor` of at most `bytes`. Waits for its turn, but not for long.
+    pub(crate) async fn reserve(&self, actor: &Actor, bytes: u64) -> Result<Room, Refusal> {
+        let units = units(bytes.min(BODY_SHARE_BYTES));
+        let turn = async {
+            // The own share first: who waits for it holds nothing that others could want.
+            let own = self.shares.of(actor).acquire_many_owned(units).await.ok()?;
+            let all = Arc::clone(&self.all).acquire_many_owned(units).await.ok()?;
+            Some(Room { own, all })
+        };
+        match timeout(self.wait, turn).await {
+            Ok(Some(room)) => Ok(room),
+            // The semaphores are never closed.
+            Ok(None) => Err(Refusal::internal("the memory for bodies has ended")),
+            Err(_) => Err(Refusal::new(
+                Code::TooManyRequests,
+                "the memory for large bodies is taken, by other requests of this principal or of many others",
+            )),
+        }
+    }
+}
+
+impl Room {
+    /// Gives back what a body did not need of the room that was reserved for it.
+    pub(crate) fn shrink(&mut self, bytes: u64) {
+        let needed = units(bytes) as usize;
+        for permit in [&mut self.own, &mut self.all] {
+            drop(permit.split(permit.num_permits().saturating_sub(needed)));
+        }
+    }
+}
+
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(BODY_MEMORY_UNIT)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -85,13 +157,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_bodies_wait_for_memory() {
+    async fn a_principal_that_has_its_share_waits_and_the_others_do_not() {
         let memory = BodyMemory::new();
-        let all = memory.reserve(BODY_MEMORY_BYTES).await;
-        assert!(all.is_some());
-        let mut waiting = Box::pin(memory.reserve(1));
+        let (ehr, other) = (Actor::new(ActorKind::App, "ehr"), Actor::new(ActorKind::App, "other"));
+        let mut held = memory.reserve(&ehr, BODY_SHARE_BYTES).await.unwrap();
+        let mut waiting = Box::pin(memory.reserve(&ehr, 1));
         assert!(pends(waiting.as_mut()).await);
-        drop(all);
-        assert!(waiting.await.is_some());
+        assert!(!pends(Box::pin(memory.reserve(&other, BODY_SHARE_BYTES)).as_mut()).await);
+        held.shrink(BODY_SHARE_BYTES - BODY_MEMORY_UNIT);
+        assert!(waiting.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever() {
+        let memory = BodyMemory::waiting(Duration::ZERO);
+        let ehr = Actor::new(ActorKind::App, "ehr");
+        let _all = memory.reserve(&ehr, u64::MAX).await.unwrap();
+        assert_eq!(memory.reserve(&ehr, 1).await.unwrap_err().code, Code::TooManyRequests);
+    }
+
+    #[tokio::test]
+    async fn all_principals_together_are_bounded() {
+        let memory = BodyMemory::waiting(Duration::ZERO);
+        let actor = |n: u64| Actor::new(ActorKind::App, n.to_string());
+        let mut held = Vec::new();
+        for n in 0..BODY_MEMORY_BYTES / BODY_SHARE_BYTES {
+            held.push(memory.reserve(&actor(n), BODY_SHARE_BYTES).await.unwrap());
+        }
+        assert!(memory.reserve(&actor(99), 1).await.is_err());
+        held.pop();
+        assert!(memory.reserve(&actor(99), 1).await.is_ok());
     }
 }

@@ -34,7 +34,9 @@ pub(crate) async fn open(
 ) -> Result<Json<SessionResponse>, Refusal> {
     let adapter = caller.adapter().ok_or_else(|| Refusal::forbidden("only adapters have sessions"))?;
     require_json(request.headers())?;
-    let received = body::receive(request.into_body(), SMALL_REQUEST_BYTES_MAX, &state.body_memory).await?;
+    let received =
+        body::receive(request.into_body(), SMALL_REQUEST_BYTES_MAX, &state.body_memory, &caller.actor)
+            .await?;
     let SessionRequest { version } =
         if received.bytes.is_empty() { SessionRequest::default() } else { body::parse(&received.bytes)? };
     if version.as_ref().is_some_and(|version| version.len() > VERSION_BYTES_MAX) {

@@ -57,7 +57,8 @@ pub(crate) async fn settle(
         return Err(Refusal::forbidden("operators settle nothing; they resolve, replay and discard"));
     }
     require_json(request.headers())?;
-    let received = body::receive(request.into_body(), BATCH_BYTES_MAX, &state.body_memory).await?;
+    let received =
+        body::receive(request.into_body(), BATCH_BYTES_MAX, &state.body_memory, &caller.actor).await?;
     let composed = if received.bytes.len() > PARSE_INLINE_BYTES_MAX {
         tokio::task::spawn_blocking(move || compose(&caller, &received))
             .await

@@ -1,9 +1,12 @@
 //! Taking messages in.
 
+use axum::body::{Body, Bytes};
 use axum::http::Method;
+use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
 
 use super::bench::{Bench, CANARY, Who, event, text};
+use super::pends;
 
 #[tokio::test]
 async fn an_event_is_stored_and_answered_with_its_deliveries() {
@@ -18,6 +21,30 @@ async fn an_event_is_stored_and_answered_with_its_deliveries() {
     );
     assert_eq!(answer.headers["location"], format!("/v1/messages/{}", text(&message["id"])));
     assert_eq!(bench.leaves("accepted").await.len(), 1);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn large_bodies_that_never_end_hold_up_nobody_but_their_sender() {
+    let bench = Bench::new().await;
+    let epoch = bench.session(Who::Lab).await.to_string();
+    let endless = || {
+        let piece = Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 100 * 1024]));
+        bench
+            .post(Who::Ehr, "/v1/messages")
+            .header("content-type", "application/cloudevents-batch+json")
+            .body(Body::from_stream(stream::iter([piece]).chain(stream::pending())))
+            .send()
+    };
+    // What they announce is more than the whole account.
+    let mut endless: Vec<_> = (0..10).map(|_| Box::pin(endless())).collect();
+    for request in &mut endless {
+        assert!(pends(request.as_mut()).await);
+    }
+    let mut large = event("1", "ack.ok");
+    large["data"] = "x".repeat(1 << 20).into();
+    bench.event(Who::Lab, &large).header("gatepost-epoch", &epoch).send().await.ok(202);
+    drop(endless);
     bench.end().await;
 }
 
