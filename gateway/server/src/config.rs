@@ -221,11 +221,16 @@ impl Config {
         adapters.chain(inboxes).chain(std::iter::once((UNROUTED, unrouted_policy())))
     }
 
-    /// The keys in which `new` differs and which a running gateway cannot change: what a reload must refuse.
+    /// The keys in which `new` differs and which are read only when the gateway starts: what a reload must refuse. This is the
+    /// one list of them.
     pub(crate) fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        let (was, will) = (&self.gateway, &new.gateway);
         let fixed = [
-            ("gateway.name", self.gateway.name != new.gateway.name),
-            ("gateway.data_dir", self.gateway.data_dir != new.gateway.data_dir),
+            ("gateway.name", was.name != will.name),
+            ("gateway.data_dir", was.data_dir != will.data_dir),
+            ("gateway.dedup_window", was.dedup_window != will.dedup_window),
+            ("gateway.retention", was.retention != will.retention),
+            ("gateway.max_connections", was.max_connections != will.max_connections),
             ("store", self.store != new.store),
             ("listen", self.listens != new.listens),
         ];

@@ -12,6 +12,7 @@ pub(super) const EXIT_UNREACHABLE: u8 = 3;
 pub(super) const EXIT_REFUSED: u8 = 4;
 pub(super) const EXIT_NOT_FOUND: u8 = 5;
 pub(super) const EXIT_AUDIT: u8 = 6;
+const EXIT_NEEDS_RESTART: u8 = 7;
 const EXIT_AUDIT_UNREADABLE: u8 = gatepost_audit::verify::Outcome::Usage as u8;
 
 /// The end of `gatepost --help`.
@@ -23,7 +24,8 @@ pub(super) const EXIT_CODES: &str = "Exit codes:
   4  the gateway refused
   5  there is no such thing
   6  the audit log does not verify (`audit verify` names the kind: 10 signature, 11 root,
-     12 files, 13 fork, 16 leaf, 17 impossible leaf, 18 rolled back, 20 unreadable)";
+     12 files, 13 fork, 16 leaf, 17 impossible leaf, 18 rolled back, 20 unreadable)
+  7  `reload`: the file is correct, but only a restart can change some of its keys; nothing changed";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -32,6 +34,9 @@ pub(crate) enum Failure {
     /// The faults have been printed, one per line.
     #[error("{} in the configuration", super::text::plural(*.0 as u64, "fault", "faults"))]
     Configuration(usize),
+    /// The file is correct; these are the keys that a running gateway cannot change.
+    #[error("only a restart can change {}: nothing changed, the configuration before stays in force", .0.join(", "))]
+    NeedsRestart(Vec<String>),
     #[error("no gateway answers on {}: {source}", socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
     #[error("no answer from the gateway on {}: {what}", socket.display())]
@@ -80,6 +85,7 @@ impl Failure {
         match self {
             _ if self.is_quiet() => 0,
             Self::Usage { .. } | Self::Configuration(_) => EXIT_USAGE,
+            Self::NeedsRestart(_) => EXIT_NEEDS_RESTART,
             Self::Unreachable { .. } | Self::NoAnswer { .. } => EXIT_UNREACHABLE,
             Self::Refused(problem) if problem.code == Code::NotFound.as_str() => EXIT_NOT_FOUND,
             Self::Refused(_) => EXIT_REFUSED,
@@ -99,6 +105,7 @@ impl Failure {
             Self::Refused(problem) => &problem.code,
             Self::Usage { .. } => "usage",
             Self::Configuration(_) => "configuration",
+            Self::NeedsRestart(_) => "needs_restart",
             Self::Unreachable { .. } | Self::NoAnswer { .. } => "unreachable",
             Self::NotFound(_) => Code::NotFound.as_str(),
             Self::Audit { .. } => "audit",
@@ -125,6 +132,9 @@ impl Failure {
                 "run it as the gateway's user, with the gateway's configuration"
             }
             Self::Audit { .. } => "keep the data directory as it is: it is the evidence",
+            Self::NeedsRestart(_) => {
+                "restart the gateway; or set these keys back, and the rest can be reloaded"
+            }
             Self::Configuration(_) => "correct them and run `gatepost check` again",
             Self::NotFound(_) | Self::Io { .. } | Self::Interrupted | Self::Output(_) => return None,
         };
@@ -173,6 +183,7 @@ mod tests {
             (Failure::unsuccessful("x"), 1),
             (Failure::usage("x"), 2),
             (Failure::Configuration(3), 2),
+            (Failure::NeedsRestart(vec!["listen".into()]), 7),
             (Failure::Unreachable { socket: "s".into(), source: gone() }, 3),
             (problem(Code::NoRoute), 4),
             (problem(Code::NotFound), 5),

@@ -177,7 +177,7 @@ pub(super) fn reload(context: &Context) -> Result<(), Failure> {
     let status = super::runtime()?.block_on(request_reload(&config)).map_err(reload_failure)?;
     if ui.json {
         ui.json(&status)?;
-    } else if status.faults.is_empty() {
+    } else if status.in_force() {
         ui.line(summary)?;
         let done = ui.paint(Style::Good, "in force");
         ui.line(format_args!(
@@ -189,14 +189,25 @@ pub(super) fn reload(context: &Context) -> Result<(), Failure> {
             ui.note(super::ui::harmless(fault));
         }
     }
-    if status.faults.is_empty() { Ok(()) } else { Err(Failure::Configuration(status.faults.len())) }
+    if status.in_force() {
+        Ok(())
+    } else if status.faults.is_empty() {
+        Err(Failure::NeedsRestart(status.needs_restart))
+    } else {
+        Err(Failure::Configuration(status.faults.len()))
+    }
 }
 
 fn reload_failure(error: RequestError) -> Failure {
     match error {
         RequestError::NotRunning(data_dir) => {
             let socket = data_dir;
-            Failure::Unreachable { socket, source: io::Error::other("no gateway runs there") }
+            Failure::Unreachable {
+                socket,
+                source: io::Error::other(
+                    "no gateway runs there; if the file's data_dir has changed, restart the gateway",
+                ),
+            }
         }
         RequestError::Signal { .. } => Failure::Unsuccessful {
             what: error.to_string(),

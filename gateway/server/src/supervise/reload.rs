@@ -47,8 +47,11 @@ pub(crate) struct ConfigStatus {
     pub(crate) digest: Option<String>,
     /// RFC 3339, UTC.
     pub(crate) at: String,
-    /// Empty if the configuration is in force.
+    /// What is wrong with the file.
     pub(crate) faults: Vec<String>,
+    /// The keys that only a restart can change, if the file is otherwise correct.
+    #[serde(default)]
+    pub(crate) needs_restart: Vec<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,9 @@ pub(crate) enum ReloadError {
     Load(#[from] LoadError),
     #[error("{} faults", .0.len())]
     Faults(Vec<String>),
+    /// The file is correct, and nothing of it is in force.
+    #[error("only a restart can change {}", .0.join(", "))]
+    NeedsRestart(Vec<&'static str>),
     #[error("the store does not take the configuration's queues: {0}")]
     Store(#[from] StoreError),
 }
@@ -108,6 +114,7 @@ impl Reloader {
             digest: Some(config.digest.clone()),
             at: shared::rfc3339(SystemTime::now()),
             faults: Vec::new(),
+            needs_restart: Vec::new(),
         };
         let data_dir = config.gateway.data_dir.clone();
         let instance = Instance::acquire(&data_dir)?;
@@ -136,13 +143,20 @@ impl Reloader {
         let mut status = self.status.lock().await;
         status.attempt += 1;
         status.digest = digest_of(&self.file).ok();
+        (status.faults, status.needs_restart) = (Vec::new(), Vec::new());
         let outcome = self.try_reload().await;
         match &outcome {
             Ok(config) => {
                 status.generation += 1;
                 status.digest = Some(config.digest.clone());
-                status.faults.clear();
                 tracing::info!(digest = %config.digest, generation = status.generation, "configuration reloaded");
+            }
+            Err(ReloadError::NeedsRestart(keys)) => {
+                status.needs_restart = keys.iter().map(|key| (*key).to_owned()).collect();
+                tracing::warn!(
+                    keys = keys.join(", "),
+                    "configuration not reloaded: only a restart can change these keys; the one before stays in force"
+                );
             }
             Err(error) => {
                 status.faults = error.faults();
@@ -165,13 +179,16 @@ impl Reloader {
     async fn try_reload(&self) -> Result<Arc<Config>, ReloadError> {
         let old = self.parts.config.load_full();
         let new = Arc::new(self.load().await?);
-        let mut faults = fixed_changes(&old, &new);
-        faults.extend(self.tls_faults(&new));
+        let mut faults = self.tls_faults(&new);
         if let Err(adapters) = validate_adapters(&new, &self.parts.launcher).await {
             faults.extend(adapters.iter().map(ToString::to_string));
         }
         if !faults.is_empty() {
             return Err(ReloadError::Faults(faults));
+        }
+        let keys = old.needs_restart(&new);
+        if !keys.is_empty() {
+            return Err(ReloadError::NeedsRestart(keys));
         }
         // The last step that can fail. New queues are there before a route can lead to them.
         self.parts.store.queues_configure(queue_setups(&new)).await?;
@@ -233,26 +250,11 @@ impl ReloadError {
             Self::Load(LoadError::Invalid(faults)) => faults.iter().map(ToString::to_string).collect(),
             Self::Load(error) => vec![error.to_string()],
             Self::Faults(faults) => faults.clone(),
-            Self::Store(_) => vec![self.to_string()],
+            Self::NeedsRestart(_) | Self::Store(_) => vec![self.to_string()],
         };
         faults.truncate(FAULTS_MAX);
         faults
     }
-}
-
-/// What differs and is only read when the gateway starts.
-fn fixed_changes(old: &Config, new: &Config) -> Vec<String> {
-    let (was, will) = (&old.gateway, &new.gateway);
-    let mut keys = old.needs_restart(new);
-    let ours = [
-        ("gateway.dedup_window", was.dedup_window == will.dedup_window),
-        ("gateway.retention", was.retention == will.retention),
-        ("gateway.max_connections", was.max_connections == will.max_connections),
-    ];
-    keys.extend(ours.into_iter().filter(|(_, same)| !same).map(|(key, _)| key));
-    keys.iter()
-        .map(|key| format!("{key} cannot change while the gateway runs; restart it for that"))
-        .collect()
 }
 
 /// The configuration's queues, as the store wants them.
@@ -270,6 +272,10 @@ pub(crate) fn queue_setups(config: &Config) -> Vec<QueueSetup> {
 }
 
 impl ConfigStatus {
+    pub(crate) fn in_force(&self) -> bool {
+        self.faults.is_empty() && self.needs_restart.is_empty()
+    }
+
     pub(crate) fn read(data_dir: &Path) -> io::Result<Self> {
         let text = std::fs::read(data_dir.join(STATUS_FILE))?;
         serde_json::from_slice(&text).map_err(io::Error::from)

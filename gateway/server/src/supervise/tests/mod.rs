@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::actor::Deadlines;
 use super::manifest::Manifest;
-use super::reload::ConfigStatus;
+use super::reload::{ConfigStatus, ReloadError};
 use super::*;
 use crate::config::{self, PeerFacts};
 use crate::http::{self, AppState};

@@ -51,7 +51,6 @@ async fn a_bad_file_changes_nothing_and_every_fault_is_told() {
         ("[inboxes.new]\n[adapters.lab]\nrun = \"no-such-program\"\nordre = 1\n", "ordre"),
         ("[inboxes.new]\n[adapters.lab]\nrun = \"no-such-program\"\n", "adapters.lab: there is no program"),
         (&lab.replace("sent", "business"), "adapters.lab: confirm"),
-        ("[[listen]]\nserves = \"apps\"\nunix = \"/run/x/y.sock\"\n", "listen cannot change"),
     ] {
         write(&gateway.rig, adapters);
         let faults = gateway.reloader.reload().await.unwrap_err().faults();
@@ -62,7 +61,32 @@ async fn a_bad_file_changes_nothing_and_every_fault_is_told() {
         assert!(gateway.rig.supervisor.list().is_empty());
         assert!(gateway.rig.store.read().queue("new").await.unwrap().is_none());
     }
-    assert_eq!(gateway.status().attempt, 6);
+    assert_eq!(gateway.status().attempt, 5);
+    gateway.rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_correct_file_that_needs_a_restart_names_the_keys_and_changes_nothing() {
+    let gateway = Gateway::start("").await;
+    let before = gateway.rig.config.load_full();
+    write(&gateway.rig, "[inboxes.new]\n[[listen]]\nserves = \"apps\"\nunix = \"/run/x/y.sock\"\n");
+    let error = gateway.reloader.reload().await.unwrap_err();
+    assert!(matches!(&error, ReloadError::NeedsRestart(keys) if keys == &["listen"]), "{error}");
+    let status = gateway.status();
+    assert_eq!((status.faults.len(), status.needs_restart.as_slice()), (0, &["listen".to_owned()][..]));
+    assert!(!status.in_force() && status.generation == 1);
+    assert!(Arc::ptr_eq(&gateway.rig.config.load_full(), &before));
+    assert!(gateway.rig.store.read().queue("new").await.unwrap().is_none());
+    // A file with faults too is told its faults.
+    write(
+        &gateway.rig,
+        "[[listen]]\nserves = \"apps\"\nunix = \"/run/x/y.sock\"\n[adapters.x]\nrun = \"no-such-program\"\n",
+    );
+    assert!(matches!(gateway.reloader.reload().await, Err(ReloadError::Faults(_))));
+    assert!(gateway.status().needs_restart.is_empty());
+    // And the next good one is in force.
+    write(&gateway.rig, "[inboxes.new]\n");
+    assert!(gateway.reloader.reload().await.unwrap().in_force());
     gateway.rig.stop().await;
 }
 
