@@ -3,7 +3,7 @@
 //! * [`router`] gives every route; `guard` is what each request passes first: identity, limits, metrics, one shape of failure.
 //! * Coming in: `headers`, `body`, `events`, `binary` and `intake` read requests; `accept`, `settle`, `session` hand them over, `repeats` finds what was accepted before.
 //! * Going out: `lease` with `assemble`, `wait`, `messages` with `payload`, `deliveries`, `queues`, `audit`, `health`, all shaped by `views`.
-//! * `trail` and `coalesce` put reads and refusals into the audit log; `tasks` keeps commits alive when clients go away.
+//! * `trail` and `coalesce` put reads and refusals into the audit log; `consumers` knows who asks for work; `tasks` keeps commits alive when clients go away.
 //!
 //! **Architecture invariant:** nothing here decides a delivery's state or knows SQL. Nothing of a request is parsed before its
 //! caller is known. Status codes of failures stand in `problem`; no payload, secret or attribute value in errors, logs or metrics.
@@ -14,6 +14,7 @@ mod audit;
 mod binary;
 mod body;
 mod coalesce;
+mod consumers;
 mod deliveries;
 mod events;
 mod guard;
@@ -51,6 +52,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use consumers::EXTERNAL;
 pub(crate) use problem::Refusal;
 pub(crate) use state::{AdapterControl, AppState, RestartError};
 

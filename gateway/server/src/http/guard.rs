@@ -8,7 +8,7 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use gatepost_api::problem::Code;
-use gatepost_core::principal::Actor;
+use gatepost_core::principal::{Actor, ActorKind};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 use uuid::Uuid;
@@ -48,6 +48,10 @@ pub(crate) async fn guard(State(state): State<AppState>, mut request: Request, n
         // The place is held until the answer's head is ready; what is left then is the listener's to bound.
         Ok((actor, _place)) => (actor, next.run(request).instrument(span).await),
     };
+    // Whatever an adapter does shows that it is there: one that is busy leases nothing for a while.
+    if actor.kind == ActorKind::Adapter && response.status().is_success() {
+        state.consumers.saw(&actor.name);
+    }
     finish(&state, &record, actor, response)
 }
 

@@ -12,14 +12,15 @@ use gatepost_store::{QueueKind, QueueRow};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::consumers::{ABSENT_AFTER, Consumers};
 use super::identity::Caller;
 use super::metrics::{self, View};
 use super::problem::Refusal;
-use super::state::{AppState, Consumers};
+use super::state::AppState;
 
 /// A queue is stalled when a delivery that could go has waited this long.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// A consumer that the gateway does not run is there if it asked for work within this span.
+/// An inbox's reader is there if it asked for work within this span.
 const CONSUMER_SEEN_WITHIN: Duration = Duration::from_secs(120);
 /// The state of an adapter that its breaker holds down.
 const TRIPPED: &str = "tripped";
@@ -73,25 +74,27 @@ async fn blocking(state: &AppState) -> Vec<String> {
             blocking.push("the store cannot be read".to_owned());
         }
     }
-    let adapters = state.adapters.list();
+    let adapters = state.adapter_items();
     let tripped = adapters.iter().filter(|adapter| adapter.state == TRIPPED);
     blocking.extend(tripped.map(|adapter| format!("adapter `{}` fails again and again", adapter.name)));
     blocking
 }
 
-/// Deliveries that could go and do not: nobody takes them, although somebody is there for it.
+/// Deliveries that could go and do not: nobody takes them, although somebody is there for it, or should be.
 fn stalled(queue: &QueueRow, consumers: &Consumers) -> Option<String> {
     let waited = queue.stats.oldest_ready.filter(|waited| *waited > STALLED_AFTER)?;
     let attended = match queue.kind {
-        QueueKind::Adapter => true,
-        QueueKind::ExternalAdapter | QueueKind::Inbox => {
-            consumers.seen_within(&queue.name, CONSUMER_SEEN_WITHIN)
-        }
+        QueueKind::Adapter | QueueKind::ExternalAdapter => true,
+        QueueKind::Inbox => consumers.seen_within(&queue.name, CONSUMER_SEEN_WITHIN),
         QueueKind::Builtin | QueueKind::Removed => false,
     };
     let braked = queue.stats.paused || queue.stats.tripped.is_some();
+    let absent =
+        queue.kind == QueueKind::ExternalAdapter && !consumers.seen_within(&queue.name, ABSENT_AFTER);
+    let why = if absent { "its adapter, which is run elsewhere, is absent, and " } else { "" };
     (attended && !braked).then(|| {
-        format!("queue `{}` is stalled: a delivery has been ready for {} s", queue.name, waited.as_secs())
+        let (name, waited) = (&queue.name, waited.as_secs());
+        format!("queue `{name}` is stalled: {why}a delivery has been ready for {waited} s")
     })
 }
 
@@ -106,7 +109,7 @@ fn stalled(queue: &QueueRow, consumers: &Consumers) -> Option<String> {
 pub(crate) async fn metrics(State(state): State<AppState>, caller: Caller) -> Result<Response, Refusal> {
     caller.operator(OperatorRight::Read)?;
     let queues = state.store.read().queue_list().await?;
-    let adapters = state.adapters.list();
+    let adapters = state.adapter_items();
     let view = View {
         queues: &queues,
         health: state.store.health(),
@@ -137,6 +140,10 @@ mod tests {
         assert_eq!(stalled(&queue(QueueKind::Inbox, 61), &consumers), None, "nobody has ever read it");
         consumers.saw("lab");
         assert!(stalled(&queue(QueueKind::Inbox, 61), &consumers).is_some());
+        let external = queue(QueueKind::ExternalAdapter, 61);
+        assert!(!stalled(&external, &consumers).unwrap().contains("absent"));
+        consumers.backdate("lab", ABSENT_AFTER * 2);
+        assert!(stalled(&external, &consumers).unwrap().contains("absent"));
         let mut paused = queue(QueueKind::Adapter, 61);
         paused.stats.paused = true;
         let mut tripped = queue(QueueKind::Adapter, 61);

@@ -58,9 +58,8 @@ pub(crate) async fn lease(
     let session = caller.session(wire.epoch, "`epoch`")?;
     let wait = Duration::from_millis(wire.wait_ms.unwrap_or(0).min(LEASE_WAIT_MS_MAX));
     let request = store_request(&permit, wire, session)?;
-    state.consumers.saw(permit.queue());
+    let _polls = state.consumers.poll(permit.queue());
     let deliveries = poll(&state, request, wait).await?;
-    state.consumers.saw(permit.queue());
     Ok(answer(&deliveries))
 }
 

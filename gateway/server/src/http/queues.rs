@@ -122,7 +122,7 @@ pub(crate) async fn adapters(
     Params(params): Params<PageParams>,
 ) -> Result<Json<AdapterList>, Refusal> {
     caller.operator(OperatorRight::Read)?;
-    let (adapters, next) = params.cut(state.adapters.list(), |adapter| adapter.name.as_str())?;
+    let (adapters, next) = params.cut(state.adapter_items(), |adapter| adapter.name.as_str())?;
     Ok(Json(AdapterList { adapters, next }))
 }
 
@@ -159,7 +159,7 @@ pub(crate) async fn restart(
 }
 
 fn find(state: &AppState, name: &str) -> Result<AdapterItem, Refusal> {
-    let mut adapters = state.adapters.list().into_iter();
+    let mut adapters = state.adapter_items().into_iter();
     adapters.find(|adapter| adapter.name == name).ok_or_else(no_such_adapter)
 }
 

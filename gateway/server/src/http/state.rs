@@ -1,14 +1,13 @@
 //! What all requests share, and what the composition root must bring to the API.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use gatepost_api::lists::AdapterItem;
 use gatepost_store::Store;
 use tokio::sync::watch;
 
+use super::consumers::Consumers;
 use super::metrics::Metrics;
 use super::places::{BodyMemory, OpenRequests};
 use super::tasks::Tasks;
@@ -18,7 +17,8 @@ use crate::listen;
 
 /// The supervisor, as operators see and use it. Neither call waits for a process.
 pub(crate) trait AdapterControl: Send + Sync + 'static {
-    /// Every adapter of the configuration, by name; external ones too.
+    /// Every adapter of the configuration, by name. One that is run elsewhere is `external`; whether it is there is not known
+    /// here.
     fn list(&self) -> Vec<AdapterItem>;
 
     /// Has the adapter's process stopped and started anew.
@@ -90,30 +90,12 @@ impl AppState {
         let _ = stop.wait_for(|stopped| *stopped).await;
     }
 
+    /// Every adapter of the configuration, by name, and how it is.
+    pub(crate) fn adapter_items(&self) -> Vec<AdapterItem> {
+        self.adapters.list().into_iter().map(|adapter| self.consumers.observed(adapter)).collect()
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         *self.stop.borrow()
-    }
-}
-
-/// When each queue was last asked for work. Bounded by the queues that configurations have named.
-#[derive(Debug, Default)]
-pub(crate) struct Consumers {
-    seen: Mutex<HashMap<String, Instant>>,
-}
-
-impl Consumers {
-    pub(crate) fn saw(&self, queue: &str) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match seen.get_mut(queue) {
-            Some(at) => *at = Instant::now(),
-            None => {
-                seen.insert(queue.to_owned(), Instant::now());
-            }
-        }
-    }
-
-    pub(crate) fn seen_within(&self, queue: &str, span: Duration) -> bool {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(queue).is_some_and(|at| at.elapsed() <= span)
     }
 }

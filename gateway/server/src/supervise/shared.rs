@@ -8,6 +8,7 @@ use gatepost_core::Timestamp;
 use tokio::sync::watch;
 
 use crate::config::{Adapter, AdapterProcess, Run};
+use crate::http::EXTERNAL;
 use gatepost_core::policy::{Level, OnDoubt};
 
 /// What a process must be started anew for when it changes.
@@ -123,8 +124,7 @@ impl Shared {
 
     /// The same for an adapter that somebody else starts.
     pub(super) fn external_item(&self, name: &str) -> AdapterItem {
-        let state = if self.status().epoch.is_some() { "external" } else { "external_absent" };
-        AdapterItem { state: state.to_owned(), ..self.item(name) }
+        AdapterItem { state: EXTERNAL.to_owned(), ..self.item(name) }
     }
 }
 

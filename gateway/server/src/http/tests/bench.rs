@@ -108,7 +108,7 @@ impl AdapterControl for Adapters {
             last_error: None,
             started_at: None,
         };
-        vec![item("lab"), item("careful")]
+        vec![item("lab"), AdapterItem { state: "external".into(), ..item("careful") }]
     }
 
     fn restart(&self, name: &str) -> Result<(), RestartError> {

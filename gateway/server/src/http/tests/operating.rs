@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::bench::{Answer, Bench, CANARY, Who, event, text};
+use crate::http::consumers::ABSENT_AFTER;
 
 /// Lets a delivery of the lab die; gives its message and it.
 async fn dead(bench: &Bench, id: &str) -> (String, String) {
@@ -280,5 +281,29 @@ async fn health_says_what_blocks_and_metrics_hold_no_values() {
     *bench.adapters.tripped.lock().unwrap() = false;
     bench.stop.send_replace(true);
     assert!(bench.get(Who::Ehr, "/readyz").send().await.ok(503).text.contains("stopping"));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_adapter_that_is_run_elsewhere_is_absent_until_it_is_heard_of_and_comes_back_by_itself() {
+    let bench = Bench::new().await;
+    let careful = async || {
+        let adapters = bench.get(Who::Ops, "/v1/adapters").send().await.ok(200).json();
+        let careful =
+            adapters["adapters"].as_array().unwrap().iter().find(|item| item["name"] == "careful").unwrap();
+        let state = text(&careful["state"]);
+        let metrics = bench.get(Who::Ops, "/metrics").send().await.ok(200).text;
+        let line = format!(r#"gatepost_adapter_state{{adapter="careful",state="{state}"}} 1"#);
+        assert!(metrics.contains(&line), "{metrics}");
+        (state, careful["last_error"].clone())
+    };
+    assert_eq!(careful().await.0, "external_absent", "it has never come");
+    let epoch = bench.session(Who::Careful).await;
+    assert_eq!(careful().await, ("external".to_owned(), json!(null)));
+    bench.state.consumers.backdate("careful", ABSENT_AFTER * 2);
+    let (state, why) = careful().await;
+    assert_eq!((state.as_str(), why), ("external_absent", json!("nothing heard of it for 120 s")));
+    bench.lease(Who::Careful, "careful", json!({"max": 1, "epoch": epoch})).await;
+    assert_eq!(careful().await.0, "external");
     bench.end().await;
 }

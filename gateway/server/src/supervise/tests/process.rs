@@ -224,9 +224,9 @@ async fn an_operator_restarts_what_the_gateway_runs_and_nothing_else() {
     assert_eq!(after.last_error, None, "a stop is no failure");
     assert_eq!(rig.supervisor.restart("far"), Err(RestartError::External));
     assert_eq!(rig.supervisor.restart("nobody"), Err(RestartError::NotFound));
-    assert_eq!(rig.item("far").unwrap().state, "external_absent");
-    rig.supervisor.session_opened("far", 9, None);
     assert_eq!(rig.item("far").unwrap().state, "external");
+    rig.supervisor.session_opened("far", 9, None);
+    assert_eq!(rig.item("far").unwrap().session_epoch, Some(9));
     rig.stop().await;
 }
 
