@@ -48,6 +48,7 @@ use gatepost_core::principal::{OperatorRights, TypePatterns};
 use gatepost_core::routing::Routes;
 
 pub(crate) use fault::Fault;
+pub(crate) use gateway::DATA_DIR;
 pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector};
 pub(crate) use init::{check, init};
 pub(crate) use load::LoadError;

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
+use crate::config::DATA_DIR;
 
 /// Where the configuration is sought when `-c` does not say.
 const DEFAULTS: [&str; 2] = ["gatepost.toml", "/etc/gatepost/gatepost.toml"];
@@ -67,10 +68,7 @@ pub(crate) fn data_dir(config: Option<&Path>) -> Result<PathBuf, Failure> {
     let document = read(&path)?;
     let data_dir =
         document.get("gateway").and_then(|gateway| gateway.get("data_dir")).and_then(|dir| dir.as_str());
-    data_dir.map(|dir| beside(&path, dir)).ok_or_else(|| Failure::Usage {
-        what: format!("{} has no [gateway] data_dir", path.display()),
-        hint: None,
-    })
+    Ok(beside(&path, data_dir.unwrap_or(DATA_DIR)))
 }
 
 /// Relative paths in the configuration begin at its directory.

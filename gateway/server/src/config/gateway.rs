@@ -10,7 +10,7 @@ use super::{Config, Gateway, Store, UNROUTED};
 
 /// Largest payload of one message, bytes; also the default.
 pub(crate) const MESSAGE_BYTES_MAX: u64 = 64 << 20;
-const DATA_DIR: &str = "/var/lib/gatepost";
+pub(crate) const DATA_DIR: &str = "/var/lib/gatepost";
 const DEDUP_WINDOW: Duration = Duration::from_secs(8 * 86_400);
 const RETENTION: Duration = Duration::from_secs(30 * 86_400);
 const MAX_CONNECTIONS: u32 = 1024;

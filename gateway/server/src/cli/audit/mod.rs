@@ -1,6 +1,7 @@
 //! `gatepost audit`: the audit log in the data directory, whether the gateway runs or not. Nothing here asks the gateway:
 //! who doubts it must not have to.
 
+mod adopt;
 mod log;
 
 use std::path::{Path, PathBuf};
@@ -8,18 +9,17 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use gatepost_audit::dir::VKEY;
 use gatepost_audit::verify::{Outcome, read_vkey};
-use gatepost_audit::{Fault, verify_dir};
+use gatepost_audit::{Checkpoint, Fault, VerifierKey, read_checkpoint, verify_dir};
 use gatepost_core::{DeliveryId, MessageId};
 use gatepost_store::archive::{Archive, ArchiveError};
-use gatepost_store::{Adopt, Options, Receipt, StoreError};
+use gatepost_store::{Receipt, StoreError};
 use indicatif::ProgressBar;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::failure::{EXIT_AUDIT, Failure};
+use super::failure::Failure;
 use super::ui::{Style, Ui};
 use super::{Context, locate, text};
-use crate::config::Config;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Audit {
@@ -45,7 +45,7 @@ pub(super) enum Audit {
     Log(log::Log),
     /// Go on from a log that does not extend its last checkpoint; the decision becomes an entry
     Adopt {
-        /// Why you know that the log is right
+        /// Why you know that the log is right. It is kept in a file beside the log, and the entry holds that file's SHA-256
         #[arg(long)]
         reason: String,
     },
@@ -53,14 +53,14 @@ pub(super) enum Audit {
 
 pub(super) async fn audit(context: &Context, command: &Audit) -> Result<(), Failure> {
     if let Audit::Adopt { reason } = command {
-        return adopt(context, reason).await;
+        return adopt::adopt(context, reason).await;
     }
     let data_dir = locate::data_dir(context.config.as_deref())?;
     let ui = &context.ui;
     let archive = match (Archive::open(&data_dir).await, command) {
         (Ok(archive), _) => archive,
         (Err(error), Audit::Verify { .. }) => return Err(first_fault(ui, &data_dir, error)),
-        (Err(error), _) => return Err(failure(error)),
+        (Err(error), _) => return Err(unopened(&data_dir, error)),
     };
     match command {
         Audit::Verify { since } => verify(ui, archive, since.as_deref()).await,
@@ -91,18 +91,44 @@ fn failure(error: ArchiveError) -> Failure {
     }
 }
 
+/// As [`failure`], of an archive that did not open.
+fn unopened(data_dir: &Path, error: ArchiveError) -> Failure {
+    match rolled_back(data_dir, &error) {
+        Some(fault) => not_verified(&fault),
+        None => failure(error),
+    }
+}
+
 /// What cannot be opened is read as files: the auditor says what is wrong first, and where.
 fn first_fault(ui: &Ui, data_dir: &Path, error: ArchiveError) -> Failure {
     let log = data_dir.join("audit");
-    let fault = read_vkey(&log.join(VKEY).display().to_string())
+    let verified = read_vkey(&log.join(VKEY).display().to_string())
         .and_then(|key| verify_dir(&log, gatepost_audit::Options::new(key), &mut |_, _| {}));
-    match (fault, failure(error)) {
+    match (verified, rolled_back(data_dir, &error), failure(error)) {
+        // The files are well as far as they go; the entries after them should be in the database, and are not.
+        (Ok(_), Some(fault), _) => audit_failure(ui, &fault),
+        (Err(Fault::Missing { path, .. }), Some(fault), _) if is_partial(&path) => audit_failure(ui, &fault),
         // There is no log, or none that this user may read.
-        (Err(_), Failure::Unsuccessful { what, .. }) => Failure::Audit { code: Outcome::Usage as u8, what },
-        (Err(fault), _) => audit_failure(ui, &fault),
+        (_, _, Failure::Unsuccessful { what, .. }) => Failure::Audit { code: Outcome::Usage as u8, what },
+        (Err(fault), _, _) => audit_failure(ui, &fault),
         // The files are well; what is wrong is in the database.
-        (Ok(_), failure) => failure,
+        (Ok(_), None, failure) => failure,
     }
+}
+
+/// Files that only an export has: a gateway keeps these entries in its database.
+fn is_partial(path: &str) -> bool {
+    path.contains(".p/")
+}
+
+/// A database that ends before what the checkpoint signs is an older one, or was cut.
+fn rolled_back(data_dir: &Path, error: &ArchiveError) -> Option<Fault> {
+    let ArchiveError::Store(StoreError::Audit(text)) = error else { return None };
+    let size = text.strip_prefix("entry ")?.strip_suffix(" is missing")?.parse().ok()?;
+    let log = data_dir.join("audit");
+    let key = VerifierKey::parse(std::fs::read_to_string(log.join(VKEY)).ok()?.trim()).ok()?;
+    let signed = Checkpoint::open(&read_checkpoint(&log).ok()??, &[key]).ok()?;
+    Some(Fault::RolledBack { since: signed.size, size })
 }
 
 /// The error and what lies behind it.
@@ -174,6 +200,10 @@ fn audit_failure(ui: &Ui, fault: &Fault) -> Failure {
             return failure;
         }
     }
+    not_verified(fault)
+}
+
+fn not_verified(fault: &Fault) -> Failure {
     Failure::Audit {
         code: fault.exit_code(),
         what: format!("the audit log does not verify: {}", chain(fault)),
@@ -225,48 +255,5 @@ async fn receipt(ui: &Ui, archive: &Archive, id: Uuid) -> Result<(), Failure> {
     if ui.json { ui.json(&json!({"proofs": proofs})) } else { ui.line(proofs.concat().trim_end()) }
 }
 
-// === adopt ===
-
-/// Why the log was adopted, by whom and when, is kept beside it: entries hold no free text.
-async fn adopt(context: &Context, reason: &str) -> Result<(), Failure> {
-    let config =
-        Config::load(context.config.as_deref()).map_err(|error| Failure::usage(error.to_string()))?;
-    let data_dir = &config.gateway.data_dir;
-    let intact = match Archive::open(data_dir).await {
-        Ok(archive) => archive.verify(None, |_, _| {}).await.is_ok(),
-        Err(error @ ArchiveError::NoData(_)) => return Err(failure(error)),
-        Err(_) => false,
-    };
-    if intact {
-        return Err(Failure::unsuccessful("the log extends its last checkpoint: there is nothing to adopt"));
-    }
-    let operator = this_user();
-    let at = text::now().to_rfc3339();
-    let note = json!({"at": at, "operator": operator, "reason": reason}).to_string();
-    let name = format!("adopted-{at}.json");
-    gatepost_audit::write_file_durable(&data_dir.join("audit"), &name, note.as_bytes())
-        .map_err(Failure::io(format!("cannot write {name} beside the log")))?;
-    let options = Options {
-        data_dir: data_dir.clone(),
-        origin: config.gateway.name.clone(),
-        dedup_window: config.gateway.dedup_window,
-        payload_retention: config.gateway.retention,
-        keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
-        adopt: Some(Adopt { operator }),
-    };
-    let opened = gatepost_store::open(options).await;
-    let (_, task) = opened.map_err(|error| Failure::Audit { code: EXIT_AUDIT, what: chain(&error) })?;
-    task.stop().await;
-    let ui = &context.ui;
-    if ui.json {
-        return ui.json(&json!({"adopted": true, "note": name}));
-    }
-    ui.line(format_args!(
-        "the log is adopted as it is, and its newest entries say so; the reason is in audit/{name}"
-    ))
-}
-
-fn this_user() -> String {
-    let uid = nix::unistd::geteuid();
-    nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
-}
+#[cfg(test)]
+mod tests;
