@@ -2,6 +2,7 @@
 //!
 //! Standard output belongs to `--manifest` and `--check`; everything else is said on standard error.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io::{Read as _, Write as _};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
@@ -170,10 +172,26 @@ fn check<A: Adapter>() -> ExitCode {
 }
 
 fn read_settings<A: Adapter>(text: &str) -> Result<A::Settings, Vec<Fault>> {
-    let settings =
-        serde_json::from_str(text).map_err(|error| vec![Fault::new("settings", error.to_string())])?;
+    let settings = serde_json::from_str(text).map_err(|error| vec![unreadable(text, &error)])?;
     let faults = A::check(&settings);
     if faults.is_empty() { Ok(settings) } else { Err(faults) }
+}
+
+/// Names the setting, where it can be told. The position is left out: whoever wrote the settings wrote them as TOML.
+fn unreadable(text: &str, error: &serde_json::Error) -> Fault {
+    let message = error.to_string();
+    let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
+    Fault::new(setting_at(text, error).unwrap_or_else(|| "settings".to_owned()), message)
+}
+
+/// The setting in whose name or value the parser stopped; none if it missed one at the end.
+fn setting_at(text: &str, error: &serde_json::Error) -> Option<String> {
+    let line_start: usize = text.split_inclusive('\n').take(error.line().checked_sub(1)?).map(str::len).sum();
+    let offset = line_start + error.column();
+    let settings: BTreeMap<String, &RawValue> = serde_json::from_str(text).ok()?;
+    let end = |value: &RawValue| value.get().as_ptr() as usize - text.as_ptr() as usize + value.get().len();
+    let from_there_on = settings.into_iter().filter(|(_, value)| end(value) >= offset);
+    from_there_on.min_by_key(|(_, value)| end(value)).map(|(name, _)| name)
 }
 
 fn log_to_stderr() {
@@ -314,7 +332,12 @@ mod tests {
         assert_eq!(read_settings::<Sample>(r#"{"port":1}"#).map(|settings| settings.port), Ok(1));
         let fault = |text| read_settings::<Sample>(text).map(|_| ()).unwrap_err()[0].to_string();
         assert_eq!(fault(r#"{"port":0}"#), "port: must not be 0");
-        assert!(fault(r#"{"port":1,"prot":2}"#).contains("unknown field `prot`"));
-        assert!(fault("").contains("EOF"));
+        assert_eq!(fault(r#"{"port":1,"prot":2}"#), "prot: unknown field `prot`, expected `port`");
+        assert_eq!(fault(r#"{"a":[],"port":1}"#), "a: unknown field `a`, expected `port`");
+        for text in ["{\"port\":\"7\"}", "{\n\"port\": \"7\"\n}"] {
+            assert_eq!(fault(text), "port: invalid type: string \"7\", expected u16");
+        }
+        assert_eq!(fault("{}"), "settings: missing field `port`");
+        assert!(fault("").starts_with("settings: EOF"));
     }
 }

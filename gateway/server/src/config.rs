@@ -25,6 +25,7 @@ mod listens;
 mod load;
 mod names;
 mod paths;
+mod places;
 mod principals;
 mod queues;
 mod routes;
@@ -72,6 +73,7 @@ pub(crate) struct Config {
     pub(crate) adapters: BTreeMap<String, Arc<Adapter>>,
     pub(crate) inboxes: BTreeMap<String, Inbox>,
     pub(crate) routes: Routes,
+    places: places::Places,
 }
 
 /// `[gateway]`
@@ -86,7 +88,7 @@ pub(crate) struct Gateway {
     pub(crate) dedup_window: Duration,
     /// Age at which settled messages are purged.
     pub(crate) retention: Duration,
-    /// Most connections open at a time, over all listeners.
+    /// Most connections open at a time on one listener; the gateway's total is a multiple of it.
     pub(crate) max_connections: u32,
 }
 
@@ -220,6 +222,12 @@ impl Config {
         let adapters = self.adapters.values().map(|adapter| (adapter.name.as_str(), adapter.policy));
         let inboxes = self.inboxes.values().map(|inbox| (inbox.name.as_str(), inbox.policy));
         adapters.chain(inboxes).chain(std::iter::once((UNROUTED, unrouted_policy())))
+    }
+
+    /// A fault below `adapters` that the file's text alone does not show.
+    pub(crate) fn adapter_fault(&self, key: String, text: String) -> Fault {
+        let (line, column) = self.places.of(&key);
+        Fault { file: self.file.clone(), line, column, key, text }
     }
 
     /// The keys in which `new` differs and which are read only when the gateway starts: what a reload must refuse. This is the

@@ -19,8 +19,7 @@ use crate::config::{self, Config, PeerFacts};
 use crate::http::{self, AppState};
 use crate::listen::{Counters, Limits, ListenError, Listener, PeerGate, Server};
 use crate::supervise::{
-    AdapterFault, Hangups, Launcher, Means, Parts, Reloader, Sockets, Supervisor, queue_setups,
-    validate_adapters,
+    Hangups, Launcher, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
 };
 
 /// Connections of all listeners together, as a multiple of one listener's.
@@ -31,7 +30,7 @@ pub(crate) enum ServeError {
     #[error("the runtime: {0}")]
     Runtime(#[source] std::io::Error),
     #[error("{}", adapter_faults(.0))]
-    Adapters(Vec<AdapterFault>),
+    Adapters(Vec<config::Fault>),
     #[error(transparent)]
     Store(#[from] gatepost_store::OpenError),
     #[error("the store does not take the configuration's queues: {0}")]
@@ -42,7 +41,7 @@ pub(crate) enum ServeError {
     Reload(String),
 }
 
-fn adapter_faults(faults: &[AdapterFault]) -> String {
+fn adapter_faults(faults: &[config::Fault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 

@@ -15,7 +15,7 @@ use super::Context;
 use super::failure::Failure;
 use super::ui::{Style, Ui};
 use crate::config::{self, Config, LoadError};
-use crate::supervise::{AdapterFault, Launcher, RequestError, request_reload, validate_adapters};
+use crate::supervise::{Launcher, RequestError, request_reload, validate_adapters};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Init {
@@ -93,7 +93,7 @@ pub(super) fn faults(path: Option<&Path>) -> Result<Result<String, Vec<Fault>>, 
     let launcher = Launcher::start().map_err(Failure::io("cannot ask the adapters' programs"))?;
     match super::runtime()?.block_on(validate_adapters(&config, &launcher)) {
         Ok(_) => Ok(Ok(summary)),
-        Err(faults) => Ok(Err(faults.iter().map(|fault| adapter_fault(&config.file, fault)).collect())),
+        Err(faults) => Ok(Err(faults.iter().map(file_fault).collect())),
     }
 }
 
@@ -106,15 +106,6 @@ fn file_fault(fault: &config::Fault) -> Fault {
         "text": fault.text,
     });
     Fault { line: fault.to_string(), json }
-}
-
-fn adapter_fault(file: &Path, fault: &AdapterFault) -> Fault {
-    let file = file.display().to_string();
-    let line = format!("{file}: {fault}");
-    Fault {
-        line,
-        json: json!({"file": file, "key": format!("adapters.{}", fault.adapter), "text": fault.message}),
-    }
 }
 
 /// Prints the faults, one per line on standard error, as JSON on standard output.

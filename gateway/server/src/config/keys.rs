@@ -117,7 +117,8 @@ const GATEWAY: Groups = &[&[
     key(
         "max_connections",
         Shape::Count { min: 1, max: CONNECTIONS_MAX },
-        "Most connections open at a time, over all listeners. Default: 1024.",
+        "Most connections open at a time on one listener; 4 times as many on all of them, and 256 (never more than half of this) of \
+         one user or address. Default: 1024.",
     ),
 ]];
 

@@ -10,6 +10,7 @@ use toml::de::DeTable;
 use super::fault::{Faults, Report, Spot};
 use super::names::Names;
 use super::paths::Base;
+use super::places::Places;
 use super::section::Section;
 use super::{Config, gateway, listens, principals, queues, routes, shape};
 
@@ -107,6 +108,7 @@ fn assemble(
         adapters: queues::adapters(&root, base, report),
         inboxes: queues::inboxes(&root, report),
         routes: routes::read(&root, &names, report),
+        places: Places::of_adapters(document, text),
     };
     gateway::check_dedup_window(&root, &config, report);
     config

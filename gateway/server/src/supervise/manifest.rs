@@ -19,7 +19,7 @@ use super::exec::EXIT_CANNOT_EXECUTE;
 use super::launch::{Launch, Launcher, Purpose};
 use super::output::printable;
 use super::program::{Command, SearchPath};
-use crate::config::{Adapter, AdapterProcess, Config};
+use crate::config::{Adapter, AdapterProcess, Config, Fault};
 
 /// The version of the conversation between gateway and adapter.
 const PROTOCOL: u32 = 1;
@@ -46,16 +46,20 @@ pub(crate) struct Manifest {
     pub(crate) settings_schema: Option<serde_json::Value>,
 }
 
-/// What is wrong with one adapter's configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct AdapterFault {
-    pub(crate) adapter: String,
-    pub(crate) message: String,
+/// What is wrong with one adapter's configuration: the key below `adapters.NAME`, and what to do.
+#[derive(Debug, PartialEq, Eq)]
+struct Misfit {
+    key: String,
+    text: String,
 }
 
-impl std::fmt::Display for AdapterFault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "adapters.{}: {}", self.adapter, self.message)
+impl Misfit {
+    fn new(key: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { key: key.into(), text: text.into() }
+    }
+
+    fn of_program(text: impl Into<String>) -> Self {
+        Self::new("run", text)
     }
 }
 
@@ -64,7 +68,7 @@ impl std::fmt::Display for AdapterFault {
 pub(crate) async fn validate_adapters(
     config: &Config,
     launcher: &Launcher,
-) -> Result<BTreeMap<String, Manifest>, Vec<AdapterFault>> {
+) -> Result<BTreeMap<String, Manifest>, Vec<Fault>> {
     let search = Arc::new(SearchPath::of_this_process());
     let questions: Vec<_> = config
         .adapters
@@ -85,8 +89,11 @@ pub(crate) async fn validate_adapters(
         match answer {
             Ok(Some(manifest)) => drop(manifests.insert(name, manifest)),
             Ok(None) => {}
-            Err(messages) => faults
-                .extend(messages.into_iter().map(|message| AdapterFault { adapter: name.clone(), message })),
+            Err(misfits) => faults.extend(
+                misfits
+                    .into_iter()
+                    .map(|Misfit { key, text }| config.adapter_fault(format!("adapters.{name}.{key}"), text)),
+            ),
         }
     }
     if faults.is_empty() { Ok(manifests) } else { Err(faults) }
@@ -117,13 +124,15 @@ enum AskError {
 
 impl Question {
     /// `None` for an adapter that somebody else starts.
-    async fn ask(&self) -> Result<Option<Manifest>, Vec<String>> {
+    async fn ask(&self) -> Result<Option<Manifest>, Vec<Misfit>> {
         let AdapterProcess::Supervised(run) = &self.adapter.process else { return Ok(None) };
-        let command = self.search.resolve(run).map_err(|fault| vec![fault.to_string()])?;
-        let manifest = self.manifest(&command).await.map_err(|fault| vec![fault])?;
-        let mut faults = manifest.as_ref().unwrap_or(&Manifest::silent()).misfits(&self.adapter);
-        faults.extend(self.check(&command, manifest.is_some()).await);
-        if faults.is_empty() { Ok(Some(manifest.unwrap_or_else(Manifest::silent))) } else { Err(faults) }
+        let command =
+            self.search.resolve(run).map_err(|fault| vec![Misfit::of_program(fault.to_string())])?;
+        let manifest = self.manifest(&command).await.map_err(|fault| vec![Misfit::of_program(fault)])?;
+        let can = manifest.clone().unwrap_or_else(Manifest::silent);
+        let mut misfits = can.misfits(&self.adapter);
+        misfits.extend(self.check(&command, manifest.as_ref()).await);
+        if misfits.is_empty() { Ok(Some(can)) } else { Err(misfits) }
     }
 
     /// `None` if the program has none.
@@ -140,26 +149,56 @@ impl Question {
         }
     }
 
-    async fn check(&self, command: &Command, has_manifest: bool) -> Vec<String> {
+    async fn check(&self, command: &Command, manifest: Option<&Manifest>) -> Vec<Misfit> {
+        let has_manifest = manifest.is_some();
         let settings = match serde_json::to_vec(&self.adapter.settings) {
             Ok(settings) => settings,
-            Err(error) => return vec![format!("its settings are not JSON: {error}")],
+            Err(error) => return vec![Misfit::new("settings", format!("they are not JSON: {error}"))],
         };
         match self.run(command, "--check", &settings).await {
             Ok(answer) if answer.status.success() => Vec::new(),
             Ok(answer) if answer.status.code() == Some(EXIT_FAULTS) => {
-                let faults = faults_in(&answer.stdout);
+                let faults = self.faults_in(&answer.stdout, manifest);
                 // Argument parsers end with the same status when they do not know an option, and print to standard error.
                 if faults.is_empty() && has_manifest {
-                    vec!["the program refuses its settings without saying why".to_owned()]
+                    vec![Misfit::new("settings", "the program refuses them without saying why")]
                 } else {
                     faults
                 }
             }
-            Ok(answer) if has_manifest => vec![format!("the program's --check failed ({})", answer.status)],
-            Err(error) if has_manifest => vec![format!("the program, asked with --check, {error}")],
+            Ok(answer) if has_manifest => {
+                vec![Misfit::of_program(format!("the program's --check failed ({})", answer.status))]
+            }
+            Err(error) if has_manifest => {
+                vec![Misfit::of_program(format!("the program, asked with --check, {error}"))]
+            }
             Ok(_) | Err(_) => Vec::new(),
         }
+    }
+
+    /// A program's lines, `KEY: TEXT` where KEY is one of its settings.
+    fn faults_in(&self, stdout: &[u8], manifest: Option<&Manifest>) -> Vec<Misfit> {
+        let lines =
+            stdout.split(|&byte| byte == b'\n').map(|line| line.trim_ascii()).filter(|line| !line.is_empty());
+        let misfit = |line: &[u8]| {
+            let line = printable(&line[..line.len().min(FAULT_BYTES_MAX)]);
+            match line.split_once(": ") {
+                Some(("settings", text)) => Misfit::new("settings", text),
+                Some((key, text)) if self.is_setting(key, manifest) => {
+                    Misfit::new(format!("settings.{key}"), text)
+                }
+                _ => Misfit::new("settings", line),
+            }
+        };
+        lines.take(FAULTS_MAX).map(misfit).collect()
+    }
+
+    /// Whether a path's first part is a setting, given or known.
+    fn is_setting(&self, path: &str, manifest: Option<&Manifest>) -> bool {
+        let name = path.split(['.', '[']).next().unwrap_or(path);
+        let known =
+            manifest.and_then(|manifest| manifest.settings_schema.as_ref()?.get("properties")?.get(name));
+        self.adapter.settings.contains_key(name) || known.is_some()
     }
 
     async fn run(&self, command: &Command, option: &str, input: &[u8]) -> Result<Answer, AskError> {
@@ -194,13 +233,6 @@ async fn write_input(stdin: Option<OwnedFd>, input: &[u8]) -> Result<(), AskErro
         let _ = pipe::Sender::from_owned_fd(stdin)?.write_all(input).await;
     }
     Ok(())
-}
-
-fn faults_in(stdout: &[u8]) -> Vec<String> {
-    let lines =
-        stdout.split(|&byte| byte == b'\n').map(|line| line.trim_ascii()).filter(|line| !line.is_empty());
-    let shown = |line: &[u8]| format!("settings: {}", printable(&line[..line.len().min(FAULT_BYTES_MAX)]));
-    lines.take(FAULTS_MAX).map(shown).collect()
 }
 
 /// The manifest as programs print it.
@@ -259,26 +291,26 @@ impl Manifest {
     }
 
     /// What the configuration asks of the adapter and the program cannot do.
-    fn misfits(&self, adapter: &Adapter) -> Vec<String> {
+    fn misfits(&self, adapter: &Adapter) -> Vec<Misfit> {
         let policy = &adapter.policy;
         let mut faults = Vec::new();
         if let Some(confirm) = policy.confirm
             && !self.levels.contains(&confirm)
         {
             let levels: Vec<_> = self.levels.iter().map(|level| format!("\"{level}\"")).collect();
-            faults.push(format!(
-                "confirm = \"{confirm}\", but its program cannot prove that; it can prove {}",
+            let text = format!(
+                "\"{confirm}\", but its program cannot prove that; it can prove {}",
                 if levels.is_empty() { "nothing".to_owned() } else { levels.join(", ") }
-            ));
+            );
+            faults.push(Misfit::new("confirm", text));
         }
         if policy.on_doubt == OnDoubt::Query && !self.query {
-            faults.push(
-                "on_doubt = \"query\", but its program cannot ask its partner; use \"hold\" or \"resend\""
-                    .into(),
-            );
+            let text = "\"query\", but its program cannot ask its partner; use \"hold\" or \"resend\"";
+            faults.push(Misfit::new("on_doubt", text));
         }
         if policy.window > 1 && !self.ordered_pipeline {
-            faults.push(format!("window = {}, but its program takes one at a time; use 1", policy.window));
+            let text = format!("{}, but its program takes one at a time; use 1", policy.window);
+            faults.push(Misfit::new("window", text));
         }
         faults
     }

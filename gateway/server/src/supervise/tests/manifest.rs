@@ -13,7 +13,11 @@ async fn validate(directory: &TempDir, adapters: &str) -> Result<BTreeMap<String
     let config =
         Config::parse(&config_text(directory.path(), adapters), &directory.path().join("gatepost.toml"))
             .unwrap();
-    let faults = |faults: Vec<AdapterFault>| faults.iter().map(ToString::to_string).collect();
+    let faults = |faults: Vec<config::Fault>| {
+        let file = directory.path().join("gatepost.toml");
+        let shown = |fault: &config::Fault| fault.to_string().replace(&file.display().to_string(), "FILE");
+        faults.iter().map(shown).collect()
+    };
     timeout(HANG, validate_adapters(&config, &shell_exec())).await.unwrap().map_err(faults)
 }
 
@@ -41,7 +45,11 @@ async fn r13_10_a_manifest_is_read_and_the_settings_are_checked() {
     assert_eq!(manifests["lab"].version.as_deref(), Some("2.0"));
     let faults =
         validate(&directory, &format!("{adapter}[adapters.lab.settings]\nport = 8\n")).await.unwrap_err();
-    assert_eq!(faults, ["adapters.lab: settings: port: wrong"]);
+    assert_eq!(faults.len(), 1);
+    assert!(faults[0].ends_with(":1: adapters.lab.settings.port: wrong"), "{faults:?}");
+    let line = |fault: &str| fault.split(':').nth(1).unwrap().parse::<usize>().unwrap();
+    let text = config_text(directory.path(), &format!("{adapter}[adapters.lab.settings]\nport = 8\n"));
+    assert_eq!(text.lines().nth(line(&faults[0]) - 1), Some("port = 8"));
 }
 
 #[tokio::test]
@@ -49,9 +57,12 @@ async fn what_a_program_cannot_do_is_a_fault_of_the_configuration() {
     let wanting = "confirm = \"business\"\non_doubt = \"query\"\nwindow = 4\norder = \"key\"\n";
     let found = faults(POOR, "exit 0", wanting).await;
     assert_eq!(found.len(), 3, "{found:?}");
-    assert!(found[0].contains("confirm = \"business\"") && found[0].contains("\"transport\""), "{found:?}");
-    assert!(found[1].contains("on_doubt = \"query\""), "{found:?}");
-    assert!(found[2].contains("window = 4"), "{found:?}");
+    assert!(
+        found[0].contains("adapters.lab.confirm: \"business\"") && found[0].contains("\"transport\""),
+        "{found:?}"
+    );
+    assert!(found[1].contains("adapters.lab.on_doubt: \"query\""), "{found:?}");
+    assert!(found[2].contains("adapters.lab.window: 4"), "{found:?}");
     assert!(faults(POOR, "exit 0", "").await.is_empty());
 }
 
@@ -97,7 +108,7 @@ async fn a_check_that_fails_is_not_taken_for_a_yes() {
         ("exit 2", "without saying why"),
         ("exit 1", "--check failed (exit status: 1)"),
         ("kill -9 $$", "--check failed (signal: 9"),
-        ("printf 'a: \\033[0mb\\n\\nc: d\\n'; exit 2", "settings: a: \\u{1b}[0mb"),
+        ("printf 'a: \\033[0mb\\n\\nc: d\\n'; exit 2", "adapters.lab.settings: a: \\u{1b}[0mb"),
     ] {
         let found = faults(FULL, check, "").await;
         assert!(!found.is_empty() && found[0].contains(expected), "{check}: {found:?}");
@@ -114,6 +125,6 @@ async fn every_adapters_faults_are_told_and_external_ones_are_not_asked() {
     );
     let found = validate(&directory, &adapters).await.unwrap_err();
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found[0].starts_with("adapters.a: there is no program `no-such-program-anywhere`"), "{found:?}");
-    assert!(found[1].starts_with("adapters.b: confirm"), "{found:?}");
+    assert!(found[0].contains("adapters.a.run: there is no program `no-such-program-anywhere`"), "{found:?}");
+    assert!(found[1].contains("adapters.b.confirm: "), "{found:?}");
 }

@@ -143,9 +143,9 @@ while True: time.sleep(60)
 async fn an_adapter_that_drains_is_given_the_time_and_served_meanwhile() {
     let rig = Rig::new(Deadlines::default()).await;
     let body = "\
-signal.signal(signal.SIGTERM, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 open_session()
-signal.pause()
+signal.sigwait({signal.SIGTERM})
 open_session()
 open(here + '/drained', 'w')
 ";

@@ -49,8 +49,11 @@ async fn a_bad_file_changes_nothing_and_every_fault_is_told() {
     for (adapters, expected) in [
         ("[adapters.lab]\nrun = ", "gatepost.toml:"),
         ("[inboxes.new]\n[adapters.lab]\nrun = \"no-such-program\"\nordre = 1\n", "ordre"),
-        ("[inboxes.new]\n[adapters.lab]\nrun = \"no-such-program\"\n", "adapters.lab: there is no program"),
-        (&lab.replace("sent", "business"), "adapters.lab: confirm"),
+        (
+            "[inboxes.new]\n[adapters.lab]\nrun = \"no-such-program\"\n",
+            "adapters.lab.run: there is no program",
+        ),
+        (&lab.replace("sent", "business"), "adapters.lab.confirm: "),
     ] {
         write(&gateway.rig, adapters);
         let faults = gateway.reloader.reload().await.unwrap_err().faults();
