@@ -34,6 +34,8 @@ const PROLONG_EVERY: Duration = Duration::from_secs(1);
 /// After deliveries had to be given back because their worker has too many: long enough not to spin, short enough that
 /// the other workers' queues do not run dry.
 const OVERFLOW_PAUSE: Duration = Duration::from_millis(500);
+/// Longest such pause, when everything there is belongs to workers that are full.
+const OVERFLOW_PAUSE_MAX: Duration = Duration::from_secs(8);
 
 /// Who does the work.
 #[derive(Debug, Clone, Copy)]
@@ -121,12 +123,13 @@ impl Desk {
     /// Only comes back when the gateway will give this process no more work.
     async fn keep_leasing(&self) {
         let mut pause = Pause::default();
+        let mut appetite = Appetite::default();
         let mut request_id = Uuid::now_v7();
         loop {
             let Ok(first) = self.room.acquire().await else { return };
             let free = self.room.available_permits() + 1;
             drop(first);
-            let call = match self.lease_call(free, request_id) {
+            let call = match self.lease_call(appetite.of(free, self.fits_every_worker()), request_id) {
                 Ok(call) => call,
                 Err(error) => return self.give_up(&error),
             };
@@ -134,8 +137,9 @@ impl Desk {
                 Ok(answer) => {
                     pause = Pause::default();
                     request_id = Uuid::now_v7();
-                    if self.place_all(answer) > 0 {
-                        sleep(OVERFLOW_PAUSE).await;
+                    let placed = self.place_all(answer);
+                    if let Some(pause) = appetite.after(placed) {
+                        sleep(pause).await;
                     }
                 }
                 // The same request again: leases of an answer that was lost come back.
@@ -167,10 +171,18 @@ impl Desk {
         Call::post_json(path, &request, LEASE_WAIT + LEASE_GRACE)
     }
 
-    /// Hands deliveries to their workers; says how many had to be given back.
-    fn place_all(&self, answer: LeaseResponse) -> usize {
+    /// How many deliveries surely find a place, whichever worker they are for.
+    fn fits_every_worker(&self) -> usize {
+        match self.placement {
+            Placement::ByKey => self.own.iter().map(mpsc::Sender::capacity).min().unwrap_or(0),
+            Placement::Anywhere => self.shared.capacity(),
+        }
+    }
+
+    /// Hands deliveries to their workers.
+    fn place_all(&self, answer: LeaseResponse) -> Placed {
         let received = Instant::now();
-        let mut given_back = 0;
+        let mut placed = Placed::default();
         for leased in answer.deliveries {
             let id = leased.id;
             // Only this loop takes room, and it asked for no more than was free.
@@ -179,7 +191,10 @@ impl Desk {
                 break;
             };
             match Delivery::new(leased, received, room, self.session.clone()) {
-                Ok(delivery) => given_back += usize::from(!self.place(delivery)),
+                Ok(delivery) => match self.place(delivery) {
+                    true => placed.taken += 1,
+                    false => placed.given_back += 1,
+                },
                 Err((held, error)) => {
                     tracing::error!(delivery = %id, error = %Chain(&error), "the event cannot be read");
                     let reason = Outcome::reject("the adapter cannot read the event");
@@ -189,7 +204,7 @@ impl Desk {
                 }
             }
         }
-        given_back
+        placed
     }
 
     fn place(&self, delivery: Delivery) -> bool {
@@ -206,6 +221,49 @@ impl Desk {
                 false
             }
         }
+    }
+}
+
+/// What became of the deliveries of one lease.
+#[derive(Debug, Default, Clone, Copy)]
+struct Placed {
+    taken: usize,
+    given_back: usize,
+}
+
+/// How many deliveries to ask for. Which worker one is for is known only when it is here, and one that is given back costs
+/// the gateway entries in its log. So no more is asked for than every worker could take; and while one can take nothing,
+/// only what the others took last time.
+#[derive(Debug)]
+struct Appetite {
+    /// What to ask for while some worker is full.
+    cautious: usize,
+    pause: Duration,
+}
+
+impl Default for Appetite {
+    fn default() -> Self {
+        Self { cautious: 1, pause: OVERFLOW_PAUSE }
+    }
+}
+
+impl Appetite {
+    fn of(&self, free: usize, fits_all: usize) -> usize {
+        free.min(if fits_all > 0 { fits_all } else { self.cautious })
+    }
+
+    /// Learns from a lease; says how long to wait before the next one.
+    fn after(&mut self, placed: Placed) -> Option<Duration> {
+        if placed.given_back == 0 {
+            // An empty answer says nothing about what would fit.
+            self.cautious = self.cautious.max(placed.taken * 2);
+            self.pause = OVERFLOW_PAUSE;
+            return None;
+        }
+        self.cautious = placed.taken.max(1);
+        let pause = if placed.taken > 0 { OVERFLOW_PAUSE } else { self.pause };
+        self.pause = (pause * 2).min(OVERFLOW_PAUSE_MAX);
+        Some(pause)
     }
 }
 
@@ -255,5 +313,34 @@ async fn prolong(session: Session, leases: Arc<Leases>) {
         for held in leases.due() {
             session.settler().prolong(held);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_asked_for_than_surely_fits_and_little_while_a_worker_is_full() {
+        let mut appetite = Appetite::default();
+        assert_eq!(appetite.of(100, 64), 64);
+        assert_eq!(appetite.of(10, 64), 10);
+        assert_eq!(appetite.of(10, 0), 1);
+        // The others take what comes: more is asked for.
+        for expected in [2, 4, 8] {
+            let placed = Placed { taken: appetite.of(100, 0), given_back: 0 };
+            assert_eq!(appetite.after(placed), None);
+            assert_eq!(appetite.of(100, 0), expected);
+        }
+        assert_eq!(appetite.after(Placed { taken: 6, given_back: 2 }), Some(OVERFLOW_PAUSE));
+        assert_eq!(appetite.of(100, 0), 6);
+        // Nothing but work for the full worker: ever fewer tries, up to a limit.
+        let stuck = Placed { taken: 0, given_back: 1 };
+        let pauses: Vec<_> = (0..6).map(|_| appetite.after(stuck).unwrap().as_millis()).collect();
+        assert_eq!(pauses, [1000, 2000, 4000, 8000, 8000, 8000]);
+        assert_eq!(appetite.of(100, 0), 1);
+        // One place somewhere else, and it is as before.
+        assert_eq!(appetite.after(Placed { taken: 1, given_back: 0 }), None);
+        assert_eq!(appetite.after(stuck), Some(OVERFLOW_PAUSE));
     }
 }

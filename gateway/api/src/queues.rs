@@ -43,6 +43,9 @@ pub struct LeaseRequest {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LeaseResponse {
     pub deliveries: Vec<LeasedDelivery>,
+    /// There is nothing because an operator has paused the queue.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -56,8 +56,7 @@ pub(super) async fn receive(context: &Context, args: &Receive) -> Result<(), Fai
     if !looked_at.is_empty() {
         settle(&mut client, looked_at, Outcome::Release).await?;
     }
-    let received = result?;
-    if received == 0 && !context.ui.json {
+    if result? == 0 && !context.ui.json {
         context.ui.note("nothing there");
     }
     Ok(())
@@ -70,6 +69,7 @@ async fn drain(
     looked_at: &mut Vec<LeasedDelivery>,
 ) -> Result<u64, Failure> {
     let mut received = 0;
+    let mut paused = false;
     loop {
         let left = args.max.unwrap_or(u64::MAX) - received;
         if left == 0 {
@@ -80,7 +80,13 @@ async fn drain(
             (false, 0) => args.wait.saturating_mul(1000).min(LEASE_WAIT_MS_MAX),
             (false, _) => 0,
         };
-        let deliveries = lease(client, &args.inbox, left.min(LEASE_MAX), wait_ms).await?;
+        let answer = lease(client, &args.inbox, left.min(LEASE_MAX), wait_ms).await?;
+        // Once per pause, also with --json: it is a remark, not a result.
+        if answer.paused && !paused {
+            ui.note(paused_remark(&args.inbox));
+        }
+        paused = answer.paused;
+        let deliveries = answer.deliveries;
         if deliveries.is_empty() && !args.follow {
             return Ok(received);
         }
@@ -99,17 +105,17 @@ async fn drain(
     }
 }
 
-async fn lease(
-    client: &mut Client,
-    inbox: &str,
-    max: u64,
-    wait_ms: u64,
-) -> Result<Vec<LeasedDelivery>, Failure> {
+async fn lease(client: &mut Client, inbox: &str, max: u64, wait_ms: u64) -> Result<LeaseResponse, Failure> {
     let max = u32::try_from(max).unwrap_or(u32::MAX);
     let request = LeaseRequest { max, wait_ms: Some(wait_ms), ..LeaseRequest::default() };
     let path = format!("/v1/queues/{}/lease", percent_encoded(inbox));
     let call = Call::post_json(path, &request).held_for(Duration::from_millis(wait_ms));
-    Ok(client.call(call).await?.json::<LeaseResponse>()?.deliveries)
+    client.call(call).await?.json()
+}
+
+fn paused_remark(inbox: &str) -> String {
+    let inbox = harmless(inbox);
+    format!("{inbox} is paused; an operator resumes it with `gatepost queue resume {inbox}`")
 }
 
 async fn settle_done(client: &mut Client, done: Vec<LeasedDelivery>) -> Result<(), Failure> {

@@ -60,7 +60,16 @@ pub(crate) async fn lease(
     let request = store_request(&permit, wire, session)?;
     let _polls = state.consumers.poll(permit.queue());
     let deliveries = poll(&state, request, wait).await?;
+    if deliveries.is_empty() && is_paused(&state, permit.queue()).await {
+        return Ok(json(r#"{"deliveries":[],"paused":true}"#.to_owned()));
+    }
     Ok(answer(&deliveries))
+}
+
+/// An operator's pause looks like an empty queue to whoever reads it, unless it is told.
+async fn is_paused(state: &AppState, queue: &str) -> bool {
+    // Only for information: a queue that cannot be looked at is not called paused.
+    matches!(state.store.read().queue(queue).await, Ok(Some(row)) if row.stats.paused)
 }
 
 fn store_request(
@@ -215,5 +224,9 @@ fn answer(deliveries: &[Leased]) -> Response {
         }
     }
     json.push_str("]}");
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
+    self::json(json)
+}
+
+fn json(text: String) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response()
 }

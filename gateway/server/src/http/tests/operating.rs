@@ -164,7 +164,12 @@ async fn a_paused_queue_gives_nothing_until_it_is_resumed() {
     assert_eq!(brake(Who::Looker, "lab", "pause").await.ok(403).code(), "forbidden");
     assert_eq!(brake(Who::Ops, "none", "pause").await.ok(404).code(), "not_found");
     assert_eq!(brake(Who::Ops, "lab", "pause").await.ok(200).json()["paused"], true);
-    assert_eq!(bench.lease(Who::Lab, "lab", json!({"max": 1, "epoch": epoch})).await, json!([]));
+    let lease = async |who, queue: &str, request: serde_json::Value| {
+        bench.post(who, &format!("/v1/queues/{queue}/lease")).json(&request).send().await.ok(200).json()
+    };
+    let paused = json!({"deliveries": [], "paused": true});
+    assert_eq!(lease(Who::Lab, "lab", json!({"max": 1, "epoch": epoch})).await, paused);
+    assert_eq!(lease(Who::Ehr, "results", json!({"max": 1})).await, json!({"deliveries": []}));
     assert_eq!(brake(Who::Ops, "lab", "resume").await.ok(200).json()["paused"], false);
     assert_eq!(
         bench.lease(Who::Lab, "lab", json!({"max": 1, "epoch": epoch})).await.as_array().unwrap().len(),
