@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use gatepost_adapter::{Adapter, Crew, Failure, Fault, Level, Manifest, Placement, Session};
 
-use crate::send::{Endpoint, Sender};
+use crate::endpoint::Endpoint;
+use crate::send::Sender;
 use crate::settings::Settings;
 
 pub(crate) struct Http;

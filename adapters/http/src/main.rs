@@ -7,6 +7,7 @@
 
 mod adapter;
 mod answer;
+mod endpoint;
 mod request;
 mod send;
 mod settings;

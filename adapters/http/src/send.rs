@@ -4,50 +4,21 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use gatepost_adapter::{DataError, Delivery, Failure, Outcome, Worker};
+use gatepost_adapter::{DataError, Delivery, Outcome, Worker};
 use http::HeaderMap;
-use reqwest::{Client, Response, redirect, retry};
+use reqwest::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::answer::{Answer, BODY_BYTES_MAX};
+use crate::endpoint::{Access, Endpoint};
 use crate::request::{Attempt, headers};
-use crate::settings::{Settings, Target};
 
-const USER_AGENT: &str = concat!("gatepost-http/", env!("CARGO_PKG_VERSION"));
 /// The gateway's own default for the largest message.
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// The endpoint, shared by all workers.
-pub(crate) struct Endpoint {
-    client: Client,
-    target: Target,
-    settings: Settings,
-}
-
 impl Endpoint {
-    pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
-        let target = settings.target().map_err(|faults| {
-            let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
-            Failure::new("the settings point to something that is gone", told.join("; "))
-        })?;
-        let client = Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(redirect::Policy::none())
-            // Trying again is the gateway's decision, and an attempt is one request.
-            .retry(retry::never())
-            .no_proxy()
-            .referer(false)
-            .default_headers(target.headers.clone())
-            .tls_certs_merge(target.authorities.clone())
-            .https_only(target.url.scheme() == "https")
-            .connect_timeout(settings.connect_timeout())
-            .build()
-            .map_err(|error| Failure::new("cannot set up HTTP", error))?;
-        Ok(Self { client, target, settings })
-    }
-
-    async fn exchange(&self, headers: HeaderMap, body: Bytes) -> Outcome {
-        let request = self.client.post(self.target.url.clone()).headers(headers).body(body);
+    async fn exchange(&self, access: &Access, headers: HeaderMap, body: Bytes) -> Outcome {
+        let request = access.client.post(access.target.url.clone()).headers(headers).body(body);
         // Connecting has its own, shorter limit, so that this one can only pass once bytes may have left.
         let patience = self.settings.connect_timeout() + self.settings.timeout();
         let response = match timeout(patience, request.send()).await {
@@ -85,14 +56,15 @@ impl Worker for Sender {
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let id = delivery.id().to_string();
         let attempt = Attempt { id: &id, timestamp };
-        let headers = match headers(delivery.event(), &body, &attempt, &self.endpoint.target.secrets) {
+        let access = self.endpoint.access();
+        let headers = match headers(delivery.event(), &body, &attempt, &access.target.secrets) {
             Ok(headers) => headers,
             Err(_) => return Outcome::reject("datacontenttype cannot stand in a header"),
         };
         if delivery.begin().await.is_err() {
             return Outcome::LeaseLost;
         }
-        self.endpoint.exchange(headers, body).await
+        self.endpoint.exchange(&access, headers, body).await
     }
 }
 

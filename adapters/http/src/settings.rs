@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gatepost_adapter::Fault;
@@ -108,6 +108,11 @@ impl Settings {
             Some(url) if faults.is_empty() => Ok(Target { url, secrets, headers, authorities }),
             _ => Err(faults),
         }
+    }
+
+    /// The files that [`Settings::target`] reads.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.secret_files.iter().chain(self.header_files.values()).chain(&self.ca_file).map(PathBuf::as_path)
     }
 
     pub(crate) fn connect_timeout(&self) -> Duration {

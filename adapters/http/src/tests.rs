@@ -16,7 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls;
 
-use crate::send::{Endpoint, Sender};
+use crate::endpoint::Endpoint;
+use crate::send::Sender;
 use crate::settings::Settings;
 
 struct Call {

@@ -1,0 +1,150 @@
+//! The endpoint: its address, its secrets and the HTTP client for it. Secrets, header values and authorities stand in files;
+//! files that change are read again at the next attempt, so that a secret is rotated without a restart. A file that cannot be
+//! used keeps what was there before.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use gatepost_adapter::{Failure, Fault};
+use reqwest::{Client, redirect, retry};
+
+use crate::settings::{Settings, Target};
+
+const USER_AGENT: &str = concat!("gatepost-http/", env!("CARGO_PKG_VERSION"));
+
+/// Shared by all workers.
+pub(crate) struct Endpoint {
+    pub(crate) settings: Settings,
+    live: Mutex<Live>,
+}
+
+struct Live {
+    access: Arc<Access>,
+    /// The files as they were when they were last read.
+    stamps: Vec<Option<Stamp>>,
+}
+
+/// What an attempt needs. One attempt keeps to one.
+pub(crate) struct Access {
+    pub(crate) client: Client,
+    pub(crate) target: Target,
+}
+
+/// What changes when a file is written, replaced or pointed elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+    bytes: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AccessError {
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Files(Vec<Fault>),
+    #[error("cannot set up HTTP: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+impl Endpoint {
+    pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
+        // Before they are read: what changes in between is read once more.
+        let stamps = stamps(&settings);
+        let access = Access::read(&settings)
+            .map_err(|error| Failure::new("what the settings point to cannot be used", error))?;
+        Ok(Self { settings, live: Mutex::new(Live { access: Arc::new(access), stamps }) })
+    }
+
+    /// The secrets as they are now.
+    pub(crate) fn access(&self) -> Arc<Access> {
+        let stamps = stamps(&self.settings);
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.stamps != stamps {
+            // Told once per change: a bad file is looked at again when it changes again.
+            live.stamps = stamps;
+            match Access::read(&self.settings) {
+                Ok(access) => {
+                    live.access = Arc::new(access);
+                    tracing::info!("files of the settings have changed and were read again");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "files of the settings have changed and cannot be used; going on with what they held before");
+                }
+            }
+        }
+        Arc::clone(&live.access)
+    }
+}
+
+impl Access {
+    fn read(settings: &Settings) -> Result<Self, AccessError> {
+        let target = settings.target().map_err(AccessError::Files)?;
+        let client = Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(redirect::Policy::none())
+            // Trying again is the gateway's decision, and an attempt is one request.
+            .retry(retry::never())
+            .no_proxy()
+            .referer(false)
+            .default_headers(target.headers.clone())
+            .tls_certs_merge(target.authorities.clone())
+            .https_only(target.url.scheme() == "https")
+            .connect_timeout(settings.connect_timeout())
+            .build()?;
+        Ok(Self { client, target })
+    }
+}
+
+fn stamps(settings: &Settings) -> Vec<Option<Stamp>> {
+    settings.files().map(Stamp::of).collect()
+}
+
+impl Stamp {
+    fn of(file: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(file).ok()?;
+        let changed = (meta.ctime(), meta.ctime_nsec());
+        Some(Self { device: meta.dev(), inode: meta.ino(), changed, bytes: meta.len() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotated_secret_is_used_at_once_and_a_bad_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, token) = (dir.path().join("secret"), dir.path().join("token"));
+        let write = |file: &Path, text: &str| {
+            // As careful people do it: beside, then over.
+            let new = dir.path().join("new");
+            std::fs::write(&new, text).unwrap();
+            std::fs::rename(new, file).unwrap();
+        };
+        write(&secret, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        write(&token, "Bearer one");
+        let settings = serde_json::json!({
+            "url": "https://p/", "secret_files": [secret], "header_files": {"authorization": token},
+        });
+        let endpoint = Endpoint::new(serde_json::from_value(settings).unwrap()).unwrap();
+        let signature = || {
+            let access = endpoint.access();
+            crate::signature::signatures(&access.target.secrets, "id", 1, b"x").unwrap()
+        };
+        let header = || endpoint.access().target.headers["authorization"].to_str().unwrap().to_owned();
+        let (first, same) = (endpoint.access(), endpoint.access());
+        assert!(Arc::ptr_eq(&first, &same), "nothing has changed");
+        let before = signature();
+
+        write(&token, "Bearer two");
+        assert_eq!((header().as_str(), signature()), ("Bearer two", before.clone()));
+        write(&secret, "not a secret");
+        assert_eq!((header().as_str(), signature()), ("Bearer two", before.clone()));
+        std::fs::remove_file(&secret).unwrap();
+        assert_eq!(signature(), before);
+        write(&secret, "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+        assert_ne!(signature(), before);
+    }
+}
