@@ -168,7 +168,7 @@ fn sqlite() -> Finding {
     const WHAT: &str = "SQLite";
     /// The first release without the WAL-reset corruption bug.
     const FIRST_GOOD: (u32, u32, u32) = (3, 51, 3);
-    let version = libsqlite3_sys::SQLITE_VERSION.to_string_lossy();
+    let version = gatepost_store::sqlite_version();
     let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
     let mut next = || parts.next().unwrap_or(0);
     if (next(), next(), next()) >= FIRST_GOOD {
