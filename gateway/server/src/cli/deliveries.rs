@@ -37,7 +37,7 @@ pub(super) enum Doubt {
     /// Decide what became of a delivery in doubt
     Resolve {
         /// The delivery
-        #[arg(value_name = "DELIVERY")]
+        #[arg(value_name = "DELIVERY", value_parser = text::parse_id)]
         id: Uuid,
         /// What the partner says: it has it, it has not, or it must not get it any more
         #[arg(long = "as", value_enum)]
@@ -75,7 +75,7 @@ pub(super) struct Filter {
 #[derive(Debug, Args)]
 pub(super) struct Act {
     /// The deliveries
-    #[arg(value_name = "DELIVERY", required_unless_present = "all")]
+    #[arg(value_name = "DELIVERY", required_unless_present = "all", value_parser = text::parse_id)]
     ids: Vec<Uuid>,
     /// All dead deliveries (of --destination, if given)
     #[arg(long, conflicts_with = "ids")]

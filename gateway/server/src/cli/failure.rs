@@ -39,6 +39,9 @@ pub(crate) enum Failure {
     NeedsRestart(Vec<String>),
     #[error("no gateway answers on {}: {source}", socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
+    /// The command needs no socket, but the process.
+    #[error("no gateway runs on {}", .0.display())]
+    NotRunning(PathBuf),
     #[error("no answer from the gateway on {}: {what}", socket.display())]
     NoAnswer { socket: PathBuf, what: String },
     #[error("{}: {} ({}, request {})", .0.title, .0.detail, .0.code, .0.request_id)]
@@ -86,7 +89,7 @@ impl Failure {
             _ if self.is_quiet() => 0,
             Self::Usage { .. } | Self::Configuration(_) => EXIT_USAGE,
             Self::NeedsRestart(_) => EXIT_NEEDS_RESTART,
-            Self::Unreachable { .. } | Self::NoAnswer { .. } => EXIT_UNREACHABLE,
+            Self::Unreachable { .. } | Self::NotRunning(_) | Self::NoAnswer { .. } => EXIT_UNREACHABLE,
             Self::Refused(problem) if problem.code == Code::NotFound.as_str() => EXIT_NOT_FOUND,
             Self::Refused(_) => EXIT_REFUSED,
             Self::NotFound(_) => EXIT_NOT_FOUND,
@@ -106,7 +109,7 @@ impl Failure {
             Self::Usage { .. } => "usage",
             Self::Configuration(_) => "configuration",
             Self::NeedsRestart(_) => "needs_restart",
-            Self::Unreachable { .. } | Self::NoAnswer { .. } => "unreachable",
+            Self::Unreachable { .. } | Self::NotRunning(_) | Self::NoAnswer { .. } => "unreachable",
             Self::NotFound(_) => Code::NotFound.as_str(),
             Self::Audit { .. } => "audit",
             Self::Interrupted => "interrupted",
@@ -125,11 +128,14 @@ impl Failure {
                 }
                 _ => "start it with `gatepost serve`, or name the right socket with --socket or -c",
             },
+            Self::NotRunning(_) => {
+                "start it with `gatepost serve`; if the file's `data_dir` has changed, restart the gateway that runs"
+            }
             Self::NoAnswer { .. } => "it may still have acted on the request: look with `gatepost status`",
             Self::Refused(problem) => return problem_hint(&problem.code).map(str::to_owned),
             Self::Garbled { .. } => "is this socket a Gatepost of the same version? Try `gatepost doctor`",
             Self::Audit { code, .. } if *code == EXIT_AUDIT_UNREADABLE => {
-                "run it as the gateway's user, with the gateway's configuration"
+                "check the path, and that you may read it: what is in the data directory is the gateway's user's"
             }
             Self::Audit { .. } => "keep the data directory as it is: it is the evidence",
             Self::NeedsRestart(_) => {
@@ -154,7 +160,9 @@ fn problem_hint(code: &str) -> Option<&'static str> {
         Code::Forbidden => {
             "the configuration does not give you this right: see `can`, `inbox` or `send` of your principal"
         }
-        Code::TypeNotAllowed => "add the type to `send` of your principal, then `gatepost reload`",
+        Code::TypeNotAllowed => {
+            "name a type that it may send with --type, or add this one to its `send`, then `gatepost reload`"
+        }
         Code::NoRoute => "add a [[routes]] that takes this message, then `gatepost reload`",
         Code::RouteFailed => "correct the `when` of the route it names",
         Code::IdempotencyMismatch => "use a new --id (or --idempotency-key) for new content",

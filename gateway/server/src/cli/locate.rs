@@ -80,7 +80,12 @@ fn beside(config: &Path, path: &str) -> PathBuf {
 fn read(path: &Path) -> Result<toml::Table, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::Usage {
         what: format!("cannot read {}: {error}", path.display()),
-        hint: Some("name the socket with --socket PATH if you may not read the configuration"),
+        hint: Some(match error.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                "use the gateway's user; a command that only speaks with the gateway takes --socket PATH instead"
+            }
+            _ => "check the path that -c names; `gatepost init DIR` writes a new configuration",
+        }),
     })?;
     text.parse().map_err(|error: toml::de::Error| Failure::Usage {
         what: format!("{} is not TOML: {}", path.display(), error.message()),

@@ -25,13 +25,13 @@ mod ui;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
+use crate::serve::ServeError;
 use client::Client;
 use failure::{EXIT_CODES, Failure};
 use locate::Serves;
@@ -133,7 +133,7 @@ impl Context {
 }
 
 /// Does what the process's arguments say. `serve` runs a gateway until it is told to stop.
-pub(crate) fn main<E: Display>(serve: impl FnOnce(Config) -> Result<(), E>) -> ExitCode {
+pub(crate) fn main(serve: impl FnOnce(Config) -> Result<(), ServeError>) -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     // Before clap: these words are not for people, and what follows the first belongs to the adapter's program.
     match arguments.next() {
@@ -145,9 +145,24 @@ pub(crate) fn main<E: Display>(serve: impl FnOnce(Config) -> Result<(), E>) -> E
         }
         _ => {}
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && std::env::args_os().any(|word| word == "--json") => {
+            return exit_code(&Ui::detect(true), Err(Failure::usage(usage_fault(&error))));
+        }
+        // Help, the version, and what is wrong with the words, as people read it.
+        Err(error) => error.exit(),
+    };
     let context = Context { config: cli.global.config, ui: Ui::detect(cli.global.json) };
     exit_code(&context.ui, run(&context, &cli.command, serve))
+}
+
+/// What clap finds wrong, without its label and its advice.
+fn usage_fault(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let fault = text.split("\n\n").next().unwrap_or(text);
+    fault.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn exit_code(ui: &Ui, result: Result<(), Failure>) -> ExitCode {
@@ -156,10 +171,10 @@ fn exit_code(ui: &Ui, result: Result<(), Failure>) -> ExitCode {
     ExitCode::from(failure.exit_code())
 }
 
-fn run<E: Display>(
+fn run(
     context: &Context,
     command: &Command,
-    serve: impl FnOnce(Config) -> Result<(), E>,
+    serve: impl FnOnce(Config) -> Result<(), ServeError>,
 ) -> Result<(), Failure> {
     match command {
         Command::Demo(args) => runtime()?.block_on(demo::demo(context, args)),

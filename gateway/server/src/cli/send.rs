@@ -211,10 +211,16 @@ fn parse_lines(text: &str) -> Result<Vec<&str>, Failure> {
             continue;
         }
         serde_json::from_str::<Event>(line)
-            .map_err(|error| Failure::usage(format!("line {}: {error}", index + 1)))?;
+            .map_err(|error| Failure::usage(faulty_line(index + 1, &error)))?;
         events.push(line);
     }
     if events.is_empty() { Err(Failure::usage("there is no event in the file")) } else { Ok(events) }
+}
+
+fn faulty_line(line: usize, error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let why = text.rsplit_once(" at line ").map_or(text.as_str(), |(why, _)| why);
+    format!("line {line}: not a CloudEvent as one JSON object: {why} (column {})", error.column())
 }
 
 /// Cuts the events into batches within the API's limits.

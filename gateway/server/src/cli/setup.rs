@@ -1,20 +1,20 @@
 //! The commands around the configuration: `init`, `check`, `schema`, `serve`, `reload` and `completions`.
 
-use std::fmt::Display;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;
+use gatepost_store::{DataDirError, OpenError};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use serde_json::{Value, json};
 
 use super::Context;
-use super::failure::Failure;
+use super::failure::{EXIT_AUDIT, Failure};
 use super::ui::{Style, Ui};
 use crate::config::{self, Config, LoadError};
+use crate::serve::ServeError;
 use crate::supervise::{Launcher, RequestError, request_reload, validate_adapters};
 
 #[derive(Debug, clap::Args)]
@@ -128,10 +128,10 @@ fn load(path: Option<&Path>) -> Result<Config, Failure> {
 // === serve and reload ===
 
 /// Runs the gateway until it is told to stop. `run` is the composition root's.
-pub(super) fn serve<E: Display>(
+pub(super) fn serve(
     context: &Context,
     args: &Serve,
-    run: impl FnOnce(Config) -> Result<(), E>,
+    run: impl FnOnce(Config) -> Result<(), ServeError>,
 ) -> Result<(), Failure> {
     if let Some(parent) = args.with_parent {
         end_with(parent)?;
@@ -144,7 +144,23 @@ pub(super) fn serve<E: Display>(
         }
         Err(error) => return Err(Failure::usage(error.to_string())),
     };
-    run(config).map_err(|error| Failure::unsuccessful(error.to_string()))
+    match run(config) {
+        Ok(()) => Ok(()),
+        // A fault is a fault, whether the file shows it or the adapter's program tells it.
+        Err(ServeError::Adapters(faults)) => {
+            let faults: Vec<Fault> = faults.iter().map(file_fault).collect();
+            Err(report(&context.ui, &faults)?)
+        }
+        Err(ServeError::Store(error @ OpenError::Log(_))) => {
+            Err(Failure::Audit { code: EXIT_AUDIT, what: error.to_string() })
+        }
+        Err(ServeError::Store(error @ OpenError::DataDir(DataDirError::InUse(_)))) => {
+            let hint =
+                Some("`gatepost status` shows it, `gatepost reload` gives it this configuration".to_owned());
+            Err(Failure::Unsuccessful { what: error.to_string(), hint })
+        }
+        Err(error) => Err(Failure::unsuccessful(error.to_string())),
+    }
 }
 
 fn end_with(parent: i32) -> Result<(), Failure> {
@@ -191,15 +207,7 @@ pub(super) fn reload(context: &Context) -> Result<(), Failure> {
 
 fn reload_failure(error: RequestError) -> Failure {
     match error {
-        RequestError::NotRunning(data_dir) => {
-            let socket = data_dir;
-            Failure::Unreachable {
-                socket,
-                source: io::Error::other(
-                    "no gateway runs there; if the file's data_dir has changed, restart the gateway",
-                ),
-            }
-        }
+        RequestError::NotRunning(data_dir) => Failure::NotRunning(data_dir),
         RequestError::Signal { .. } => Failure::Unsuccessful {
             what: error.to_string(),
             hint: Some("run it as the gateway's user, or as root".to_owned()),

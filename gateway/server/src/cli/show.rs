@@ -21,7 +21,7 @@ const EVIDENCE_CHARS_KEPT: usize = 8;
 #[derive(Debug, clap::Args)]
 pub(super) struct Show {
     /// A message, or one of its deliveries
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = text::parse_id)]
     id: Uuid,
     /// Show the payload too: an operator needs the right `read_payload`, and the reading is an audit entry
     #[arg(long)]

@@ -81,7 +81,7 @@ impl Stub {
         let cli = Cli::try_parse_from(words).unwrap();
         let (ui, text) = Ui::in_memory(cli.global.json);
         let context = Context { config: cli.global.config, ui };
-        let result = run(&context, &cli.command, |_| Err("not here"));
+        let result = run(&context, &cli.command, |_| Err(ServeError::Reload("not here".into())));
         let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
         (result, text)
     }
@@ -447,7 +447,38 @@ fn refusals_and_silence_have_their_exit_codes() {
     let cli = Cli::try_parse_from(["gatepost", "status", "--socket", "/nowhere/s.sock"]).unwrap();
     let (ui, _) = Ui::in_memory(false);
     let context = Context { config: None, ui };
-    let failure = run(&context, &cli.command, |_| Err("not here")).unwrap_err();
+    let failure = run(&context, &cli.command, |_| Err(ServeError::Reload("not here".into()))).unwrap_err();
     assert_eq!(failure.exit_code(), 3);
     assert!(failure.hint().unwrap().contains("gatepost serve"));
+}
+
+#[test]
+fn serve_tells_faults_of_adapters_as_faults_and_a_broken_log_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("gatepost.toml");
+    std::fs::write(&file, "[[listen]]\nserves = \"operators\"\nunix = \"a.sock\"\n").unwrap();
+    let serve = |error: ServeError| {
+        let (ui, _) = Ui::in_memory(false);
+        let context = Context { config: Some(file.clone()), ui };
+        let cli = Cli::try_parse_from(["gatepost", "serve"]).unwrap();
+        run(&context, &cli.command, |_| Err(error)).unwrap_err()
+    };
+    let config = Config::load(Some(&file)).unwrap();
+    let fault = config.adapter_fault("adapters.lab.run".into(), "there is no such program".into());
+    assert_eq!(serve(ServeError::Adapters(vec![fault])).exit_code(), 2);
+    let log = gatepost_store::OpenError::Log(gatepost_store::LogFault::EntryMissing(7));
+    assert_eq!(serve(ServeError::Store(log)).exit_code(), 6);
+    let used = gatepost_store::OpenError::DataDir(gatepost_store::DataDirError::InUse("d".into()));
+    let failure = serve(ServeError::Store(used));
+    assert!(failure.exit_code() == 1 && failure.hint().unwrap().contains("gatepost status"));
+}
+
+#[test]
+fn a_wrong_word_is_told_in_one_line_for_programs() {
+    let fault = |words: &[&str]| usage_fault(&Cli::try_parse_from(words).unwrap_err());
+    assert_eq!(fault(&["gatepost", "frobnicate"]), "unrecognized subcommand 'frobnicate'");
+    let id = fault(&["gatepost", "show", "nonsense"]);
+    assert!(id.contains("'nonsense'") && id.contains("not the id") && !id.contains('\n'), "{id}");
+    let missing = fault(&["gatepost", "queue", "pause"]);
+    assert!(missing.contains("required") && missing.contains("<NAME>"), "{missing}");
 }

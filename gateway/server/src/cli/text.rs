@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gatepost_core::Timestamp;
+use uuid::Uuid;
 
 /// The wall clock; for display and for filters only.
 pub(crate) fn now() -> Timestamp {
@@ -87,9 +88,21 @@ pub(crate) fn parse_instant(text: &str) -> Result<String, String> {
     Ok(Timestamp::from_micros(now().as_micros().saturating_sub(micros)).to_rfc3339())
 }
 
+/// The id of a message or a delivery.
+pub(crate) fn parse_id(text: &str) -> Result<Uuid, String> {
+    let wrong = "not the id of a message or a delivery; they look like 01a20b06-35fd-76b9-8cfe-69cf914c4ac8, and `gatepost list` shows them";
+    Uuid::try_parse(text).map_err(|_| wrong.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_id_is_told_what_one_looks_like() {
+        assert!(parse_id("nonsense").unwrap_err().contains("gatepost list"));
+        assert!(parse_id("01a20b06-35fd-76b9-8cfe-69cf914c4ac8").is_ok());
+    }
 
     #[test]
     fn spans_read_well_at_every_size() {

@@ -1,5 +1,6 @@
 //! Finding, reading and parsing the file.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -60,8 +61,13 @@ impl Config {
         let mut report = Report::new(file, text);
         let directory = directory(file);
         let (document, errors) = DeTable::parse_recoverable(text);
+        // What follows on the same line mostly comes of the first.
+        let mut lines = BTreeSet::new();
         for error in &errors {
             let offset = error.span().map_or(0, |span| span.start);
+            if !lines.insert(text.get(..offset).map_or(0, |before| before.matches('\n').count())) {
+                continue;
+            }
             // Only the message: the error's own display quotes the line.
             let why = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
             report.add(&Spot { offset, key: String::new() }, format!("not TOML: {why}"));

@@ -96,6 +96,7 @@ pub(crate) async fn validate_adapters(
             ),
         }
     }
+    faults.sort_by_key(|fault| (fault.line, fault.column));
     if faults.is_empty() { Ok(manifests) } else { Err(faults) }
 }
 

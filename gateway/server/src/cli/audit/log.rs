@@ -29,7 +29,7 @@ pub(in super::super) struct Log {
     #[arg(long, value_name = "WHEN", value_parser = text::parse_instant)]
     since: Option<String>,
     /// Only entries about this delivery
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = text::parse_id)]
     delivery: Option<Uuid>,
     /// Keep waiting for new entries
     #[arg(short, long)]

@@ -38,7 +38,7 @@ pub(super) enum Audit {
     /// Print the proofs that everything the log says of a delivery is in it (C2SP tlog-proof)
     Receipt {
         /// A delivery; or a message, for all its deliveries
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", value_parser = text::parse_id)]
         id: Uuid,
     },
     /// Print entries, oldest first
@@ -81,13 +81,22 @@ fn failure(error: ArchiveError) -> Failure {
         | ArchiveError::BadKey(_)
         | ArchiveError::Export(_)
         | ArchiveError::Store(_) => {
-            let hint = Some("run it as the gateway's user, with the gateway's configuration".to_owned());
-            return Failure::Unsuccessful { what: chain(&error), hint };
+            return Failure::Unsuccessful { what: chain(&error), hint: hint(&error).map(str::to_owned) };
         }
     };
     Failure::Audit {
         code: outcome as u8,
         what: format!("the audit log is not as it was written: {}", chain(&error)),
+    }
+}
+
+fn hint(error: &ArchiveError) -> Option<&'static str> {
+    match error {
+        ArchiveError::NoData(_) => Some(
+            "has `gatepost serve` run with this configuration? If it has, look at `data_dir`, and whether you may read it",
+        ),
+        ArchiveError::Export(_) => None,
+        _ => Some("run it as the gateway's user, with the gateway's configuration"),
     }
 }
 

@@ -211,3 +211,10 @@ fn a_reload_names_what_only_a_restart_can_change() {
     assert_eq!(changed("data_dir = \"data\"", "data_dir = \"other\""), ["gateway.data_dir"]);
     assert_eq!(changed("mode = \"0640\"", "mode = \"0600\""), ["listen"]);
 }
+
+#[test]
+fn of_a_line_that_is_not_toml_one_fault_is_told() {
+    let faults = parse("a = [1,\nb = \"x\n[gateway").unwrap_err();
+    let lines: Vec<usize> = faults.iter().map(|fault| fault.line).collect();
+    assert_eq!(lines, [2, 3]);
+}
