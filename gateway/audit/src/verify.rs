@@ -90,11 +90,21 @@ pub fn verify_dir(
     };
     let partials = if options.tail.is_some() { Partials::Ignored } else { Partials::Expected };
     let mut walk = Walk::start(Files { tiles: DirTiles::new(dir), partials }, checkpoint, since)?;
-    walk_files(&mut walk, progress)?;
-    if let Some(mut read_tail) = options.tail {
-        walk_tail(&mut walk, &mut read_tail, progress)?;
+    let Some(mut read_tail) = options.tail else {
+        walk_files(&mut walk, progress)?;
+        return Ok(walk.finish());
+    };
+    let walked =
+        walk_files(&mut walk, progress).and_then(|()| walk_tail(&mut walk, &mut read_tail, progress));
+    match walked {
+        Ok(()) => Ok(walk.finish()),
+        // The files alone do not prove which of the two is the signed one.
+        Err(fault @ Fault::LeafDiffers { .. }) => Err(match read_tail(0) {
+            Ok(tail) => walk.told_with(&tail, fault),
+            Err(_) => fault,
+        }),
+        Err(fault) => Err(fault),
     }
-    Ok(walk.finish())
 }
 
 /// What two checkpoints alone can tell.

@@ -53,7 +53,7 @@ pub enum Fault {
     #[error("the hash of leaf {leaf} in {path} was changed: the leaf itself is part of the signed tree")]
     LeafHashChanged { leaf: u64, path: String },
     #[error(
-        "leaf {leaf} in {path} and its hash in {tile} differ; other files must have been changed as well"
+        "leaf {leaf} in {path} and its hash in {tile} differ, and the rest of the log does not prove either"
     )]
     LeafDiffers { leaf: u64, path: String, tile: String },
     #[error("hash {position} of {path} is not the one of the entries below it (from leaf {leaf} on)")]

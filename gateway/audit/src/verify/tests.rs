@@ -475,6 +475,26 @@ fn a_live_log_that_lacks_entries_or_has_others_is_refused() {
 }
 
 #[test]
+fn what_was_changed_in_a_live_log_is_told_with_its_newest_entries() {
+    for tail_start in [0, 512] {
+        for (path, at_byte, expected) in [
+            ("tile/entries/000", 300, " in tile/entries/000 was changed"),
+            ("tile/0/001", 32 * 7, "the hash of leaf 263 in tile/0/001 was changed"),
+        ] {
+            let mut live = Live::new(leaves(SIZE), SIZE);
+            live.tile_up_to(512);
+            let file = live.log.dir.path().join(path);
+            let mut bytes = std::fs::read(&file).unwrap();
+            bytes[at_byte] ^= 1;
+            std::fs::write(&file, bytes).unwrap();
+            let options = Live::options(|_| Ok(live.tail(tail_start)));
+            let message = verify(live.log.dir.path(), options).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+}
+
+#[test]
 fn keys_are_read_from_text_and_file() {
     let log = Log::export(&leaves(3));
     let vkey = key().verifier();

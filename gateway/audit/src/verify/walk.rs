@@ -2,11 +2,11 @@
 
 use super::files::{Files, TileFile};
 use super::semantics::Semantics;
-use super::{Fault, Report};
+use super::{Fault, Report, Tail};
 use crate::checkpoint::Checkpoint;
-use crate::edge::{FullTile, TileEdge};
+use crate::edge::{FullTile, TileEdge, WithEdge};
 use crate::leaf::Leaf;
-use crate::merkle::{inclusion_proof, verify_inclusion};
+use crate::merkle::{NodeSource, inclusion_proof, verify_inclusion};
 use crate::tiles::TILE_WIDTH;
 use crate::tree::{Hash, leaf_hash};
 
@@ -19,6 +19,19 @@ pub(super) struct Walk {
     full: Vec<FullTile>,
     semantics: Semantics,
     bundle: Bundle,
+    dispute: Option<Dispute>,
+}
+
+/// An entry and its hash in a tile disagree.
+#[derive(Debug, Clone)]
+struct Dispute {
+    leaf: u64,
+    /// Of the entry, and its hash.
+    path: String,
+    ours: Hash,
+    /// Of the tile, and the hash in it.
+    tile: String,
+    theirs: Hash,
 }
 
 /// An older checkpoint, and whether the entries lead to its root: known once the walk has come that far.
@@ -53,6 +66,7 @@ impl Walk {
             full: Vec::new(),
             semantics: Semantics::default(),
             bundle: Bundle::default(),
+            dispute: None,
         };
         walk.check_roots()?;
         Ok(walk)
@@ -93,7 +107,16 @@ impl Walk {
         let position = (index - self.bundle.first) as usize;
         let differs = |tile: &&TileFile| tile.hashes.get(position).is_some_and(|theirs| *theirs != hash);
         if let Some(tile) = self.bundle.tiles.iter().find(differs) {
-            return Err(self.who_differs(index, &hash, tile, &tile.hashes[position]));
+            let dispute = Dispute {
+                leaf: index,
+                path: self.bundle.path.clone(),
+                ours: hash,
+                tile: tile.path.clone(),
+                theirs: tile.hashes[position],
+            };
+            let fault = self.who_was_changed(&dispute, &self.files.tiles);
+            self.dispute = Some(dispute);
+            return Err(fault);
         }
         let leaf = Leaf::parse(bytes).map_err(|source| Fault::Leaf { leaf: index, source })?;
         self.semantics.apply(index, &leaf).map_err(|source| Fault::Semantic { leaf: index, source })?;
@@ -108,21 +131,45 @@ impl Walk {
         self.check_roots()
     }
 
-    /// An entry and its hash in a tile disagree; the signed root tells which of them was changed.
-    fn who_differs(&self, index: u64, ours: &Hash, tile: &TileFile, theirs: &Hash) -> Fault {
-        let (leaf, path) = (index, self.bundle.path.clone());
+    /// The signed root tells which of the two was changed, if the rest of the tree is there to prove it.
+    fn who_was_changed<S: NodeSource>(&self, dispute: &Dispute, tree: &S) -> Fault {
+        let Dispute { leaf, path, ours, tile, theirs } = dispute.clone();
         let signed = |hash: &Hash| {
-            inclusion_proof(&self.files.tiles, index, self.size()).is_ok_and(|proof| {
-                verify_inclusion(hash, index, self.size(), &proof, &self.checkpoint.root).is_ok()
+            inclusion_proof(tree, leaf, self.size()).is_ok_and(|proof| {
+                verify_inclusion(hash, leaf, self.size(), &proof, &self.checkpoint.root).is_ok()
             })
         };
-        if signed(theirs) {
-            Fault::LeafChanged { leaf, path, tile: tile.path.clone() }
-        } else if signed(ours) {
-            Fault::LeafHashChanged { leaf, path: tile.path.clone() }
+        if signed(&theirs) {
+            Fault::LeafChanged { leaf, path, tile }
+        } else if signed(&ours) {
+            Fault::LeafHashChanged { leaf, path: tile }
         } else {
-            Fault::LeafDiffers { leaf, path, tile: tile.path.clone() }
+            Fault::LeafDiffers { leaf, path, tile }
         }
+    }
+
+    /// Of a log whose newest entries are in no file: with them, `fault` may be told more exactly.
+    pub(super) fn told_with(&self, tail: &Tail, fault: Fault) -> Fault {
+        match (&fault, &self.dispute, self.signed_edge(tail)) {
+            (Fault::LeafDiffers { .. }, Some(dispute), Some(edge)) => {
+                self.who_was_changed(dispute, &WithEdge { full: &self.files.tiles, edge: &edge })
+            }
+            _ => fault,
+        }
+    }
+
+    /// The right edge of the signed tree, from full tiles and the entries after them.
+    fn signed_edge(&self, tail: &Tail) -> Option<TileEdge> {
+        let filed = if tail.leaves.is_empty() { self.size() } else { tail.start.min(self.size()) };
+        if !filed.is_multiple_of(u64::from(TILE_WIDTH)) {
+            return None;
+        }
+        let mut edge = TileEdge::rebuild(&self.files.tiles, filed).ok()?;
+        let signed = usize::try_from(self.size() - filed).ok()?;
+        for leaf in tail.leaves.get(..signed)? {
+            edge.push(leaf_hash(leaf), &mut Vec::new());
+        }
+        Some(edge)
     }
 
     /// Compares what a checkpoint says about the entries so far, when one ends here.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use gatepost_audit::dir::VKEY;
 use gatepost_audit::verify::{Outcome, read_vkey};
-use gatepost_audit::{Checkpoint, Fault, VerifierKey, read_checkpoint, verify_dir};
+use gatepost_audit::{Checkpoint, ExportError, Fault, VerifierKey, read_checkpoint, verify_dir};
 use gatepost_core::{DeliveryId, MessageId};
 use gatepost_store::archive::{Archive, ArchiveError};
 use gatepost_store::{Receipt, StoreError};
@@ -57,18 +57,22 @@ pub(super) async fn audit(context: &Context, command: &Audit) -> Result<(), Fail
     }
     let data_dir = locate::data_dir(context.config.as_deref())?;
     let ui = &context.ui;
-    let archive = match (Archive::open(&data_dir).await, command) {
-        (Ok(archive), _) => archive,
+    let result = match (Archive::open(&data_dir).await, command) {
+        (Ok(archive), Audit::Verify { since }) => return verify(ui, archive, since.as_deref()).await,
         (Err(error), Audit::Verify { .. }) => return Err(first_fault(ui, &data_dir, error)),
-        (Err(error), _) => return Err(unopened(&data_dir, error)),
+        (Ok(archive), Audit::Export { dir }) => export(ui, &archive, dir).await,
+        (Ok(archive), Audit::Receipt { id }) => receipt(ui, &archive, *id).await,
+        (Ok(archive), Audit::Log(args)) => log::log(ui, &archive, args).await,
+        (Ok(_), Audit::Adopt { .. }) => Ok(()),
+        (Err(error), _) => Err(unopened(&data_dir, error)),
     };
-    match command {
-        Audit::Verify { since } => verify(ui, archive, since.as_deref()).await,
-        Audit::Export { dir } => export(ui, &archive, dir).await,
-        Audit::Receipt { id } => receipt(ui, &archive, *id).await,
-        Audit::Log(args) => log::log(ui, &archive, args).await,
-        Audit::Adopt { .. } => Ok(()),
-    }
+    // Only the verifier looks at everything.
+    result.map_err(|failure| match failure {
+        Failure::Audit { code, what } => {
+            Failure::Audit { code, what: format!("{what}; `gatepost audit verify` says more") }
+        }
+        other => other,
+    })
 }
 
 /// What cannot be opened cannot be verified either: the same exit codes.
@@ -76,6 +80,7 @@ fn failure(error: ArchiveError) -> Failure {
     let outcome = match &error {
         ArchiveError::Checkpoint(_) => Outcome::Signature,
         ArchiveError::Store(StoreError::Audit(_)) => Outcome::Files,
+        ArchiveError::Export(ExportError::OtherTree { .. }) => Outcome::Root,
         ArchiveError::NoData(_)
         | ArchiveError::Io { .. }
         | ArchiveError::BadKey(_)

@@ -119,6 +119,19 @@ async fn each_damage_has_its_exit_code() {
     }
 }
 
+#[tokio::test]
+async fn whoever_meets_a_damaged_log_is_sent_to_the_verifier() {
+    let log = Log::with_entries(1).await;
+    flip(&log.data("audit/checkpoint"), 10);
+    let failure = log.run(Audit::Export { dir: log.data("export") }).await.0.unwrap_err();
+    assert!(
+        failure.exit_code() == 10 && failure.to_string().contains("`gatepost audit verify`"),
+        "{failure}"
+    );
+    let other = ExportError::OtherTree { entries: 1, size: 2 };
+    assert_eq!(super::failure(ArchiveError::Export(other)).exit_code(), 11);
+}
+
 fn flip(file: &Path, at: usize) {
     let mut bytes = std::fs::read(file).unwrap();
     bytes[at] ^= 1;
