@@ -39,7 +39,8 @@ pub(super) struct Completions {
 
 pub(super) fn init(ui: &Ui, args: &Init) -> Result<(), Failure> {
     let file = config::init(&args.dir).map_err(|error| Failure::usage(error.to_string()))?;
-    let file = std::path::absolute(&file).unwrap_or(file);
+    // Without `..` in it, for people copy what is printed below.
+    let file = file.canonicalize().unwrap_or(file);
     if ui.json {
         return ui.json(&json!({"config": file.display().to_string()}));
     }
