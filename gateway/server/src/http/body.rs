@@ -157,7 +157,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_over_the_limit_is_refused_while_it_streams() {
-        let memory = BodyMemory::new();
+        let memory = BodyMemory::for_requests();
         let sender = Actor::new(ActorKind::App, "ehr");
         let chunks = |count: usize| {
             let chunks = (0..count).map(|_| Ok::<_, std::io::Error>(Bytes::from_static(&[7; 10])));

@@ -23,6 +23,9 @@ const BODY_MEMORY_BYTES: u64 = 512 * 1024 * 1024;
 const BODY_SHARE_BYTES: u64 = BODY_MEMORY_BYTES / 4;
 /// How long a large body waits for its turn before it is refused. Until then no more of it is read.
 const BODY_TURN_WAIT: Duration = Duration::from_secs(10);
+/// The same of a payload on its way out: an adapter that works on many large ones at a time asks for them all at once, and
+/// better waits than gives deliveries back.
+const ANSWER_TURN_WAIT: Duration = Duration::from_secs(45);
 /// Unit of that account: a semaphore cannot count to its bytes.
 const BODY_MEMORY_UNIT: u64 = 1024;
 
@@ -90,8 +93,12 @@ pub(crate) struct Room {
 }
 
 impl BodyMemory {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn for_requests() -> Self {
         Self::waiting(BODY_TURN_WAIT)
+    }
+
+    pub(crate) fn for_answers() -> Self {
+        Self::waiting(ANSWER_TURN_WAIT)
     }
 
     fn waiting(wait: Duration) -> Self {
@@ -158,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_principal_that_has_its_share_waits_and_the_others_do_not() {
-        let memory = BodyMemory::new();
+        let memory = BodyMemory::for_requests();
         let (ehr, other) = (Actor::new(ActorKind::App, "ehr"), Actor::new(ActorKind::App, "other"));
         let mut held = memory.reserve(&ehr, BODY_SHARE_BYTES).await.unwrap();
         let mut waiting = Box::pin(memory.reserve(&ehr, 1));

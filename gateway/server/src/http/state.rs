@@ -77,8 +77,8 @@ impl AppState {
             tasks,
             metrics: Arc::default(),
             open: Arc::default(),
-            body_memory: BodyMemory::new(),
-            answer_memory: BodyMemory::new(),
+            body_memory: BodyMemory::for_requests(),
+            answer_memory: BodyMemory::for_answers(),
             consumers: Arc::default(),
         }
     }
