@@ -31,6 +31,11 @@ pub enum ArchiveError {
     BadKey(PathBuf),
     #[error("the checkpoint: {0}")]
     Checkpoint(#[from] gatepost_audit::CheckpointError),
+    /// The database has no entry of this index although the checkpoint signs it.
+    #[error("entry {0} is missing")]
+    Missing(u64),
+    #[error("the audit log's tiles")]
+    Tiles(#[from] gatepost_audit::TreeError<gatepost_audit::TileError>),
     #[error("the export: {0}")]
     Export(#[from] gatepost_audit::ExportError),
     #[error(transparent)]
@@ -89,19 +94,31 @@ impl Archive {
     /// The edge of the tree that the checkpoint signs.
     async fn edge(&self) -> Result<Signed, ArchiveError> {
         let size = self.opened_checkpoint()?.size;
-        let filed = self.filed(size).await?;
-        let audit = |error: String| StoreError::Audit(error);
+        loop {
+            let filed = self.filed(size).await?;
+            match self.edge_from(filed, size).await {
+                // A gateway at work has moved entries into files meanwhile.
+                Err(ArchiveError::Missing(_)) if self.filed(size).await? != filed => {}
+                edge => return edge,
+            }
+        }
+    }
+
+    /// The edge of a tree of `size` entries of which the first `filed` are in files.
+    async fn edge_from(&self, filed: u64, size: u64) -> Result<Signed, ArchiveError> {
         let files = DirTiles::new(&self.dir);
-        let mut edge =
-            gatepost_audit::TileEdge::rebuild(&files, filed).map_err(|error| audit(error.to_string()))?;
+        let mut edge = gatepost_audit::TileEdge::rebuild(&files, filed)?;
         let mut full = Vec::new();
         let mut next = filed;
         while next < size {
             let leaves = read_leaves(&self.pool, next, size.min(next + PAGE_ENTRIES)).await?;
             if leaves.is_empty() {
-                return Err(audit(format!("entry {next} is missing")).into());
+                return Err(ArchiveError::Missing(next));
             }
-            for (_, leaf) in &leaves {
+            for (expected, (index, leaf)) in (next..).zip(&leaves) {
+                if expected != *index {
+                    return Err(ArchiveError::Missing(expected));
+                }
                 edge.push(gatepost_audit::leaf_hash(leaf), &mut full);
             }
             next += leaves.len() as u64;
@@ -152,7 +169,9 @@ impl Archive {
                 let leaves =
                     runtime.block_on(read_leaves(&pool, from, u64::MAX >> 1)).map_err(io::Error::other)?;
                 let start = leaves.first().map_or(from, |(index, _)| *index);
-                Ok(Tail { start, leaves: leaves.into_iter().map(|(_, leaf)| leaf).collect() })
+                // What stands behind a gap is not the next entry.
+                let unbroken = (start..).zip(leaves).take_while(|(expected, (index, _))| expected == index);
+                Ok(Tail { start, leaves: unbroken.map(|(_, (_, leaf))| leaf).collect() })
             };
             let mut options = gatepost_audit::Options::new(self.key.clone());
             options.since = since;
@@ -179,7 +198,7 @@ impl Archive {
         while next < size {
             let entries = self.entries(next, size).await?;
             if entries.is_empty() {
-                return Err(StoreError::Audit(format!("entry {next} is missing")).into());
+                return Err(ArchiveError::Missing(next));
             }
             for entry in &entries {
                 exporter.push(entry)?;

@@ -50,6 +50,8 @@ pub struct Options {
 #[derive(Clone, Debug)]
 pub struct Adopt {
     pub operator: String,
+    /// Where the reason is, in a form that fits an entry: `sha256:` and the digest of the text that says it.
+    pub reason: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -90,13 +92,18 @@ pub struct StoreTask {
 impl StoreTask {
     /// Waits until the writer has done what was asked, signs the last checkpoint and closes the database.
     pub async fn stop(self) {
-        // The writer waits for nobody, so what it was asked for is done; its connection closes last but for the readers'.
-        self.writer.stop().await;
+        let writer = self.writer.stop().await;
         let _ = self.stop_audit.send(true);
         if let Err(error) = self.audit.await {
             tracing::error!(%error, "the audit log's task did not end well");
         }
+        // The writer's connection closes last: the last one brings the WAL into the database, and readers cannot.
         self.pool.close().await;
+        match writer.map(Connection::close) {
+            Some(Ok(())) => {}
+            Some(Err((_, error))) => tracing::error!(%error, "the database did not close well"),
+            None => tracing::error!("the writer did not end well"),
+        }
     }
 }
 
@@ -192,10 +199,10 @@ async fn note_start(store: &Store, options: &Options, first: bool, adopted: bool
         notes.push(AuditNote::new(LeafEvent::LogOpened, gateway.clone()));
     }
     if let (true, Some(adopt)) = (adopted, &options.adopt) {
-        notes.push(AuditNote::new(
-            LeafEvent::AuditAdopted,
-            Actor::new(ActorKind::Operator, adopt.operator.clone()),
-        ));
+        let operator = Actor::new(ActorKind::Operator, adopt.operator.clone());
+        let mut note = AuditNote::new(LeafEvent::AuditAdopted, operator);
+        note.target = Some(adopt.reason.clone());
+        notes.push(note);
     }
     notes.push(AuditNote::new(LeafEvent::GatewayStarted, gateway));
     store.audit_note(notes).await

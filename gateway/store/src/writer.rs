@@ -99,24 +99,19 @@ pub(crate) enum Condition {
 
 /// The running writer. Dropped without [`WriterThread::stop`], it ends where it stands.
 pub(crate) struct WriterThread {
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Connection>>,
     stop: Option<watch::Sender<bool>>,
 }
 
 impl WriterThread {
-    /// Lets the writer do what was asked of it, and waits until it has closed the database.
-    pub(crate) async fn stop(mut self) {
-        let (thread, stop) = (self.thread.take(), self.stop.take());
-        let ended = tokio::task::spawn_blocking(move || {
-            if let Some(stop) = stop {
-                stop.send_replace(true);
-                return thread.is_none_or(|thread| thread.join().is_ok());
-            }
-            true
+    /// Lets the writer do what was asked of it and gives its connection back; `None` if it did not end well.
+    pub(crate) async fn stop(mut self) -> Option<Connection> {
+        let (thread, stop) = (self.thread.take()?, self.stop.take()?);
+        let joined = tokio::task::spawn_blocking(move || {
+            stop.send_replace(true);
+            thread.join()
         });
-        if !ended.await.unwrap_or(false) {
-            tracing::error!("the writer did not end well");
-        }
+        joined.await.ok()?.ok()
     }
 }
 
@@ -151,7 +146,7 @@ impl Writer {
         mut ops: mpsc::Receiver<Op>,
         mut chores: mpsc::Receiver<Chore>,
         mut stop: watch::Receiver<bool>,
-    ) {
+    ) -> Connection {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut drained = Vec::with_capacity(OPS_PER_COMMIT_MAX);
@@ -163,11 +158,11 @@ impl Writer {
                 // Nothing new is taken; what was asked before is still done.
                 stopped = stop.changed(), if !ops.is_closed() => match stopped {
                     Ok(()) => ops.close(),
-                    Err(_) => return,
+                    Err(_) => return self.connection,
                 },
                 count = ops.recv_many(&mut drained, OPS_PER_COMMIT_MAX) => {
                     if count == 0 {
-                        return;
+                        return self.connection;
                     }
                     self.groups(std::mem::take(&mut drained));
                     drained.reserve(OPS_PER_COMMIT_MAX);

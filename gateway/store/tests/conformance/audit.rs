@@ -1,4 +1,4 @@
-//! §10: the log as it is published while the store runs: checkpoints, tiles, entries and receipts.
+//! The log as it is published while the store runs: checkpoints, tiles, entries and receipts.
 
 use gatepost_audit::{
     Checkpoint, Leaf, Proof, Tail, leaf_hash, parse_bundle, range_root, tiles::parse_tile, verify_dir,
@@ -6,7 +6,7 @@ use gatepost_audit::{
 use gatepost_core::{DeliveryId, Outcome};
 use gatepost_store::{AuditNote, Receipt};
 
-use crate::check::{assert_log, entries, vkey};
+use crate::check::{assert_log, entries, tamper, vkey};
 use crate::fixture::{DELIVERED, Fixture, RETRY, item, message, operator, queue, quick, until};
 
 /// Enough messages for two full bundles, some of them delivered.
@@ -187,4 +187,17 @@ async fn what_identifies_a_person_stands_in_no_leaf() {
     for entry in entries(&fixture.stop().await).await {
         assert!(!String::from_utf8(entry).unwrap().contains("canary"));
     }
+}
+
+#[tokio::test]
+async fn an_entry_that_is_gone_from_the_middle_is_named() {
+    let fixture = Fixture::new(vec![queue("lab", quick())]).await;
+    for id in ["1", "2", "3", "4"] {
+        fixture.send(id, None, "lab").await;
+    }
+    fixture.until_signed().await;
+    let place = fixture.stop().await;
+    tamper(&place, "DELETE FROM leaf WHERE idx = 3").await;
+    let refused = gatepost_store::archive::Archive::open(place.path()).await.err().unwrap();
+    assert!(matches!(refused, gatepost_store::archive::ArchiveError::Missing(3)), "{refused}");
 }

@@ -1,4 +1,4 @@
-//! §13.2: when an attempt begins, what a crash costs whom, and how poison is found.
+//! Rule 2: when an attempt begins, what a crash costs whom, and how poison is found.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! §13.1: what happens when bytes may have reached the partner and no answer came.
+//! Rule 1: what happens when bytes may have reached the partner and no answer came.
 
 use gatepost_core::delivery::Refusal;
 use gatepost_core::{OnDoubt, Outcome, QueuePolicy, Resolution};

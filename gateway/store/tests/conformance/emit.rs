@@ -1,4 +1,4 @@
-//! §13.6: what an adapter emits with a settle, and replies.
+//! Rule 6: what an adapter emits with a settle, and replies.
 
 use gatepost_core::Outcome;
 use gatepost_core::QueuePolicy;

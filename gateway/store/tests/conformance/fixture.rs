@@ -64,7 +64,7 @@ impl Place {
             payload_retention: self.payload_retention,
             // So that keys are moved into their index all the time.
             keys_in_memory: 2,
-            adopt: self.adopt.then(|| Adopt { operator: "ops".into() }),
+            adopt: self.adopt.then(|| Adopt { operator: "ops".into(), reason: "sha256:00".into() }),
         }
     }
 

@@ -1,4 +1,4 @@
-//! §13.4: proof that comes late, and evidence that is too weak.
+//! Rule 4: proof that comes late, and evidence that is too weak.
 
 use std::time::Duration;
 

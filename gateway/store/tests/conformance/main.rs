@@ -1,7 +1,7 @@
 //! The laws of the store: what every backend must keep, written against the [`gatepost_store::Store`] handle alone.
 //!
-//! `fixture` opens a backend and `check` looks into it behind the handle's back; the laws know nothing of it. A law of
-//! design §13 is named after its number.
+//! `fixture` opens a backend and `check` looks into it behind the handle's back; the laws know nothing of it. A law
+//! of `RULES.md` is named after its number.
 
 mod check;
 mod fixture;

@@ -1,4 +1,4 @@
-//! §13.3: sessions fence adapters; outcomes, emitted events and adapter state are one transaction.
+//! Rule 3: sessions fence adapters; outcomes, emitted events and adapter state are one transaction.
 
 use gatepost_core::{OnDoubt, Outcome};
 use gatepost_store::{AcceptError, LeaseError, SettleError, StoreError};

@@ -1,4 +1,4 @@
-//! §13.7 and §13.9: what must be so for the store to open.
+//! Rules 7 and 9: what must be so for the store to open.
 
 use std::fs;
 use std::path::Path;
@@ -256,4 +256,15 @@ async fn time_never_goes_back_behind_what_was_written() {
     assert!(fixture.store.read().now().as_micros() >= future);
     let delivery = fixture.send("1", None, "lab").await;
     assert!(fixture.row(delivery).await.accepted_at.as_micros() >= future);
+}
+
+/// Whoever copies the database of a gateway that was stopped in good order has all of it.
+#[tokio::test]
+async fn a_good_stop_leaves_everything_in_one_file() {
+    let fixture = Fixture::new(vec![queue("lab", quick())]).await;
+    fixture.send("1", None, "lab").await;
+    let place = fixture.stop().await;
+    for beside in ["gatepost.db-wal", "gatepost.db-shm"] {
+        assert!(!place.path().join(beside).exists(), "{beside}");
+    }
 }

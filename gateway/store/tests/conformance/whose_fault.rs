@@ -1,4 +1,4 @@
-//! §13.5: the destination's trouble is not the message's.
+//! Rule 5: the destination's trouble is not the message's.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! §13.4: lanes of which several deliveries are leased at a time.
+//! Rule 4: lanes of which several deliveries are leased at a time.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,10 +6,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use gatepost_audit::Event;
-use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_store::archive::{Archive, ArchiveError};
-use gatepost_store::{Adopt, AuditNote, OpenError, Options};
+use gatepost_store::{Adopt, OpenError, Options};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -56,7 +54,7 @@ async fn is_intact(data_dir: &Path) -> Result<bool, Failure> {
     }
 }
 
-/// Opens the store with the operator's word, and writes down what was decided.
+/// Opens the store with the operator's word, which it writes down.
 async fn go_on(config: &Config, operator: String, digest: &str) -> Result<(), Failure> {
     let options = Options {
         data_dir: config.gateway.data_dir.clone(),
@@ -64,15 +62,11 @@ async fn go_on(config: &Config, operator: String, digest: &str) -> Result<(), Fa
         dedup_window: config.gateway.dedup_window,
         payload_retention: config.gateway.retention,
         keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
-        adopt: Some(Adopt { operator: operator.clone() }),
+        adopt: Some(Adopt { operator, reason: digest.to_owned() }),
     };
-    let (store, task) = gatepost_store::open(options).await.map_err(|error| not_opened(&error))?;
-    let mut note = AuditNote::new(Event::AuditAdopted, Actor::new(ActorKind::Operator, operator));
-    note.target = Some(digest.to_owned());
-    let noted = store.audit_note(vec![note]).await;
-    drop(store);
+    let (_, task) = gatepost_store::open(options).await.map_err(|error| not_opened(&error))?;
     task.stop().await;
-    noted.map_err(|error| Failure::unsuccessful(chain(&error)))
+    Ok(())
 }
 
 fn not_opened(error: &OpenError) -> Failure {

@@ -79,7 +79,8 @@ pub(super) async fn audit(context: &Context, command: &Audit) -> Result<(), Fail
 fn failure(error: ArchiveError) -> Failure {
     let outcome = match &error {
         ArchiveError::Checkpoint(_) => Outcome::Signature,
-        ArchiveError::Store(StoreError::Audit(_)) => Outcome::Files,
+        ArchiveError::Missing(_) => Outcome::RolledBack,
+        ArchiveError::Tiles(_) | ArchiveError::Store(StoreError::Audit(_)) => Outcome::Files,
         ArchiveError::Export(ExportError::OtherTree { .. }) => Outcome::Root,
         ArchiveError::NoData(_)
         | ArchiveError::Io { .. }
@@ -137,8 +138,7 @@ fn is_partial(path: &str) -> bool {
 
 /// A database that ends before what the checkpoint signs is an older one, or was cut.
 fn rolled_back(data_dir: &Path, error: &ArchiveError) -> Option<Fault> {
-    let ArchiveError::Store(StoreError::Audit(text)) = error else { return None };
-    let size = text.strip_prefix("entry ")?.strip_suffix(" is missing")?.parse().ok()?;
+    let &ArchiveError::Missing(size) = error else { return None };
     let log = data_dir.join("audit");
     let key = VerifierKey::parse(std::fs::read_to_string(log.join(VKEY)).ok()?.trim()).ok()?;
     let signed = Checkpoint::open(&read_checkpoint(&log).ok()??, &[key]).ok()?;
