@@ -72,8 +72,8 @@ impl Builder {
     /// An adapter that is `gatepost-echo`, which notes its effects in the file that [`Gateway::effects`] reads.
     #[must_use]
     pub fn echo(self, name: &str, lines: &str, settings: &str) -> Self {
-        let effects = self.dir.path().join(format!("{name}.effects"));
-        let settings = format!("effects = {:?}\n{settings}", effects.display().to_string());
+        let file = |kind: &str| self.dir.path().join(format!("{name}.{kind}")).display().to_string();
+        let settings = format!("effects = {:?}\ntokens = {:?}\n{settings}", file("effects"), file("tokens"));
         self.adapter(name, &format!("run = \"gatepost-echo\"\n{lines}"), &settings)
     }
 
@@ -133,7 +133,8 @@ can = ["read", "operate", "read_payload", "audit"]
     }
 }
 
-fn uid() -> u32 {
+/// The user who runs the tests.
+pub fn uid() -> u32 {
     std::fs::metadata("/proc/self").expect("/proc is mounted").uid()
 }
 

@@ -2,7 +2,8 @@
 //! the SDK, so that it can do what the SDK never would.
 //!
 //! Settings: `effects` (the file), `fail_percent` and `seed` (the partner refuses at random), `batch` (most deliveries at a time),
-//! `dead_key` (the partner never takes this key). A payload's member `do` says what to do with that delivery.
+//! `lease_ms`, `dead_key` (the partner never takes this key), `tokens` (a file in which it notes its leases: when it starts it settles those of
+//! its earlier lives as `reject`, all of which must be stale). A payload's member `do` says what to do with that delivery.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -17,6 +18,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const REPEATS_MAX: u32 = 100;
 /// `slow` takes this long.
 const SLOW: Duration = Duration::from_millis(1500);
+/// Leases of earlier lives that it comes back with.
+const GHOSTS_MAX: usize = 16;
 
 fn main() {
     match std::env::args().nth(1).as_deref() {
@@ -37,6 +40,7 @@ struct Echo {
     client: Client,
     session: Value,
     effects: File,
+    tokens: Option<File>,
     random: u64,
 }
 
@@ -50,16 +54,41 @@ impl Echo {
         let effects = File::options().create(true).append(true).open(effects).expect("effects can be noted");
         let random =
             settings["seed"].as_u64().unwrap_or(1) ^ session["epoch"].as_u64().unwrap_or(0) << 32 | 1;
-        Self { client, session, effects, random }
+        let tokens =
+            settings["tokens"].as_str().map(|file| File::options().create(true).append(true).open(file));
+        let tokens = tokens.transpose().expect("leases can be noted");
+        let echo = Self { client, session, effects, tokens, random };
+        echo.come_back_as_a_ghost();
+        echo
+    }
+
+    /// What a process would do that was stopped in the middle and goes on long after another has taken its place.
+    fn come_back_as_a_ghost(&self) {
+        let Some(file) = self.session["settings"]["tokens"].as_str() else { return };
+        let noted = std::fs::read_to_string(file).expect("noted leases can be read");
+        // A killed process may have left its last line unfinished.
+        let noted: Vec<Value> = noted.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let newest = noted.iter().rev().take(GHOSTS_MAX);
+        let results: Vec<Value> = newest.map(|lease| item(lease, "reject")).collect();
+        // One delivery may have been leased several times, and a settle names it once.
+        for result in results {
+            let settled = self.settle(vec![result]);
+            assert_eq!(settled["results"][0]["status"], "stale", "a token of an earlier life was taken");
+        }
     }
 
     fn work(mut self) {
         let path = format!("/v1/queues/{}/lease", self.session["name"].as_str().unwrap_or_default());
         let max = self.session["settings"]["batch"].as_u64().unwrap_or(32);
         loop {
-            let request = json!({ "max": max, "wait_ms": 20_000, "epoch": self.session["epoch"] });
+            let lease_ms = &self.session["settings"]["lease_ms"];
+            let mut request = json!({ "max": max, "wait_ms": 20_000, "epoch": self.session["epoch"] });
+            if lease_ms.is_u64() {
+                request["lease_ms"] = lease_ms.clone();
+            }
             let leased = call(&self.client, &path, &request).expect(200);
             let leased = leased["deliveries"].as_array().cloned().unwrap_or_default();
+            self.note_leases(&leased);
             let mut results = Vec::new();
             for delivery in &leased {
                 results.extend(self.attempt(delivery));
@@ -97,6 +126,9 @@ impl Echo {
         if command == "fail" || (key.is_string() && key == dead_key) || self.roll() < fail_percent {
             return Some(item(delivery, "retry"));
         }
+        if command == "pause" && delivery["in_doubt"] == false {
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP).expect("a process can stop itself");
+        }
         self.note(delivery, key);
         let delivered = with(item(delivery, "delivered"), "evidence", json!({ "level": "transport" }));
         match command.as_str() {
@@ -131,6 +163,14 @@ impl Echo {
             "attempt": delivery["attempt"], "in_doubt": delivery["in_doubt"], "data": delivery["event"]["data"],
         });
         self.effects.write_all(format!("{line}\n").as_bytes()).expect("effects can be noted");
+    }
+
+    fn note_leases(&mut self, leased: &[Value]) {
+        let Some(tokens) = &mut self.tokens else { return };
+        let line =
+            |delivery: &Value| format!("{}\n", json!({ "id": delivery["id"], "token": delivery["token"] }));
+        let lines: String = leased.iter().map(line).collect();
+        tokens.write_all(lines.as_bytes()).expect("leases can be noted");
     }
 
     fn garbage(&self) {
