@@ -7,7 +7,7 @@ pub mod http;
 mod programs;
 mod wait;
 
-pub use builder::Builder;
+pub use builder::{Builder, uid};
 pub use gateway::{Gateway, settle_item};
 pub use programs::{note, program, python, skipped, source};
 pub use wait::{WAIT, until, until_within};

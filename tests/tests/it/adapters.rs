@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use crate::order_event;
 
 /// Five exits with doubling pauses, then the breaker's probe.
-const LOOP_DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const LOOP_DEADLINE: Duration = Duration::from_secs(60);
 
-fn echo(lines: &str, settings: &str) -> Builder {
+pub(crate) fn echo(lines: &str, settings: &str) -> Builder {
     Gateway::builder().app("shop", &["*"], &[]).echo("desk", lines, settings).route("shop", &["desk"])
 }
 
-fn accept(gateway: &Gateway, id: &str, data: Value) -> String {
+pub(crate) fn accept(gateway: &Gateway, id: &str, data: Value) -> String {
     let answer = gateway.app().event(&order_event(id, id, &data)).expect(202);
     answer["messages"][0]["id"].as_str().unwrap().to_owned()
 }

@@ -2,6 +2,7 @@
 
 mod accept;
 mod adapters;
+mod delivery;
 mod faults;
 mod kills;
 mod order;

@@ -1,0 +1,142 @@
+//! Rule 13.5: whose fault it is.
+
+use std::time::{Duration, Instant};
+
+use gatepost_tests::{settle_item, until};
+use serde_json::{Value, json};
+
+use super::desk::{Desk, QUICK, names, with};
+use crate::order_event;
+
+fn trouble(leased: &Value) -> Value {
+    with(settle_item(leased, "retry"), "scope", json!("destination"))
+}
+
+#[test]
+fn r13_5_a_retry_is_the_messages_fault_unless_it_says_the_destinations() {
+    let desk = Desk::start("retry = { initial = \"1s\", max = \"1s\" }");
+    for id in ["1", "2", "3"] {
+        desk.send(id, id);
+    }
+    let leased = desk.lease(1).remove(0);
+    desk.taken(&leased, "retry");
+    assert_eq!(desk.charged(&leased), (1, false));
+    let other = desk.lease(1).remove(0);
+    assert_eq!(names(std::slice::from_ref(&other)), ["2"], "the others go on");
+    desk.settle_item(with(settle_item(&other, "retry"), "scope", json!("message")));
+    assert_eq!(desk.charged(&other), (1, false));
+    assert_eq!(desk.gateway.queue("desk")["tripped"], Value::Null);
+}
+
+#[test]
+fn r13_5_the_destinations_trouble_charges_nobody_backs_off_as_a_whole_and_probes_with_one() {
+    let desk = Desk::start("retry = { initial = \"500ms\", max = \"500ms\", attempts = 2 }");
+    for n in 0..4 {
+        desk.send(&n.to_string(), &n.to_string());
+    }
+    let first = desk.lease(1).remove(0);
+    assert_eq!(desk.settle_item(trouble(&first)), ("ok".into(), "waiting".into()));
+    assert_eq!(desk.gateway.queue("desk")["tripped"], "unreachable");
+    // More failures than there are attempts: nobody dies of them.
+    for _ in 0..4 {
+        assert!(desk.lease(4).is_empty(), "nobody is tried while it backs off");
+        let probe = until("it probes by itself", || {
+            let probe = desk.lease(4);
+            assert!(probe.len() <= 1, "more than one probe: {:?}", names(&probe));
+            probe.into_iter().next()
+        });
+        assert!(desk.lease(4).is_empty(), "one probe at a time");
+        desk.settle_item(trouble(&probe));
+    }
+    let probe = desk.next();
+    desk.taken(&probe, "delivered");
+    assert_eq!(desk.gateway.queue("desk")["tripped"], Value::Null, "an answer closes the breaker");
+    let rest = until("the others come", || {
+        let rest = desk.lease(4);
+        (!rest.is_empty()).then_some(rest)
+    });
+    assert!(rest.iter().all(|leased| desk.charged(leased) == (0, false)), "nobody has paid");
+    desk.gateway.audit_verifies();
+}
+
+#[test]
+fn r13_5_retry_after_is_honoured_for_the_destination() {
+    let desk = Desk::start(QUICK);
+    desk.send("1", "k");
+    let leased = desk.next();
+    let said = Instant::now();
+    desk.settle_item(with(trouble(&leased), "after_ms", json!(1500)));
+    desk.next();
+    assert!(said.elapsed() >= Duration::from_millis(1500), "it was tried after {:?}", said.elapsed());
+}
+
+#[test]
+fn r13_5_only_an_operator_ends_an_operators_pause_and_paused_time_does_not_count_towards_giving_up() {
+    let mut desk = Desk::start(
+        "retry = { initial = \"50ms\", max = \"50ms\", attempts = 1000, give_up_after = \"4s\" }",
+    );
+    let operate = |desk: &Desk, verb: &str| {
+        desk.gateway.admin().post(&format!("/v1/queues/desk/{verb}"), &json!({})).expect(200)
+    };
+    operate(&desk, "pause");
+    let paused = Instant::now();
+    desk.send("1", "k");
+    assert!(desk.lease(1).is_empty());
+    desk.gateway.kill();
+    desk.gateway.restart();
+    desk.open();
+    assert_eq!(desk.gateway.queue("desk")["paused"], true, "also over a restart");
+    until("longer than messages are given", || (paused.elapsed() > Duration::from_secs(5)).then_some(()));
+    assert!(desk.lease(1).is_empty(), "it does not resume by itself");
+    operate(&desk, "resume");
+    let leased = desk.next();
+    assert_eq!(desk.taken(&leased, "retry"), "waiting", "its time has only begun");
+    // Unpaused, time counts.
+    let resumed = Instant::now();
+    until("it is given up", || {
+        for leased in desk.lease(1) {
+            desk.settle(&leased, "retry");
+        }
+        let delivery = desk.delivery(&leased);
+        (delivery["state"] == "dead" && delivery["reason"] == "gave_up").then_some(())
+    });
+    assert!(resumed.elapsed() > Duration::from_millis(1500), "after {:?}", resumed.elapsed());
+}
+
+#[test]
+fn r13_5_tripped_time_does_not_count_towards_giving_up() {
+    let desk = Desk::start("retry = { initial = \"50ms\", max = \"50ms\", give_up_after = \"3s\" }");
+    desk.send("1", "k");
+    let mut leased = desk.next();
+    let tripped = Instant::now();
+    while tripped.elapsed() < Duration::from_secs(5) {
+        assert_eq!(desk.settle_item(trouble(&leased)), ("ok".into(), "waiting".into()));
+        leased = desk.next();
+    }
+    assert_eq!(desk.taken(&leased, "retry"), "waiting", "the partner was away, the message is not to blame");
+}
+
+#[test]
+fn r13_5_beyond_its_backlog_a_destination_takes_nothing_more_and_a_batch_is_refused_whole() {
+    let desk = Desk::start("max_backlog = { messages = 3, bytes = \"1KiB\" }");
+    let app = desk.gateway.app();
+    let event = |id: &str, data: &str| order_event(id, id, &json!(data));
+    desk.send("1", "k");
+    let batch: Vec<Value> = ["2", "3", "4"].map(|id| event(id, "x")).into();
+    assert_eq!(app.try_batch(&batch).unwrap().problem(429), "queue_full");
+    assert_eq!(desk.gateway.list("/v1/messages", "messages").len(), 1, "not one of the batch is there");
+    assert_eq!(app.try_batch(&batch[..2]).unwrap().status, 202);
+    assert_eq!(app.event(&event("5", "x")).problem(429), "queue_full");
+    assert_eq!(app.event(&event("1", "1")).status, 422, "a key that was used is compared, full or not");
+    assert_eq!(app.event(&batch[0]).expect(202)["messages"][0]["duplicate"], true, "what is there is there");
+    for leased in desk.lease(3) {
+        desk.taken(&leased, "delivered");
+    }
+    for leased in desk.lease(3) {
+        desk.taken(&leased, "delivered");
+    }
+    let large = "x".repeat(900);
+    app.event(&event("6", &large)).expect(202);
+    assert_eq!(app.event(&event("7", &large)).problem(429), "queue_full");
+    desk.gateway.audit_verifies();
+}
