@@ -11,6 +11,7 @@ mod pressure;
 mod refused;
 mod rules;
 mod secrecy;
+mod tamper;
 
 use serde_json::{Value, json};
 
