@@ -17,7 +17,7 @@ const ROUNDS: usize = 200;
 const SENDERS: usize = 3;
 const LANES_PER_SENDER: usize = 7;
 /// Messages that are accepted between two kills, at most; the kill comes after fewer, so that it hits senders at work.
-const MESSAGES_PER_ROUND: usize = 10;
+const MESSAGES_PER_ROUND: usize = 7;
 const DRAINED: Duration = Duration::from_secs(90);
 /// The app leaves one in so many of its leases lying until they have run out.
 const LEFT_LYING: usize = 12;
