@@ -78,9 +78,18 @@ pub fn python(packages: &[&str]) -> Option<Command> {
     Some(python)
 }
 
-/// Says that something could not be tested here, past the capture of a passing test's output: `scripts/test` counts these lines.
+/// Says that a test could not test here what it is for, lest its passing be believed: past the capture of a passing test's
+/// output, and in the file that `scripts/test` names in `GATEPOST_SKIPS`, prints and counts.
 pub fn skipped(why: &str) {
-    note(&format!("SKIPPED: {why}"));
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("SKIPPED {test}: {why}");
+    note(&line);
+    if let Some(file) = std::env::var_os("GATEPOST_SKIPS") {
+        let mut skips =
+            File::options().create(true).append(true).open(file).expect("the file of skips is writable");
+        // One write, so that tests that run at the same time do not mix their lines.
+        skips.write_all(format!("{line}\n").as_bytes()).expect("the file of skips is writable");
+    }
 }
 
 /// A line that is shown although the test passes.

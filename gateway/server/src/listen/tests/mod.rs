@@ -6,6 +6,7 @@ mod tls;
 mod unix;
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -211,9 +212,26 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 fn can_be_another_user() -> bool {
     let able = nix::unistd::geteuid().is_root() && have("setpriv") && have("curl");
     if !able {
-        tracing::warn!("SKIPPED: needs root, setpriv and curl");
+        skipped("needs root, setpriv and curl");
     }
     able
+}
+
+/// Says that a test could not test here what it is for: to everybody, and in the file that `scripts/test` prints and counts.
+fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("SKIPPED {test}: {why}\n");
+    // Not by `eprintln!`, which a passing test's capture would swallow.
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    if let Some(file) = std::env::var_os("GATEPOST_SKIPS") {
+        std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(file)
+            .unwrap()
+            .write_all(line.as_bytes())
+            .unwrap();
+    }
 }
 
 fn have(program: &str) -> bool {

@@ -71,8 +71,7 @@ async fn a_directory_that_others_may_write_to_is_refused() {
 #[tokio::test]
 async fn a_directory_of_another_user_is_refused() {
     if !nix::unistd::geteuid().is_root() {
-        tracing::warn!("SKIPPED: needs root");
-        return;
+        return skipped("needs root");
     }
     let root = tempfile::tempdir().unwrap();
     chown(root.path(), Some(65_001), None).unwrap();
@@ -201,8 +200,7 @@ async fn another_user_is_that_user_with_its_groups() {
 #[tokio::test]
 async fn a_peer_that_ended_before_it_was_examined_is_nobody() {
     if !have("curl") {
-        tracing::warn!("SKIPPED: needs curl");
-        return;
+        return skipped("needs curl");
     }
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("s");
