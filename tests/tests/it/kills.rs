@@ -224,6 +224,7 @@ fn two_hundred_kills_lose_nothing_and_double_only_what_had_begun() {
             *kills.get_mut("gateway").unwrap() += 1;
         }
         look_at_the_partner(&gateway);
+        assert!(!reader.thread.is_finished(), "the app found something wrong");
     }
     assert_eq!(kills.values().sum::<usize>(), ROUNDS);
     let accepted = senders.finish();

@@ -247,6 +247,7 @@ fn r13_3_an_adapter_that_was_paused_past_its_successors_start_changes_nothing() 
         (&taken_over["event"]["gatepostid"], &taken_over["in_doubt"]),
         (&json!(message), &json!(true))
     );
+    desk.taken(&taken_over, "begin");
     let before = desk.traces();
     kill(Pid::from_raw(paused.0.id().cast_signed()), Signal::SIGCONT).unwrap();
     let ended =
@@ -255,7 +256,6 @@ fn r13_3_an_adapter_that_was_paused_past_its_successors_start_changes_nothing() 
     assert_eq!(desk.gateway.effects("desk").len(), 1, "what it had begun reached the partner");
     assert_eq!(desk.traces(), before, "and changed nothing here");
     // The successor asks the partner, who has it.
-    desk.taken(&taken_over, "begin");
     assert_eq!(desk.taken(&taken_over, "delivered"), "delivered");
     assert_eq!(names(&desk.lease(5)), [""; 0]);
     desk.gateway.audit_verifies();
