@@ -18,6 +18,8 @@ use crate::seal::Vault;
 use crate::sql;
 use crate::writer::Health;
 
+/// Entries of a full bundle.
+const BUNDLE_ENTRIES: u64 = gatepost_audit::TILE_WIDTH as u64;
 /// Entries read at a time.
 const PAGE_ENTRIES: u64 = 4096;
 
@@ -94,37 +96,30 @@ impl Archive {
     /// The edge of the tree that the checkpoint signs.
     async fn edge(&self) -> Result<Signed, ArchiveError> {
         let size = self.opened_checkpoint()?.size;
-        loop {
-            let filed = self.filed(size).await?;
-            match self.edge_from(filed, size).await {
-                // A gateway at work has moved entries into files meanwhile.
-                Err(ArchiveError::Missing(_)) if self.filed(size).await? != filed => {}
-                edge => return edge,
-            }
-        }
-    }
-
-    /// The edge of a tree of `size` entries of which the first `filed` are in files.
-    async fn edge_from(&self, filed: u64, size: u64) -> Result<Signed, ArchiveError> {
-        let files = DirTiles::new(&self.dir);
-        let mut edge = gatepost_audit::TileEdge::rebuild(&files, filed)?;
+        let mut next = self.filed(size).await?;
+        let mut edge = gatepost_audit::TileEdge::rebuild(&DirTiles::new(&self.dir), next)?;
         let mut full = Vec::new();
-        let mut next = filed;
         while next < size {
-            let leaves = read_leaves(&self.pool, next, size.min(next + PAGE_ENTRIES)).await?;
-            if leaves.is_empty() {
-                return Err(ArchiveError::Missing(next));
+            // One bundle at a time: a gateway at work may make it a file meanwhile, and its rows go.
+            let end = size.min((next / BUNDLE_ENTRIES + 1) * BUNDLE_ENTRIES);
+            let entries = match self.reader.entry_range(next, end).await {
+                Ok(entries) => entries,
+                Err(_) => return Err(ArchiveError::Missing(self.first_gap(next, end).await?)),
+            };
+            for entry in entries {
+                edge.push(gatepost_audit::leaf_hash(&entry), &mut full);
             }
-            for (expected, (index, leaf)) in (next..).zip(&leaves) {
-                if expected != *index {
-                    return Err(ArchiveError::Missing(expected));
-                }
-                edge.push(gatepost_audit::leaf_hash(leaf), &mut full);
-            }
-            next += leaves.len() as u64;
+            next = end;
         }
         let text = String::from_utf8_lossy(&self.signed).into_owned();
         Ok(Signed { size, text: text.into(), edge: Arc::new(edge) })
+    }
+
+    /// The first entry of `from..to` that the database has not.
+    async fn first_gap(&self, from: u64, to: u64) -> Result<u64, ArchiveError> {
+        let rows = read_leaves(&self.pool, from, to).await?;
+        let present = (from..).zip(&rows).take_while(|(expected, (index, _))| expected == index).count();
+        Ok(from + present as u64)
     }
 
     /// The first entry that stands in the database, at a tile's border.
@@ -132,7 +127,7 @@ impl Archive {
         let database = |error: sqlx::Error| StoreError::Database(error.to_string());
         let bounds = sqlx::query(sql::LEAF_BOUNDS).fetch_one(&self.pool).await.map_err(database)?;
         let first: i64 = sqlx::Row::try_get(&bounds, 0).map_err(database)?;
-        Ok(u64::try_from(first).unwrap_or(size).min(size) / 256 * 256)
+        Ok(u64::try_from(first).unwrap_or(size).min(size) / BUNDLE_ENTRIES * BUNDLE_ENTRIES)
     }
 
     /// Entries committed so far, signed or not.
@@ -149,7 +144,7 @@ impl Archive {
         let mut next = from;
         while next < to && (entries.len() as u64) < PAGE_ENTRIES {
             // Up to the end of a bundle: a range never spans a file and the database.
-            let end = to.min((next / 256 + 1) * 256);
+            let end = to.min((next / BUNDLE_ENTRIES + 1) * BUNDLE_ENTRIES);
             entries.extend(self.reader.entry_range(next, end).await?);
             next = end;
         }
