@@ -33,9 +33,12 @@ pub enum ArchiveError {
     BadKey(PathBuf),
     #[error("the checkpoint: {0}")]
     Checkpoint(#[from] gatepost_audit::CheckpointError),
-    /// The database has no entry of this index although the checkpoint signs it.
+    /// The database has later entries, but not this one.
     #[error("entry {0} is missing")]
     Missing(u64),
+    /// The checkpoint signs this entry and maybe later ones, the database has none of them.
+    #[error("the database ends before entry {0}, which the checkpoint signs")]
+    Ends(u64),
     #[error("the audit log's tiles")]
     Tiles(#[from] gatepost_audit::TreeError<gatepost_audit::TileError>),
     #[error("the export: {0}")]
@@ -104,7 +107,7 @@ impl Archive {
             let end = size.min((next / BUNDLE_ENTRIES + 1) * BUNDLE_ENTRIES);
             let entries = match self.reader.entry_range(next, end).await {
                 Ok(entries) => entries,
-                Err(_) => return Err(ArchiveError::Missing(self.first_gap(next, end).await?)),
+                Err(_) => return Err(self.gap(next, end).await?),
             };
             for entry in entries {
                 edge.push(gatepost_audit::leaf_hash(&entry), &mut full);
@@ -115,11 +118,13 @@ impl Archive {
         Ok(Signed { size, text: text.into(), edge: Arc::new(edge) })
     }
 
-    /// The first entry of `from..to` that the database has not.
-    async fn first_gap(&self, from: u64, to: u64) -> Result<u64, ArchiveError> {
+    /// What is wrong with `from..to`, which the database has not as a whole.
+    async fn gap(&self, from: u64, to: u64) -> Result<ArchiveError, ArchiveError> {
         let rows = read_leaves(&self.pool, from, to).await?;
         let present = (from..).zip(&rows).take_while(|(expected, (index, _))| expected == index).count();
-        Ok(from + present as u64)
+        let missing = from + present as u64;
+        let later = read_leaves(&self.pool, missing, u64::MAX >> 1).await?;
+        Ok(if later.is_empty() { ArchiveError::Ends(missing) } else { ArchiveError::Missing(missing) })
     }
 
     /// The first entry that stands in the database, at a tile's border.

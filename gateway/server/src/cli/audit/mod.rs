@@ -79,8 +79,10 @@ pub(super) async fn audit(context: &Context, command: &Audit) -> Result<(), Fail
 fn failure(error: ArchiveError) -> Failure {
     let outcome = match &error {
         ArchiveError::Checkpoint(_) => Outcome::Signature,
-        ArchiveError::Missing(_) => Outcome::RolledBack,
-        ArchiveError::Tiles(_) | ArchiveError::Store(StoreError::Audit(_)) => Outcome::Files,
+        ArchiveError::Ends(_) => Outcome::RolledBack,
+        ArchiveError::Missing(_) | ArchiveError::Tiles(_) | ArchiveError::Store(StoreError::Audit(_)) => {
+            Outcome::Files
+        }
         ArchiveError::Export(ExportError::OtherTree { .. }) => Outcome::Root,
         ArchiveError::NoData(_)
         | ArchiveError::Io { .. }
@@ -125,6 +127,8 @@ fn first_fault(ui: &Ui, data_dir: &Path, error: ArchiveError) -> Failure {
         (Err(Fault::Missing { path, .. }), Some(fault), _) if is_partial(&path) => audit_failure(ui, &fault),
         // There is no log, or none that this user may read.
         (_, _, Failure::Unsuccessful { what, .. }) => Failure::Audit { code: Outcome::Usage as u8, what },
+        // Entries that only the database has, and has not as a whole.
+        (Err(Fault::Missing { path, .. }), None, failure) if is_partial(&path) => failure,
         (Err(fault), _, _) => audit_failure(ui, &fault),
         // The files are well; what is wrong is in the database.
         (Ok(_), None, failure) => failure,
@@ -138,7 +142,7 @@ fn is_partial(path: &str) -> bool {
 
 /// A database that ends before what the checkpoint signs is an older one, or was cut.
 fn rolled_back(data_dir: &Path, error: &ArchiveError) -> Option<Fault> {
-    let &ArchiveError::Missing(size) = error else { return None };
+    let &ArchiveError::Ends(size) = error else { return None };
     let log = data_dir.join("audit");
     let key = VerifierKey::parse(std::fs::read_to_string(log.join(VKEY)).ok()?.trim()).ok()?;
     let signed = Checkpoint::open(&read_checkpoint(&log).ok()??, &[key]).ok()?;
