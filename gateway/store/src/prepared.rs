@@ -25,14 +25,16 @@ pub(crate) struct Prepared {
     pub(crate) attributes: Vec<u8>,
     /// Sealed.
     pub(crate) data: Vec<u8>,
+    /// Of the payload, bytes.
+    pub(crate) size: u64,
 }
 
 impl Prepared {
-    /// The error is the operating system's: it has no randomness to give.
+    /// Takes the payload and the attributes out of `message`: sealed, they stand here only. The error is the operating system's: it has no randomness to give.
     pub(crate) fn new(
         vault: &Vault,
         sender: &Actor,
-        message: &NewMessage,
+        message: &mut NewMessage,
         now: Timestamp,
     ) -> Result<Self, getrandom::Error> {
         let mut random = [0; 42];
@@ -52,8 +54,9 @@ impl Prepared {
             correlation: index(Domain::Correlation, &message.correlation_id),
             content: commitment(&salt, &message.data),
             salt,
-            attributes: vault.seal(&message.attributes),
-            data: vault.seal(&message.data),
+            attributes: vault.seal(&std::mem::take(&mut message.attributes)),
+            size: message.data.len() as u64,
+            data: vault.seal(&std::mem::take(&mut message.data)),
         })
     }
 }

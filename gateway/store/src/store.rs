@@ -24,6 +24,9 @@ use crate::reader::Reader;
 use crate::seal::{Index, Vault};
 use crate::writer::Health;
 
+/// Payload bytes that are hashed where the caller runs; more of them would keep others on its thread waiting.
+const PREPARED_INLINE_BYTES_MAX: usize = 256 * 1024;
+
 /// Where an operation's answer goes.
 pub(crate) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
 
@@ -132,7 +135,10 @@ impl Store {
     /// Accepts messages: all of them or none. A message whose idempotency key was used before with the same content is
     /// answered as the first time, with `duplicate`.
     pub async fn message_accept(&self, accept: Accept) -> Result<Vec<Accepted>, AcceptError> {
-        let prepared = self.prepare(accept.permit.sender(), &accept.messages)?;
+        let Accept { permit, session, messages } = accept;
+        let sender = permit.sender().clone();
+        let (messages, prepared) = self.prepare(sender, messages, |message| message).await?;
+        let accept = Accept { permit, session, messages };
         self.call(|answer| Op::Accept { accept, prepared, answer }).await
     }
 
@@ -147,14 +153,26 @@ impl Store {
         self.call(|answer| Op::AcceptedBefore { key, fingerprint, answer }).await
     }
 
-    fn prepare<'m>(
+    /// Hashes and seals the messages of `items`, which keep the rest of them.
+    async fn prepare<T: Send + 'static>(
         &self,
-        sender: &Actor,
-        messages: impl IntoIterator<Item = &'m NewMessage>,
-    ) -> Result<Vec<Prepared>, StoreError> {
-        let now = self.clock.now();
-        let prepared = messages.into_iter().map(|message| Prepared::new(&self.vault, sender, message, now));
-        prepared.collect::<Result<_, _>>().map_err(|error| StoreError::Database(error.to_string()))
+        sender: Actor,
+        mut items: Vec<T>,
+        message_of: fn(&mut T) -> &mut NewMessage,
+    ) -> Result<(Vec<T>, Vec<Prepared>), StoreError> {
+        let bytes: usize = items.iter_mut().map(|item| message_of(item).data.len()).sum();
+        let (vault, now) = (self.vault.clone(), self.clock.now());
+        let prepare = move || {
+            let prepared = items.iter_mut().map(|item| Prepared::new(&vault, &sender, message_of(item), now));
+            prepared.collect::<Result<_, _>>().map(|prepared| (items, prepared))
+        };
+        let prepared = if bytes <= PREPARED_INLINE_BYTES_MAX {
+            prepare()
+        } else {
+            let task = tokio::task::spawn_blocking(prepare);
+            task.await.map_err(|error| StoreError::Database(error.to_string()))?
+        };
+        prepared.map_err(|error| StoreError::Database(error.to_string()))
     }
 
     /// Leases what may be leased now; never waits for more. See [`Store::queue_hint`] for when to ask again.
@@ -184,8 +202,9 @@ impl Store {
 
     /// Outcomes, emitted events and adapter state in one transaction.
     pub async fn delivery_settle(&self, settle: Settle) -> Result<SettleAnswer, SettleError> {
-        let emitted = settle.emit.iter().map(|emit| &emit.message);
-        let prepared = self.prepare(&settle.consumer, emitted)?;
+        let (emit, prepared) =
+            self.prepare(settle.consumer.clone(), settle.emit, |emit| &mut emit.message).await?;
+        let settle = Settle { emit, ..settle };
         self.call(|answer| Op::Settle { settle, prepared, answer }).await
     }
 

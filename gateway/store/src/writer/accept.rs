@@ -139,7 +139,7 @@ impl<'a> Turn<'a> {
                 let Some(limit) = queue.setup.policy.max_backlog else { continue };
                 let added = added.entry(destination).or_default();
                 added.0 += 1;
-                added.1 += plan.message.data.len() as u64;
+                added.1 += plan.prepared.size;
                 let (messages, bytes) = queue.backlog();
                 if messages + added.0 > limit.messages || bytes + added.1 > limit.bytes {
                     return Err(AcceptError::QueueFull(destination.clone()));
@@ -156,7 +156,7 @@ impl<'a> Turn<'a> {
         self.next_seq += 1;
         let first = self.new_rows.len();
         for destination in destinations(plan) {
-            let row = self.new_delivery(destination, message, seq, id, prepared.salt)?;
+            let row = self.new_delivery(destination, plan, seq)?;
             self.new_rows.push(row);
         }
         let rows = first..self.new_rows.len();
@@ -175,14 +175,8 @@ impl<'a> Turn<'a> {
         Ok(Accepted { id, duplicate: false, deliveries })
     }
 
-    fn new_delivery(
-        &mut self,
-        destination: &str,
-        message: &NewMessage,
-        seq: i64,
-        message_id: MessageId,
-        salt: [u8; 32],
-    ) -> Result<Row, StoreError> {
+    fn new_delivery(&mut self, destination: &str, plan: &Plan<'_>, seq: i64) -> Result<Row, StoreError> {
+        let Plan { message, prepared, .. } = *plan;
         let id = self
             .random
             .uuid(self.now.as_micros())
@@ -199,9 +193,9 @@ impl<'a> Turn<'a> {
             pos: self.next_pos,
             id: DeliveryId(id),
             message_seq: seq,
-            message: message_id,
-            salt: Some(salt),
-            size: message.data.len() as u64,
+            message: prepared.id,
+            salt: Some(prepared.salt),
+            size: prepared.size,
             queue: queue.id,
             lane,
             delivery,
@@ -226,8 +220,8 @@ impl<'a> Turn<'a> {
             let to = self.queue(row.queue)?.setup.name.clone();
             deliveries.push(LeafDelivery { id: *row.id.as_bytes(), to: to.into() });
         }
-        let size = plan.message.data.len() as u64;
-        let leaf = accepted_leaf(self.now, sender, id, size, plan.prepared.content, deliveries);
+        let Prepared { size, content, .. } = plan.prepared;
+        let leaf = accepted_leaf(self.now, sender, id, *size, *content, deliveries);
         self.push_leaf(&leaf)
     }
 

@@ -173,7 +173,7 @@ fn add_message(
         sender.name,
         message.kind,
         super::accept::form_code(message.form),
-        whole(message.data.len() as u64),
+        whole(prepared.size),
         prepared.key,
         prepared.fingerprint,
         prepared.subject,

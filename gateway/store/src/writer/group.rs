@@ -366,9 +366,9 @@ fn claimed(given: Given, request: &LeaseRequest) -> ClaimedDelivery {
 
 fn payload_bytes(op: &Op) -> usize {
     match op {
-        Op::Accept { accept, .. } => accept.messages.iter().map(|message| message.data.len()).sum(),
-        Op::Settle { settle, .. } => {
-            let emitted: usize = settle.emit.iter().map(|emit| emit.message.data.len()).sum();
+        Op::Accept { prepared, .. } => prepared.iter().map(|prepared| prepared.data.len()).sum(),
+        Op::Settle { settle, prepared, .. } => {
+            let emitted: usize = prepared.iter().map(|prepared| prepared.data.len()).sum();
             let items = settle.items.iter().map(|item| {
                 item.reply.as_ref().map_or(0, Vec::len) + item.evidence.as_ref().map_or(0, Vec::len)
             });
