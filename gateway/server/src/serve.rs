@@ -39,6 +39,10 @@ pub(crate) enum ServeError {
     Listen(#[from] ListenError),
     #[error("{0}")]
     Reload(String),
+    #[error(
+        "the store's writer ended by a fault of this program, which the log says above; what was accepted is stored. Start it again"
+    )]
+    WriterEnded,
 }
 
 fn adapter_faults(faults: &[config::Fault]) -> String {
@@ -127,11 +131,13 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let stopping = gateway.stop.subscribe();
     let reloading = reloader.run(hangups, stopping);
     tokio::pin!(reloading);
-    let mut reloader_ended = false;
+    let (mut reloader_ended, mut writer_ended) = (false, false);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = &mut reloading => reloader_ended = true,
+        // A gateway that cannot write must not stand there as if it could: whoever started it starts it again.
+        () = store.writer_ended() => writer_ended = true,
     }
     tracing::info!("stopping");
     gateway.stop.send_replace(true);
@@ -144,7 +150,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     drop(store);
     task.stop().await;
     tracing::info!("stopped");
-    Ok(())
+    if writer_ended { Err(ServeError::WriterEnded) } else { Ok(()) }
 }
 
 async fn open_store(config: &Config) -> Result<(Store, StoreTask), ServeError> {

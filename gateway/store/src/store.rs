@@ -275,6 +275,11 @@ impl Store {
         self.hints.message(message)
     }
 
+    /// Waits until the writer has ended. Before it was stopped that is a fault, after which nothing can be written any more.
+    pub async fn writer_ended(&self) {
+        self.ops.closed().await;
+    }
+
     pub fn health(&self) -> &Health {
         &self.health
     }

@@ -1,7 +1,8 @@
 //! A group of operations: read what they need, decide them in one turn, commit, answer.
 
-use rusqlite::Connection;
 use std::collections::HashMap;
+
+use rusqlite::Connection;
 
 use super::accept::KnownKeys;
 use super::candidates::Candidates;

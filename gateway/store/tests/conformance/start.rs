@@ -268,3 +268,15 @@ async fn a_good_stop_leaves_everything_in_one_file() {
         assert!(!place.path().join(beside).exists(), "{beside}");
     }
 }
+
+/// Whoever serves must not go on as if it could still write.
+#[tokio::test]
+async fn a_writer_that_ends_by_itself_is_noticed() {
+    let fixture = Fixture::new(vec![queue("lab", quick())]).await;
+    let store = fixture.store.clone();
+    let ended = tokio::spawn(async move { store.writer_ended().await });
+    fixture.send("1", None, "lab").await;
+    assert!(!ended.is_finished());
+    drop(fixture.crash().await);
+    ended.await.unwrap();
+}
