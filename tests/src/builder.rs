@@ -15,6 +15,7 @@ pub struct Builder {
     gateway: String,
     listens: String,
     rest: String,
+    faults: Option<String>,
 }
 
 impl Default for Builder {
@@ -28,7 +29,7 @@ impl Default for Builder {
 impl Builder {
     /// A gateway whose files are in `dir`.
     pub fn at(dir: TempDir) -> Self {
-        Self { dir, gateway: String::new(), listens: String::new(), rest: String::new() }
+        Self { dir, gateway: String::new(), listens: String::new(), rest: String::new(), faults: None }
     }
 
     /// Its directory, for files that the configuration names.
@@ -94,6 +95,14 @@ impl Builder {
         self
     }
 
+    /// A gateway with the points of `gatepost-faults`, and what happens at them; `once=` is added, so that each point happens once
+    /// in all lives of the gateway and its adapters. [`Gateway::fired`] says which have.
+    #[must_use]
+    pub fn faults(mut self, faults: &str) -> Self {
+        self.faults = Some(faults.to_owned());
+        self
+    }
+
     /// Writes the configuration and nothing more.
     pub fn write(&self) -> PathBuf {
         let dir = self.dir.path().display();
@@ -129,7 +138,7 @@ can = ["read", "operate", "read_payload", "audit"]
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Gateway {
         let config = self.write();
-        Gateway::start(self.dir, config)
+        Gateway::start(self.dir, config, self.faults)
     }
 }
 

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::builder::Builder;
 use crate::http::Client;
-use crate::programs::program;
+use crate::programs::{faulty, program};
 use crate::wait::until;
 
 /// Bytes of its log that a failed test shows.
@@ -23,6 +23,8 @@ pub struct Gateway {
     dir: TempDir,
     config: PathBuf,
     child: Option<Child>,
+    /// What happens at the points of a faulty one; `None` is a normal one.
+    faults: Option<String>,
 }
 
 impl Gateway {
@@ -30,8 +32,8 @@ impl Gateway {
         Builder::default()
     }
 
-    pub(crate) fn start(dir: TempDir, config: PathBuf) -> Self {
-        let mut gateway = Self { dir, config, child: None };
+    pub(crate) fn start(dir: TempDir, config: PathBuf, faults: Option<String>) -> Self {
+        let mut gateway = Self { dir, config, child: None, faults };
         gateway.spawn();
         gateway.until_ready();
         gateway
@@ -43,12 +45,33 @@ impl Gateway {
         self.until_ready();
     }
 
+    /// What happens at its points from its next start on, instead of what [`Builder::faults`] said.
+    pub fn set_faults(&mut self, faults: &str) {
+        let _ = std::fs::remove_file(self.path("fired"));
+        self.faults = Some(faults.to_owned());
+    }
+
+    /// The points at which something has happened.
+    pub fn fired(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path("fired")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
     /// Starts it and leaves it to itself.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs");
+        let mut command = match &self.faults {
+            Some(faults) => {
+                let mut command = Command::new(faulty("gatepost"));
+                let once = self.path("fired");
+                command.env("GATEPOST_FAULTS", format!("{faults};once={}", once.display()));
+                command
+            }
+            None => Command::new(program("gatepost")),
+        };
         let log =
             File::options().create(true).append(true).open(self.log_file()).expect("a log can be written");
-        let child = Command::new(program("gatepost"))
+        let child = command
             .args(["serve", "--config"])
             .arg(&self.config)
             .stdin(Stdio::null())

@@ -9,5 +9,5 @@ mod wait;
 
 pub use builder::{Builder, uid};
 pub use gateway::{Gateway, settle_item};
-pub use programs::{note, program, python, skipped, source};
+pub use programs::{faulty, note, program, python, skipped, source};
 pub use wait::{WAIT, until, until_within};

@@ -9,6 +9,10 @@ use std::sync::OnceLock;
 use nix::fcntl::{Flock, FlockArg};
 
 const PACKAGES: [&str; 5] = ["gatepost", "gatepost-audit", "gatepost-http", "gatepost-hl7", "gatepost-tests"];
+/// What makes them faulty; `scripts/test` names the same.
+const FAULTS: &str = "gatepost/faults,gatepost-http/faults,gatepost-hl7/faults";
+/// All programs, which stand beside each other also where they are faulty.
+const PROGRAMS: [&str; 5] = ["gatepost", "gatepost-verify", "gatepost-http", "gatepost-hl7", "gatepost-echo"];
 
 /// The file of a program under test. `GATEPOST_BIN_DIR` says where they are; without it they are built first, so that nobody
 /// tests yesterday's.
@@ -20,22 +24,62 @@ pub fn program(name: &str) -> PathBuf {
     file
 }
 
+/// The file of a program that has the points of `gatepost-faults`. They stand in `faults` beside the normal ones.
+pub fn faulty(name: &str) -> PathBuf {
+    static DIRECTORY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let file =
+        DIRECTORY.get_or_init(faulty_directory).as_ref().expect("the faulty programs build").join(name);
+    assert!(file.is_file(), "there is no {}", file.display());
+    file
+}
+
 fn directory() -> Option<PathBuf> {
     if let Some(given) = std::env::var_os("GATEPOST_BIN_DIR") {
         return Some(given.into());
     }
+    let profile = profile();
+    let _lock = lock(&profile);
+    build(&profile, &[]).then_some(profile)
+}
+
+fn faulty_directory() -> Option<PathBuf> {
+    if let Some(given) = std::env::var_os("GATEPOST_BIN_DIR") {
+        return Some(Path::new(&given).join("faults"));
+    }
+    let profile = profile();
+    let _lock = lock(&profile);
+    let faults = profile.join("faults");
+    let built = build(&profile, &["--features", FAULTS]) && copy(&profile, &faults).is_ok();
+    // Afterwards the normal ones, so that it is them who stand where everybody looks.
+    (build(&profile, &[]) && built).then_some(faults)
+}
+
+/// Renamed into place: another process may run the one before.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for program in PROGRAMS {
+        let fresh = to.join(format!("{program}.new"));
+        std::fs::copy(from.join(program), &fresh)?;
+        std::fs::rename(fresh, to.join(program))?;
+    }
+    Ok(())
+}
+
+/// Where this test's own profile is built.
+fn profile() -> PathBuf {
     let this = std::env::current_exe().expect("a process has a file");
-    let profile = this.ancestors().nth(2).expect("target/PROFILE/deps/NAME").to_owned();
-    build(&profile).then_some(profile)
+    this.ancestors().nth(2).expect("target/PROFILE/deps/NAME").to_owned()
 }
 
 /// Several test processes may start at once: one builds, the others find everything built.
-fn build(profile: &Path) -> bool {
-    let lock = File::create(profile.join("gatepost-tests.lock")).expect("the target directory is writable");
-    let _lock =
-        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("files can be locked");
+fn lock(profile: &Path) -> Flock<File> {
+    let file = File::create(profile.join("gatepost-tests.lock")).expect("the target directory is writable");
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("files can be locked")
+}
+
+fn build(profile: &Path, more: &[&str]) -> bool {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(source("..")).args(["build", "--quiet", "--bins"]);
+    cargo.current_dir(source("..")).args(["build", "--quiet", "--bins"]).args(more);
     cargo.args(PACKAGES.iter().flat_map(|package| ["-p", package]));
     if let Some(target) = profile.parent() {
         cargo.env("CARGO_TARGET_DIR", target);

@@ -68,6 +68,12 @@ impl Channel {
 
     /// Writes a frame and whatever of it the system still holds back.
     pub(crate) async fn write(&mut self, mut frame: impl Buf) -> io::Result<()> {
+        if gatepost_faults::ON {
+            let half = frame.remaining() / 2;
+            self.stream.write_all_buf(&mut (&mut frame).take(half)).await?;
+            self.stream.flush().await?;
+            gatepost_faults::point("hl7.mid_write");
+        }
         self.stream.write_all_buf(&mut frame).await?;
         self.stream.flush().await
     }

@@ -126,6 +126,7 @@ impl Receiver {
             };
             let Some(item) = item else { return Ok(()) };
             if let Some(answer) = self.answer(item, tally).await {
+                gatepost_faults::point("hl7.before_ack");
                 let frame =
                     mllp::frame(&answer).map_err(|error| ChannelError::Io(io::Error::other(error)))?;
                 timeout(ANSWER_DEADLINE, channel.write(frame))

@@ -139,6 +139,12 @@ impl Delivery {
 
     /// To be called immediately before bytes leave. Durable before it returns, where the destination asks for that.
     pub async fn begin(&self) -> Result<(), LeaseLost> {
+        self.record_attempt().await?;
+        gatepost_faults::point("sdk.after_begin");
+        Ok(())
+    }
+
+    async fn record_attempt(&self) -> Result<(), LeaseLost> {
         if !self.held.is_valid() {
             return Err(LeaseLost);
         }

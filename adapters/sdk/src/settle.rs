@@ -169,6 +169,7 @@ impl Reporter {
     async fn call(&self, request: &SettleRequest) -> Result<SettleResponse, CallError> {
         let call = Call::post_json("/v1/settle", request, SETTLE_DEADLINE)?;
         let response: SettleResponse = persist(&self.client, &call).await?;
+        gatepost_faults::point("sdk.after_settle");
         let in_step = response.results.len() == request.results.len()
             && response
                 .results

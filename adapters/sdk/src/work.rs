@@ -298,6 +298,7 @@ async fn serve<W: Worker>(mut worker: W, mut queues: Queues, stop: Stop) {
             delivery.finish(Outcome::Release);
         } else if delivery.held().is_valid() {
             let outcome = worker.deliver(&delivery).await;
+            gatepost_faults::point("sdk.after_answer");
             delivery.finish(outcome);
         } else {
             delivery.finish(Outcome::LeaseLost);

@@ -157,7 +157,9 @@ pub fn read_checkpoint(dir: &Path) -> io::Result<Option<Vec<u8>>> {
 pub fn write_checkpoint(dir: &Path, signed: &str) -> io::Result<()> {
     let target = Target::prepare(dir, CHECKPOINT)?;
     target.write_temporary(signed.as_bytes())?;
+    gatepost_faults::point("audit.checkpoint_written");
     keep_previous(dir)?;
+    gatepost_faults::point("audit.previous_kept");
     target.replace()
 }
 
@@ -203,6 +205,7 @@ impl Target {
 
     fn replace(&self) -> io::Result<()> {
         fs::rename(&self.temporary, &self.file)?;
+        gatepost_faults::point("audit.checkpoint_renamed");
         sync_dir(&self.parent)
     }
 }

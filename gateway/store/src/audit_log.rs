@@ -342,7 +342,10 @@ fn write_files(dir: &Path, batch: &[(FullTile, Option<Vec<u8>>)]) -> std::io::Re
             put(dir, &entries_path(tile.index, None), bundle)?;
         }
     }
-    sync_all(dir)
+    gatepost_faults::point("audit.files_written");
+    sync_all(dir)?;
+    gatepost_faults::point("audit.files_synced");
+    Ok(())
 }
 
 fn sync_all(dir: &Path) -> std::io::Result<()> {

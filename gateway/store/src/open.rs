@@ -287,8 +287,11 @@ fn migrate(connection: &Connection, database: &Path) -> Result<(), OpenError> {
     }
     for (version, text) in sql::MIGRATIONS.iter().filter(|(version, _)| *version > found) {
         // One transaction with its number: killed half way, a migration has not happened.
-        let script = format!("BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {version};\nCOMMIT;");
+        let script = format!("BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {version};");
         connection.execute_batch(&script).map_err(fail)?;
+        gatepost_faults::point("store.in_migration");
+        connection.execute_batch("COMMIT").map_err(fail)?;
+        gatepost_faults::point("store.after_migration");
     }
     Ok(())
 }

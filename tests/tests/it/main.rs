@@ -5,6 +5,7 @@ mod adapters;
 mod delivery;
 mod faults;
 mod kills;
+mod lab;
 mod order;
 mod partners;
 mod pressure;

@@ -7,16 +7,17 @@ use gatepost_tests::source;
 use serde_json::Value;
 
 /// Who may import whom, also for tests.
-const IMPORTS: [(&str, &[&str]); 9] = [
+const IMPORTS: [(&str, &[&str]); 10] = [
+    ("gatepost-faults", &[]),
     ("gatepost-api", &[]),
     ("gatepost-core", &[]),
-    ("gatepost-audit", &[]),
-    ("gatepost-store", &["gatepost-core", "gatepost-audit"]),
-    ("gatepost", &["gatepost-api", "gatepost-core", "gatepost-audit", "gatepost-store"]),
-    ("gatepost-adapter", &["gatepost-api"]),
+    ("gatepost-audit", &["gatepost-faults"]),
+    ("gatepost-store", &["gatepost-core", "gatepost-audit", "gatepost-faults"]),
+    ("gatepost", &["gatepost-api", "gatepost-core", "gatepost-audit", "gatepost-faults", "gatepost-store"]),
+    ("gatepost-adapter", &["gatepost-api", "gatepost-faults"]),
     ("gatepost-http", &["gatepost-adapter"]),
-    ("gatepost-hl7", &["gatepost-adapter"]),
-    ("gatepost-tests", &["gatepost-api"]),
+    ("gatepost-hl7", &["gatepost-adapter", "gatepost-faults"]),
+    ("gatepost-tests", &["gatepost-api", "gatepost-faults"]),
 ];
 const BACKENDS: [(&str, &[&str]); 2] = [("sqlx", &["gatepost-store"]), ("axum", &["gatepost"])];
 

@@ -89,6 +89,7 @@ impl Launcher {
         command.args(words).arg("--parent").arg(std::process::id().to_string());
         command.env_clear();
         command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.envs(gatepost_faults::handed_on());
         let stderr = match launch.purpose {
             Purpose::Work { socket } => {
                 command.arg("--gated").env(SOCKET_VARIABLE, socket);

@@ -190,9 +190,12 @@ impl Reloader {
         if !keys.is_empty() {
             return Err(ReloadError::NeedsRestart(keys));
         }
+        gatepost_faults::point("reload.validated");
         // The last step that can fail. New queues are there before a route can lead to them.
         self.parts.store.queues_configure(queue_setups(&new)).await?;
+        gatepost_faults::point("reload.half_way");
         self.parts.config.store(Arc::clone(&new));
+        gatepost_faults::point("reload.swapped");
         self.take_certificates(&new);
         self.parts.supervisor.apply(&new);
         self.note(&new).await;

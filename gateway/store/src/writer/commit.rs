@@ -67,10 +67,12 @@ pub(crate) fn commit(connection: &Connection, turn: &Turn<'_>) -> Result<(), Com
         begin(connection)?;
     }
     let written = write(connection, turn);
+    gatepost_faults::point("store.before_commit");
     let ended = written.and_then(|()| Ok(connection.prepare_cached(sql::COMMIT)?.execute([]).map(drop)?));
     if ended.is_err() {
         roll_back(connection)?;
     }
+    gatepost_faults::point("store.after_commit");
     ended
 }
 

@@ -1,0 +1,84 @@
+//! Named places where a test lets a process die or stand still.
+//!
+//! In a normal build every function here is empty and inlined, and the environment is not read. With the feature `on`, which only
+//! the fault laboratory's builds have, the variable `GATEPOST_FAULTS` says what happens where:
+//!
+//! ```text
+//! store.before_commit=kill@7;sdk.after_answer=pause:50;once=/tmp/fired
+//! ```
+//!
+//! Actions are `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself) and `pause:MS`; `@N` means the N-th time that the process comes
+//! by, without it every time. `once=FILE` lets each point happen once over all processes that share the file, which names
+//! those that have happened: an adapter that is started again does not die again.
+
+/// The points of `gatepost`.
+pub const GATEWAY_POINTS: [&str; 13] = [
+    // A transaction has been written and is not committed.
+    "store.before_commit",
+    // It is committed, and nobody has been told.
+    "store.after_commit",
+    // The WAL is being brought into the database.
+    "store.wal_checkpoint",
+    // A migration has been made and is not committed.
+    "store.in_migration",
+    // It is committed, and the next is not begun.
+    "store.after_migration",
+    // The new checkpoint of the audit log is a durable file under a temporary name.
+    "audit.checkpoint_written",
+    // The old one has its second name.
+    "audit.previous_kept",
+    // The new one has its name, and the directory is not synced.
+    "audit.checkpoint_renamed",
+    // Tiles and bundles are written and not synced.
+    "audit.files_written",
+    // They are durable, and their rows are still there.
+    "audit.files_synced",
+    // A new configuration has been found good, and nothing of it is in force.
+    "reload.validated",
+    // The store has its queues, and the old one is still in force.
+    "reload.half_way",
+    // It is in force, and the adapters still run as before.
+    "reload.swapped",
+];
+
+/// The points of adapters.
+pub const ADAPTER_POINTS: [&str; 5] = [
+    // The attempt is recorded, and no byte has left.
+    "sdk.after_begin",
+    // Half of the bytes have left.
+    "hl7.mid_write",
+    // The partner has answered, and the gateway has not been told.
+    "sdk.after_answer",
+    // The gateway has settled it, and the adapter has not seen the answer.
+    "sdk.after_settle",
+    // A partner's message is stored, and the partner has not been told.
+    "hl7.before_ack",
+];
+
+#[cfg(feature = "on")]
+mod on;
+
+#[cfg(feature = "on")]
+pub use on::{during, handed_on, point};
+
+/// Whether this build has points at all.
+pub const ON: bool = cfg!(feature = "on");
+
+/// The process comes by the point `name`.
+#[cfg(not(feature = "on"))]
+#[inline(always)]
+pub fn point(_name: &str) {}
+
+/// Does `work`, in the middle of which the point `name` lies.
+#[cfg(not(feature = "on"))]
+#[inline(always)]
+pub fn during<T>(_name: &str, work: impl FnOnce() -> T) -> T {
+    work()
+}
+
+/// The variable that a child with a cleared environment needs too; none in a normal build.
+#[cfg(not(feature = "on"))]
+#[inline(always)]
+pub fn handed_on() -> Option<(&'static str, std::ffi::OsString)> {
+    None
+}
