@@ -1,5 +1,6 @@
 //! Says what a gateway looks like, as its configuration file would.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ pub struct Builder {
     listens: String,
     rest: String,
     faults: Option<String>,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl Default for Builder {
@@ -29,12 +31,20 @@ impl Default for Builder {
 impl Builder {
     /// A gateway whose files are in `dir`.
     pub fn at(dir: TempDir) -> Self {
-        Self { dir, gateway: String::new(), listens: String::new(), rest: String::new(), faults: None }
+        let (gateway, listens, rest) = (String::new(), String::new(), String::new());
+        Self { dir, gateway, listens, rest, faults: None, environment: Vec::new() }
     }
 
     /// Its directory, for files that the configuration names.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// More for the gateway's environment.
+    #[must_use]
+    pub fn environment(mut self, more: Vec<(&'static str, OsString)>) -> Self {
+        self.environment.extend(more);
+        self
     }
 
     /// A line of `[gateway]`.
@@ -137,8 +147,15 @@ can = ["read", "operate", "read_payload", "audit"]
 
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Gateway {
+        let mut gateway = self.prepare();
+        gateway.restart();
+        gateway
+    }
+
+    /// Writes its configuration and does not start it.
+    pub fn prepare(self) -> Gateway {
         let config = self.write();
-        Gateway::start(self.dir, config, self.faults)
+        Gateway::new(self.dir, config, self.faults, self.environment)
     }
 }
 

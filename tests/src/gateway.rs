@@ -1,5 +1,6 @@
 //! A running gateway and its files.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -25,6 +26,8 @@ pub struct Gateway {
     child: Option<Child>,
     /// What happens at the points of a faulty one; `None` is a normal one.
     faults: Option<String>,
+    /// What it has in its environment besides the tests' own.
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl Gateway {
@@ -32,14 +35,16 @@ impl Gateway {
         Builder::default()
     }
 
-    pub(crate) fn start(dir: TempDir, config: PathBuf, faults: Option<String>) -> Self {
-        let mut gateway = Self { dir, config, child: None, faults };
-        gateway.spawn();
-        gateway.until_ready();
-        gateway
+    pub(crate) fn new(
+        dir: TempDir,
+        config: PathBuf,
+        faults: Option<String>,
+        environment: Vec<(&'static str, OsString)>,
+    ) -> Self {
+        Self { dir, config, child: None, faults, environment }
     }
 
-    /// Starts it again over the same files and waits until it is ready.
+    /// Starts it, again or for the first time, and waits until it is ready.
     pub fn restart(&mut self) {
         self.spawn();
         self.until_ready();
@@ -74,12 +79,29 @@ impl Gateway {
         let child = command
             .args(["serve", "--config"])
             .arg(&self.config)
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be shared"))
             .stderr(log)
             .spawn()
             .expect("gatepost can be started");
         self.child = Some(child);
+    }
+
+    /// Waits until it is ready; `false` if it ends before.
+    pub fn becomes_ready(&mut self) -> bool {
+        let ready = until("the gateway is ready or has ended", || {
+            let child = self.child.as_mut().expect("it was started");
+            if child.try_wait().expect("a child can be waited for").is_some() {
+                return Some(false);
+            }
+            let answer = self.admin().send("GET", "/readyz", &[], b"").ok()?;
+            (answer.status == 200).then_some(true)
+        });
+        if !ready {
+            self.child = None;
+        }
+        ready
     }
 
     fn until_ready(&mut self) {

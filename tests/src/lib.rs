@@ -2,12 +2,15 @@
 //! HTTP/1.1 to it. Nothing here knows the gateway's code: what tests see is what programs see.
 
 mod builder;
+mod dice;
+pub mod disk;
 mod gateway;
 pub mod http;
 mod programs;
 mod wait;
 
 pub use builder::{Builder, uid};
+pub use dice::Dice;
 pub use gateway::{Gateway, settle_item};
 pub use programs::{faulty, note, program, python, skipped, source};
 pub use wait::{WAIT, until, until_within};

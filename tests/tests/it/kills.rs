@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use gatepost_tests::http::Client;
-use gatepost_tests::{Gateway, note, settle_item, until_within};
+use gatepost_tests::{Dice, Gateway, note, settle_item, until_within};
 use serde_json::{Value, json};
 
 use crate::order_event;
@@ -21,18 +21,6 @@ const MESSAGES_PER_ROUND: usize = 7;
 const DRAINED: Duration = Duration::from_secs(90);
 /// The app leaves one in so many of its leases lying until they have run out.
 const LEFT_LYING: usize = 12;
-
-/// xorshift64: when and whom to kill.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % sides as u64).unwrap()
-    }
-}
 
 /// What senders have got answers for, and how far they may go.
 #[derive(Default)]
@@ -204,8 +192,8 @@ fn two_hundred_kills_lose_nothing_and_double_only_what_had_begun() {
         )
         .route("shop", &["resend", "hold", "desk"])
         .start();
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let mut dice = Dice(u64::try_from(now.as_nanos() & u128::from(u64::MAX)).unwrap() | 1);
+    // When and whom to kill.
+    let mut dice = Dice::new(Dice::fresh_seed());
     let (senders, reader) = (Senders::start(&gateway.app()), Reader::start(gateway.app()));
     let mut auditor = Auditor::new(&gateway);
     let started = Instant::now();

@@ -3,6 +3,7 @@
 mod accept;
 mod adapters;
 mod delivery;
+mod disk;
 mod faults;
 mod kills;
 mod lab;

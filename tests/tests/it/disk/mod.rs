@@ -1,0 +1,3 @@
+//! Disks that forget, fill up and fail.
+
+mod shim;
