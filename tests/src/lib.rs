@@ -6,6 +6,7 @@ mod dice;
 pub mod disk;
 mod gateway;
 pub mod http;
+pub mod lab;
 mod programs;
 mod wait;
 
