@@ -25,6 +25,9 @@ const READY_POLL: Duration = Duration::from_millis(10);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// A socket's path may have 107 bytes; the longest name in the directory has fewer than this.
 const SOCKET_DIR_BYTES_MAX: usize = 70;
+/// A directory that is still being written into is removed again and again for a second.
+const REMOVAL_TRIES: u32 = 50;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(20);
 /// Lines of its log that are shown when it fails.
 const LOG_LINES_SHOWN: usize = 12;
 
@@ -62,8 +65,16 @@ impl Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         if !self.keep {
-            // What cannot be removed stays in the system's directory for temporary files, which is swept by others.
-            let _ = std::fs::remove_dir_all(&self.path);
+            // A process that was killed a moment ago may still make a file. What cannot be removed in the end stays in the
+            // system's directory for temporary files, which is swept by others.
+            for _ in 0..REMOVAL_TRIES {
+                match std::fs::remove_dir_all(&self.path) {
+                    Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+                        std::thread::sleep(REMOVAL_PAUSE);
+                    }
+                    _ => break,
+                }
+            }
         }
     }
 }
@@ -108,6 +119,7 @@ mode = "0600"
 [apps.{app_name}]
 user = {user}
 send = ["{send}"]
+inbox = {inbox}
 
 [operators.you]
 user = {user}
@@ -119,6 +131,7 @@ can = ["read", "operate", "read_payload", "audit"]
             admin_socket = quoted(&site.admin_socket),
             app_name = app.name,
             send = app.send,
+            inbox = serde_json::Value::from(app.inbox),
         );
         std::fs::write(&site.config, text)
             .map_err(Failure::io(format!("cannot write {}", site.config.display())))?;
@@ -140,6 +153,8 @@ pub(super) struct App<'a> {
     pub(super) name: &'a str,
     /// The types it may send.
     pub(super) send: &'a str,
+    /// The inboxes it may read.
+    pub(super) inbox: &'a [&'a str],
 }
 
 /// The current user as a TOML string: the name, or the number where it has none.
@@ -311,8 +326,13 @@ mod tests {
     #[test]
     fn the_configuration_is_toml_for_the_current_user() {
         let dir = tempfile::tempdir().unwrap();
-        let site =
-            Site::write(dir.path(), "demo", &App { name: "ehr", send: "org.*" }, "[inboxes.sink]\n").unwrap();
+        let site = Site::write(
+            dir.path(),
+            "demo",
+            &App { name: "ehr", send: "org.*", inbox: &[] },
+            "[inboxes.sink]\n",
+        )
+        .unwrap();
         let document: toml::Table = std::fs::read_to_string(&site.config).unwrap().parse().unwrap();
         assert_eq!(document["apps"]["ehr"]["send"][0].as_str(), Some("org.*"));
         assert_eq!(document["listen"][1]["serves"].as_str(), Some("operators"));

@@ -180,6 +180,8 @@ fn wrong_usage_is_refused_by_the_parser() {
         "gatepost list --since yesterday",
         "gatepost receive in --no-settle --follow",
         "gatepost bench --quick --seconds 3",
+        "gatepost bench --payload 3",
+        "gatepost bench --only nothing",
     ] {
         assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
     }

@@ -1,26 +1,35 @@
-//! `gatepost bench-adapter`: an adapter whose partner takes everything at once. A process of its own, supervised by the
-//! gateway like any other; it leases in batches over several connections and settles each batch as delivered.
+//! `gatepost bench-adapter`: an adapter whose partner takes everything at once, or after a fixed time. A process of its own,
+//! supervised by the gateway like any other.
+//!
+//! It consumes as fast as the API allows: the next lease is asked for while the last is being settled, and what has been
+//! leased meanwhile is settled together.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use gatepost_api::session::SessionResponse;
+use gatepost_api::settle::SETTLE_RESULTS_MAX;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
 use super::super::failure::Failure;
 use super::super::ui::Ui;
-use super::wire::{Wire, post};
+use super::leases::{Items, settled};
+use super::wire::{Wire, post_json};
 
 /// Most deliveries of one lease.
-const LEASE_MAX: u32 = 256;
-/// Lease calls open at a time.
-const WORKERS: u32 = 4;
+const LEASE_MAX: u32 = 500;
+/// Lease calls, and settle calls, open at a time.
+const LEASES_OPEN: u32 = 2;
+const SETTLES_OPEN: u32 = 2;
 const LEASE_WAIT_MS: u32 = 10_000;
+/// A message to whoever counts: settled deliveries, and the time since the settle before, µs.
+pub(super) const TALLY_BYTES: usize = 16;
 
 #[derive(Debug, clap::Parser)]
 #[command(name = "bench-adapter")]
@@ -34,34 +43,10 @@ pub(crate) struct BenchAdapter {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
-    /// A datagram socket that is told the number of settled deliveries after each settle.
+    /// A datagram socket that is told of each settle.
     tally: PathBuf,
-}
-
-/// A lease answer, read without looking at the events.
-#[derive(Deserialize)]
-struct Leases<'a> {
-    #[serde(borrow)]
-    deliveries: Vec<Lease<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Lease<'a> {
-    id: &'a str,
-    token: &'a str,
-    #[serde(rename = "event")]
-    _event: IgnoredAny,
-}
-
-#[derive(Deserialize)]
-struct Settled<'a> {
-    #[serde(borrow)]
-    results: Vec<SettledItem<'a>>,
-}
-
-#[derive(Deserialize)]
-struct SettledItem<'a> {
-    status: &'a str,
+    /// How long the partner takes to answer.
+    partner_delay_us: u64,
 }
 
 pub(crate) fn run(ui: &Ui, args: &BenchAdapter) -> Result<(), Failure> {
@@ -72,7 +57,10 @@ pub(crate) fn run(ui: &Ui, args: &BenchAdapter) -> Result<(), Failure> {
             "levels": ["sent", "transport"],
             "query": false,
             "ordered_pipeline": false,
-            "settings_schema": {"type": "object", "properties": {"tally": {"type": "string"}}, "required": ["tally"]},
+            "settings_schema": {"type": "object", "required": ["tally", "partner_delay_us"], "properties": {
+                "tally": {"type": "string"},
+                "partner_delay_us": {"type": "integer"},
+            }},
         }));
     }
     if args.check {
@@ -89,7 +77,7 @@ pub(crate) fn run(ui: &Ui, args: &BenchAdapter) -> Result<(), Failure> {
 async fn work(socket: PathBuf) -> Result<(), Failure> {
     let lost = |source| Failure::Io { doing: "the gateway's socket failed".to_owned(), source };
     let mut wire = Wire::connect(&socket).await.map_err(lost)?;
-    let opened = post_json(&mut wire, "/v1/session", "{}").await.map_err(lost)?;
+    let opened = wire.call(&post_json("/v1/session", b"{}")).await.map_err(lost)?;
     let session: SessionResponse =
         serde_json::from_slice(opened).map_err(|_| Failure::Garbled { status: 200 })?;
     let settings: Settings = serde_json::from_str(session.settings.get())
@@ -97,13 +85,24 @@ async fn work(socket: PathBuf) -> Result<(), Failure> {
     let tally = UnixDatagram::unbound()
         .and_then(|tally| tally.connect(&settings.tally).map(|()| tally))
         .map_err(lost)?;
-    let tally = Rc::new(Tally { socket: tally, settled: Cell::new(0) });
-    let path = Rc::from(format!("/v1/queues/{}/lease", session.name));
+    let flow = Rc::new(Flow {
+        epoch: session.epoch,
+        partner_delay: Duration::from_micros(settings.partner_delay_us),
+        done: RefCell::default(),
+        more: Notify::new(),
+        tally,
+        settled_at: Cell::new(Instant::now()),
+    });
+    let body = format!(r#"{{"max":{LEASE_MAX},"wait_ms":{LEASE_WAIT_MS},"epoch":{}}}"#, session.epoch);
+    let lease: Rc<[u8]> = post_json(&format!("/v1/queues/{}/lease", session.name), body.as_bytes()).into();
     let mut workers = tokio::task::JoinSet::new();
-    for _ in 0..WORKERS {
-        let (tally, path) = (Rc::clone(&tally), Rc::clone(&path));
-        let socket = socket.clone();
-        workers.spawn_local(async move { lease_and_settle(&socket, &path, session.epoch, &tally).await });
+    for _ in 0..LEASES_OPEN {
+        let (flow, socket, lease) = (Rc::clone(&flow), socket.clone(), Rc::clone(&lease));
+        workers.spawn_local(async move { flow.lease(&socket, &lease).await });
+    }
+    for _ in 0..SETTLES_OPEN {
+        let (flow, socket) = (Rc::clone(&flow), socket.clone());
+        workers.spawn_local(async move { flow.settle(&socket).await });
     }
     // They end only by failing.
     match workers.join_next().await {
@@ -112,96 +111,77 @@ async fn work(socket: PathBuf) -> Result<(), Failure> {
     }
 }
 
-struct Tally {
-    socket: UnixDatagram,
-    settled: Cell<u64>,
+/// From the leases to the settles.
+struct Flow {
+    epoch: u64,
+    partner_delay: Duration,
+    /// What the partner has taken and is not settled yet. `max_in_flight` bounds it.
+    done: RefCell<Vec<Items>>,
+    more: Notify,
+    tally: UnixDatagram,
+    settled_at: Cell<Instant>,
 }
 
-impl Tally {
-    fn add(&self, settled: u64) {
-        self.settled.set(self.settled.get() + settled);
-        // Whoever counts sees the newest figure with the next datagram; the last one finds a reader that waits for it.
-        let _ = self.socket.send(&self.settled.get().to_le_bytes());
-    }
-}
-
-async fn lease_and_settle(socket: &Path, path: &str, epoch: u64, tally: &Tally) -> io::Result<()> {
-    let mut leasing = Wire::connect(socket).await?;
-    let mut settling = Wire::connect(socket).await?;
-    let body = format!(r#"{{"max":{LEASE_MAX},"wait_ms":{LEASE_WAIT_MS},"epoch":{epoch}}}"#);
-    let request = post(path, "application/json", "", body.as_bytes());
-    loop {
-        let status = leasing.exchange(&request).await?;
-        let leases: Leases<'_> = read(status, leasing.body())?;
-        if leases.deliveries.is_empty() {
-            continue;
-        }
-        let body = settle_body(&leases, epoch);
-        let answer = post_json(&mut settling, "/v1/settle", &body).await?;
-        let settled: Settled<'_> = read(200, answer)?;
-        tally.add(settled.results.iter().filter(|item| item.status == "ok").count() as u64);
-    }
-}
-
-fn settle_body(leases: &Leases<'_>, epoch: u64) -> String {
-    let mut body = String::with_capacity(64 + leases.deliveries.len() * 160);
-    body.push_str(r#"{"results":["#);
-    for (index, lease) in leases.deliveries.iter().enumerate() {
-        if index > 0 {
-            body.push(',');
-        }
-        // Ids and tokens are hexadecimal.
-        for part in [
-            r#"{"delivery":""#,
-            lease.id,
-            r#"","token":""#,
-            lease.token,
-            r#"","outcome":"delivered","evidence":{"level":"transport"}}"#,
-        ] {
-            body.push_str(part);
+impl Flow {
+    async fn lease(self: &Rc<Self>, socket: &Path, request: &[u8]) -> io::Result<()> {
+        let mut wire = Wire::connect(socket).await?;
+        loop {
+            let items = Items::delivered(wire.call(request).await?)?;
+            if items.count == 0 {
+                continue;
+            }
+            if self.partner_delay.is_zero() {
+                self.push(items);
+                continue;
+            }
+            let flow = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(flow.partner_delay).await;
+                flow.push(items);
+            });
         }
     }
-    body.push_str(&format!(r#"],"epoch":{epoch}}}"#));
-    body
-}
 
-async fn post_json<'w>(wire: &'w mut Wire, path: &str, body: &str) -> io::Result<&'w [u8]> {
-    let request = post(path, "application/json", "", body.as_bytes());
-    match wire.exchange(&request).await? {
-        200 | 202 => Ok(wire.body()),
-        status => Err(refused(status, wire.body())),
+    fn push(&self, items: Items) {
+        self.done.borrow_mut().push(items);
+        self.more.notify_one();
     }
-}
 
-fn read<'a, T: Deserialize<'a>>(status: u16, body: &'a [u8]) -> io::Result<T> {
-    if status != 200 {
-        return Err(refused(status, body));
+    async fn settle(&self, socket: &Path) -> io::Result<()> {
+        let mut wire = Wire::connect(socket).await?;
+        loop {
+            let items = loop {
+                match self.take() {
+                    Some(items) => break items,
+                    None => self.more.notified().await,
+                }
+            };
+            let request = post_json("/v1/settle", &items.settle(Some(self.epoch)));
+            let settled = settled(wire.call(&request).await?);
+            self.tell(settled);
+        }
     }
-    serde_json::from_slice(body).map_err(io::Error::other)
-}
 
-fn refused(status: u16, body: &[u8]) -> io::Error {
-    let code = serde_json::from_slice::<gatepost_api::Problem>(body).map(|problem| problem.code);
-    io::Error::other(format!("the gateway answered {status} ({})", code.unwrap_or_default()))
-}
+    /// As much as one settle takes.
+    fn take(&self) -> Option<Items> {
+        let mut done = self.done.borrow_mut();
+        let mut taken = done.pop()?;
+        while let Some(next) = done.pop_if(|next| taken.count + next.count <= SETTLE_RESULTS_MAX) {
+            taken.append(next);
+        }
+        if !done.is_empty() {
+            self.more.notify_one();
+        }
+        Some(taken)
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use gatepost_api::settle::{Outcome, SettleRequest};
-
-    #[test]
-    fn settles_what_was_leased_in_the_apis_own_words() {
-        let id = "0193b3f0-0000-7000-8000-000000000001";
-        let answer = format!(
-            r#"{{"deliveries":[{{"id":"{id}","token":"00ff","attempt":1,"in_doubt":false,"lease_ms":30000,"event":{{"a":["b"]}}}}]}}"#
-        );
-        let leases: Leases<'_> = serde_json::from_str(&answer).unwrap();
-        let request: SettleRequest = serde_json::from_str(&settle_body(&leases, 7)).unwrap();
-        assert_eq!(request.epoch, Some(7));
-        assert_eq!(request.results[0].delivery.to_string(), id);
-        assert_eq!(request.results[0].token, "00ff");
-        assert_eq!(request.results[0].outcome, Outcome::Delivered);
-        assert!(request.results[0].evidence.is_some());
+    fn tell(&self, settled: u64) {
+        let now = Instant::now();
+        let since = (now - self.settled_at.replace(now)).as_micros();
+        let mut message = [0; TALLY_BYTES];
+        message[..8].copy_from_slice(&settled.to_le_bytes());
+        message[8..].copy_from_slice(&u64::try_from(since).unwrap_or(u64::MAX).to_le_bytes());
+        // If nobody counts any more, the measurement is over.
+        let _ = self.tally.send(&message);
     }
 }

@@ -34,7 +34,7 @@ impl Disk {
     }
 
     pub(super) fn fdatasync_us_p50(&self) -> u32 {
-        super::load::percentile(&self.latencies_us, 0.5)
+        super::spread::percentile(&self.latencies_us, 0.5)
     }
 
     pub(super) fn append_per_s(&self) -> f64 {

@@ -5,6 +5,8 @@ use std::path::Path;
 use nix::sys::statfs::statfs;
 use serde::Serialize;
 
+use super::super::ui::{Style, Ui};
+
 #[derive(Debug, Serialize)]
 pub(super) struct Machine {
     pub(super) name: String,
@@ -29,6 +31,12 @@ impl Machine {
             kernel: uname.as_ref().map_or_else(unknown, |uname| text(uname.release())),
             filesystem: filesystem(dir),
         }
+    }
+
+    /// All of it, for people.
+    pub(super) fn line(&self, ui: &Ui) -> String {
+        let name = ui.paint(Style::Strong, &self.name);
+        format!("{name} · {} × {} · Linux {} · {}", self.cores, self.cpu, self.kernel, self.filesystem)
     }
 
     /// Its "fsync" does nothing.

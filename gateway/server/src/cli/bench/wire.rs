@@ -1,11 +1,12 @@
-//! A load generator's HTTP: requests prepared in advance, answers read with the least that can be read. It shares the
-//! machine with the gateway it measures, so what it does not do counts.
+//! HTTP over one kept connection, for the adapter: requests prepared in advance, bodies left as they are.
 
 use std::io;
 use std::path::Path;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+
+use super::answer::{end_of_head, parse_head};
 
 /// Heads of answers are far smaller.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -45,8 +46,20 @@ impl Wire {
         Ok(status)
     }
 
+    /// As [`exchange`](Self::exchange), with an error for every answer that is no success.
+    pub(super) async fn call(&mut self, request: &[u8]) -> io::Result<&[u8]> {
+        match self.exchange(request).await? {
+            200..300 => Ok(self.body()),
+            status => {
+                let problem = serde_json::from_slice::<gatepost_api::Problem>(self.body());
+                let code = problem.map(|problem| problem.code).unwrap_or_default();
+                Err(io::Error::other(format!("the gateway answered {status} ({code})")))
+            }
+        }
+    }
+
     /// The body of the last answer.
-    pub(super) fn body(&self) -> &[u8] {
+    fn body(&self) -> &[u8] {
         &self.buffer[self.body.clone()]
     }
 
@@ -59,7 +72,7 @@ impl Wire {
     }
 }
 
-/// A request up to its body.
+/// A whole request.
 pub(super) fn post(path: &str, media_type: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nhost: gatepost\r\ncontent-type: {media_type}\r\n{headers}content-length: {}\r\n\r\n",
@@ -70,34 +83,13 @@ pub(super) fn post(path: &str, media_type: &str, headers: &str, body: &[u8]) -> 
     request
 }
 
-fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
-}
-
-fn parse_head(head: &[u8]) -> io::Result<(u16, usize)> {
-    let malformed = || io::Error::other("the answer is not HTTP/1.1 with a length");
-    let text = std::str::from_utf8(head).map_err(|_| malformed())?;
-    let status =
-        text.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok()).ok_or_else(malformed)?;
-    let length = text.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
-    });
-    length.map(|length| (status, length)).ok_or_else(malformed)
+pub(super) fn post_json(path: &str, body: &[u8]) -> Vec<u8> {
+    post(path, "application/json", "", body)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn heads_are_read() {
-        let head = b"HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n";
-        assert_eq!(end_of_head(head), Some(head.len()));
-        assert_eq!(parse_head(head).unwrap(), (202, 12));
-        assert!(parse_head(b"HTTP/1.1 202 Accepted\r\ntransfer-encoding: chunked\r\n\r\n").is_err());
-        assert_eq!(end_of_head(b"HTTP/1.1 202"), None);
-    }
 
     #[tokio::test]
     async fn answers_are_read_whole_however_they_arrive() {
@@ -107,9 +99,9 @@ mod tests {
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = vec![0; 1024];
-            for body in ["hello", "second answer"] {
+            for (status, body) in [(200, "hello"), (202, "second answer"), (500, "{}")] {
                 let _ = stream.read(&mut request).await.unwrap();
-                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                let answer = format!("HTTP/1.1 {status} OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                 for byte in answer.as_bytes() {
                     stream.write_all(&[*byte]).await.unwrap();
                     tokio::task::yield_now().await;
@@ -118,10 +110,9 @@ mod tests {
         });
         let mut wire = Wire::connect(&socket).await.unwrap();
         let request = post("/x", "text/plain", "", b"hi");
-        assert_eq!(wire.exchange(&request).await.unwrap(), 200);
-        assert_eq!(wire.body(), b"hello");
-        assert_eq!(wire.exchange(&request).await.unwrap(), 200);
-        assert_eq!(wire.body(), b"second answer");
+        assert_eq!(wire.call(&request).await.unwrap(), b"hello");
+        assert_eq!(wire.call(&request).await.unwrap(), b"second answer");
+        assert!(wire.call(&request).await.is_err());
         server.await.unwrap();
     }
 }

@@ -1,0 +1,89 @@
+//! The configuration of the gateway that is measured: who sends, where to, through which adapters.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::super::BENCH_ADAPTER;
+use super::super::failure::Failure;
+use super::super::scratch::{App, Site, quoted, this_program};
+use super::request::DESTINATION_DIGITS;
+
+/// Accepted into an inbox that nobody reads.
+pub(super) const KIND_ACCEPT: &str = "bench.accept";
+/// Delivered in strict order.
+pub(super) const KIND_STRICT: &str = "bench.strict";
+pub(super) const QUEUE_STRICT: &str = "strict";
+/// The type of what goes through the adapters whose partner is the `delay`th; a destination's number follows.
+pub(super) fn kind_through(delay: usize) -> String {
+    format!("bench.through.d{delay}")
+}
+
+/// What is delivered, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Layout<'a> {
+    /// Number of ordering keys; 0 for no order.
+    pub(super) keys: u64,
+    /// Destinations that share the messages.
+    pub(super) destinations: u64,
+    /// How long the partners take; each has its own destinations.
+    pub(super) partner_delays: &'a [Duration],
+}
+
+impl Layout<'_> {
+    /// Writes the configuration into `dir`. The adapters tell `tally` what they have settled.
+    pub(super) fn write(&self, dir: &Path, tally: &Path) -> Result<Site, Failure> {
+        let program = quoted(&this_program()?.to_string_lossy());
+        let tally = quoted(&tally.to_string_lossy());
+        let order = if self.keys > 0 { "key" } else { "none" };
+        let adapter = |name: &str, order: &str, delay: Duration| {
+            format!(
+                r#"
+[adapters.{name}]
+run = [{program}, "{BENCH_ADAPTER}"]
+order = "{order}"
+max_in_flight = 4096
+settings = {{ tally = {tally}, partner_delay_us = {} }}
+"#,
+                delay.as_micros()
+            )
+        };
+        let mut text = format!("[inboxes.sink]\norder = \"{order}\"\n");
+        text += &adapter(QUEUE_STRICT, "strict", Duration::ZERO);
+        let mut routes = route(&format!(r#"type.startsWith("{KIND_ACCEPT}")"#), "sink");
+        routes += &route(&format!(r#"type == "{KIND_STRICT}""#), QUEUE_STRICT);
+        for (number, delay) in self.partner_delays.iter().enumerate() {
+            for destination in 0..self.destinations {
+                let name = format!("partner-{number}-{destination}");
+                text += &adapter(&name, order, *delay);
+                let kind = format!("{}.{destination:0DESTINATION_DIGITS$}", kind_through(number));
+                routes += &route(&format!(r#"type == "{kind}""#), &name);
+            }
+        }
+        Site::write(dir, "bench", &App { name: "sender", send: "bench.*", inbox: &[] }, &(text + &routes))
+    }
+}
+
+fn route(when: &str, to: &str) -> String {
+    format!("\n[[routes]]\nfrom = \"sender\"\nwhen = '{when}'\nto = [\"{to}\"]\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_has_one_destination() {
+        let dir = tempfile::tempdir().unwrap();
+        let delays = [Duration::ZERO, Duration::from_millis(25)];
+        let layout = Layout { keys: 5, destinations: 3, partner_delays: &delays };
+        let site = layout.write(dir.path(), &dir.path().join("tally")).unwrap();
+        let document: toml::Table = std::fs::read_to_string(&site.config).unwrap().parse().unwrap();
+        let adapters = document["adapters"].as_table().unwrap();
+        assert_eq!(adapters.len(), 7);
+        assert_eq!(adapters["partner-1-2"]["settings"]["partner_delay_us"].as_integer(), Some(25_000));
+        let routes = document["routes"].as_array().unwrap();
+        assert_eq!(routes.len(), 8);
+        assert_eq!(routes[7]["when"].as_str(), Some(r#"type == "bench.through.d1.002""#));
+        assert_eq!(routes[7]["to"][0].as_str(), Some("partner-1-2"));
+    }
+}
