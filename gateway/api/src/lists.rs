@@ -109,6 +109,35 @@ pub struct ReasonRequest {
     pub reason: String,
 }
 
+/// Gives what waits and what is dead in one queue to another destination.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MoveRequest {
+    /// An adapter or inbox of the configuration.
+    pub to: String,
+    pub reason: String,
+    /// The `next` of the answer before; absent to begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// What one call has moved, and where to go on.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MoveAnswer {
+    /// Deliveries that wait at the new destination now.
+    pub waiting: u64,
+    /// Dead ones, which are dead there now, for the reason they died of.
+    pub dead: u64,
+    /// Waited past their expiry, and have ended as `expired` instead.
+    pub expired: u64,
+    /// What the queue holds still: with the partner, in doubt, or waiting in a lane behind such a one.
+    pub left: Depth,
+    /// Not null: there may be more; call again with this as `cursor`.
+    pub next: Option<String>,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

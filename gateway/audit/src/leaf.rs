@@ -66,6 +66,8 @@ words! {
         Discarded = "discarded",
         /// An operator decided a doubt; `state` says how.
         Resolved = "resolved",
+        /// An operator gave it to another destination: `destination` from now on, `subject_of` until now.
+        Moved = "moved",
         PayloadRead = "payload_read",
         Searched = "searched",
         AuditRead = "audit_read",

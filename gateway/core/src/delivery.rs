@@ -121,6 +121,8 @@ pub enum Event {
     Resolve(Resolution),
     Replay,
     Discard,
+    /// An operator gives it to another destination; the moment is that one's.
+    Move,
 }
 
 /// An operator's word on a delivery in doubt.
@@ -153,6 +155,7 @@ pub enum Record {
     Resolved,
     Replayed,
     Discarded,
+    Moved,
 }
 
 /// A legal change: the delivery as it is afterwards, and what the audit log must say.
@@ -269,6 +272,7 @@ impl Delivery {
                 | State::Expired
                 | State::Discarded => Err(self.illegal(event)),
             },
+            Event::Move => self.rehome(moment).ok_or_else(|| self.illegal(event)),
             Event::Replay | Event::Discard => match self.state {
                 State::Dead { .. } if event == Event::Replay => Ok(self.replay(moment)),
                 State::Dead { .. } => Ok(self.ended(State::Discarded, Record::Discarded, None)),
@@ -467,6 +471,30 @@ impl Delivery {
         Change { delivery, record: Some((Record::Replayed, None)) }
     }
 
+    /// At another destination: what waits begins afresh, since what it was charged for was the old partner's answer; a dead
+    /// one stays dead for the reason it died of. What a partner may have got, or is about to get, is not moved. `None` where
+    /// the event is illegal.
+    fn rehome(&self, moment: &Moment<'_>) -> Option<Change> {
+        match self.state {
+            State::Waiting { .. } if self.past_expiry(moment.now) => Some(self.expire()),
+            State::Waiting { .. } => {
+                let fresh = Self::accepted(moment.now, moment.idle_total, self.expires_at);
+                let delivery = Self { series: self.series + 1, replayed: self.replayed, ..fresh };
+                Some(Change { delivery, record: Some((Record::Moved, None)) })
+            }
+            State::Dead { reason, holds_lane } => {
+                let holds_lane = holds_lane && moment.policy.on_dead == OnDead::HoldLane;
+                Some(self.moved(State::Dead { reason, holds_lane }, Record::Moved, reason))
+            }
+            State::Leased { .. }
+            | State::Sending { .. }
+            | State::InDoubt { .. }
+            | State::Delivered
+            | State::Expired
+            | State::Discarded => None,
+        }
+    }
+
     fn die(&self, moment: &Moment<'_>, reason: Reason) -> Change {
         let holds_lane = moment.policy.on_dead == OnDead::HoldLane;
         self.ended(State::Dead { reason, holds_lane }, Record::Dead, Some(reason))
@@ -570,6 +598,7 @@ impl Event {
             Self::Resolve(_) => "resolve",
             Self::Replay => "replay",
             Self::Discard => "discard",
+            Self::Move => "move",
         }
     }
 }

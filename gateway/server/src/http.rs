@@ -92,6 +92,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(queues::show))
         .routes(routes!(queues::pause))
         .routes(routes!(queues::resume))
+        .routes(routes!(queues::rehome))
         .routes(routes!(deliveries::list))
         .routes(routes!(deliveries::show))
         .routes(routes!(deliveries::replay))

@@ -249,6 +249,38 @@ pub enum OperateError {
     Store(#[from] StoreError),
 }
 
+/// One step of moving deliveries from one destination to another.
+#[derive(Clone, Debug)]
+pub(crate) struct MoveStep {
+    pub(crate) operator: Actor,
+    pub(crate) from: String,
+    pub(crate) to: String,
+    /// The position after which it goes on.
+    pub(crate) after: i64,
+    pub(crate) reason: String,
+}
+
+/// What a step has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    pub waiting: u64,
+    pub dead: u64,
+    /// Waited past their expiry, and have ended so instead.
+    pub expired: u64,
+    /// Where the next step goes on; `None` at the end.
+    pub next: Option<i64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    #[error("{0} is where they are")]
+    Same(String),
+    #[error("nobody serves {0}")]
+    NotServed(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// An operator or security event for the audit log.
 #[derive(Clone, Debug)]
 pub struct AuditNote {

@@ -62,6 +62,12 @@ statements! {
         "d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 AND d.pos > ?3 ORDER BY d.pos LIMIT ?4");
     DELIVERIES_PAST_EXPIRY = deliveries_where!("deliveries_past_expiry",
         "d.state = 0 AND d.expires_at IS NOT NULL AND d.expires_at <= ?1 ORDER BY d.expires_at LIMIT ?2");
+    /// What waits or is dead, in accept order. By position: nothing is indexed for what operators do once in a year.
+    DELIVERIES_TO_MOVE = deliveries_where!("deliveries_to_move",
+        "d.pos > ?2 AND d.pos <= ?3 AND +d.queue = ?1 AND +d.state IN (0, 5) ORDER BY d.pos LIMIT ?4");
+    LANE_STUCK = "/* lane_stuck */ SELECT pos FROM delivery WHERE queue = ?1 AND lane = ?2 AND blocks = 1 AND pos <= ?3 \
+        AND +state IN (1, 2, 3) ORDER BY pos LIMIT 1";
+    MESSAGE_ATTRIBUTES = "/* message_attributes */ SELECT attributes FROM message WHERE seq = ?1";
     READY_NEXT = "/* ready_next */ SELECT ready FROM delivery WHERE queue = ?1 AND ready IS NOT NULL AND ready > ?2 \
         ORDER BY ready LIMIT 1";
     KEYS_LOAD = "/* keys_load */ SELECT seq, dedup FROM message WHERE seq > ?1 ORDER BY seq LIMIT ?2";
@@ -85,6 +91,8 @@ statements! {
         session = ?10, batch = ?11, late = ?12, attempts = ?13, series = ?14, crashes = ?15, doubt = ?16, suspect = ?17, \
         replayed = ?18, reason = ?19, born = ?20, idle_at_birth = ?21, changed_at = ?22, settled_token = ?23, settled_as = ?24, \
         leaves = ?25, lane = ?26 WHERE pos = ?1 AND state = ?2 AND token IS ?3";
+    /// Before the change of a delivery that is at another destination afterwards: its lane there is part of the change.
+    DELIVERY_MOVE = "/* delivery_move */ UPDATE delivery SET queue = ?3, lane = NULL, ready = NULL WHERE pos = ?1 AND queue = ?2";
     /// Takes back what was ready in a windowed lane: the one in front of it may have gone back since. Whatever was made ready
     /// stands within the lane's width of its head, since deliveries only ever leave from before it.
     LANE_CLEAR = "/* lane_clear */ UPDATE OR ROLLBACK delivery SET ready = NULL WHERE ready IS NOT NULL AND pos IN (\

@@ -17,7 +17,8 @@ use crate::clock::Clock;
 use crate::hints::Hints;
 use crate::ops::{
     Accept, AcceptError, Accepted, AuditNote, DeliveryRow, LeaseAnswer, LeaseError, LeaseRequest, Leased,
-    OperateError, QueueSetup, Session, SessionEnd, Settle, SettleAnswer, SettleError, StoreError, Verb,
+    MoveError, MoveStep, Moved, OperateError, QueueSetup, Session, SessionEnd, Settle, SettleAnswer,
+    SettleError, StoreError, Verb,
 };
 use crate::prepared::{Prepared, identity};
 use crate::reader::Reader;
@@ -77,6 +78,10 @@ pub(crate) enum Op {
         queue: String,
         trip: Option<TripReason>,
         answer: Answer<(), StoreError>,
+    },
+    Move {
+        step: MoveStep,
+        answer: Answer<Moved, MoveError>,
     },
     Configure {
         queues: Vec<QueueSetup>,
@@ -232,6 +237,20 @@ impl Store {
     ) -> Result<DeliveryRow, OperateError> {
         let permit = permit.clone();
         self.call(|answer| Op::Operate { permit, delivery, verb, reason, answer }).await
+    }
+
+    /// One step of giving a destination's deliveries to another one, in a transaction of its own: those after position
+    /// `after`, 0 at first. The answer says where to go on; stopping between steps loses nothing.
+    pub async fn deliveries_move(
+        &self,
+        permit: &OperatorPermit,
+        from: String,
+        to: String,
+        after: i64,
+        reason: String,
+    ) -> Result<Moved, MoveError> {
+        let step = MoveStep { operator: permit.operator().clone(), from, to, after, reason };
+        self.call(|answer| Op::Move { step, answer }).await
     }
 
     /// Pauses or resumes a queue at an operator's word.

@@ -17,6 +17,7 @@ mod load;
 mod memory;
 mod purge;
 mod refuse;
+mod rehome;
 mod settle;
 mod turn;
 

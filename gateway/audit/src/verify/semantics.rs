@@ -13,12 +13,18 @@ type DeliveryId = [u8; 16];
 #[derive(Debug, Clone, Default)]
 pub(super) struct Semantics {
     open: HashMap<DeliveryId, Open>,
+    /// Names of destinations, by the number that deliveries remember.
+    destinations: Vec<String>,
 }
 
 /// What is remembered of a delivery that has not ended.
 #[derive(Debug, Clone, Copy)]
 struct Open {
     dead: bool,
+    /// Its bytes may be with the partner: the last word was an attempt, or a doubt.
+    out: bool,
+    /// Position of its destination's name.
+    to: usize,
     series: u32,
     attempt: u32,
 }
@@ -35,10 +41,14 @@ pub enum SemanticError {
     AcceptedAgain { delivery: [u8; 16] },
     #[error("{event} of delivery {}, which was never accepted or has already ended", uuid(.delivery))]
     NotOpen { delivery: [u8; 16], event: Event },
-    #[error("{event} of delivery {}, which is dead: only replayed or discarded may follow", uuid(.delivery))]
+    #[error("{event} of delivery {}, which is dead: only replayed, discarded or moved may follow", uuid(.delivery))]
     AfterDead { delivery: [u8; 16], event: Event },
     #[error("delivery {} is replayed, but is not dead", uuid(.delivery))]
     NotDead { delivery: [u8; 16] },
+    #[error("delivery {} is moved while a partner may have it", uuid(.delivery))]
+    MovedInFlight { delivery: [u8; 16] },
+    #[error("{event} of delivery {} at {at:?}, but it is at {is:?}", uuid(.delivery))]
+    Elsewhere { delivery: [u8; 16], event: Event, at: String, is: String },
     #[error("{event} of delivery {} leaves it {state}", uuid(.delivery))]
     WrongState { delivery: [u8; 16], event: Event, state: State },
     #[error(
@@ -72,7 +82,8 @@ impl Semantics {
             | Event::Expired
             | Event::Replayed
             | Event::Discarded
-            | Event::Resolved => self.advance(leaf),
+            | Event::Resolved
+            | Event::Moved => self.advance(leaf),
             Event::PayloadRead
             | Event::Searched
             | Event::AuditRead
@@ -97,7 +108,8 @@ impl Semantics {
 
     fn accept(&mut self, leaf: &Leaf<'_>) -> Result<(), SemanticError> {
         for delivery in &leaf.deliveries {
-            let fresh = Open { dead: false, series: 0, attempt: 0 };
+            let to = self.destination(&delivery.to);
+            let fresh = Open { dead: false, out: false, to, series: 0, attempt: 0 };
             if self.open.insert(delivery.id, fresh).is_some() {
                 return Err(SemanticError::AcceptedAgain { delivery: delivery.id });
             }
@@ -105,19 +117,47 @@ impl Semantics {
         Ok(())
     }
 
+    /// The number of a destination's name. There are as many as configurations have named: few.
+    fn destination(&mut self, name: &str) -> usize {
+        let known = self.destinations.iter().position(|known| known == name);
+        known.unwrap_or_else(|| {
+            self.destinations.push(name.to_owned());
+            self.destinations.len() - 1
+        })
+    }
+
     fn advance(&mut self, leaf: &Leaf<'_>) -> Result<(), SemanticError> {
         let event = leaf.event;
         let delivery = leaf.delivery.ok_or(SemanticError::NoDelivery { event })?;
+        let moved_to = leaf.destination.as_deref().filter(|_| event == Event::Moved);
+        let moved_to = moved_to.map(|name| self.destination(name));
         let open = self.open.get_mut(&delivery).ok_or(SemanticError::NotOpen { delivery, event })?;
+        let at = if event == Event::Moved { &leaf.subject_of } else { &leaf.destination };
+        let is = &self.destinations[open.to];
+        if let Some(at) = at.as_deref().filter(|at| at != is) {
+            let (at, is) = (at.to_owned(), is.clone());
+            return Err(SemanticError::Elsewhere { delivery, event, at, is });
+        }
         match event {
             Event::Replayed if !open.dead => return Err(SemanticError::NotDead { delivery }),
-            Event::Replayed | Event::Discarded => {}
+            Event::Moved if open.out => return Err(SemanticError::MovedInFlight { delivery }),
+            Event::Replayed | Event::Discarded | Event::Moved => {}
             _ if open.dead => return Err(SemanticError::AfterDead { delivery, event }),
             _ => {}
         }
         open.count(delivery, leaf)?;
         let state =
             state_after(leaf).map_err(|state| SemanticError::WrongState { delivery, event, state })?;
+        if event == Event::Moved {
+            // It is what it was, elsewhere.
+            let was = if open.dead { State::Dead } else { State::Waiting };
+            if let Some(state) = state.filter(|state| *state != was) {
+                return Err(SemanticError::WrongState { delivery, event, state });
+            }
+            open.to = moved_to.unwrap_or(open.to);
+            return Ok(());
+        }
+        open.out = matches!(event, Event::Attempt | Event::Sent | Event::InDoubt);
         match state {
             Some(State::Delivered | State::Expired | State::Discarded) => {
                 self.open.remove(&delivery);

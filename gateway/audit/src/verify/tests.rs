@@ -316,6 +316,12 @@ fn impossible_histories_are_named() {
     let step = |event, attempt| delivery_leaf(0, event, 1, attempt);
     let series = |event, series, attempt| Leaf { series: Some(series), ..step(event, attempt) };
     let state = |event, state| Leaf { state: Some(state), ..step(event, 1) };
+    let at = |destination: &'static str, leaf| Leaf { destination: Some(destination.into()), ..leaf };
+    let moved = |from: &'static str, to, attempt| Leaf {
+        subject_of: Some(from.into()),
+        state: Some(State::Waiting),
+        ..at(to, step(Moved, attempt))
+    };
     let name = "02020202-0202-0202-0000-000000000001";
     let ok = |leaves: &[Leaf<'static>]| (leaves.to_vec(), String::new());
     let no = |leaves: &[Leaf<'static>], error: &str| (leaves.to_vec(), error.replace("{}", name));
@@ -334,6 +340,29 @@ fn impossible_histories_are_named() {
         ok(&[step(Expired, 0), accepted(0, &[2])]),
         ok(&[Leaf { attempt: None, series: None, ..step(Delivered, 0) }]),
         ok(&[step(Delivered, 1), Leaf { delivery: Some(id(2, 1)), ..leaf(0, PayloadRead) }]),
+        ok(&[
+            moved("lab", "lab-2", 0),
+            at("lab-2", step(Attempt, 1)),
+            at("lab-2", step(Retry, 1)),
+            Leaf { series: Some(1), ..moved("lab-2", "lab", 0) },
+            at("lab", series(Attempt, 1, 1)),
+            at("lab", series(Dead, 1, 1)),
+            Leaf { series: Some(1), state: Some(State::Dead), ..moved("lab", "lab-2", 1) },
+            at("lab-2", series(Discarded, 1, 1)),
+        ]),
+        no(&[step(Attempt, 1), moved("lab", "lab-2", 1)], "delivery {} is moved while a partner may have it"),
+        no(&[step(InDoubt, 1), moved("lab", "lab-2", 1)], "delivery {} is moved while a partner may have it"),
+        no(&[step(Delivered, 1), moved("lab", "lab-2", 1)], &ended("moved")),
+        no(&[moved("desk", "lab-2", 0)], "moved of delivery {} at \"desk\", but it is at \"lab\""),
+        no(
+            &[moved("lab", "lab-2", 0), at("lab", step(Attempt, 1))],
+            "attempt of delivery {} at \"lab\", but it is at \"lab-2\"",
+        ),
+        no(&[step(Dead, 1), moved("lab", "lab-2", 1)], "moved of delivery {} leaves it waiting"),
+        no(
+            &[Leaf { state: Some(State::Dead), ..moved("lab", "lab-2", 0) }],
+            "moved of delivery {} leaves it dead",
+        ),
         no(&[leaf(0, LogOpened)], "log_opened may only be the first leaf"),
         no(&[leaf(0, Attempt)], "attempt names no delivery"),
         no(&[accepted(0, &[2, 1])], "delivery {} is accepted a second time"),
@@ -345,11 +374,11 @@ fn impossible_histories_are_named() {
         no(&[state(Resolved, State::Delivered), step(Delivered, 1)], &ended("delivered")),
         no(
             &[step(Dead, 1), step(Attempt, 2)],
-            "attempt of delivery {}, which is dead: only replayed or discarded may follow",
+            "attempt of delivery {}, which is dead: only replayed, discarded or moved may follow",
         ),
         no(
             &[state(Resolved, State::Dead), step(Delivered, 1)],
-            "delivered of delivery {}, which is dead: only replayed or discarded may follow",
+            "delivered of delivery {}, which is dead: only replayed, discarded or moved may follow",
         ),
         no(&[step(Replayed, 1)], "delivery {} is replayed, but is not dead"),
         no(&[state(Delivered, State::Waiting)], "delivered of delivery {} leaves it waiting"),

@@ -74,6 +74,7 @@ fn events() -> Vec<(String, Event)> {
         Event::Expire,
         Event::Replay,
         Event::Discard,
+        Event::Move,
     ]
     .into_iter()
     .map(|event| (event.as_str().to_owned(), event))

@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use clap::Subcommand;
-use gatepost_api::lists::QueueItem;
+use gatepost_api::lists::{DeliveryItem, Depth, MoveAnswer, MoveRequest, QueueItem};
 use http::HeaderValue;
 use serde_json::{Value, json};
 
-use super::client::{Call, percent_encoded};
+use super::client::{Call, percent_encoded, with_query};
 use super::failure::Failure;
 use super::list::{finish, pages, read};
 use super::ui::{Grid, Style, Ui};
@@ -14,6 +14,8 @@ use super::{Context, Target, text};
 
 /// More queues than any configuration has.
 const QUEUES_MAX: usize = 10_000;
+/// Most deliveries in doubt that are listed as left behind; `doubt ls` has the rest.
+const LEFT_LISTED_MAX: usize = 100;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Queue {
@@ -26,6 +28,22 @@ pub(super) enum Queue {
     Pause(Named),
     /// Hand out deliveries of a queue again
     Resume(Named),
+    /// Give what waits and what is dead in a queue to another destination; in doubt stays. Run again after an interruption
+    Move(Move),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Move {
+    /// The queue they leave; also one that has left the configuration, or `unrouted`
+    name: String,
+    /// The destination they go to
+    #[arg(long, value_name = "NAME")]
+    to: String,
+    /// Why; kept with each delivery
+    #[arg(long)]
+    reason: String,
+    #[command(flatten)]
+    target: Target,
 }
 
 #[derive(Debug, clap::Args)]
@@ -41,6 +59,7 @@ pub(super) async fn queue(context: &Context, command: &Queue) -> Result<(), Fail
         Queue::Ls { target } => ls(context, target).await,
         Queue::Pause(named) => switch(context, named, "pause", "paused").await,
         Queue::Resume(named) => switch(context, named, "resume", "resumed").await,
+        Queue::Move(args) => rehome(context, args).await,
     }
 }
 
@@ -116,4 +135,69 @@ async fn switch(context: &Context, named: &Named, verb: &str, done: &str) -> Res
         return context.ui.json(&Value::from_iter([("queue", named.name.as_str()), ("status", done)]));
     }
     context.ui.line(format_args!("{} {done}", named.name))
+}
+
+/// Call after call until the gateway says that the queue's end is reached.
+async fn rehome(context: &Context, args: &Move) -> Result<(), Failure> {
+    let mut client = context.operators(&args.target)?;
+    let ui = &context.ui;
+    let path = format!("/v1/queues/{}/move", percent_encoded(&args.name));
+    let progress = ui.spinner("moving");
+    let (mut waiting, mut dead, mut expired, mut cursor) = (0, 0, 0, None);
+    let left = loop {
+        let request = MoveRequest { to: args.to.clone(), reason: args.reason.clone(), cursor };
+        let answer: MoveAnswer = client.call(Call::post_json(path.clone(), &request)).await?.json()?;
+        waiting += answer.waiting;
+        dead += answer.dead;
+        expired += answer.expired;
+        progress.set_message(format!("{} moved", text::count(waiting + dead)));
+        cursor = answer.next;
+        if cursor.is_none() {
+            break answer.left;
+        }
+    };
+    progress.finish_and_clear();
+    let doubtful =
+        with_query("/v1/deliveries", &[("state", Some("in_doubt")), ("destination", Some(&args.name))]);
+    let doubtful = pages(&mut client, &doubtful, "deliveries", LEFT_LISTED_MAX).await?;
+    if ui.json {
+        return ui.json(&json!({
+            "from": args.name, "to": args.to, "waiting": waiting, "dead": dead, "expired": expired, "left": left,
+            "in_doubt": doubtful.items,
+        }));
+    }
+    ui.line(format_args!(
+        "{} moved from {} to {}: {} waiting, {} dead",
+        text::plural(waiting + dead, "delivery", "deliveries"),
+        args.name,
+        args.to,
+        text::count(waiting),
+        text::count(dead),
+    ))?;
+    if expired > 0 {
+        ui.line(format_args!(
+            "{} waited past the expiry and ended",
+            text::plural(expired, "delivery", "deliveries")
+        ))?;
+    }
+    say_what_is_left(ui, &args.name, &left)?;
+    for item in doubtful.items {
+        let item: DeliveryItem = read(item)?;
+        ui.line(format_args!("  in doubt  {}  message {}", item.id, item.message))?;
+    }
+    Ok(())
+}
+
+fn say_what_is_left(ui: &Ui, name: &str, left: &Depth) -> Result<(), Failure> {
+    let out = left.leased + left.sending;
+    if out + left.in_doubt + left.waiting + left.dead == 0 {
+        return Ok(());
+    }
+    ui.line(format_args!(
+        "left in {name}: {} in doubt, {} with the partner, {} waiting behind those, {} dead; run it again when they are decided",
+        text::count(left.in_doubt),
+        text::count(out),
+        text::count(left.waiting),
+        text::count(left.dead),
+    ))
 }

@@ -347,6 +347,11 @@ fn operators(request: &Request) -> (u16, Value) {
         _ if path == format!("/v1/deliveries/{DELIVERY}") => (200, delivery("delivered")),
         _ if path.ends_with("/replay") => (200, delivery("waiting")),
         _ if path.ends_with("/resolve") => (200, delivery("delivered")),
+        _ if path.ends_with("/move") => {
+            let next = request.json().get("cursor").is_none().then_some("250");
+            let left = json!({"waiting": 0, "leased": 0, "sending": 0, "in_doubt": 1, "held": 1, "dead": 0});
+            (200, json!({"waiting": 5, "dead": 1, "expired": 0, "left": left, "next": next}))
+        }
         _ if path.starts_with("/v1/queues/") => (200, json!({})),
         _ if path == format!("/v1/messages/{MESSAGE}") => (
             200,
@@ -429,12 +434,18 @@ fn operators_act_with_a_reason() {
     stub.run("dead replay --all --destination lab --reason mended").0.unwrap();
     stub.run(&format!("doubt resolve {DELIVERY} --as delivered --reason phoned")).0.unwrap();
     stub.run("queue pause lab").0.unwrap();
+    stub.run("queue move lab --to lab-2 --reason moved").0.unwrap();
     let requests = stub.requests();
     let lines: Vec<&str> = requests.iter().map(|request| request.line.as_str()).collect();
     let replay = format!("POST /v1/deliveries/{DELIVERY}/replay");
     let all = "GET /v1/deliveries?state=dead&destination=lab&limit=500";
     let resolve = format!("POST /v1/deliveries/{DELIVERY}/resolve");
-    assert_eq!(lines, [&replay, all, &replay, &resolve, "POST /v1/queues/lab/pause"]);
+    let doubtful = "GET /v1/deliveries?state=in_doubt&destination=lab&limit=100";
+    let moving = "POST /v1/queues/lab/move";
+    let pause = "POST /v1/queues/lab/pause";
+    assert_eq!(lines, [&replay, all, &replay, &resolve, pause, moving, moving, doubtful]);
+    assert_eq!(requests[5].json(), json!({"to": "lab-2", "reason": "moved"}));
+    assert_eq!(requests[6].json()["cursor"], "250", "it goes on until there is no more");
     assert_eq!(requests[0].json(), json!({"reason": "mended"}));
     assert_eq!(requests[3].json(), json!({"as": "delivered", "reason": "phoned"}));
 }

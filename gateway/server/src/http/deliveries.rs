@@ -155,7 +155,7 @@ pub(crate) async fn resolve(
     operate(&state, permit, &id, Verb::Resolve(resolution), reason).await
 }
 
-async fn read<T: DeserializeOwned>(
+pub(super) async fn read<T: DeserializeOwned>(
     state: &AppState,
     caller: &Caller,
     request: Request,
@@ -167,6 +167,15 @@ async fn read<T: DeserializeOwned>(
     body::parse(&received.bytes)
 }
 
+/// An operator's reason, which there must be.
+pub(super) fn said(reason: &str) -> Result<String, Refusal> {
+    let reason = reason.trim();
+    if reason.is_empty() || reason.len() > REASON_BYTES_MAX {
+        return Err(Refusal::invalid(format!("`reason` must say why, in 1 to {REASON_BYTES_MAX} bytes")));
+    }
+    Ok(reason.to_owned())
+}
+
 async fn operate(
     state: &AppState,
     permit: OperatorPermit,
@@ -175,10 +184,7 @@ async fn operate(
     reason: String,
 ) -> Result<Json<DeliveryItem>, Refusal> {
     let id = query::delivery_id(id)?;
-    let reason = reason.trim().to_owned();
-    if reason.is_empty() || reason.len() > REASON_BYTES_MAX {
-        return Err(Refusal::invalid(format!("`reason` must say why, in 1 to {REASON_BYTES_MAX} bytes")));
-    }
+    let reason = said(&reason)?;
     let store = state.store.clone();
     let row = state.tasks.run(async move { store.delivery_operate(&permit, id, verb, reason).await }).await?;
     Ok(Json(views::delivery(&row)))

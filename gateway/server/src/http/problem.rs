@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use gatepost_api::problem::{Code, PROBLEM_MEDIA_TYPE, Problem};
 use gatepost_api::settle::SettledItem;
 use gatepost_core::delivery::Refusal as ProtocolRefusal;
-use gatepost_store::{AcceptError, LeaseError, OperateError, SettleError, StoreError};
+use gatepost_store::{AcceptError, LeaseError, MoveError, OperateError, SettleError, StoreError};
 
 use super::settle::settled_items;
 
@@ -184,6 +184,19 @@ impl From<OperateError> for Refusal {
             OperateError::NotFound => Self::not_found("there is no such delivery"),
             OperateError::Illegal(illegal) => Self::new(Code::IllegalState, illegal.to_string()),
             OperateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<MoveError> for Refusal {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::Same(queue) => Self::invalid(format!("`to` names `{queue}` itself")),
+            MoveError::NotServed(queue) => Self::new(
+                Code::IllegalState,
+                format!("`{queue}` is no destination of the configuration; nothing was moved"),
+            ),
+            MoveError::Store(error) => error.into(),
         }
     }
 }

@@ -1,19 +1,23 @@
 //! What operators see of queues and adapters, and the brakes they may put on.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
-use gatepost_api::lists::{AdapterItem, AdapterList, QueueItem, QueueList};
+use gatepost_api::lists::{AdapterItem, AdapterList, MoveAnswer, MoveRequest, QueueItem, QueueList};
 use gatepost_api::problem::{Code, Problem};
 use gatepost_audit::leaf::Event as LeafEvent;
 use gatepost_core::principal::OperatorRight;
-use gatepost_store::{AuditNote, Pause};
+use gatepost_store::{AuditNote, MoveError, Moved, Pause};
 
+use super::deliveries::{read, said};
 use super::identity::Caller;
 use super::problem::Refusal;
 use super::query::{PageParams, Params};
 use super::state::{AppState, RestartError};
 use super::views;
+
+/// Steps of the store in one call to move: a few seconds at most, so that whoever asked sees it go on.
+const MOVE_STEPS_PER_CALL: usize = 40;
 
 #[utoipa::path(
     get, path = "/v1/queues", operation_id = "queue_list", tag = "queues",
@@ -85,6 +89,54 @@ pub(crate) async fn resume(
     Path(name): Path<String>,
 ) -> Result<Json<QueueItem>, Refusal> {
     brake(&state, &caller, name, Pause::Resume).await
+}
+
+#[utoipa::path(
+    post, path = "/v1/queues/{name}/move", operation_id = "queue_move", tag = "queues",
+    description = "Gives what waits and what is dead in a queue to another destination, in accept order, a part of it with \
+        each call. What a partner may have got stays, and so does what waits behind it in its lane.",
+    params(("name" = String, Path, description = "The queue, also one that has left the configuration, or `unrouted`")),
+    request_body = MoveRequest,
+    responses(
+        (status = 200, description = "What was moved, and where to go on", body = MoveAnswer),
+        (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn rehome(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Json<MoveAnswer>, Refusal> {
+    let permit = caller.operator(OperatorRight::Operate)?;
+    let MoveRequest { to, reason, cursor } = read(&state, &caller, request).await?;
+    let reason = said(&reason)?;
+    let bad_cursor = || Refusal::invalid("`cursor` is not one that this call gave");
+    let mut after = match cursor {
+        Some(cursor) => cursor.parse().ok().filter(|after: &i64| *after >= 0).ok_or_else(bad_cursor)?,
+        None => 0,
+    };
+    let (store, from) = (state.store.clone(), name.clone());
+    let moving = async move {
+        let mut sum = Moved::default();
+        for _ in 0..MOVE_STEPS_PER_CALL {
+            let step =
+                store.deliveries_move(&permit, from.clone(), to.clone(), after, reason.clone()).await?;
+            sum.waiting += step.waiting;
+            sum.dead += step.dead;
+            sum.expired += step.expired;
+            sum.next = step.next;
+            match step.next {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        Ok::<_, MoveError>(sum)
+    };
+    let moved = state.tasks.run(moving).await?;
+    let left = one(&state, &name).await?.0.depth;
+    let Moved { waiting, dead, expired, next } = moved;
+    Ok(Json(MoveAnswer { waiting, dead, expired, left, next: next.map(|next| next.to_string()) }))
 }
 
 async fn brake(

@@ -93,6 +93,10 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
     })?;
     each(connection, sql::DELIVERY_ADD, &turn.new_rows, |statement, row| row.add(statement))?;
     let touched: Vec<_> = turn.touched.values().collect();
+    let moved: Vec<_> = touched.iter().filter(|touched| touched.was.queue != touched.now.queue).collect();
+    each(connection, sql::DELIVERY_MOVE, &moved, |statement, touched| {
+        statement.execute(params![touched.now.pos, touched.was.queue, touched.now.queue])
+    })?;
     each(connection, sql::DELIVERY_CHANGE, &touched, |statement, touched| {
         touched.now.change(&touched.was, statement)
     })?;

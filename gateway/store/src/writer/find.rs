@@ -43,6 +43,7 @@ impl Writer {
                 | Op::QueuePause { .. }
                 | Op::QueueTrip { .. }
                 | Op::Configure { .. }
+                | Op::Move { .. }
                 | Op::AcceptedBefore { .. }
                 | Op::Note(..) => {}
             }

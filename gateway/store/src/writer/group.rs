@@ -72,6 +72,11 @@ impl Writer {
                     self.group(std::mem::take(&mut group));
                     drop(answer.send(self.accepted_before(key, fingerprint)));
                 }
+                Op::Move { step, answer } => {
+                    self.group(std::mem::take(&mut group));
+                    let moved = self.rehome(&step);
+                    drop(answer.send(moved));
+                }
                 Op::SessionOpen { .. } | Op::SessionEnd { .. } => {
                     self.group(std::mem::take(&mut group));
                     self.group(vec![op]);
@@ -312,7 +317,9 @@ fn decide<'a>(turn: &mut Turn<'a>, op: &'a Op, known: &KnownKeys) -> Result<Opti
             Err(error) if !matches!(error, StoreError::NoQueue(_)) => return Err(error),
             result => Decided::Done(result),
         },
-        Op::Lease(..) | Op::Configure { .. } | Op::AcceptedBefore { .. } => return Ok(None),
+        Op::Lease(..) | Op::Configure { .. } | Op::Move { .. } | Op::AcceptedBefore { .. } => {
+            return Ok(None);
+        }
     }))
 }
 
@@ -383,6 +390,7 @@ fn payload_bytes(op: &Op) -> usize {
         | Op::QueuePause { .. }
         | Op::QueueTrip { .. }
         | Op::Configure { .. }
+        | Op::Move { .. }
         | Op::AcceptedBefore { .. }
         | Op::Note(..) => 0,
     }

@@ -46,6 +46,7 @@ pub(super) fn event_of(record: Record) -> LeafEvent {
         Record::Resolved => LeafEvent::Resolved,
         Record::Replayed => LeafEvent::Replayed,
         Record::Discarded => LeafEvent::Discarded,
+        Record::Moved => LeafEvent::Moved,
     }
 }
 

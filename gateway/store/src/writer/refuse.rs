@@ -25,6 +25,7 @@ pub(super) fn refuse_all(ops: Vec<Op>, error: &StoreError) {
             Op::AcceptedBefore { answer, .. } => drop(answer.send(Err(error))),
             Op::SessionOpen { answer, .. } => drop(answer.send(Err(error))),
             Op::Operate { answer, .. } => drop(answer.send(Err(error.into()))),
+            Op::Move { answer, .. } => drop(answer.send(Err(error.into()))),
             Op::SessionEnd { answer, .. }
             | Op::QueuePause { answer, .. }
             | Op::QueueTrip { answer, .. }

@@ -225,11 +225,15 @@ impl<'a> Turn<'a> {
             self.traffic.entry(now.queue).or_default().1 += 1;
             self.ended.push(now.message);
         }
+        self.touch(was, now);
+        Ok(())
+    }
+
+    pub(crate) fn touch(&mut self, was: Row, now: Row) {
         match self.touched.get_mut(&now.id) {
             Some(touched) => touched.now = now,
             None => drop(self.touched.insert(now.id, Touched { was, now })),
         }
-        Ok(())
     }
 
     pub(crate) fn outcome_leaf(
@@ -240,6 +244,32 @@ impl<'a> Turn<'a> {
         by: &Actor,
         extra: &Extra<'_>,
     ) -> Result<u64, StoreError> {
+        let leaf = self.step_leaf(row, record, reason, by, extra)?;
+        self.push_leaf(&leaf)
+    }
+
+    /// The leaf of a delivery that is at another destination now.
+    pub(crate) fn moved_leaf(
+        &mut self,
+        row: &Row,
+        record: Record,
+        reason: Option<Reason>,
+        from: &str,
+        by: &Actor,
+    ) -> Result<u64, StoreError> {
+        let mut leaf = self.step_leaf(row, record, reason, by, &Extra::default())?;
+        leaf.subject_of = Some(from.into());
+        self.push_leaf(&leaf)
+    }
+
+    fn step_leaf<'l>(
+        &self,
+        row: &Row,
+        record: Record,
+        reason: Option<Reason>,
+        by: &'l Actor,
+        extra: &Extra<'_>,
+    ) -> Result<Leaf<'l>, StoreError> {
         let delivery = &row.delivery;
         let evidence =
             extra.evidence.zip(row.salt.as_ref()).map(|(evidence, salt)| commitment(salt, evidence));
@@ -266,15 +296,16 @@ impl<'a> Turn<'a> {
             | Record::Expired
             | Record::Resolved
             | Record::Replayed
-            | Record::Discarded => {
+            | Record::Discarded
+            | Record::Moved => {
                 leaf.attempts = Some(delivery.attempts);
                 leaf.state = Some(leaf_state(&delivery.state));
             }
         }
-        self.push_leaf(&leaf)
+        Ok(leaf)
     }
 
-    fn detail(&mut self, leaf: u64, row: &Row, extra: &Extra<'_>) {
+    pub(crate) fn detail(&mut self, leaf: u64, row: &Row, extra: &Extra<'_>) {
         if extra.reason.is_none() && extra.evidence.is_none() {
             return;
         }

@@ -17,6 +17,7 @@ mod lanes;
 mod late;
 mod lease;
 mod lists;
+mod moves;
 mod purge;
 mod random;
 mod sessions;

@@ -312,3 +312,45 @@ async fn an_adapter_that_is_run_elsewhere_is_absent_until_it_is_heard_of_and_com
     assert_eq!(careful().await.0, "external");
     bench.end().await;
 }
+
+#[tokio::test]
+async fn a_queue_is_moved_with_a_reason_and_what_is_left_is_said() {
+    let bench = Bench::new().await;
+    let (_, delivery) = dead(&bench, "1").await;
+    let (_, waiting) = bench.sent("2", "t.lab").await;
+    let path = "/v1/queues/lab/move";
+    let act = async |who, body: serde_json::Value| bench.post(who, path).json(&body).send().await;
+    assert_eq!(act(Who::Looker, json!({"to": "results", "reason": "x"})).await.ok(403).code(), "forbidden");
+    for body in [
+        json!({"to": "results", "reason": " "}),
+        json!({"to": "lab", "reason": "x"}),
+        json!({"to": "results"}),
+    ] {
+        assert_eq!(act(Who::Ops, body.clone()).await.ok(400).code(), "invalid_request", "{body}");
+    }
+    assert_eq!(act(Who::Ops, json!({"to": "nowhere", "reason": "x"})).await.ok(404).code(), "not_found");
+    let answer = act(Who::Ops, json!({"to": "unrouted", "reason": "x"})).await.ok(409);
+    assert_eq!(answer.code(), "illegal_state");
+    let bad = json!({"to": "results", "reason": "x", "cursor": "-1"});
+    assert_eq!(act(Who::Ops, bad).await.ok(400).code(), "invalid_request");
+    let moved = act(Who::Ops, json!({"to": "results", "reason": "the lab has moved"})).await.ok(200).json();
+    assert_eq!(
+        (&moved["waiting"], &moved["dead"], &moved["next"], &moved["left"]["waiting"]),
+        (&json!(1), &json!(1), &json!(null), &json!(0))
+    );
+    let leaves = bench.leaves("moved").await;
+    assert_eq!(leaves.len(), 2);
+    for (leaf, id, state) in [(&leaves[0], &delivery, "dead"), (&leaves[1], &waiting, "waiting")] {
+        assert_eq!(
+            (
+                &leaf["delivery"],
+                &leaf["destination"],
+                &leaf["subject_of"],
+                &leaf["state"],
+                &leaf["by"]["name"]
+            ),
+            (&json!(id), &json!("results"), &json!("lab"), &json!(state), &json!("ops"))
+        );
+    }
+    bench.end().await;
+}

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::bench::{Bench, Who};
 
 /// The contract: every call of the API and who may make it.
-const CALLS: [&str; 25] = [
+const CALLS: [&str; 26] = [
     "get /livez",
     "get /metrics",
     "get /readyz",
@@ -28,6 +28,7 @@ const CALLS: [&str; 25] = [
     "post /v1/deliveries/{id}/resolve",
     "post /v1/messages",
     "post /v1/queues/{name}/lease",
+    "post /v1/queues/{name}/move",
     "post /v1/queues/{name}/pause",
     "post /v1/queues/{name}/resume",
     "post /v1/session",

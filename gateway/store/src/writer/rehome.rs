@@ -1,0 +1,199 @@
+//! Giving a destination's deliveries to another one at an operator's word: what waits, and what is dead.
+//!
+//! Order is kept: a delivery takes its accept position with it, so that it stands in the new lane where it was accepted,
+//! and of a lane nothing is moved past a delivery that must stay because its bytes may be with the old partner. A step is
+//! one transaction; between two, everything is in one place or the other, so that stopping half way loses nothing, and
+//! asking again moves the rest.
+
+use std::collections::HashMap;
+
+use gatepost_core::Order;
+use gatepost_core::delivery::{Change, Event, Record};
+use gatepost_core::principal::Actor;
+use rusqlite::params;
+
+use super::candidates::WINDOW_MAX;
+use super::commit::{CommitError, begin, roll_back};
+use super::group::conclude;
+use super::turn::{Extra, Turn};
+use super::{Writer, unavailable};
+use crate::database::rows;
+use crate::ops::{MoveError, MoveStep, Moved, QueueKind, StoreError};
+use crate::row::Row;
+use crate::seal::{Domain, Index, Place};
+use crate::sql;
+
+/// Most deliveries moved in one commit.
+const STEP_DELIVERIES_MAX: i64 = 250;
+/// Most positions looked at for them, whosever they are, so that nobody waits long for the writer.
+const STEP_POSITIONS_MAX: i64 = 10_000;
+
+impl Writer {
+    /// One step: moves what stands next after a position, and says where to go on.
+    pub(super) fn rehome(&mut self, step: &MoveStep) -> Result<Moved, MoveError> {
+        if let Some(error) = unavailable(&self.condition) {
+            return Err(error.into());
+        }
+        let (from, to) = self.ends(step)?;
+        let moved = begin(&self.connection).and_then(|()| {
+            let moved = self.rehome_open(step, from, to);
+            roll_back(&self.connection)?;
+            moved
+        });
+        moved.map_err(|error| {
+            self.failed(&error);
+            StoreError::from(error).into()
+        })
+    }
+
+    fn ends(&self, step: &MoveStep) -> Result<(i64, i64), MoveError> {
+        let queue = |name: &str| {
+            self.memory.queue(name).ok_or_else(|| MoveError::from(StoreError::NoQueue(name.to_owned())))
+        };
+        let (from, to) = (queue(&step.from)?, queue(&step.to)?);
+        match to.setup.kind {
+            QueueKind::Builtin | QueueKind::Removed => Err(MoveError::NotServed(step.to.clone())),
+            _ if from.id == to.id => Err(MoveError::Same(step.to.clone())),
+            QueueKind::Adapter | QueueKind::ExternalAdapter | QueueKind::Inbox => Ok((from.id, to.id)),
+        }
+    }
+
+    /// Leaves the transaction open when there is nothing to write, or on an error.
+    fn rehome_open(&mut self, step: &MoveStep, from: i64, to: i64) -> Result<Moved, CommitError> {
+        let last = (step.after + STEP_POSITIONS_MAX).min(self.memory.next_pos);
+        let range = params![from, step.after, last, STEP_DELIVERIES_MAX];
+        let found = rows(&self.connection, sql::DELIVERIES_TO_MOVE, range, Row::load)?;
+        let full = i64::try_from(found.len()).is_ok_and(|found| found == STEP_DELIVERIES_MAX);
+        let through = found.last().filter(|_| full).map_or(last, |row| row.pos);
+        let mut stuck: HashMap<Index, bool> = HashMap::new();
+        let mut going = Vec::with_capacity(found.len());
+        for row in found {
+            if let Some(lane) = row.lane {
+                let stays = match stuck.get(&lane) {
+                    Some(stays) => *stays,
+                    None => self.stuck(from, &lane, through)?,
+                };
+                stuck.insert(lane, stays);
+                if stays {
+                    continue;
+                }
+            }
+            let lane = self.lane_at(to, &row)?;
+            going.push((row, lane));
+        }
+        let now = self.now();
+        let mut turn =
+            Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
+        let mut moved =
+            Moved { next: (through < self.memory.next_pos).then_some(through), ..Moved::default() };
+        turn.rehome(&step.operator, to, going, &step.reason, &mut moved)?;
+        let committed = conclude(&self.connection, turn)?;
+        self.install(committed, 1);
+        Ok(moved)
+    }
+
+    /// Whether a delivery that must stay stands in a lane. It may stand behind the ones looked at: to move those would be in
+    /// order, but its lane is soon asked for again anyway.
+    fn stuck(&self, queue: i64, lane: &Index, through: i64) -> Result<bool, CommitError> {
+        let found = rows(&self.connection, sql::LANE_STUCK, params![queue, lane, through], |mut cells| {
+            cells.take::<i64>()
+        })?;
+        Ok(!found.is_empty())
+    }
+
+    /// The lane that the delivery has at its new destination, by that one's order.
+    fn lane_at(&self, to: i64, row: &Row) -> Result<Option<Index>, CommitError> {
+        let Some(queue) = self.memory.queues.get(&to) else { return Ok(None) };
+        let name = queue.setup.name.as_bytes();
+        // It has lost its place in a lane once, by a replay, and goes beside the others here too.
+        if row.delivery.replayed && row.lane.is_none() {
+            return Ok(None);
+        }
+        Ok(match queue.setup.policy.order {
+            Order::None => None,
+            Order::Strict => Some(self.vault.index(Domain::Lane, &[name])),
+            Order::Key => self
+                .partition_key(row.message_seq)?
+                .map(|key| self.vault.index(Domain::Lane, &[name, key.as_bytes()])),
+        })
+    }
+
+    /// The ordering key of a message. It stands in the sealed attributes only; a purged message has none any more.
+    fn partition_key(&self, seq: i64) -> Result<Option<String>, CommitError> {
+        let place = Place { table: "message", column: "attributes", row: seq };
+        let read = rows(&self.connection, sql::MESSAGE_ATTRIBUTES, params![seq], |mut cells| {
+            let sealed: Vec<u8> = cells.take()?;
+            let attributes: serde_json::Value =
+                serde_json::from_slice(self.vault.open(&sealed, place)?).map_err(|_| place.corrupt())?;
+            Ok(attributes["partitionkey"].as_str().map(str::to_owned))
+        })?;
+        Ok(read.into_iter().next().flatten())
+    }
+}
+
+impl Turn<'_> {
+    fn rehome(
+        &mut self,
+        operator: &Actor,
+        to: i64,
+        going: Vec<(Row, Option<Index>)>,
+        reason: &str,
+        moved: &mut Moved,
+    ) -> Result<(), StoreError> {
+        let mut widths: HashMap<Index, u32> = HashMap::new();
+        for (row, lane) in going {
+            // What no partner can have is all that was read.
+            let Ok(change) = self.at_moment(to, |moment| row.delivery.apply(Event::Move, moment))? else {
+                continue;
+            };
+            let extra = Extra { reason: Some(reason), ..Extra::default() };
+            match change.record {
+                Some((Record::Moved, _)) => {
+                    if change.delivery.state.is_terminal() {
+                        moved.dead += 1;
+                    } else {
+                        moved.waiting += 1;
+                    }
+                    if let Some(lane) = lane {
+                        *widths.entry(lane).or_default() += 1;
+                    }
+                    self.rehome_one(row, &change, to, lane, operator, &extra)?;
+                }
+                _ => {
+                    moved.expired += 1;
+                    let gateway = self.gateway.clone();
+                    self.change(row, &change, &gateway, &extra)?;
+                }
+            }
+        }
+        // Those that come stand before some that were ready: their lanes are looked through that much further.
+        let widest = widths.into_values().max().unwrap_or(0);
+        self.width_before = WINDOW_MAX.min(self.queue(to)?.setup.policy.window.max(1)) + widest;
+        Ok(())
+    }
+
+    fn rehome_one(
+        &mut self,
+        was: Row,
+        change: &Change,
+        to: i64,
+        lane: Option<Index>,
+        operator: &Actor,
+        extra: &Extra<'_>,
+    ) -> Result<(), StoreError> {
+        let from = self.queue(was.queue)?.setup.name.clone();
+        let mut row = Row { delivery: change.delivery, queue: to, lane, ..was.clone() };
+        if let Some((record, reason)) = change.record {
+            let index = self.moved_leaf(&row, record, reason, &from, operator)?;
+            row.add_leaf(index);
+            self.detail(index, &row, extra);
+        }
+        self.queue_mut(was.queue)?.counts.remove(&was);
+        self.queue_mut(to)?.counts.add(&row);
+        for (queue, lane) in [(was.queue, was.lane), (to, lane)] {
+            self.lanes.extend(lane.map(|lane| (queue, lane)));
+        }
+        self.touch(was, row);
+        Ok(())
+    }
+}
