@@ -79,16 +79,14 @@ impl QueueControl {
         if self.paused_since.is_some() {
             return Allowance::Nothing { until: None };
         }
-        if let Some(trip) = &self.trip {
-            return match trip.probe {
-                Some(_) => Allowance::Nothing { until: None },
-                None if trip.probe_due > now => Allowance::Nothing { until: Some(trip.probe_due) },
-                None => Allowance::Probe,
-            };
-        }
-        match policy.max_in_flight.saturating_sub(in_flight) {
-            0 => Allowance::Nothing { until: None },
-            free => Allowance::UpTo(free),
+        let free = policy.max_in_flight.saturating_sub(in_flight);
+        match &self.trip {
+            Some(Trip { probe: Some(_), .. }) => Allowance::Nothing { until: None },
+            Some(trip) if trip.probe_due > now => Allowance::Nothing { until: Some(trip.probe_due) },
+            // Those that were under way when the breaker opened take their places still.
+            _ if free == 0 => Allowance::Nothing { until: None },
+            Some(_) => Allowance::Probe,
+            None => Allowance::UpTo(free),
         }
     }
 
@@ -179,6 +177,7 @@ mod tests {
         assert_eq!(control.trip.unwrap().failures, 1);
         assert_eq!(control.allowance(at(0), 0, &POLICY()), Allowance::Nothing { until: Some(at(1)) });
         assert_eq!(control.allowance(at(1), 0, &POLICY()), Allowance::Probe);
+        assert_eq!(control.allowance(at(1), 256, &POLICY()), Allowance::Nothing { until: None });
         control.trip.as_mut().unwrap().probe = Some(delivery(3));
         assert_eq!(control.allowance(at(1), 1, &POLICY()), Allowance::Nothing { until: None });
         control.trouble(Some(delivery(3)), TripReason::Unreachable, None, at(2), &POLICY(), 0.5);
