@@ -9,12 +9,12 @@ use gatepost_core::queue::{QueueControl, Trip, TripReason};
 use rusqlite::{Connection, params};
 
 use super::candidates::WINDOW_MAX;
-use super::commit::CommitError;
-use super::group::conclude;
+use super::commit::{CommitError, begin, commit, roll_back};
+use super::group::Outcome;
 use super::keys::Keys;
 use super::memory::{Counts, Memory, Queue};
 use super::turn::Turn;
-use super::{Condition, Writer};
+use super::{Condition, Writer, unavailable};
 use crate::database::{self, Cells, rows};
 use crate::ops::{QueueKind, QueueSetup, Session, StoreError, UNROUTED};
 use crate::row::Row;
@@ -128,39 +128,62 @@ fn kind_of(name: &str) -> Option<QueueKind> {
 }
 
 impl Writer {
-    /// Puts the configuration's queues in force. A queue that has left it keeps its deliveries and serves nobody.
+    /// Puts the configuration's queues in force, all of them or none. A queue that has left it keeps its deliveries and serves
+    /// nobody.
     pub(crate) fn configure(&mut self, mut setups: Vec<QueueSetup>) -> Result<(), StoreError> {
+        if let Some(error) = unavailable(&self.condition) {
+            return Err(error);
+        }
         setups.push(QueueSetup {
             name: UNROUTED.to_owned(),
             kind: QueueKind::Builtin,
             policy: Default::default(),
         });
-        let windows = self.windows();
-        let to_end = self.leases_to_end();
-        for setup in setups.clone() {
-            self.put_queue(setup)?;
+        let mut configured = self.try_configure(&setups);
+        if configured == Err(CommitError::Full) {
+            self.failed(&CommitError::Full);
+            // The reserve is free now.
+            configured = self.try_configure(&setups);
         }
-        self.end_leases(&to_end, &windows)?;
-        let kept: Vec<&str> = setups.iter().map(|setup| setup.name.as_str()).collect();
-        let removed: Vec<Queue> = self
-            .memory
-            .queues
-            .values()
-            .filter(|queue| !kept.contains(&queue.setup.name.as_str()))
-            .cloned()
-            .collect();
-        for mut queue in removed {
-            queue.setup.kind = QueueKind::Removed;
-            self.put_queue(queue.setup)?;
+        if let Err(error) = configured {
+            self.failed(&error);
+            return Err(error.into());
         }
         self.publish_queues();
-        for name in kept {
-            self.hints.queue_changed(name);
+        for setup in &setups {
+            self.hints.queue_changed(&setup.name);
         }
         Ok(())
     }
 
-    fn put_queue(&mut self, setup: QueueSetup) -> Result<(), StoreError> {
+    /// One transaction. Memory has the new queues while it is decided, and the old ones again if it fails.
+    fn try_configure(&mut self, setups: &[QueueSetup]) -> Result<(), CommitError> {
+        let before = (self.memory.queues.clone(), self.memory.by_name.clone(), self.own_leases_ended);
+        begin(&self.connection)?;
+        let configured = self.configure_open(setups);
+        if configured.is_err() {
+            (self.memory.queues, self.memory.by_name, self.own_leases_ended) = before;
+        }
+        roll_back(&self.connection)?;
+        configured
+    }
+
+    fn configure_open(&mut self, setups: &[QueueSetup]) -> Result<(), CommitError> {
+        let windows = self.windows();
+        let to_end = self.leases_to_end();
+        for setup in setups {
+            self.put_queue(setup.clone())?;
+        }
+        let left = |queue: &&Queue| setups.iter().all(|setup| setup.name != queue.setup.name);
+        let removed: Vec<QueueSetup> =
+            self.memory.queues.values().filter(left).map(|queue| queue.setup.clone()).collect();
+        for setup in removed {
+            self.put_queue(QueueSetup { kind: QueueKind::Removed, ..setup })?;
+        }
+        self.end_leases(&to_end, &windows)
+    }
+
+    fn put_queue(&mut self, setup: QueueSetup) -> Result<(), CommitError> {
         match self.memory.by_name.get(&setup.name).copied() {
             Some(id) => {
                 self.execute(sql::QUEUE_KIND, params![id, setup.kind.as_str()])?;
@@ -198,12 +221,16 @@ impl Writer {
             return Vec::new();
         }
         let queues = self.memory.queues.values();
-        queues.filter(|queue| queue.leases_end_with_gateway()).map(|queue| queue.id).collect()
+        let mut to_end: Vec<i64> =
+            queues.filter(|queue| queue.leases_end_with_gateway()).map(|queue| queue.id).collect();
+        to_end.sort_unstable();
+        to_end
     }
 
     /// Ends leases that did not outlive the gateway; they cost nothing. Only once the queues have their policies: it is the policy
-    /// that says whether what had begun is held for a person. Lanes whose window has become narrower are brought in line.
-    fn end_leases(&mut self, queues: &[i64], windows: &HashMap<i64, u32>) -> Result<(), StoreError> {
+    /// that says whether what had begun is held for a person. Lanes whose window has become narrower are brought in line. This
+    /// commits what is open.
+    fn end_leases(&mut self, queues: &[i64], windows: &HashMap<i64, u32>) -> Result<(), CommitError> {
         let now = self.clock.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
@@ -220,8 +247,9 @@ impl Writer {
         for queue in queues {
             turn.end_leases(*queue, Event::SessionEnded)?;
         }
-        let committed = conclude(&self.connection, turn)?;
-        self.install(committed, 0);
+        commit(&self.connection, &turn)?;
+        let committed = Outcome::of(turn);
+        self.install(Some(committed), 0);
         Ok(())
     }
 
@@ -252,6 +280,9 @@ impl Writer {
                 self.condition = Condition::Working;
                 self.health.set_obstacle(None);
                 self.publish_queues();
+                // A commit that was said to have failed may be on the disk all the same, with leaves that are to be signed.
+                self.health.set_audit_size(self.memory.leaf_count);
+                self.leaves_added.notify_one();
             }
             Err(text) => {
                 tracing::error!(error = %text, "the database is still unusable; the store stays read-only");
@@ -265,15 +296,24 @@ impl Writer {
         let connection = database::connect(&self.database).map_err(|error| error.to_string())?;
         database::quick_check(&connection)?;
         let mut memory = load_memory(&connection, self.keys_in_memory).map_err(|error| error.to_string())?;
-        let setups: HashMap<i64, QueueSetup> =
+        let in_force: HashMap<i64, QueueSetup> =
             self.memory.queues.values().map(|queue| (queue.id, queue.setup.clone())).collect();
-        for (id, setup) in setups {
-            if let Some(queue) = memory.queues.get_mut(&id) {
-                queue.setup = setup;
+        let mut other = false;
+        for queue in memory.queues.values_mut() {
+            let kind = in_force.get(&queue.id).map(|setup| setup.kind);
+            other |= kind.unwrap_or(QueueKind::Removed) != queue.setup.kind;
+            if let Some(setup) = in_force.get(&queue.id) {
+                queue.setup = setup.clone();
             }
         }
         self.connection = connection;
         self.memory = memory;
+        if other && self.own_leases_ended {
+            // A configuration whose commit was said to have failed is in the tables all the same; it is not in force.
+            let listed = in_force.into_values().filter(|setup| setup.kind != QueueKind::Removed);
+            let listed: Vec<QueueSetup> = listed.collect();
+            self.try_configure(&listed).map_err(|error| StoreError::from(error).to_string())?;
+        }
         Ok(())
     }
 }
