@@ -9,7 +9,7 @@ use gatepost_core::DeliveryId;
 use sqlx::SqlitePool;
 
 use crate::audit_log::{Published, Signed, read_leaves};
-use crate::clock::Clock;
+use crate::clock::{Clock, Source};
 use crate::data_dir::DataDir;
 use crate::ops::StoreError;
 use crate::reader::{Reader, Receipt};
@@ -75,7 +75,7 @@ impl Archive {
         let published = Arc::new(Published::default());
         // Nothing sealed is read here, so no key is needed.
         let vault = Vault::new(&[0; 32]);
-        let clock = Clock::start(gatepost_core::Timestamp::default());
+        let clock = Clock::start(Source::Machine, gatepost_core::Timestamp::default());
         let health = Arc::new(Health::default());
         let reader = Reader::new(pool.clone(), vault, dir.clone(), Arc::clone(&published), health, clock);
         let archive = Self { dir, pool, reader, key, signed };

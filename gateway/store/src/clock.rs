@@ -8,21 +8,61 @@ use nix::time::{ClockId, clock_gettime};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
+    source: Source,
     base_micros: i64,
     boot_micros_at_base: i64,
 }
 
+/// Where the two clocks are read that store time is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source {
+    Machine,
+    #[cfg(test)]
+    Simulated(&'static Simulated),
+}
+
+/// A machine's clocks as a simulation sets them, microseconds.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(crate) struct Simulated {
+    pub(crate) wall: std::sync::atomic::AtomicI64,
+    pub(crate) boot: std::sync::atomic::AtomicI64,
+}
+
 impl Clock {
-    pub(crate) fn start(newest_stored: Timestamp) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_micros());
-        let wall = i64::try_from(wall).unwrap_or(i64::MAX);
-        Self { base_micros: wall.max(newest_stored.as_micros()), boot_micros_at_base: boot_micros() }
+    pub(crate) fn start(source: Source, newest_stored: Timestamp) -> Self {
+        let base_micros = source.wall_micros().max(newest_stored.as_micros());
+        Self { source, base_micros, boot_micros_at_base: source.boot_micros() }
     }
 
     pub(crate) fn now(&self) -> Timestamp {
-        Timestamp::from_micros(self.base_micros + (boot_micros() - self.boot_micros_at_base))
+        let since_base = self.source.boot_micros() - self.boot_micros_at_base;
+        Timestamp::from_micros(self.base_micros + since_base)
     }
+}
+
+impl Source {
+    fn wall_micros(self) -> i64 {
+        match self {
+            Self::Machine => wall_micros(),
+            #[cfg(test)]
+            Self::Simulated(clocks) => clocks.wall.load(std::sync::atomic::Ordering::Relaxed),
+        }
+    }
+
+    fn boot_micros(self) -> i64 {
+        match self {
+            Self::Machine => boot_micros(),
+            #[cfg(test)]
+            Self::Simulated(clocks) => clocks.boot.load(std::sync::atomic::Ordering::Relaxed),
+        }
+    }
+}
+
+fn wall_micros() -> i64 {
+    #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_micros());
+    i64::try_from(wall).unwrap_or(i64::MAX)
 }
 
 /// Counts on while the machine sleeps, unlike the monotonic clock: a lease must not outlive a night's suspend.

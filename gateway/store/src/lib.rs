@@ -13,6 +13,8 @@ mod audit_log;
 mod clock;
 mod data_dir;
 mod database;
+#[cfg(test)]
+mod dice;
 mod hints;
 mod open;
 pub mod ops;

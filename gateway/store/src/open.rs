@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::audit_log::{AuditLog, LogFault};
-use crate::clock::Clock;
+use crate::clock::{Clock, Source};
 use crate::data_dir::{DataDir, DataDirError, Keys};
 use crate::database;
 use crate::hints::Hints;
@@ -24,7 +24,7 @@ use crate::reader::Reader;
 use crate::seal::Vault;
 use crate::sql;
 use crate::store::Store;
-use crate::writer::{Condition, Health, OPS_WAITING_MAX, Writer, WriterThread};
+use crate::writer::{Condition, Health, Memory, OPS_WAITING_MAX, Writer, WriterThread};
 
 /// The first SQLite without the WAL-reset corruption bug, as `sqlite3_libversion_number` says it.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
@@ -128,11 +128,8 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         tracing::warn!(%error, "no reserve could be set aside for a full disk");
     }
     let fail = |text: String| OpenError::Database { path: database.clone(), text };
-    let connection = database::connect(&database).map_err(|error| fail(error.to_string()))?;
-    read_back(&connection)?;
-    migrate(&connection, &database)?;
-    let (clock, instance_epoch) = start_clock(&connection)?;
-    let memory = crate::writer::load_memory(&connection, options.keys_in_memory)?;
+    let Opened { connection, clock, instance_epoch, memory } =
+        open_database(&database, Source::Machine, options.keys_in_memory)?;
     let pool = readers(&database).await.map_err(|error| fail(error.to_string()))?;
 
     let health = Arc::new(Health::default());
@@ -190,6 +187,32 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     };
     note_start(&store, &options, first, adopted).await?;
     Ok((store, task))
+}
+
+/// The database as the writer takes it over.
+pub(crate) struct Opened {
+    pub(crate) connection: Connection,
+    pub(crate) clock: Clock,
+    pub(crate) instance_epoch: u32,
+    pub(crate) memory: Memory,
+}
+
+/// Opens the database, brings it up to date, counts this start and reads what the writer keeps in memory.
+pub(crate) fn open_database(
+    database: &Path,
+    time: Source,
+    keys_in_memory: usize,
+) -> Result<Opened, OpenError> {
+    let fail = |error: rusqlite::Error| OpenError::Database {
+        path: database.to_path_buf(),
+        text: error.to_string(),
+    };
+    let connection = database::connect(database).map_err(fail)?;
+    read_back(&connection)?;
+    migrate(&connection, database)?;
+    let (clock, instance_epoch) = start_clock(&connection, time)?;
+    let memory = crate::writer::load_memory(&connection, keys_in_memory)?;
+    Ok(Opened { connection, clock, instance_epoch, memory })
 }
 
 async fn note_start(store: &Store, options: &Options, first: bool, adopted: bool) -> Result<(), StoreError> {
@@ -297,14 +320,14 @@ fn migrate(connection: &Connection, database: &Path) -> Result<(), OpenError> {
 }
 
 /// Counts this start and begins store time behind everything written before.
-fn start_clock(connection: &Connection) -> Result<(Clock, u32), StoreError> {
+fn start_clock(connection: &Connection, time: Source) -> Result<(Clock, u32), StoreError> {
     let load = || {
         database::rows(connection, sql::STORE_LOAD, [], |mut cells| {
             Ok((cells.take::<i64>()?, cells.take::<i64>()?))
         })
     };
     let newest = load()?.pop().map_or(0, |(clock, _)| clock);
-    let clock = Clock::start(gatepost_core::Timestamp::from_micros(newest));
+    let clock = Clock::start(time, gatepost_core::Timestamp::from_micros(newest));
     let started = connection
         .prepare_cached(sql::STORE_START)
         .and_then(|mut start| start.execute(rusqlite::params![clock.now().as_micros()]));

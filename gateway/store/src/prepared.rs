@@ -8,6 +8,9 @@ use gatepost_core::{MessageId, Timestamp};
 use crate::random::uuid_at;
 use crate::seal::{Domain, Index, Vault, commitment};
 
+/// Randomness of one message: its salt and the random part of its id.
+pub(crate) const RANDOM_BYTES: usize = 42;
+
 /// A message ready to be written if it turns out to be new.
 pub(crate) struct Prepared {
     pub(crate) id: MessageId,
@@ -37,15 +40,26 @@ impl Prepared {
         message: &mut NewMessage,
         now: Timestamp,
     ) -> Result<Self, getrandom::Error> {
-        let mut random = [0; 42];
+        let mut random = [0; RANDOM_BYTES];
         getrandom::fill(&mut random)?;
+        Ok(Self::with(vault, sender, message, now, &random))
+    }
+
+    /// As [`Prepared::new`], with the randomness that its salt and its id are made of.
+    pub(crate) fn with(
+        vault: &Vault,
+        sender: &Actor,
+        message: &mut NewMessage,
+        now: Timestamp,
+        random: &[u8; RANDOM_BYTES],
+    ) -> Self {
         let (mut salt, mut unique) = ([0; 32], [0; 10]);
         salt.copy_from_slice(&random[..32]);
         unique.copy_from_slice(&random[32..]);
         let (key, fingerprint) = identity(vault, sender, message);
         let index =
             |domain, text: &Option<String>| text.as_ref().map(|text| vault.index(domain, &[text.as_bytes()]));
-        Ok(Self {
+        Self {
             id: MessageId(uuid_at(now.as_micros(), &unique)),
             key,
             fingerprint,
@@ -57,7 +71,7 @@ impl Prepared {
             attributes: vault.seal(&std::mem::take(&mut message.attributes)),
             size: message.data.len() as u64,
             data: vault.seal(&std::mem::take(&mut message.data)),
-        })
+        }
     }
 }
 

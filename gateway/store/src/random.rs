@@ -6,19 +6,32 @@ use uuid::Uuid;
 const BLOCK_BYTES: usize = 4096;
 
 pub(crate) struct Random {
+    source: Source,
     block: [u8; BLOCK_BYTES],
     used: usize,
 }
 
+enum Source {
+    System,
+    /// What is drawn follows from the number alone.
+    #[cfg(test)]
+    Seeded(u64),
+}
+
 impl Random {
     pub(crate) fn new() -> Self {
-        Self { block: [0; BLOCK_BYTES], used: BLOCK_BYTES }
+        Self { source: Source::System, block: [0; BLOCK_BYTES], used: BLOCK_BYTES }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn seeded(seed: u64) -> Self {
+        Self { source: Source::Seeded(seed), ..Self::new() }
     }
 
     pub(crate) fn bytes<const N: usize>(&mut self) -> Result<[u8; N], getrandom::Error> {
         const { assert!(N <= BLOCK_BYTES) }
         if self.used + N > BLOCK_BYTES {
-            getrandom::fill(&mut self.block)?;
+            self.source.fill(&mut self.block)?;
             self.used = 0;
         }
         let mut bytes = [0; N];
@@ -41,6 +54,22 @@ impl Random {
     /// Uniform in [0, 1).
     pub(crate) fn jitter(&mut self) -> Result<f64, getrandom::Error> {
         Ok(f64::from(u32::from_be_bytes(self.bytes()?)) / 4_294_967_296.0)
+    }
+}
+
+impl Source {
+    fn fill(&mut self, block: &mut [u8]) -> Result<(), getrandom::Error> {
+        match self {
+            Self::System => getrandom::fill(block),
+            #[cfg(test)]
+            Self::Seeded(state) => {
+                for chunk in block.chunks_mut(8) {
+                    let drawn = crate::dice::next(state).to_be_bytes();
+                    chunk.copy_from_slice(&drawn[..chunk.len()]);
+                }
+                Ok(())
+            }
+        }
     }
 }
 

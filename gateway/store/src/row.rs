@@ -12,7 +12,7 @@ use crate::database::Cells;
 use crate::ops::StoreError;
 use crate::seal::{Index, Place};
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Row {
     pub(crate) pos: i64,
     pub(crate) id: DeliveryId,

@@ -53,6 +53,8 @@ statements! {
         idle_before, idle_since, session, waiting, leased, sending, sent, in_doubt, held, dead, suspects, held_lanes, bytes \
         FROM queue ORDER BY id";
     DELIVERY_BY_ID = deliveries_where!("delivery_by_id", "d.id = ?1");
+    #[cfg(test)]
+    DELIVERIES_ALL = deliveries_where!("deliveries_all", "true ORDER BY d.pos");
     DELIVERIES_LEASED = deliveries_where!("deliveries_leased", "d.token IS NOT NULL");
     DELIVERIES_READY = deliveries_where!("deliveries_ready",
         "d.queue = ?1 AND d.ready IS NOT NULL AND d.ready <= ?2 ORDER BY d.ready, d.pos LIMIT ?3");

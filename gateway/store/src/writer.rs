@@ -19,6 +19,8 @@ mod purge;
 mod refuse;
 mod rehome;
 mod settle;
+#[cfg(test)]
+mod sim;
 mod turn;
 
 use std::path::PathBuf;
@@ -35,7 +37,7 @@ pub(crate) use accept::form_of;
 pub(crate) use commit::CommitError;
 pub use health::Health;
 pub(crate) use load::load_memory;
-use memory::Memory;
+pub(crate) use memory::Memory;
 pub(crate) use turn::DetailBody;
 
 use crate::clock::Clock;
@@ -204,6 +206,10 @@ impl Writer {
     }
 
     fn chore(&mut self, chore: Chore) {
+        if matches!(self.condition, Condition::Broken(_)) {
+            // The next bundle's word covers this one's leaves too.
+            return;
+        }
         match chore {
             Chore::LeavesFiled { below } => {
                 let below = i64::try_from(below).unwrap_or(i64::MAX);
@@ -217,6 +223,8 @@ impl Writer {
     /// Takes note of a failure; what was asked for has been answered with it.
     fn failed(&mut self, error: &CommitError) {
         match error {
+            // Only a database that has been opened anew is sound again: memory may be behind it.
+            CommitError::Full if matches!(self.condition, Condition::Broken(_)) => {}
             CommitError::Full => {
                 if self.condition != Condition::Full {
                     tracing::error!("the disk is full: accepting stops, settling goes on from the reserve");

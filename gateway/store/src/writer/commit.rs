@@ -68,13 +68,25 @@ pub(crate) fn commit(connection: &Connection, turn: &Turn<'_>) -> Result<(), Com
     }
     let written = write(connection, turn);
     gatepost_faults::point("store.before_commit");
-    let ended = written.and_then(|()| Ok(connection.prepare_cached(sql::COMMIT)?.execute([]).map(drop)?));
+    let ended = written.and_then(|()| at_commit(|| finish(connection)));
     if ended.is_err() {
         roll_back(connection)?;
     }
     gatepost_faults::point("store.after_commit");
     ended
 }
+
+fn finish(connection: &Connection) -> Result<(), CommitError> {
+    Ok(connection.prepare_cached(sql::COMMIT)?.execute([]).map(drop)?)
+}
+
+/// Where the simulation lets a commit fail, or the process end, before or after it.
+#[cfg(not(test))]
+pub(super) fn at_commit<T>(commit: impl FnOnce() -> Result<T, CommitError>) -> Result<T, CommitError> {
+    commit()
+}
+#[cfg(test)]
+pub(super) use super::sim::at_commit;
 
 /// Ends a transaction without a trace, if it is still open.
 pub(crate) fn roll_back(connection: &Connection) -> Result<(), CommitError> {

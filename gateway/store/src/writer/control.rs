@@ -64,8 +64,11 @@ impl Turn<'_> {
     /// Ends leases whose deadline has passed.
     pub(crate) fn sweep_leases(&mut self, most: usize) -> Result<(), StoreError> {
         let over = |row: &Row, now| row.delivery.lease().is_some_and(|lease| lease.until <= now);
-        let ids: Vec<DeliveryId> =
-            self.memory.hot.values().filter(|row| over(row, self.now)).take(most).map(|row| row.id).collect();
+        let mut due: Vec<&Row> =
+            self.memory.hot.values().filter(|row| over(row, self.now)).take(most).collect();
+        // From the head of each lane on, and so that a run can be repeated exactly.
+        due.sort_unstable_by_key(|row| row.pos);
+        let ids: Vec<DeliveryId> = due.into_iter().map(|row| row.id).collect();
         let gateway = self.gateway.clone();
         for id in ids {
             // As this turn has left it: the one in front of it may have taken it back already.

@@ -9,7 +9,7 @@ use gatepost_core::queue::{QueueControl, Trip, TripReason};
 use rusqlite::{Connection, params};
 
 use super::candidates::WINDOW_MAX;
-use super::commit::{CommitError, begin, commit, roll_back};
+use super::commit::{CommitError, at_commit, begin, commit, roll_back};
 use super::group::Outcome;
 use super::keys::Keys;
 use super::memory::{Counts, Memory, Queue};
@@ -259,7 +259,9 @@ impl Writer {
         statement: &'static str,
         params: impl rusqlite::Params,
     ) -> Result<usize, CommitError> {
-        Ok(self.connection.prepare_cached(statement)?.execute(params)?)
+        let execute = || Ok(self.connection.prepare_cached(statement)?.execute(params)?);
+        // Within a transaction it is that one's commit which counts.
+        if self.connection.is_autocommit() { at_commit(execute) } else { execute() }
     }
 
     /// What an adapter's new session starts from.

@@ -39,11 +39,11 @@ struct Progress {
 
 impl Writer {
     pub(crate) fn purge_some(&mut self) {
-        if self.condition != Condition::Working {
-            return;
-        }
-        for step in [self.purge_payloads(), self.purge_keys()] {
-            if let Err(error) = step {
+        for step in [Self::purge_payloads, Self::purge_keys] {
+            if self.condition != Condition::Working {
+                return;
+            }
+            if let Err(error) = step(self) {
                 self.failed(&error);
             }
         }

@@ -160,7 +160,7 @@ impl<'a> Turn<'a> {
         if row.lane.is_none() || self.queue(row.queue)?.counts.leased == 0 {
             return Ok(());
         }
-        let behind: Vec<Row> = self
+        let mut behind: Vec<Row> = self
             .memory
             .hot
             .keys()
@@ -169,6 +169,7 @@ impl<'a> Turn<'a> {
             .filter(|other| matches!(other.delivery.state, State::Leased { .. }))
             .cloned()
             .collect();
+        behind.sort_unstable_by_key(|row| row.pos);
         let gateway = self.gateway.clone();
         for other in behind {
             let (queue, id) = (other.queue, other.id);

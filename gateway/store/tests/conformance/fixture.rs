@@ -415,25 +415,3 @@ pub(crate) const RETRY_LATER: Outcome =
     Outcome::Retry { after: Some(Duration::from_secs(3600)), scope: RetryScope::Message };
 pub(crate) const TROUBLE: Outcome = Outcome::Retry { after: None, scope: RetryScope::Destination };
 pub(crate) const SENT: Outcome = Outcome::Sent { within: Duration::from_secs(3600) };
-
-/// Numbers that a seed determines: SplitMix64.
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    pub(crate) fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.roll() % bound
-    }
-
-    /// True in `percent` of a hundred cases.
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}

@@ -4,6 +4,8 @@
 //! of `RULES.md` is named after its number.
 
 mod check;
+#[path = "../../src/dice.rs"]
+mod dice;
 mod fixture;
 mod run;
 

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use gatepost_core::{DeliveryId, OnDead, OnDoubt, QueuePolicy};
 
 use crate::check::{Step, assert_log, assert_sound, by_delivery, entries};
-use crate::fixture::{DELIVERED, Dice, Fixture, RETRY, doubting, item, keyed, message, queue, text};
+use crate::dice::Dice;
+use crate::fixture::{DELIVERED, Fixture, RETRY, doubting, item, keyed, message, queue, text};
 use crate::run::Run;
 
 /// After a run the order of each lane was kept, every count is right, the log verifies and says what happened.

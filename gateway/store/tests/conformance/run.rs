@@ -7,7 +7,8 @@ use gatepost_core::{DeliveryId, OnDead, OnDoubt, Outcome, QueuePolicy, Resolutio
 use gatepost_store::{DeliveryFilter, DeliveryRow, Leased, Pause, SessionEnd, Verb};
 
 use crate::check::assert_sound;
-use crate::fixture::{BEGIN, DELIVERED, Dice, Fixture, RETRY, TROUBLE, item, message, operator, queue, text};
+use crate::dice::Dice;
+use crate::fixture::{BEGIN, DELIVERED, Fixture, RETRY, TROUBLE, item, message, operator, queue, text};
 
 /// Longest that one run may take.
 const RUN_MAX: Duration = Duration::from_secs(50);
