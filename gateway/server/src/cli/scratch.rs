@@ -191,6 +191,11 @@ pub(super) struct Gateway {
 
 impl Gateway {
     pub(super) async fn start(site: &Site, ends: Ends) -> Result<Self, Failure> {
+        Self::start_within(site, ends, READY_DEADLINE).await
+    }
+
+    /// For a store that is larger than most.
+    pub(super) async fn start_within(site: &Site, ends: Ends, deadline: Duration) -> Result<Self, Failure> {
         let program = this_program()?;
         let doing = || format!("cannot write {}", site.log.display());
         let log = File::options().create(true).append(true).open(&site.log).map_err(Failure::io(doing()))?;
@@ -212,7 +217,7 @@ impl Gateway {
             .map_err(Failure::io(format!("cannot start {}", program.display())))?;
         let pid = child.id().unwrap_or_default();
         let mut gateway = Self { child, site: site.clone(), pid, ready_after: Duration::ZERO };
-        match timeout(READY_DEADLINE, gateway.until_ready()).await {
+        match timeout(deadline, gateway.until_ready()).await {
             Ok(ready) => ready?,
             Err(_) => return Err(gateway.failed("was not ready in time")),
         }

@@ -28,6 +28,8 @@ const LEASE_MAX: u32 = 500;
 const LEASES_OPEN: u32 = 2;
 const SETTLES_OPEN: u32 = 2;
 const LEASE_WAIT_MS: u32 = 10_000;
+/// The gateway closes connections that are idle for longer; a fresh one is taken sooner.
+const IDLE_MAX: Duration = Duration::from_secs(5);
 /// A message to whoever counts: settled deliveries, and the time since the settle before, µs.
 pub(super) const TALLY_BYTES: usize = 16;
 
@@ -149,6 +151,7 @@ impl Flow {
 
     async fn settle(&self, socket: &Path) -> io::Result<()> {
         let mut wire = Wire::connect(socket).await?;
+        let mut used = Instant::now();
         loop {
             let items = loop {
                 match self.take() {
@@ -156,9 +159,13 @@ impl Flow {
                     None => self.more.notified().await,
                 }
             };
+            if used.elapsed() > IDLE_MAX {
+                wire = Wire::connect(socket).await?;
+            }
             let request = post_json("/v1/settle", &items.settle(Some(self.epoch)));
             let settled = settled(wire.call(&request).await?);
             self.tell(settled);
+            used = Instant::now();
         }
     }
 

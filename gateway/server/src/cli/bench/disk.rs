@@ -33,8 +33,8 @@ impl Disk {
         std::fs::remove_file(&path)
     }
 
-    pub(super) fn fdatasync_us_p50(&self) -> u32 {
-        super::spread::percentile(&self.latencies_us, 0.5)
+    pub(super) fn percentile_us(&self, share: f64) -> u32 {
+        super::spread::percentile(&self.latencies_us, share)
     }
 
     pub(super) fn append_per_s(&self) -> f64 {

@@ -5,6 +5,7 @@
 
 mod adapter;
 mod answer;
+mod backlog;
 mod counter;
 mod cpu;
 mod disk;
@@ -19,6 +20,7 @@ mod site;
 mod spread;
 mod wire;
 
+use std::path::Path;
 use std::time::Instant;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,16 +41,6 @@ pub(super) async fn bench(context: &Context, args: &Bench) -> Result<(), Failure
     let ui = &context.ui;
     let mut terminated = signal(SignalKind::terminate()).map_err(Failure::io("cannot wait for signals"))?;
     let plan = Plan::new(args);
-    // Whatever is dropped here takes its gateway and its directory along.
-    tokio::select! {
-        report = measure(ui, args, &plan) => report?.print(ui, &plan),
-        _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
-        _ = terminated.recv() => Err(Failure::Interrupted),
-    }
-}
-
-async fn measure(ui: &Ui, args: &Bench, plan: &Plan) -> Result<Report, Failure> {
-    let begun = Instant::now();
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let machine = Machine::detect(&parent);
     if cfg!(debug_assertions) {
@@ -59,12 +51,28 @@ async fn measure(ui: &Ui, args: &Bench, plan: &Plan) -> Result<Report, Failure> 
             "note: this directory is in memory (tmpfs), where fsync costs nothing; name a disk with --dir",
         );
     }
+    let measured = async {
+        match args.backlog {
+            Some(most) => backlog::measure(ui, &plan, most, &parent, machine).await?.print(ui),
+            None => measure(ui, &plan, &parent, machine).await?.print(ui, &plan),
+        }
+    };
+    // Whatever is dropped here takes its gateway and its directory along.
+    tokio::select! {
+        measured = measured => measured,
+        _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+        _ = terminated.recv() => Err(Failure::Interrupted),
+    }
+}
+
+async fn measure(ui: &Ui, plan: &Plan, parent: &Path, machine: Machine) -> Result<Report, Failure> {
+    let begun = Instant::now();
     let mut report = Report::new(machine, plan);
     let spinner = ui.spinner("");
     for run in 1..=plan.runs {
         for payload_bytes in &plan.payloads {
             let label = format!("run {run} of {}, {payload_bytes} bytes: ", plan.runs);
-            report.add(&run::run(plan, *payload_bytes, args.dir.as_deref(), &spinner, &label).await?);
+            report.add(&run::run(plan, *payload_bytes, parent, &spinner, &label).await?);
         }
     }
     spinner.finish_and_clear();

@@ -19,7 +19,7 @@ const RUNS_QUICK: u32 = 1;
 /// A phase is warmed up for this part of its length, which is not counted.
 const WARM_UP_PART: u32 = 5;
 const WARM_UP_MESSAGES_MAX: u64 = 2_000;
-const SENDERS_BATCH: u64 = 8;
+pub(super) const SENDERS_BATCH: u64 = 8;
 /// Messages of a batch, fewer if they are large.
 const BATCH: u64 = 100;
 const BATCH_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -59,9 +59,17 @@ pub(crate) struct Bench {
     /// How long the partner takes for a delivery; each is measured
     #[arg(long, value_name = "TIME", value_delimiter = ',', default_value = "0ms", value_parser = partner_delay)]
     partner_delay: Vec<Duration>,
+    /// Measure with 0, 10,000, 100,000 … N messages waiting instead: latencies, start after kill -9, memory
+    #[arg(long, value_name = "N", conflicts_with_all = ["messages", "runs", "only", "senders", "destinations", "partner_delay"], value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub(super) backlog: Option<u64>,
     /// Where to put the temporary data: the disk that is measured [default: the directory for temporary files]
     #[arg(long, value_name = "DIR")]
     pub(super) dir: Option<PathBuf>,
+}
+
+/// Messages of a batch with such payloads.
+pub(super) fn batch(payload_bytes: usize) -> u64 {
+    BATCH.min(BATCH_BYTES_MAX / payload_bytes as u64).max(1)
 }
 
 fn payload_bytes(text: &str) -> Result<usize, String> {
@@ -152,17 +160,16 @@ pub(super) struct Plan {
     pub(super) keys: u64,
     pub(super) destinations: u64,
     pub(super) partner_delays: Vec<Duration>,
+    /// Length of a measurement that has no messages to count.
+    pub(super) span: Duration,
     wanted: BTreeSet<Want>,
     until: Until,
 }
 
 impl Plan {
     pub(super) fn new(args: &Bench) -> Self {
-        let until = match (args.messages, args.quick) {
-            (Some(messages), _) => Until::Messages(messages),
-            (None, true) => Until::Elapsed(Duration::from_secs(SECONDS_QUICK)),
-            (None, false) => Until::Elapsed(Duration::from_secs(args.seconds.unwrap_or(SECONDS_DEFAULT))),
-        };
+        let seconds = if args.quick { SECONDS_QUICK } else { args.seconds.unwrap_or(SECONDS_DEFAULT) };
+        let span = Duration::from_secs(seconds);
         let only = if args.only.is_empty() { &Want::ALL[..] } else { &args.only };
         Self {
             runs: args.runs.unwrap_or(if args.quick { RUNS_QUICK } else { RUNS_DEFAULT }),
@@ -172,7 +179,8 @@ impl Plan {
             destinations: args.destinations,
             partner_delays: args.partner_delay.clone(),
             wanted: only.iter().copied().collect(),
-            until,
+            span,
+            until: args.messages.map_or(Until::Elapsed(span), Until::Messages),
         }
     }
 
@@ -182,7 +190,7 @@ impl Plan {
 
     /// The phases of a run with payloads of one size, in their order.
     pub(super) fn phases(&self, payload_bytes: usize) -> Vec<Phase> {
-        let batch = BATCH.min(BATCH_BYTES_MAX / payload_bytes as u64).max(1);
+        let batch = batch(payload_bytes);
         let one = |want, senders, batch| Phase {
             want,
             payload_bytes,

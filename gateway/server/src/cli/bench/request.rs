@@ -9,8 +9,6 @@ const DIGITS: usize = 12;
 const ZERO: &str = "000000000000";
 /// Digits of a destination's number.
 pub(super) const DESTINATION_DIGITS: usize = 3;
-/// Keeps the keys of one sender apart from its neighbours' in the same round.
-const KEYS_APART: u64 = 100;
 
 /// What the messages of a request look like.
 #[derive(Clone, Debug)]
@@ -28,6 +26,13 @@ pub(super) struct Shape {
     pub(super) series: u32,
 }
 
+impl Shape {
+    /// The senders begin as far apart among the keys as they can.
+    pub(super) fn first_key(&self, sender: u64, senders: u64) -> u64 {
+        sender * (self.keys / senders).max(1)
+    }
+}
+
 pub(super) struct Request {
     pub(super) bytes: Vec<u8>,
     ids: Digits,
@@ -36,12 +41,19 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(shape: &Shape, sender: u64) -> Self {
+    /// For the `sender`th of so many.
+    pub(super) fn new(shape: &Shape, sender: u64, senders: u64) -> Self {
         let prefix = format!("bench-{}-{sender}-", shape.series);
         let bytes = if shape.batch == 1 { single(shape, &prefix) } else { batch(shape, &prefix) };
         Self {
             ids: Digits::find(&bytes, &format!("{prefix}{ZERO}"), DIGITS, 0, u64::MAX),
-            keys: Digits::find(&bytes, &format!("key-{ZERO}"), DIGITS, sender * KEYS_APART, shape.keys),
+            keys: Digits::find(
+                &bytes,
+                &format!("key-{ZERO}"),
+                DIGITS,
+                shape.first_key(sender, senders),
+                shape.keys,
+            ),
             destinations: Digits::find(
                 &bytes,
                 &format!("{}.{}", shape.kind, &ZERO[..DESTINATION_DIGITS]),
@@ -162,7 +174,7 @@ mod tests {
     fn no_two_messages_share_an_id() {
         let mut ids = HashSet::new();
         for (sender, series) in [(0, 1), (1, 1), (0, 2)] {
-            let mut request = Request::new(&Shape { series, ..shape(100, 0) }, sender);
+            let mut request = Request::new(&Shape { series, ..shape(100, 0) }, sender, 2);
             for round in 0..3 {
                 request.renumber(round * 100);
                 let events: Vec<gatepost_api::Event> = serde_json::from_str(body(&request)).unwrap();
@@ -177,19 +189,20 @@ mod tests {
 
     #[test]
     fn single_requests_change_their_id_and_key_only() {
-        let mut request = Request::new(&shape(1, 10), 1);
+        let mut request = Request::new(&shape(1, 10), 1, 2);
         let length = request.bytes.len();
+        // The second of two senders begins half way through the keys.
         request.renumber(7);
         let text = String::from_utf8(request.bytes.clone()).unwrap();
         assert!(text.contains("ce-id: bench-4-1-000000000007\r\n"), "{text}");
-        assert!(text.contains("ce-partitionkey: key-000000000007\r\n"), "{text}");
+        assert!(text.contains("ce-partitionkey: key-000000000002\r\n"), "{text}");
         assert_eq!(request.bytes.len(), length);
         assert_eq!(body(&request).len(), 1024);
     }
 
     #[test]
     fn messages_are_spread_over_the_destinations() {
-        let mut request = Request::new(&Shape { destinations: 3, ..shape(4, 0) }, 1);
+        let mut request = Request::new(&Shape { destinations: 3, ..shape(4, 0) }, 1, 2);
         request.renumber(4);
         let events: Vec<gatepost_api::Event> = serde_json::from_str(body(&request)).unwrap();
         let kinds: Vec<&str> = events.iter().map(|event| event.kind.as_str()).collect();

@@ -68,13 +68,13 @@ pub(super) struct Run<'a> {
 pub(super) async fn run(
     plan: &Plan,
     payload_bytes: usize,
-    parent: Option<&Path>,
+    parent: &Path,
     spinner: &ProgressBar,
     label: &str,
 ) -> Result<Found, Failure> {
     let say = |what: &str| spinner.set_message(format!("{label}{what}"));
     say("starting a gateway");
-    let directory = Directory::create(parent, "bench")?;
+    let directory = Directory::create(Some(parent), "bench")?;
     let mut run = Run::start(plan, directory.path()).await?;
     say("an idle gateway");
     sleep(IDLE_BEFORE).await;
@@ -91,7 +91,7 @@ pub(super) async fn run(
     say("stopping the gateway");
     run.gateway.stop().await?;
     Ok(Found {
-        fdatasync_us_p50: disk.fdatasync_us_p50(),
+        fdatasync_us_p50: disk.percentile_us(0.5),
         append_per_s: disk.append_per_s(),
         idle_kib,
         idle_cpu_percent,
@@ -150,7 +150,7 @@ impl<'a> Run<'a> {
             payload_bytes: phase.payload_bytes,
             series: self.series,
         };
-        Load { shape, senders: phase.senders, until }
+        Load { shape, senders: phase.senders, first: 0, until }
     }
 
     fn cpu(&self) -> Cpu {

@@ -26,6 +26,8 @@ const EVENTS_MAX: usize = 256;
 pub(super) struct Load {
     pub(super) shape: Shape,
     pub(super) senders: u64,
+    /// The number of each sender's first message.
+    pub(super) first: u64,
     pub(super) until: Until,
 }
 
@@ -80,7 +82,7 @@ fn send(socket: &Path, load: &Load) -> Result<Measured, Failure> {
     let mut latencies_us = Vec::new();
     let mut open = senders.len();
     for sender in &mut senders {
-        sender.next(&epoll, load.shape.batch, started).map_err(lost)?;
+        sender.next(&epoll, load, started).map_err(lost)?;
     }
     let mut events = [EpollEvent::empty(); EVENTS_MAX];
     let mut scratch = vec![0; READ_BYTES];
@@ -107,7 +109,7 @@ fn send(socket: &Path, load: &Load) -> Result<Measured, Failure> {
             let now = Instant::now();
             latencies_us.push(u32::try_from((now - sender.begun).as_micros()).unwrap_or(u32::MAX));
             if sender.round < rounds && !is_over(now) {
-                sender.next(&epoll, load.shape.batch, now).map_err(lost)?;
+                sender.next(&epoll, load, now).map_err(lost)?;
             } else {
                 open -= 1;
             }
@@ -141,7 +143,7 @@ impl Sender {
         let stream = UnixStream::connect(socket)?;
         stream.set_nonblocking(true)?;
         epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
-        let request = Request::new(&load.shape, number);
+        let request = Request::new(&load.shape, number, load.senders);
         Ok(Self {
             number,
             stream,
@@ -154,8 +156,8 @@ impl Sender {
     }
 
     /// Begins the next request.
-    fn next(&mut self, epoll: &Epoll, batch: u64, now: Instant) -> io::Result<()> {
-        self.request.renumber(self.round * batch);
+    fn next(&mut self, epoll: &Epoll, load: &Load, now: Instant) -> io::Result<()> {
+        self.request.renumber(load.first + self.round * load.shape.batch);
         self.round += 1;
         self.begun = now;
         self.written = 0;
@@ -227,7 +229,8 @@ mod tests {
             let mut length = 0;
             loop {
                 let mut line = String::new();
-                if reader.read_line(&mut line).unwrap() == 0 {
+                // Whoever was refused goes without a look back.
+                if reader.read_line(&mut line).unwrap_or(0) == 0 {
                     return bodies;
                 }
                 if let Some(value) = line.strip_prefix("content-length: ") {
@@ -237,17 +240,16 @@ mod tests {
                     break;
                 }
             }
-            io::copy(&mut (&mut reader).take(length), &mut io::sink()).unwrap();
-            bodies += length as usize;
+            let Ok(read) = io::copy(&mut (&mut reader).take(length), &mut io::sink()) else { return bodies };
+            bodies += read as usize;
             let mut stream = stream;
-            // Whoever was refused may have gone.
             let _ = write!(stream, "HTTP/1.1 {status} X\r\ncontent-length: 2\r\n\r\n{{}}");
         }
     }
 
     fn load(batch: u64, payload_bytes: usize, messages: u64) -> Load {
         let shape = Shape { kind: "x".to_owned(), destinations: 0, batch, keys: 0, payload_bytes, series: 0 };
-        Load { shape, senders: 4, until: Until::Messages(messages) }
+        Load { shape, senders: 4, first: 0, until: Until::Messages(messages) }
     }
 
     #[test]

@@ -13,6 +13,10 @@ pub(super) const KIND_ACCEPT: &str = "bench.accept";
 /// Delivered in strict order.
 pub(super) const KIND_STRICT: &str = "bench.strict";
 pub(super) const QUEUE_STRICT: &str = "strict";
+/// An inbox that this program reads itself.
+pub(super) const QUEUE_HEAP: &str = "heap";
+pub(super) const KIND_HEAP: &str = "bench.heap";
+
 /// The type of what goes through the adapters whose partner is the `delay`th; a destination's number follows.
 pub(super) fn kind_through(delay: usize) -> String {
     format!("bench.through.d{delay}")
@@ -63,6 +67,19 @@ settings = {{ tally = {tally}, partner_delay_us = {} }}
     }
 }
 
+/// One inbox that holds a backlog, read by this program.
+pub(super) fn write_heap(dir: &Path, keys: u64) -> Result<Site, Failure> {
+    let order = if keys > 0 { "key" } else { "none" };
+    let text = format!("[inboxes.{QUEUE_HEAP}]\norder = \"{order}\"\nmax_in_flight = 4096\n");
+    let routes = route(&format!(r#"type == "{KIND_HEAP}""#), QUEUE_HEAP);
+    Site::write(
+        dir,
+        "bench",
+        &App { name: "sender", send: "bench.*", inbox: &[QUEUE_HEAP] },
+        &(text + &routes),
+    )
+}
+
 fn route(when: &str, to: &str) -> String {
     format!("\n[[routes]]\nfrom = \"sender\"\nwhen = '{when}'\nto = [\"{to}\"]\n")
 }
@@ -85,5 +102,14 @@ mod tests {
         assert_eq!(routes.len(), 8);
         assert_eq!(routes[7]["when"].as_str(), Some(r#"type == "bench.through.d1.002""#));
         assert_eq!(routes[7]["to"][0].as_str(), Some("partner-1-2"));
+    }
+
+    #[test]
+    fn the_heap_is_an_inbox_of_the_sender() {
+        let dir = tempfile::tempdir().unwrap();
+        let site = write_heap(dir.path(), 0).unwrap();
+        let document: toml::Table = std::fs::read_to_string(&site.config).unwrap().parse().unwrap();
+        assert_eq!(document["apps"]["sender"]["inbox"][0].as_str(), Some(QUEUE_HEAP));
+        assert!(document["inboxes"][QUEUE_HEAP].is_table());
     }
 }
