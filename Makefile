@@ -5,7 +5,7 @@ PREFIX  ?= /usr/local
 BINS    := gatepost gatepost-verify gatepost-http gatepost-hl7
 PACKAGES := -p gatepost -p gatepost-audit -p gatepost-http -p gatepost-hl7
 
-.PHONY: help demo test check bench install build release
+.PHONY: help demo test check bench bench-peers install build release
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ check: ## Format, lints, dependency rules
 
 bench: release ## Measure this machine's gateway with everything switched on
 	@target/release/gatepost bench
+
+bench-peers: ## Measure Redis, NATS, RabbitMQ and PostgreSQL at the same job, in the same run
+	@scripts/bench-peers
 
 install: release ## Install the programs under PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin
