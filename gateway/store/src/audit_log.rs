@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::ops::StoreError;
 use crate::row::get;
+use crate::seal::Place;
 use crate::sql;
 use crate::writer::{Chore, Health};
 
@@ -373,7 +374,11 @@ pub(crate) async fn read_leaves(
     let query = sqlx::query(sql::LEAVES).bind(bound(from)).bind(bound(to));
     let rows = query.fetch_all(pool).await.map_err(|error| StoreError::Database(error.to_string()))?;
     rows.iter()
-        .map(|row| Ok((u64::try_from(get::<i64>(row, "idx")?).unwrap_or(0), get::<Vec<u8>>(row, "bytes")?)))
+        .map(|row| {
+            let index: i64 = get(row, "idx")?;
+            let place = Place { table: "leaf", column: "idx", row: index };
+            Ok((place.count(index)?, get::<Vec<u8>>(row, "bytes")?))
+        })
         .collect()
 }
 

@@ -226,7 +226,7 @@ impl Reader {
             accepted_at: Timestamp::from_micros(get(row, "accepted_at")?),
             attributes: self.unseal(get(row, "attributes")?, "message", "attributes", seq)?,
             form: form.ok_or_else(|| Place { table: "message", column: "form", row: seq }.corrupt())?,
-            size: u64::try_from(get::<i64>(row, "size")?).unwrap_or(0),
+            size: Place { table: "message", column: "size", row: seq }.count(get(row, "size")?)?,
             data: None,
             purged: get(row, "purged")?,
         })
@@ -329,7 +329,10 @@ fn delivery_row(row: &SqliteRow) -> Result<DeliveryRow, StoreError> {
     let due = get::<Option<i64>>(row, "due")?.map(Timestamp::from_micros);
     let dead = get::<Option<&str>>(row, "reason")?.and_then(gatepost_core::delivery::Reason::from_code);
     let held = state == "in_doubt" && due.is_none();
-    let count = |column| Ok::<_, StoreError>(u32::try_from(get::<i64>(row, column)?).unwrap_or(u32::MAX));
+    let count = |column| {
+        let corrupt = |_| Place { table: "delivery", column, row: pos }.corrupt();
+        u32::try_from(get::<i64>(row, column)?).map_err(corrupt)
+    };
     Ok(DeliveryRow {
         id: DeliveryId::from_bytes(bytes(row, "id", pos)?),
         message: MessageId::from_bytes(opt_bytes(row, "message_id", pos)?.unwrap_or_default()),

@@ -46,7 +46,10 @@ impl Row {
         let mut count = |column| u32::try_from(cells.take::<i64>()?).map_err(|_| place(column).corrupt());
         let (attempts, series, crashes) = (count("attempts")?, count("series")?, count("crashes")?);
         let (doubt, suspect, replayed) = (cells.take()?, cells.take()?, cells.take()?);
-        let reason = cells.take_text()?.and_then(Reason::from_code);
+        let reason = match cells.take_text()? {
+            Some(code) => Some(Reason::from_code(code).ok_or_else(|| place("reason").corrupt())?),
+            None => None,
+        };
         let expires_at: Option<i64> = cells.take()?;
         let (born, idle_at_birth, changed_at) = (cells.take()?, cells.take::<i64>()?, cells.take()?);
         let settled = match (cells.take::<Option<[u8; 16]>>()?, cells.take_text()?) {
@@ -54,7 +57,8 @@ impl Row {
                 let kind = OutcomeKind::from_name(name).ok_or_else(|| place("settled_as").corrupt())?;
                 Some((LeaseToken::from_bytes(token), kind))
             }
-            _ => None,
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => return Err(place("settled_as").corrupt()),
         };
         let (leaves, accepted_at) = (cells.take()?, cells.take()?);
         let delivery = Delivery {
@@ -67,7 +71,7 @@ impl Row {
             replayed,
             expires_at: expires_at.map(Timestamp::from_micros),
             born: Timestamp::from_micros(born),
-            idle_at_birth: Duration::from_micros(u64::try_from(idle_at_birth).unwrap_or(0)),
+            idle_at_birth: Duration::from_micros(place("idle_at_birth").count(idle_at_birth)?),
             settled,
         };
         Ok(Self {
@@ -76,7 +80,7 @@ impl Row {
             message_seq,
             message: MessageId::from_bytes(message),
             salt,
-            size: u64::try_from(size).unwrap_or(0),
+            size: place("size").count(size)?,
             queue,
             lane,
             delivery,
@@ -248,7 +252,7 @@ impl Standing {
         Ok(Lease {
             token: LeaseToken::from_bytes(self.token.ok_or_else(|| place("token").corrupt())?),
             until: Timestamp::from_micros(self.until.ok_or_else(|| place("until").corrupt())?),
-            session: u64::try_from(self.session.unwrap_or(0)).unwrap_or(0),
+            session: place("session").count(self.session.unwrap_or(0))?,
         })
     }
 }

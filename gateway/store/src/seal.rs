@@ -112,6 +112,11 @@ impl Place {
     pub(crate) fn corrupt(&self) -> StoreError {
         StoreError::Corrupt { table: self.table, column: self.column, row: self.row.to_string() }
     }
+
+    /// A stored number that counts something. A negative one was never stored, and zero in its place would be believed.
+    pub(crate) fn count(&self, value: i64) -> Result<u64, StoreError> {
+        u64::try_from(value).map_err(|_| self.corrupt())
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteRow;
 use super::{Reader, cursor_position, delivery_row, scalar, sender};
 use crate::ops::{DeliveryFilter, DeliveryRow, MessageFilter, MessageRow, Page, QueueRow, StoreError};
 use crate::row::{bytes, get};
-use crate::seal::Domain;
+use crate::seal::{Domain, Place};
 use crate::sql;
 
 /// Messages looked at for one page when the filter is not served by an index.
@@ -145,7 +145,7 @@ impl Reader {
             sender: sender(row)?,
             kind: get(row, "kind")?,
             accepted_at: Timestamp::from_micros(get(row, "accepted_at")?),
-            size: u64::try_from(get::<i64>(row, "size")?).unwrap_or(0),
+            size: Place { table: "message", column: "size", row: seq }.count(get(row, "size")?)?,
             deliveries,
         }))
     }

@@ -37,7 +37,7 @@ pub(crate) fn load_memory(connection: &Connection, keys_in_memory: usize) -> Res
             .pop()
             .unwrap_or_default();
     let mut memory = Memory {
-        leaf_count: u64::try_from(leaf_count).unwrap_or(0),
+        leaf_count: Place { table: "store", column: "leaf_count", row: 0 }.count(leaf_count)?,
         next_seq: last_seq + 1,
         next_pos: last_pos + 1,
         keys: load_keys(connection, keyed, keys_in_memory)?,
@@ -88,19 +88,22 @@ fn load_queue(mut cells: Cells<'_>) -> Result<Queue, StoreError> {
         (Some(since), Some(reason), failures, Some(probe_due)) => Some(Trip {
             since,
             reason: TripReason::from_name(reason).ok_or_else(|| place("trip_reason").corrupt())?,
-            failures: u32::try_from(failures).unwrap_or(u32::MAX),
+            failures: u32::try_from(failures).map_err(|_| place("trip_failures").corrupt())?,
             probe_due,
             probe: None,
         }),
-        _ => None,
+        (None, None, _, None) => None,
+        // Half a breaker must not read as none.
+        _ => return Err(place("trip_reason").corrupt()),
     };
     let control = QueueControl {
         paused_since,
         trip,
-        idle_before: Duration::from_micros(u64::try_from(cells.take::<i64>()?).unwrap_or(0)),
+        idle_before: Duration::from_micros(place("idle_before").count(cells.take()?)?),
         idle_since: time(&mut cells)?,
     };
-    let session = u64::try_from(cells.take::<i64>()?).unwrap_or(0);
+    // Read as zero, every session that was ever ended would be the present one again.
+    let session = place("session").count(cells.take()?)?;
     let counts = Counts {
         waiting: cells.take()?,
         leased: cells.take()?,
