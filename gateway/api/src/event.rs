@@ -67,14 +67,15 @@ pub enum Data {
 
 impl Data {
     /// Chooses the form for payload bytes: JSON text when the type says JSON and the bytes are one valid JSON value, a
-    /// string for valid UTF-8 under `text/*`, otherwise base64.
+    /// string for valid UTF-8 under `text/*`, otherwise base64. A type that says both, as `text/json` does, is JSON: its
+    /// `data` is read as a JSON value, so what is none must not stand there as a string.
     pub fn from_bytes(bytes: Vec<u8>, datacontenttype: Option<&str>) -> Self {
         let text = match String::from_utf8(bytes) {
             Ok(text) => text,
             Err(error) => return Self::Binary(error.into_bytes()),
         };
-        if is_json_media_type(datacontenttype) && is_json_value(&text) {
-            Self::Json(text)
+        if is_json_media_type(datacontenttype) {
+            if is_json_value(&text) { Self::Json(text) } else { Self::Binary(text.into_bytes()) }
         } else if is_text_media_type(datacontenttype) {
             Self::Text(text)
         } else {
@@ -387,6 +388,9 @@ mod tests {
         assert!(matches!(Data::from_bytes(b"{} {}".to_vec(), Some("application/json")), Data::Binary(_)));
         assert!(matches!(Data::from_bytes(b"hi".to_vec(), Some("text/plain; charset=utf-8")), Data::Text(_)));
         assert!(matches!(Data::from_bytes(vec![0xff], Some("text/plain")), Data::Binary(_)));
+        assert!(matches!(Data::from_bytes(b"{}".to_vec(), Some("text/json")), Data::Json(_)));
+        // As a string it would come back in quotes.
+        assert!(matches!(Data::from_bytes(b"hi".to_vec(), Some("text/json")), Data::Binary(_)));
         assert!(matches!(
             Data::from_bytes(b"MSH|".to_vec(), Some("application/hl7-v2+er7")),
             Data::Binary(_)
