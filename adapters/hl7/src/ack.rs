@@ -10,7 +10,7 @@ use time::macros::format_description;
 use uuid::Uuid;
 
 use crate::header::{AckCode, Delimiters, Message};
-use crate::mllp::CR;
+use crate::mllp::{CR, FS};
 
 const MSH_TIME: &[BorrowedFormatItem<'_>] = format_description!(
     "[year][month][day][hour][minute][second][offset_hour sign:mandatory][offset_minute]"
@@ -121,6 +121,9 @@ impl Stamp {
 /// The acknowledgement of a message whose header could be read.
 pub(crate) fn build(message: &Message<'_>, code: AckCode, text: Option<&str>, stamp: &Stamp) -> Bytes {
     let delimiters = message.delimiters();
+    let special = |byte| byte == delimiters.field || message.encoding_characters().contains(&byte);
+    // The offset from UTC is optional in HL7, and a sender that separates by plus would read another field in it.
+    let time = if special(b'+') { stamp.time.split('+').next().unwrap_or_default() } else { &stamp.time };
     let kind = acknowledgement_type(message);
     let header: [&[u8]; 17] = [
         message.encoding_characters(),
@@ -128,7 +131,7 @@ pub(crate) fn build(message: &Message<'_>, code: AckCode, text: Option<&str>, st
         message.receiving_facility(),
         message.sending_application(),
         message.sending_facility(),
-        stamp.time.as_bytes(),
+        time.as_bytes(),
         b"",
         &kind,
         stamp.control_id.as_bytes(),
@@ -197,12 +200,17 @@ fn plain_text(text: &str, delimiters: Delimiters, encoding: &[u8]) -> Vec<u8> {
 }
 
 /// Name and fields; empty ones at the end are left away. For MSH the first field is MSH-2.
+///
+/// A field that ends in FS, as in a message whose lines end in LF, is not followed by the CR: to MLLP that is the frame's end.
 fn put_segment(bytes: &mut BytesMut, separator: u8, name: &[u8], fields: &[&[u8]]) {
     let used = fields.iter().rposition(|field| !field.is_empty()).map_or(0, |last| last + 1);
     bytes.put_slice(name);
     for field in &fields[..used] {
         bytes.put_u8(separator);
         bytes.put_slice(field);
+    }
+    if bytes.last() == Some(&FS) {
+        bytes.put_u8(separator);
     }
     bytes.put_u8(CR);
 }
@@ -265,6 +273,24 @@ mod tests {
         );
         let read = Message::parse(&ack).unwrap().acknowledgement().unwrap();
         assert_eq!((read.code, read.control_id), (Some(AckCode::Ae), &b"M^1"[..]));
+    }
+
+    #[test]
+    fn a_field_that_ends_in_fs_does_not_end_the_frame() {
+        let body = Bytes::from_static(b"MSH|^~\\&|A|B|C|D|||ADT^A01|M1\x1c|P|2.5\x1c\nPID|1\n");
+        assert!(crate::mllp::frame(&body).is_ok(), "such a message can come in");
+        let parsed = Message::parse(&body).unwrap();
+        let ack = build(&parsed, AckCode::Aa, None, &stamp());
+        assert!(crate::mllp::frame(&ack).is_ok(), "and so its answer must go out");
+        let read = Message::parse(&ack).unwrap().acknowledgement().unwrap();
+        assert_eq!((read.code, read.control_id), (Some(AckCode::Aa), &b"M1\x1c"[..]));
+    }
+
+    #[test]
+    fn a_sender_that_separates_by_plus_gets_no_offset_in_its_time() {
+        let body = b"MSH+^~\\&+A+B+C+D+++ADT^A01+M1+P+2.5\rPID+1\r";
+        let ack = built(body, AckCode::Aa);
+        assert_eq!(ack, "MSH+^~\\&+C+D+A+B+20260102030405++ACK^A01^ACK+G1+P+2.5\rMSA+AA+M1\r");
     }
 
     #[test]

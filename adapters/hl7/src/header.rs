@@ -304,9 +304,10 @@ impl std::str::FromStr for FieldPath {
         if !segment.iter().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()) {
             return Err(FieldPathError);
         }
+        // Only digits, and no zero before them: Rust's numbers may begin with a plus.
         let mut numbers = numbers.split('.').map(|number| match number.parse() {
-            Ok(0) | Err(_) => Err(FieldPathError),
-            Ok(number) => Ok(number),
+            Ok(value) if number.starts_with(|first| matches!(first, '1'..='9')) => Ok(value),
+            Ok(_) | Err(_) => Err(FieldPathError),
         });
         let field = numbers.next().ok_or(FieldPathError)??;
         let component = numbers.next().transpose()?;
@@ -419,6 +420,8 @@ mod tests {
             "PID-0",
             "PID-3.",
             "PID-3.0",
+            "PID-03",
+            "PID-+3",
             "PID-3.1.1.1",
             "pid-3",
             "PIDX-3",

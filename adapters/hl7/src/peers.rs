@@ -27,7 +27,11 @@ impl TryFrom<String> for Network {
         let address: IpAddr = address.parse().map_err(|_| NetworkError)?;
         let widest = if address.is_ipv4() { Ipv4Addr::BITS } else { Ipv6Addr::BITS };
         let prefix = match prefix {
-            Some(prefix) => prefix.parse().ok().filter(|bits| *bits <= widest).ok_or(NetworkError)?,
+            Some(prefix) => {
+                // One spelling: Rust's numbers may begin with a plus or zeros.
+                let one_spelling = |bits: &u32| *bits <= widest && bits.to_string() == prefix;
+                prefix.parse().ok().filter(one_spelling).ok_or(NetworkError)?
+            }
             None => widest,
         };
         Ok(Self { address, prefix })
@@ -95,7 +99,17 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for text in ["", "10.1", "10.1.2.3/", "10.1.2.3/33", "10.1.2.3/-1", "::1/129", "localhost"] {
+        for text in [
+            "",
+            "10.1",
+            "10.1.2.3/",
+            "10.1.2.3/33",
+            "10.1.2.3/-1",
+            "10.1.2.3/+8",
+            "10.1.2.3/08",
+            "::1/129",
+            "localhost",
+        ] {
             assert!(Network::try_from(text.to_owned()).is_err(), "{text}");
         }
     }
