@@ -77,10 +77,12 @@ fn fate(status: StatusCode) -> Fate {
 /// Seconds or an HTTP date. The gateway keeps it within its own bounds.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    match text.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()),
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More than the type holds is for ever, which the gateway cuts to its own longest.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
+    // A date in the past: at once.
+    Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -124,6 +126,8 @@ mod tests {
             retry_after(&headers, now)
         };
         assert_eq!(after("120"), Some(Duration::from_secs(120)));
+        assert_eq!(after("99999999999999999999"), Some(Duration::from_secs(u64::MAX)), "not at once");
+        assert_eq!(after("+120"), None);
         assert_eq!(after("Fri, 02 Jan 2026 03:05:05 GMT"), Some(Duration::from_secs(60)));
         assert_eq!(after("Fri, 02 Jan 2026 03:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(after("soon"), None);
