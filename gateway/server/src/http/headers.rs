@@ -75,16 +75,23 @@ fn wait_seconds(preference: &str) -> Option<u64> {
 
 /// An adapter's session.
 pub(crate) fn epoch(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
-    let Some(value) = headers.get(EPOCH_HEADER) else { return Ok(None) };
-    let epoch = value.to_str().ok().and_then(|text| text.parse().ok());
+    let mut values = headers.get_all(EPOCH_HEADER).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    // The number as it was given, once: of two sessions neither is meant.
+    let given = |text: &str| text.parse().ok().filter(|epoch: &u64| epoch.to_string() == text);
+    let epoch = value.to_str().ok().and_then(given).filter(|_| values.next().is_none());
     epoch
         .map(Some)
         .ok_or_else(|| Refusal::invalid("`Gatepost-Epoch` must be the number that `POST /v1/session` gave"))
 }
 
-/// The bearer token, if there is one.
+/// The bearer token, if there is one. Of several none is taken: which one counts would be a guess.
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next()?.to_str().ok()?;
+    if values.next().is_some() {
+        return None;
+    }
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
@@ -209,5 +216,30 @@ mod tests {
         let token = |text: &str| bearer(&headers(&[("authorization", text)])).map(str::to_owned);
         assert_eq!(token("bearer abc"), Some("abc".into()));
         assert_eq!(token("Basic abc"), None);
+    }
+
+    #[test]
+    fn of_two_tokens_or_sessions_none_is_taken() {
+        let two = headers_twice("authorization", ["Bearer abc", "Bearer def"]);
+        assert_eq!(bearer(&two), None);
+        assert!(epoch(&headers_twice("gatepost-epoch", ["7", "7"])).is_err());
+    }
+
+    #[test]
+    fn a_session_is_the_number_that_was_given() {
+        let number = |text: &str| epoch(&headers(&[("gatepost-epoch", text)])).ok().flatten();
+        assert_eq!(number("7"), Some(7));
+        for other in ["+7", "07", "7 7", "-7", "7.0", "0x7", "", "18446744073709551616"] {
+            assert_eq!(number(other), None, "{other}");
+        }
+        assert_eq!(epoch(&HeaderMap::new()).unwrap(), None);
+    }
+
+    fn headers_twice(name: &'static str, values: [&'static str; 2]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        headers
     }
 }
