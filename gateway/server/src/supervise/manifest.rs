@@ -264,7 +264,7 @@ impl Manifest {
     }
 
     /// `None` if it is not a JSON object, which means that the program does not know the option.
-    fn read(text: &[u8]) -> Result<Option<Self>, String> {
+    pub(super) fn read(text: &[u8]) -> Result<Option<Self>, String> {
         let Ok(object) = serde_json::from_slice::<serde_json::Map<_, _>>(text) else { return Ok(None) };
         // First of all: a later protocol's manifest may have members that we do not know.
         let protocol = object.get("protocol").and_then(serde_json::Value::as_u64);
@@ -274,8 +274,11 @@ impl Manifest {
                 "the program speaks protocol {theirs} and this gateway {PROTOCOL}; install versions that fit"
             ));
         }
-        let document: Document = serde_json::from_value(object.into())
-            .map_err(|error| format!("the program's --manifest cannot be understood: {error}"))?;
+        let document: Document = serde_json::from_value(object.into()).map_err(|error| {
+            // serde repeats names and values, which are the program's.
+            let why = printable(error.to_string().as_bytes());
+            format!("the program's --manifest cannot be understood: {why}")
+        })?;
         let level = |name: &String| {
             Level::from_name(name).ok_or_else(|| {
                 format!("the program's --manifest names the unknown level `{}`", printable(name.as_bytes()))
