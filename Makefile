@@ -5,7 +5,7 @@ PREFIX  ?= /usr/local
 BINS    := gatepost gatepost-verify gatepost-http gatepost-hl7
 PACKAGES := -p gatepost -p gatepost-audit -p gatepost-http -p gatepost-hl7
 
-.PHONY: help demo test check bench bench-peers install build release
+.PHONY: help demo fuzz test check bench bench-peers install build release
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ release: ## Build the programs for use
 
 test: ## Run all tests
 	@scripts/test
+
+fuzz: ## Fuzz every parser of foreign bytes, SECONDS each (60)
+	@scripts/fuzz all $(or $(SECONDS),60)
 
 check: ## Format, lints, dependency rules
 	@scripts/check

@@ -1,7 +1,8 @@
 //! `gatepost-hl7`: HL7 v2 over MLLP, both ways.
 //!
 //! Started by the gateway it is an adapter: it sends what the gateway leases to it, and hands the gateway what partners
-//! send. `listen` and `send` are a partner and a sender for people at the bench.
+//! send. `listen` and `send` are a partner and a sender for people at the bench. A library only so that its parsers can be
+//! fuzzed; the program is all there is to use.
 //!
 //! **Architecture invariant:** message bytes pass through unchanged. Only acknowledgements are written here.
 
@@ -9,6 +10,8 @@ mod ack;
 mod adapter;
 mod channel;
 mod event;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod header;
 mod listen_tool;
 mod mllp;
@@ -42,7 +45,8 @@ enum Tool {
     Send(send_tool::SendArgs),
 }
 
-fn main() -> ExitCode {
+/// Everything that the program does.
+pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.tool {
         None => gatepost_adapter::main::<adapter::Hl7>(&cli.adapter),

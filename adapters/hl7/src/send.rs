@@ -191,7 +191,7 @@ async fn exchange(
 }
 
 /// The code with which this answer settles our message, or why it does not.
-fn verdict(body: &[u8], control_id: &[u8]) -> Result<AckCode, &'static str> {
+pub(crate) fn verdict(body: &[u8], control_id: &[u8]) -> Result<AckCode, &'static str> {
     let message = Message::parse(body).map_err(|_| "it is not an HL7 message")?;
     let acknowledgement = message.acknowledgement().ok_or("it has no MSA segment")?;
     if acknowledgement.control_id != control_id {

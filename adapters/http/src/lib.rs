@@ -1,6 +1,7 @@
 //! `gatepost-http`: delivers to an HTTP endpoint as Standard Webhooks.
 //!
-//! Sends only; an endpoint that wants to send to the gateway is an app of its own.
+//! Sends only; an endpoint that wants to send to the gateway is an app of its own. A library only so that its parsers can be
+//! fuzzed; the program is all there is to use.
 //!
 //! **Architecture invariant:** redirects are never followed and payload bytes pass through unchanged. Secrets come from
 //! files, never from the settings.
@@ -8,6 +9,8 @@
 mod adapter;
 mod answer;
 mod endpoint;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod request;
 mod send;
 mod settings;
@@ -27,6 +30,7 @@ struct Cli {
     adapter: gatepost_adapter::Args,
 }
 
-fn main() -> ExitCode {
+/// Everything that the program does.
+pub fn main() -> ExitCode {
     gatepost_adapter::main::<adapter::Http>(&Cli::parse().adapter)
 }

@@ -4,6 +4,8 @@
 //! clients link it without linking the gateway. Requests refuse unknown fields, answers tolerate them.
 
 pub mod event;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod lists;
 pub mod messages;
 pub mod problem;

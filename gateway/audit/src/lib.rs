@@ -16,6 +16,8 @@ pub mod checkpoint;
 pub mod dir;
 pub mod edge;
 pub mod export;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod leaf;
 pub mod merkle;
 pub mod note;

@@ -17,6 +17,8 @@
 
 mod accounts;
 mod fault;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod gateway;
 mod identity;
 mod init;

@@ -17,6 +17,8 @@ mod coalesce;
 mod consumers;
 mod deliveries;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod guard;
 mod headers;
 mod health;

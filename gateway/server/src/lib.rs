@@ -1,7 +1,9 @@
-//! `gatepost`: the gateway's binary.
+//! `gatepost`: the gateway. A library only so that its parsers can be fuzzed; the program is all there is to use.
 
 mod cli;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod http;
 mod listen;
 mod serve;
@@ -9,6 +11,7 @@ mod supervise;
 
 use std::process::ExitCode;
 
-fn main() -> ExitCode {
+/// Everything that the program does.
+pub fn main() -> ExitCode {
     cli::main(serve::run)
 }

@@ -15,6 +15,8 @@ mod data_dir;
 mod database;
 #[cfg(test)]
 mod dice;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hints;
 mod open;
 pub mod ops;

@@ -86,6 +86,12 @@ impl Refusal {
         response
     }
 
+    /// What the client is told.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }

@@ -32,7 +32,7 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
-fn fault(text: &str) -> String {
+pub(super) fn fault(text: &str) -> String {
     match text.find("unknown field `").and_then(|at| text[at..].split('`').nth(1)) {
         Some(name) => {
             let name: String = name.chars().take(NAME_CHARS_MAX).collect();

@@ -121,7 +121,7 @@ fn compose(caller: &Caller, received: &Received) -> Result<Composed, Refusal> {
 
 // === results ===
 
-fn items(results: Vec<WireItem>) -> Result<Vec<SettleItem>, Refusal> {
+pub(super) fn items(results: Vec<WireItem>) -> Result<Vec<SettleItem>, Refusal> {
     let mut seen = HashSet::with_capacity(results.len());
     let mut items = Vec::with_capacity(results.len());
     for (index, result) in results.into_iter().enumerate() {

@@ -14,6 +14,8 @@ mod body;
 mod connection;
 mod counters;
 mod credentials;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod pace;
 mod peer;
 mod quota;

@@ -11,6 +11,8 @@
 
 mod actor;
 mod exec;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod instance;
 mod launch;
 mod manifest;

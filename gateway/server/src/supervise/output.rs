@@ -166,21 +166,21 @@ impl Meter {
     }
 }
 
-struct Line<'a> {
-    bytes: &'a [u8],
+pub(super) struct Line<'a> {
+    pub(super) bytes: &'a [u8],
     /// It was longer than `LINE_BYTES_MAX`.
-    cut: bool,
+    pub(super) cut: bool,
 }
 
 /// Splits bytes into lines of bounded length.
 #[derive(Default)]
-struct Lines {
+pub(super) struct Lines {
     line: Vec<u8>,
     cut: bool,
 }
 
 impl Lines {
-    fn feed(&mut self, bytes: &[u8], mut emit: impl FnMut(Line<'_>)) {
+    pub(super) fn feed(&mut self, bytes: &[u8], mut emit: impl FnMut(Line<'_>)) {
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             let (content, ended) = match piece.strip_suffix(b"\n") {
                 Some(content) => (content, true),
@@ -195,7 +195,7 @@ impl Lines {
         }
     }
 
-    fn finish(mut self, mut emit: impl FnMut(Line<'_>)) {
+    pub(super) fn finish(mut self, mut emit: impl FnMut(Line<'_>)) {
         if !self.line.is_empty() {
             self.emit(&mut emit);
         }

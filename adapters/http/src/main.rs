@@ -1,0 +1,7 @@
+//! `gatepost-http`: the adapter's binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gatepost_http::main()
+}
