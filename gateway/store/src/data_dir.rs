@@ -23,6 +23,10 @@ pub enum DataDirError {
     InUse(PathBuf),
     #[error("{data} is there but its key {key} is not: restore the key, or move the data away to start anew")]
     KeyMissing { data: PathBuf, key: PathBuf },
+    #[error(
+        "{dir} belongs to the gateway `{owner}`, and the configuration says `{name}`: its log goes by that name for good"
+    )]
+    AnotherGateways { dir: PathBuf, owner: String, name: String },
     #[error("{0} is not a key of this gateway")]
     KeyMalformed(PathBuf),
 }
@@ -121,6 +125,10 @@ impl DataDir {
         let store = from_hex(store.trim()).ok_or_else(|| DataDirError::KeyMalformed(store_key.clone()))?;
         let signer = fs::read_to_string(&audit_key).map_err(at(&audit_key))?;
         let signer = SignerKey::parse(signer.trim()).map_err(|_| DataDirError::KeyMalformed(audit_key))?;
+        if signer.name() != origin {
+            let (dir, owner) = (self.root.clone(), signer.name().to_owned());
+            return Err(DataDirError::AnotherGateways { dir, owner, name: origin.to_owned() });
+        }
         Ok(Keys { store, signer })
     }
 
