@@ -2,15 +2,18 @@
 //! HTTP/1.1 to it. Nothing here knows the gateway's code: what tests see is what programs see.
 
 mod builder;
+mod clock;
 mod dice;
 pub mod disk;
 mod gateway;
 pub mod http;
 pub mod lab;
+pub mod partner;
 mod programs;
 mod wait;
 
 pub use builder::{Builder, uid};
+pub use clock::Clock;
 pub use dice::Dice;
 pub use gateway::{Gateway, settle_item};
 pub use programs::{faulty, note, program, python, skipped, source};

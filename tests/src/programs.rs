@@ -141,3 +141,25 @@ pub fn note(line: &str) {
     // Without a standard error there is nobody to tell.
     let _ = writeln!(std::io::stderr(), "{line}");
 }
+
+/// A library of `shim/` to preload into programs, compiled once for its present text; `None` where there is no C compiler.
+pub(crate) fn shim(name: &str) -> Option<PathBuf> {
+    let text = source(&format!("shim/{name}.c"));
+    let target = std::env::current_exe().ok()?.ancestors().nth(3)?.join("shim");
+    std::fs::create_dir_all(&target).ok()?;
+    let _lock = lock(&target);
+    let (library, mark) = (target.join(format!("{name}.so")), target.join(format!("{name}.c")));
+    let current = std::fs::read(&text).expect("the shim's text is there");
+    if library.exists() && std::fs::read(&mark).is_ok_and(|compiled| compiled == current) {
+        return Some(library);
+    }
+    let output = Command::new("cc")
+        .args(["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+        .args([&library, &text])
+        .args(["-ldl", "-lpthread"])
+        .output()
+        .ok()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    File::create(mark).and_then(|mut mark| mark.write_all(&current)).ok()?;
+    Some(library)
+}

@@ -9,17 +9,13 @@ mod model;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 
-use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
 use crate::dice::Dice;
-use crate::programs::source;
+use crate::programs::shim;
 use journal::Journal;
 pub use journal::Record;
 use model::Model;
@@ -49,7 +45,7 @@ pub struct Disk {
 impl Disk {
     /// `None` where there is no C compiler. Whatever is below `root` now counts as synced.
     pub fn new(root: &Path) -> Option<Self> {
-        let shim = shim()?;
+        let shim = shim("disk")?;
         let aside =
             tempfile::Builder::new().prefix("gp-disk-").tempdir().expect("there is a place for files");
         let parent = root.parent().expect("a directory below another");
@@ -168,32 +164,4 @@ impl Disk {
     pub fn differences(&self) -> Vec<String> {
         self.replayed().differences(&Model::of(&self.root))
     }
-}
-
-/// The shim, compiled once for its present text.
-fn shim() -> Option<PathBuf> {
-    static SHIM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    SHIM.get_or_init(compile).clone()
-}
-
-fn compile() -> Option<PathBuf> {
-    let text = source("shim/disk.c");
-    let target = std::env::current_exe().ok()?.ancestors().nth(3)?.join("shim");
-    fs::create_dir_all(&target).ok()?;
-    let lock = File::create(target.join("lock")).ok()?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive).ok()?;
-    let (library, mark) = (target.join("disk.so"), target.join("disk.c"));
-    let current = fs::read(&text).expect("the shim's text is there");
-    if library.exists() && fs::read(&mark).is_ok_and(|compiled| compiled == current) {
-        return Some(library);
-    }
-    let output = Command::new("cc")
-        .args(["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
-        .args([&library, &text])
-        .args(["-ldl", "-lpthread"])
-        .output()
-        .ok()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    File::create(mark).and_then(|mut mark| mark.write_all(&current)).ok()?;
-    Some(library)
 }

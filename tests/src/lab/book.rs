@@ -136,6 +136,7 @@ impl<'h> Book<'h> {
             }
             "delivered" => life.delivered_at = Some(index),
             "replayed" => life.replayed = true,
+            "moved" => life.destination = text(&leaf["destination"]).unwrap_or_default(),
             "resolved" if life.state == "waiting" => life.sent_back += 1,
             _ => {}
         }
@@ -187,7 +188,11 @@ impl<'h> Book<'h> {
     }
 
     pub(super) fn delivery(&self, message: &str, destination: &str) -> Option<&str> {
-        self.entries.get(message)?.deliveries.get(destination).map(String::as_str)
+        let deliveries = &self.entries.get(message)?.deliveries;
+        let is_here = |id: &str| self.lives.get(id).is_some_and(|life| life.destination == destination);
+        // Where it was accepted for, unless an operator has moved it.
+        let named = deliveries.get(destination).filter(|id| is_here(id));
+        named.or_else(|| deliveries.values().find(|id| is_here(id))).map(String::as_str)
     }
 
     pub(super) fn is_known(&self, message: &str) -> bool {
