@@ -14,6 +14,7 @@ mod refused;
 mod rules;
 mod secrecy;
 mod tamper;
+mod trouble;
 
 use serde_json::{Value, json};
 
