@@ -1,10 +1,12 @@
 //! Which destinations a message goes to. A route's condition is a CEL expression over the event's attributes and its JSON
 //! data; a condition that fails is an error that names the route, never "no match".
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use cel::common::types::{CelBool, CelInt, CelString};
+use cel::common::value::CowVal;
+use cel::context::VariableResolver;
 use cel::{Context, Env, Program, Value};
 
 /// Longest CEL expression, bytes.
@@ -40,15 +42,22 @@ impl fmt::Debug for Route {
 /// A compiled CEL expression.
 pub struct Condition {
     program: Program,
-    needs_data: bool,
 }
 
-/// What a condition can see of an event.
-pub struct EventView<'a> {
-    /// Every attribute of the event, standard and extension, as a JSON value.
-    pub attributes: &'a BTreeMap<String, serde_json::Value>,
+/// An attribute's value, as conditions see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attribute<'a> {
+    Text(&'a str),
+    Integer(i64),
+    Bool(bool),
+}
+
+/// What a condition can see of an event. It asks for what it names, and for nothing else.
+pub trait EventView: Send + Sync {
+    /// An attribute of the event, standard or extension.
+    fn attribute(&self, name: &str) -> Option<Attribute<'_>>;
     /// The payload, if it is JSON.
-    pub json: Option<&'a [u8]>,
+    fn json(&self) -> Option<&[u8]>;
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,8 +83,7 @@ impl Condition {
             return Err(ConditionError::TooLong);
         }
         let program = Program::compile(source).map_err(|error| ConditionError::Syntax(error.to_string()))?;
-        let needs_data = program.references().has_variable("data");
-        Ok(Self { program, needs_data })
+        Ok(Self { program })
     }
 }
 
@@ -101,18 +109,15 @@ impl Routes {
     }
 
     /// Destinations of an event from `sender`: every matching route applies, each destination once, in the routes' order.
-    pub fn destinations(&self, sender: &str, event: &EventView<'_>) -> Result<Vec<String>, RouteError> {
+    pub fn destinations(&self, sender: &str, event: &dyn EventView) -> Result<Vec<String>, RouteError> {
         let mut found: Vec<String> = Vec::new();
+        let variables = Variables { sender, event, data: OnceLock::new() };
         let mut context: Option<Context<'_, '_>> = None;
         for route in self.routes.iter().filter(|route| route.from == sender) {
             let applies = match &route.condition {
                 None => true,
                 Some(condition) => {
-                    let context = context.get_or_insert_with(|| self.context(sender, event));
-                    if condition.needs_data {
-                        add_data(context, event.json);
-                    }
-                    evaluate(route, condition, context)?
+                    evaluate(route, condition, context.get_or_insert_with(|| self.context(&variables)))?
                 }
             };
             if applies {
@@ -126,26 +131,46 @@ impl Routes {
         if found.is_empty() { Err(RouteError::NoRoute) } else { Ok(found) }
     }
 
-    fn context<'v>(&self, sender: &str, event: &EventView<'_>) -> Context<'_, 'v> {
+    fn context<'v>(&self, variables: &'v Variables<'_>) -> Context<'_, 'v> {
         let mut context = Context::with_env(Arc::clone(&self.env.0));
-        context.add_variable_from_value("app", sender.to_owned());
-        for name in OPTIONAL_ATTRIBUTES {
-            context.add_variable_from_value(name, String::new());
-        }
-        for (name, value) in event.attributes {
-            context.add_variable_from_value(name.as_str(), cel_value(value));
-        }
+        context.set_variable_resolver(variables);
         context
     }
 }
 
-fn cel_value(value: &serde_json::Value) -> Value {
-    cel::to_value(value).unwrap_or(Value::Null)
+/// What conditions may name, looked up when they do: most name one attribute of many.
+struct Variables<'e> {
+    sender: &'e str,
+    event: &'e dyn EventView,
+    /// The payload, parsed when the first condition asks for it.
+    data: OnceLock<Value>,
 }
 
-fn add_data(context: &mut Context<'_, '_>, json: Option<&[u8]>) {
-    let data = json.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(bytes).ok());
-    context.add_variable_from_value("data", data.as_ref().map_or(Value::Null, cel_value));
+impl Variables<'_> {
+    fn data(&self) -> Value {
+        let parsed = || {
+            let data = self.event.json().map(serde_json::from_slice::<serde_json::Value>);
+            data.and_then(Result::ok).and_then(|data| cel::to_value(data).ok()).unwrap_or(Value::Null)
+        };
+        self.data.get_or_init(parsed).clone()
+    }
+}
+
+impl VariableResolver for Variables<'_> {
+    fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
+        match name {
+            // Before the event's own attributes: who sends is not the sender's to say.
+            "app" => return Some(CowVal::owned(CelString::from(self.sender))),
+            "data" => return self.data().try_into().ok().map(CowVal::Owned),
+            _ => {}
+        }
+        match self.event.attribute(name) {
+            Some(Attribute::Text(text)) => Some(CowVal::owned(CelString::from(text))),
+            Some(Attribute::Integer(number)) => Some(CowVal::owned(CelInt::from(number))),
+            Some(Attribute::Bool(value)) => Some(CowVal::owned(CelBool::from(value))),
+            None => OPTIONAL_ATTRIBUTES.contains(&name).then(|| CowVal::owned(CelString::from(""))),
+        }
+    }
 }
 
 fn evaluate(route: &Route, condition: &Condition, context: &Context<'_, '_>) -> Result<bool, RouteError> {
@@ -177,14 +202,31 @@ mod tests {
         }
     }
 
+    /// An event with the attributes `type`, `source`, `priority` and `app`.
+    struct Seen<'a> {
+        kind: &'a str,
+        json: Option<&'a str>,
+    }
+
+    impl EventView for Seen<'_> {
+        fn attribute(&self, name: &str) -> Option<Attribute<'_>> {
+            match name {
+                "type" => Some(Attribute::Text(self.kind)),
+                "source" => Some(Attribute::Text("/s")),
+                "priority" => Some(Attribute::Integer(5)),
+                "urgent" => Some(Attribute::Bool(true)),
+                "app" => Some(Attribute::Text("somebody else")),
+                _ => None,
+            }
+        }
+
+        fn json(&self) -> Option<&[u8]> {
+            self.json.map(str::as_bytes)
+        }
+    }
+
     fn find(routes: Vec<Route>, kind: &str, json: Option<&str>) -> Result<Vec<String>, RouteError> {
-        let attributes = BTreeMap::from([
-            ("type".to_owned(), kind.into()),
-            ("source".to_owned(), "/s".into()),
-            ("priority".to_owned(), 5.into()),
-        ]);
-        Routes::new(routes)
-            .destinations("ehr", &EventView { attributes: &attributes, json: json.map(str::as_bytes) })
+        Routes::new(routes).destinations("ehr", &Seen { kind, json })
     }
 
     #[test]
@@ -224,7 +266,9 @@ mod tests {
     fn conditions_see_json_data_integers_and_absent_optional_attributes() {
         let matched = |when: &str, json| find(vec![route("r", "ehr", Some(when), &["a"])], "t", json).is_ok();
         assert!(matched("data.amount > 3 && priority == 5", Some(r#"{"amount":4}"#)));
-        assert!(matched("subject == '' && app == 'ehr'", None));
+        assert!(matched("subject == '' && urgent", None));
+        assert!(matched("app == 'ehr'", None), "an attribute of the event does not say who sends");
+        assert!(matched("data.items.exists(x, x > 2) && data.items.size() == 2", Some(r#"{"items":[1,3]}"#)));
         assert!(!matched("data != null && data.amount > 3", None));
     }
 

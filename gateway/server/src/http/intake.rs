@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use gatepost_api::event::{Data, Event, EventError, Extension};
 use gatepost_core::Timestamp;
 use gatepost_core::message::{DataForm, INLINE_DATA_BYTES_MAX, NewMessage};
-use gatepost_core::routing::{EventView, RouteError, Routes};
+use gatepost_core::routing::{Attribute, EventView, RouteError, Routes};
 
 use super::assemble::DATAREF;
 
@@ -26,7 +26,16 @@ pub(crate) struct Context<'a> {
 #[derive(Debug)]
 pub(crate) struct Draft {
     pub(crate) message: NewMessage,
-    view: BTreeMap<String, serde_json::Value>,
+    rest: Rest,
+}
+
+/// Attributes that only routes look at.
+#[derive(Debug)]
+struct Rest {
+    id: String,
+    dataschema: Option<String>,
+    time: Option<String>,
+    extensions: BTreeMap<String, Extension>,
 }
 
 impl Draft {
@@ -59,10 +68,12 @@ impl Draft {
         };
         // An event without data is a flat object of strings, booleans and integers: writing it does not fail.
         let attributes = serde_json::to_vec(&event).unwrap_or_default();
-        let view = view_of(&event);
+        let (partition_key, correlation_id) =
+            (event.text_extension("partitionkey"), event.text_extension("correlationid"));
+        let Event { id, dataschema, time, extensions, .. } = event;
         let message = NewMessage {
-            partition_key: event.text_extension("partitionkey"),
-            correlation_id: event.text_extension("correlationid"),
+            partition_key,
+            correlation_id,
             kind: event.kind,
             source: event.source,
             subject: event.subject,
@@ -74,15 +85,41 @@ impl Draft {
             idempotency_key,
             destinations: Vec::new(),
         };
-        Ok(Self { message, view })
+        Ok(Self { message, rest: Rest { id, dataschema, time, extensions } })
     }
 
     /// Finds the destinations of a message from `sender`.
     pub(crate) fn route(&mut self, routes: &Routes, sender: &str) -> Result<(), RouteError> {
-        let json = (self.message.form == DataForm::Json).then_some(self.message.data.as_slice());
-        self.message.destinations =
-            routes.destinations(sender, &EventView { attributes: &self.view, json })?;
+        self.message.destinations = routes.destinations(sender, self)?;
         Ok(())
+    }
+}
+
+impl EventView for Draft {
+    fn attribute(&self, name: &str) -> Option<Attribute<'_>> {
+        let (message, rest) = (&self.message, &self.rest);
+        let text = match name {
+            "specversion" => Some("1.0"),
+            "id" => Some(rest.id.as_str()),
+            "source" => Some(message.source.as_str()),
+            "type" => Some(message.kind.as_str()),
+            "datacontenttype" => message.datacontenttype.as_deref(),
+            "dataschema" => rest.dataschema.as_deref(),
+            "subject" => message.subject.as_deref(),
+            "time" => rest.time.as_deref(),
+            _ => {
+                return rest.extensions.get(name).map(|value| match value {
+                    Extension::Bool(value) => Attribute::Bool(*value),
+                    Extension::Integer(value) => Attribute::Integer(*value),
+                    Extension::Text(value) => Attribute::Text(value),
+                });
+            }
+        };
+        text.map(Attribute::Text)
+    }
+
+    fn json(&self) -> Option<&[u8]> {
+        (self.message.form == DataForm::Json).then_some(self.message.data.as_slice())
     }
 }
 
@@ -93,33 +130,6 @@ fn form_of(data: Option<Data>) -> (DataForm, Vec<u8>) {
         Some(Data::Text(text)) => (DataForm::Text, text.into_bytes()),
         Some(Data::Binary(bytes)) => (DataForm::Base64, bytes),
     }
-}
-
-/// What conditions of routes see.
-fn view_of(event: &Event) -> BTreeMap<String, serde_json::Value> {
-    let text = |name: &str, value: &str| (name.to_owned(), serde_json::Value::from(value));
-    let mut view = BTreeMap::from([
-        text("specversion", "1.0"),
-        text("id", &event.id),
-        text("source", &event.source),
-        text("type", &event.kind),
-    ]);
-    let optional = [
-        ("datacontenttype", &event.datacontenttype),
-        ("dataschema", &event.dataschema),
-        ("subject", &event.subject),
-        ("time", &event.time),
-    ];
-    view.extend(optional.into_iter().filter_map(|(name, value)| Some(text(name, value.as_deref()?))));
-    view.extend(event.extensions.iter().map(|(name, value)| {
-        let value = match value {
-            Extension::Bool(value) => (*value).into(),
-            Extension::Integer(value) => (*value).into(),
-            Extension::Text(value) => value.as_str().into(),
-        };
-        (name.clone(), value)
-    }));
-    view
 }
 
 #[cfg(test)]

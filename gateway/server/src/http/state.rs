@@ -1,5 +1,6 @@
 //! What all requests share, and what the composition root must bring to the API.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -37,9 +38,11 @@ pub(crate) enum RestartError {
     External,
 }
 
-/// Cheap to clone; one for all listeners.
+/// One for all listeners, cloned for every request.
 #[derive(Clone)]
-pub(crate) struct AppState {
+pub(crate) struct AppState(Arc<Shared>);
+
+pub(crate) struct Shared {
     pub(crate) store: Store,
     /// Swapped as a whole; each request takes one snapshot and keeps it.
     pub(crate) config: Arc<ArcSwap<Config>>,
@@ -49,12 +52,20 @@ pub(crate) struct AppState {
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) tasks: Tasks,
     pub(crate) trail: AuditTrail,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) open: Arc<OpenRequests>,
+    pub(crate) metrics: Metrics,
+    pub(crate) open: OpenRequests,
     pub(crate) body_memory: BodyMemory,
     /// Apart from that of requests, so that slow readers do not keep anybody from sending.
     pub(crate) answer_memory: BodyMemory,
     pub(crate) consumers: Arc<Consumers>,
+}
+
+impl Deref for AppState {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
 }
 
 impl AppState {
@@ -67,7 +78,7 @@ impl AppState {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let tasks = Tasks::default();
-        Self {
+        Self(Arc::new(Shared {
             trail: AuditTrail::new(store.clone(), tasks.clone()),
             store,
             config,
@@ -75,12 +86,12 @@ impl AppState {
             listeners,
             stop,
             tasks,
-            metrics: Arc::default(),
-            open: Arc::default(),
+            metrics: Metrics::default(),
+            open: OpenRequests::default(),
             body_memory: BodyMemory::for_requests(),
             answer_memory: BodyMemory::for_answers(),
             consumers: Arc::default(),
-        }
+        }))
     }
 
     /// Ends when the gateway is told to stop, or its composition root is gone.
