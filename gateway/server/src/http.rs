@@ -34,6 +34,7 @@ mod problem;
 mod query;
 mod queues;
 mod repeats;
+mod request_ids;
 mod session;
 mod settle;
 mod state;

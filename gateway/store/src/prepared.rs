@@ -5,7 +5,7 @@ use gatepost_core::message::NewMessage;
 use gatepost_core::principal::Actor;
 use gatepost_core::{MessageId, Timestamp};
 
-use crate::random::uuid_at;
+use crate::random::{self, uuid_at};
 use crate::seal::{Domain, Index, Vault, commitment};
 
 /// Randomness of one message: its salt and the random part of its id.
@@ -40,9 +40,7 @@ impl Prepared {
         message: &mut NewMessage,
         now: Timestamp,
     ) -> Result<Self, getrandom::Error> {
-        let mut random = [0; RANDOM_BYTES];
-        getrandom::fill(&mut random)?;
-        Ok(Self::with(vault, sender, message, now, &random))
+        Ok(Self::with(vault, sender, message, now, &random::of_thread()?))
     }
 
     /// As [`Prepared::new`], with the randomness that its salt and its id are made of.

@@ -1,5 +1,7 @@
 //! Randomness from the operating system, drawn in blocks so that an id does not cost a system call.
 
+use std::cell::RefCell;
+
 use gatepost_core::LeaseToken;
 use uuid::Uuid;
 
@@ -71,6 +73,15 @@ impl Source {
             }
         }
     }
+}
+
+thread_local! {
+    static OF_THREAD: RefCell<Random> = RefCell::new(Random::new());
+}
+
+/// Random bytes for whoever has no [`Random`] of its own: each thread draws from its own block.
+pub(crate) fn of_thread<const N: usize>() -> Result<[u8; N], getrandom::Error> {
+    OF_THREAD.with_borrow_mut(Random::bytes)
 }
 
 /// A UUIDv7 (RFC 9562 §5.7) at `at_micros`, of which it keeps the milliseconds, from 10 random bytes.

@@ -64,7 +64,6 @@ pub(crate) async fn accept(
     let mode = Mode::of(&head.headers)?;
     let limit = mode.body_bytes_max(caller.config.gateway.max_message);
     let received = body::receive(body, limit, &state.body_memory, &caller.actor).await?;
-    let store = state.store.clone();
     let sender = caller.actor.clone();
     let intake = Intake { caller, headers: head.headers, mode, received };
     let composed = if intake.received.bytes.len() > PARSE_INLINE_BYTES_MAX {
@@ -72,8 +71,8 @@ pub(crate) async fn accept(
     } else {
         intake.compose()?
     };
-    let work = async move { composed.hand_over(&store, &sender, session).await };
-    let accepted = state.tasks.run(work).await?;
+    // Needs no task of its own: the store takes a request whole or not at all, and its writer commits it whoever waits.
+    let accepted = composed.hand_over(&state.store, &sender, session).await?;
     match wait {
         None => Ok(answer(StatusCode::ACCEPTED, accepted.into_iter().map(stored).collect())),
         Some(wait) => waited(&state, accepted, wait).await,

@@ -11,7 +11,6 @@ use gatepost_api::problem::Code;
 use gatepost_core::principal::{Actor, ActorKind};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
-use uuid::Uuid;
 
 use super::headers::{TraceParent, bearer};
 use super::identity::{Caller, Stranger, identify, unknown_peer};
@@ -35,7 +34,7 @@ struct Record {
 
 pub(crate) async fn guard(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let record = Record {
-        id: Uuid::now_v7().to_string(),
+        id: state.request_ids.next(),
         method: request.method().clone(),
         route: request.extensions().get().cloned(),
         peer: request.extensions().get().cloned(),

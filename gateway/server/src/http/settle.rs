@@ -66,8 +66,8 @@ pub(crate) async fn settle(
     } else {
         compose(&caller, &received)?
     };
-    let store = state.store.clone();
-    state.tasks.run(async move { composed.hand_over(&store).await }).await.map(Json)
+    // Needs no task of its own: the store takes a settle whole or not at all, and its writer commits it whoever waits.
+    composed.hand_over(&state.store).await.map(Json)
 }
 
 /// A settle, and the events that it takes in as an accept does.

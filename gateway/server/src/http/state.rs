@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::consumers::Consumers;
 use super::metrics::Metrics;
 use super::places::{BodyMemory, OpenRequests};
+use super::request_ids::RequestIds;
 use super::tasks::Tasks;
 use super::trail::AuditTrail;
 use crate::config::Config;
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) trail: AuditTrail,
     pub(crate) metrics: Metrics,
     pub(crate) open: OpenRequests,
+    pub(crate) request_ids: RequestIds,
     pub(crate) body_memory: BodyMemory,
     /// Apart from that of requests, so that slow readers do not keep anybody from sending.
     pub(crate) answer_memory: BodyMemory,
@@ -88,6 +90,7 @@ impl AppState {
             tasks,
             metrics: Metrics::default(),
             open: OpenRequests::default(),
+            request_ids: RequestIds::new(),
             body_memory: BodyMemory::for_requests(),
             answer_memory: BodyMemory::for_answers(),
             consumers: Arc::default(),
