@@ -129,9 +129,10 @@ CREATE TABLE adapter_state (
     PRIMARY KEY (adapter, key)
 ) STRICT, WITHOUT ROWID;
 
--- The newest part of the audit log; what stands in full bundle files under data_dir/audit is no longer here.
+-- The newest part of the audit log; what stands in full bundle files under data_dir/audit is no longer here. A row is a run of
+-- consecutive leaves that were committed together and belong to one tile of 256.
 CREATE TABLE leaf (
-    idx   INTEGER PRIMARY KEY,    -- position in the tree
-    bytes BLOB NOT NULL
+    idx   INTEGER PRIMARY KEY,    -- position of its first leaf in the tree
+    bytes BLOB NOT NULL           -- each leaf after its length, two bytes, big endian: the runs of a tile in order are its bundle
 ) STRICT;
 CREATE TRIGGER leaf_is_immutable BEFORE UPDATE ON leaf BEGIN SELECT RAISE(ABORT, 'audit leaves are immutable'); END;

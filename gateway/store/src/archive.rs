@@ -130,7 +130,7 @@ impl Archive {
     /// The first entry that stands in the database, at a tile's border.
     async fn filed(&self, size: u64) -> Result<u64, ArchiveError> {
         let database = |error: sqlx::Error| StoreError::Database(error.to_string());
-        let bounds = sqlx::query(sql::LEAF_BOUNDS).fetch_one(&self.pool).await.map_err(database)?;
+        let bounds = sqlx::query(sql::LEAF_FIRST).fetch_one(&self.pool).await.map_err(database)?;
         let first: i64 = sqlx::Row::try_get(&bounds, 0).map_err(database)?;
         Ok(u64::try_from(first).unwrap_or(size).min(size) / BUNDLE_ENTRIES * BUNDLE_ENTRIES)
     }

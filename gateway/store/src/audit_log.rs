@@ -1,7 +1,7 @@
 //! The audit log's outside: leaves that the writer has committed become tiles, entry bundles and signed checkpoints.
 //!
-//! The writer only numbers and stores leaves. This task reads them back, which also means that a checkpoint never covers a
-//! leaf that is not durable: SQLite shows a commit to readers after its sync.
+//! The writer only numbers and stores leaves, and hands them on once they are durable: so a checkpoint never covers one that
+//! is not. What was not handed on is read from the database, which shows a commit to readers after its sync.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use gatepost_audit::{
 use sqlx::SqlitePool;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::leaves::{Handed, Run};
 use crate::ops::StoreError;
 use crate::row::get;
 use crate::seal::Place;
@@ -25,14 +26,23 @@ use crate::writer::{Chore, Health};
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// Leaves read at a time.
 const PAGE_LEAVES: u64 = 4096;
-/// Tiles of level 0 written to files in one step; more wait for the next, so that filing never competes with commits.
-const FILED_PER_STEP: usize = 64;
+/// Tiles written to files in one step, which ends with one sync: so many that syncs are rare, so few that they are not
+/// remembered long.
+const FILED_PER_STEP: usize = 128;
 
 /// Levels of full tiles that a tree of 2^63 entries can have.
 const TILE_LEVELS: u8 = 7;
 
 /// Level and index.
 type TileId = (u8, u64);
+
+/// Why the audit log no longer waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Paused {
+    /// The time is over.
+    Out,
+    Stopped,
+}
 
 /// What everybody may see of the tree.
 #[derive(Default)]
@@ -121,6 +131,7 @@ pub(crate) struct AuditLog {
     pub(crate) published: Arc<Published>,
     health: Arc<Health>,
     chores: mpsc::Sender<Chore>,
+    pub(crate) handed: Arc<Handed>,
 }
 
 impl AuditLog {
@@ -132,7 +143,7 @@ impl AuditLog {
         health: Arc<Health>,
         chores: mpsc::Sender<Chore>,
     ) -> Result<Self, LogFault> {
-        let bounds = sqlx::query(sql::LEAF_BOUNDS).fetch_one(&pool).await.map_err(tiles_error)?;
+        let bounds = sqlx::query(sql::LEAF_FIRST).fetch_one(&pool).await.map_err(tiles_error)?;
         let first: i64 = sqlx::Row::try_get(&bounds, 0).map_err(tiles_error)?;
         let leaves = sqlx::query(sql::STORE_LOAD).fetch_optional(&pool).await.map_err(tiles_error)?;
         let size = leaves.map_or(Ok(0), |row| get::<i64>(&row, "leaf_count")).map_err(tiles_error)?;
@@ -154,6 +165,7 @@ impl AuditLog {
             published,
             health,
             chores,
+            handed: Arc::default(),
         })
     }
 
@@ -217,6 +229,19 @@ impl AuditLog {
 
     /// Extends the tree by committed leaves until it has `size` of them.
     async fn read_to(&mut self, size: u64) -> Result<(), LogFault> {
+        for run in self.handed.take() {
+            self.read_rows(run.first.min(size)).await?;
+            for (index, leaf) in run.leaves().map_err(tiles_error)? {
+                // What was read already may come again.
+                if index == self.edge.size() {
+                    self.push(leaf)?;
+                }
+            }
+        }
+        self.read_rows(size).await
+    }
+
+    async fn read_rows(&mut self, size: u64) -> Result<(), LogFault> {
         while self.edge.size() < size {
             let from = self.edge.size();
             let to = size.min(from + PAGE_LEAVES);
@@ -276,15 +301,32 @@ impl AuditLog {
                 return;
             }
             // Whether or not there is more to file, a second passes before the next checkpoint.
-            tokio::select! {
-                () = tokio::time::sleep(CHECKPOINT_INTERVAL) => {}
-                _ = stop.changed() => continue,
+            if self.pause(&mut stop).await == Paused::Stopped {
+                continue;
             }
             if self.waiting.is_empty() && self.health.audit_size() <= self.edge.size() {
                 tokio::select! {
                     () = grown.notified() => {}
                     _ = stop.changed() => {}
                 }
+            }
+        }
+    }
+
+    /// Waits until the next checkpoint may be due. Where much is committed meanwhile, it is taken up and filed, lest it be
+    /// remembered.
+    async fn pause(&mut self, stop: &mut watch::Receiver<bool>) -> Paused {
+        let handed = Arc::clone(&self.handed);
+        let until = tokio::time::Instant::now() + CHECKPOINT_INTERVAL;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return Paused::Out,
+                _ = stop.changed() => return Paused::Stopped,
+                () = handed.due() => {}
+            }
+            if let Err(error) = self.take_up().await {
+                tracing::error!(%error, "the audit log cannot take up what was committed; trying again");
+                return Paused::Out;
             }
         }
     }
@@ -300,11 +342,17 @@ impl AuditLog {
         self.file().await
     }
 
+    async fn take_up(&mut self) -> Result<(), LogFault> {
+        self.read_to(self.health.audit_size()).await?;
+        while self.waiting.len() >= FILED_PER_STEP {
+            self.file().await?;
+        }
+        Ok(())
+    }
+
     /// Writes full tiles and bundles to files; their leaf rows go afterwards.
     async fn file(&mut self) -> Result<(), LogFault> {
-        // A backlog is worked off within about a minute, however large.
-        let most = FILED_PER_STEP.max(self.waiting.len() / 60);
-        let count = most.min(self.waiting.len());
+        let count = FILED_PER_STEP.min(self.waiting.len());
         if count == 0 {
             return Ok(());
         }
@@ -371,15 +419,19 @@ pub(crate) async fn read_leaves(
     to: u64,
 ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
     let bound = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    let query = sqlx::query(sql::LEAVES).bind(bound(from)).bind(bound(to));
+    // A run that holds `from` begins in its tile.
+    let query = sqlx::query(sql::LEAVES).bind(bound(Run::tile_start(from))).bind(bound(to));
     let rows = query.fetch_all(pool).await.map_err(|error| StoreError::Database(error.to_string()))?;
-    rows.iter()
-        .map(|row| {
-            let index: i64 = get(row, "idx")?;
-            let place = Place { table: "leaf", column: "idx", row: index };
-            Ok((place.count(index)?, get::<Vec<u8>>(row, "bytes")?))
-        })
-        .collect()
+    let mut leaves = Vec::new();
+    for row in &rows {
+        let index: i64 = get(row, "idx")?;
+        let place = |column| Place { table: "leaf", column, row: index };
+        let run = Run { first: place("idx").count(index)?, bytes: get(row, "bytes")? };
+        let of_run = run.leaves().map_err(|_| place("bytes").corrupt())?;
+        let wanted = of_run.filter(|(index, _)| (from..to).contains(index));
+        leaves.extend(wanted.map(|(index, leaf)| (index, leaf.to_vec())));
+    }
+    Ok(leaves)
 }
 
 fn tiles_error(error: impl std::fmt::Display) -> LogFault {

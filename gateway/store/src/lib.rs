@@ -18,6 +18,7 @@ mod dice;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod hints;
+mod leaves;
 mod open;
 pub mod ops;
 mod prepared;

@@ -166,6 +166,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         hints: Arc::clone(&hints),
         health: Arc::clone(&health),
         leaves_added: Arc::clone(&grown),
+        leaves_handed: Arc::clone(&audit.handed),
         dedup_window: options.dedup_window,
         payload_retention: options.payload_retention,
         keys_in_memory: options.keys_in_memory,

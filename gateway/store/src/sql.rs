@@ -105,7 +105,7 @@ statements! {
         AND f.state IN (0, 3) AND f.pos = (SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 \
         AND d.state NOT IN (1, 2) ORDER BY d.pos LIMIT 1) AND (SELECT count(*) + coalesce(sum(e.session IS NOT ?4), 0) * ?3 \
         FROM delivery e WHERE e.queue = ?1 AND e.lane = ?2 AND e.blocks = 1 AND e.pos < f.pos) < ?3";
-    LEAF_ADD = "/* leaf_add */ INSERT INTO leaf (idx, bytes) VALUES (?1, ?2)";
+    LEAVES_ADD = "/* leaves_add */ INSERT INTO leaf (idx, bytes) VALUES (?1, ?2)";
     DETAIL_ADD = "/* detail_add */ INSERT INTO detail (leaf, delivery, body) VALUES (?1, ?2, ?3)";
     REPLY_PUT = "/* reply_put */ INSERT OR REPLACE INTO reply (delivery, body) VALUES (?1, ?2)";
     STATE_PUT = "/* state_put */ INSERT OR REPLACE INTO adapter_state (adapter, key, value) VALUES (?1, ?2, ?3)";
@@ -161,7 +161,7 @@ statements! {
         ORDER BY ready LIMIT 1000) UNION ALL SELECT born FROM (SELECT born FROM delivery WHERE queue = $1 AND token IS NOT NULL LIMIT 1000) \
         UNION ALL SELECT born FROM (SELECT born FROM delivery WHERE state = 3 AND queue = $1 ORDER BY pos LIMIT 1000))";
     LEAVES = "/* leaves */ SELECT idx, bytes FROM leaf WHERE idx >= $1 AND idx < $2 ORDER BY idx";
-    LEAF_BOUNDS = "/* leaf_bounds */ SELECT coalesce(min(idx), -1), coalesce(max(idx), -1), count(*) FROM leaf";
+    LEAF_FIRST = "/* leaf_first */ SELECT coalesce(min(idx), -1) FROM leaf";
 }
 
 /// Lists of deliveries, newest first: one statement for every combination of filters, since SQLite chooses its index by
@@ -236,7 +236,7 @@ mod tests {
             DELIVERY_CHANGE,
             LANE_CLEAR,
             LANE_ADVANCE,
-            LEAF_ADD,
+            LEAVES_ADD,
             STATE_DROP,
             QUEUE_CHANGE,
             STORE_CHANGE,

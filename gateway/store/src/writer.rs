@@ -43,6 +43,7 @@ pub(crate) use turn::DetailBody;
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
 use crate::hints::Hints;
+use crate::leaves::Handed;
 use crate::ops::{QueueRow, QueueStats, StoreError};
 use crate::random::Random;
 use crate::seal::Vault;
@@ -81,6 +82,7 @@ pub(crate) struct Writer {
     pub(crate) health: Arc<Health>,
     /// Rung after each commit that added leaves.
     pub(crate) leaves_added: Arc<Notify>,
+    pub(crate) leaves_handed: Arc<Handed>,
     pub(crate) dedup_window: Duration,
     pub(crate) payload_retention: Duration,
     pub(crate) keys_in_memory: usize,

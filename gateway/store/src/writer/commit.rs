@@ -113,9 +113,8 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
         touched.now.change(&touched.was, statement)
     })?;
     lanes(connection, turn)?;
-    let leaves: Vec<_> = (turn.memory.leaf_count..).zip(&turn.leaves).collect();
-    each(connection, sql::LEAF_ADD, &leaves, |statement, (index, leaf)| {
-        statement.execute(params![whole(*index), leaf])
+    each(connection, sql::LEAVES_ADD, turn.leaves.as_slice(), |statement, run| {
+        statement.execute(params![whole(run.first), run.bytes])
     })?;
     each(connection, sql::DETAIL_ADD, &turn.details, |statement, detail| {
         statement.execute(params![whole(detail.leaf), detail.delivery, detail.body])
@@ -136,7 +135,7 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
     let queues: Vec<_> = turn.queues.values().collect();
     each(connection, sql::QUEUE_CHANGE, &queues, |statement, queue| change_queue(statement, queue))?;
     let before = turn.memory.leaf_count;
-    let after = before + turn.leaves.len() as u64;
+    let after = before + turn.leaves.count();
     each(connection, sql::STORE_CHANGE, &[()], |statement, ()| {
         statement.execute(params![turn.now.as_micros(), whole(before), whole(after), slice.keyed])
     })

@@ -13,6 +13,7 @@ use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
 use crate::database::rows;
+use crate::leaves::Runs;
 use crate::ops::{
     AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, SettleAnswer, SettleError,
     StoreError,
@@ -43,7 +44,7 @@ pub(crate) struct Outcome {
     queues: Vec<Queue>,
     traffic: HashMap<i64, (u64, u64)>,
     ended: Vec<gatepost_core::MessageId>,
-    leaves: u64,
+    leaves: Runs,
     /// Idempotency keys first used, with their messages.
     keys: Vec<(Index, i64)>,
     keys_moved: usize,
@@ -167,7 +168,7 @@ impl Writer {
         let now = self.now();
         self.memory.next_seq = outcome.next_seq;
         self.memory.next_pos = outcome.next_pos;
-        self.memory.leaf_count += outcome.leaves;
+        self.memory.leaf_count += outcome.leaves.count();
         self.memory.keys.committed(outcome.keys, outcome.keys_moved);
         let (mut accepted, mut settled) = (0, 0);
         for (queue, traffic) in outcome.traffic {
@@ -196,7 +197,8 @@ impl Writer {
                 self.hints.message_changed(message);
             }
         }
-        if outcome.leaves > 0 {
+        if outcome.leaves.count() > 0 {
+            self.leaves_handed.give(outcome.leaves.into_runs());
             self.leaves_added.notify_one();
         }
         true
@@ -273,7 +275,7 @@ impl Outcome {
             queues: turn.queues.into_values().collect(),
             traffic: turn.traffic,
             ended: turn.ended,
-            leaves: turn.leaves.len() as u64,
+            leaves: turn.leaves,
             keys_moved: turn.memory.keys.slice(turn.keys_new.len()).keys.len(),
             keys: turn.keys_new.into_iter().map(|(key, new)| (key, new.seq)).collect(),
             next_seq: turn.next_seq,

@@ -13,6 +13,7 @@ use gatepost_core::{Delivery, DeliveryId, Level, MessageId, Timestamp};
 
 use super::leaf::{actor, event_of, leaf_level, leaf_state};
 use super::memory::{Memory, Queue};
+use crate::leaves::Runs;
 use crate::ops::StoreError;
 use crate::prepared::Prepared;
 use crate::random::Random;
@@ -32,7 +33,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) touched: HashMap<DeliveryId, Touched>,
     pub(crate) new_rows: Vec<Row>,
     pub(crate) lanes: HashSet<(i64, Index)>,
-    pub(crate) leaves: Vec<Vec<u8>>,
+    pub(crate) leaves: Runs,
     pub(crate) next_seq: i64,
     pub(crate) next_pos: i64,
     pub(crate) keys_new: HashMap<Index, NewKey>,
@@ -112,7 +113,7 @@ impl<'a> Turn<'a> {
             touched: HashMap::new(),
             new_rows: Vec::new(),
             lanes: HashSet::new(),
-            leaves: Vec::new(),
+            leaves: Runs::new(memory.leaf_count),
             next_seq: memory.next_seq,
             next_pos: memory.next_pos,
             keys_new: HashMap::new(),
@@ -129,7 +130,7 @@ impl<'a> Turn<'a> {
     pub(crate) fn is_empty(&self) -> bool {
         self.touched.is_empty()
             && self.new_rows.is_empty()
-            && self.leaves.is_empty()
+            && self.leaves.count() == 0
             && self.states.is_empty()
             && self.queues.is_empty()
             && self.lanes.is_empty()
@@ -319,9 +320,7 @@ impl<'a> Turn<'a> {
     /// Adds a leaf and returns its index in the tree.
     pub(crate) fn push_leaf(&mut self, leaf: &Leaf<'_>) -> Result<u64, StoreError> {
         let bytes = leaf.encode().map_err(|error| StoreError::Audit(error.to_string()))?;
-        let index = self.memory.leaf_count + self.leaves.len() as u64;
-        self.leaves.push(bytes);
-        Ok(index)
+        self.leaves.push(&bytes).map_err(|error| StoreError::Audit(error.to_string()))
     }
 
     /// A leaf about a queue: pause, resume, trip.

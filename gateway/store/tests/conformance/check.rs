@@ -85,7 +85,15 @@ pub(crate) async fn entries(place: &Place) -> Vec<Vec<u8>> {
         let bundle = files.bundle_file(bundle, None).unwrap().expect("a filed bundle is there");
         entries.extend(gatepost_audit::parse_bundle(&bundle).unwrap().into_iter().map(<[u8]>::to_vec));
     }
-    entries.extend(rows.iter().map(|row| row.get::<Vec<u8>, _>("bytes")));
+    for row in &rows {
+        assert_eq!(
+            u64::try_from(row.get::<i64, _>("idx")).unwrap(),
+            entries.len() as u64,
+            "a run is missing"
+        );
+        let run = gatepost_audit::parse_bundle(row.get("bytes")).unwrap();
+        entries.extend(run.into_iter().map(<[u8]>::to_vec));
+    }
     entries
 }
 

@@ -201,7 +201,7 @@ async fn r13_7_a_missing_leaf_is_refused_and_cannot_be_adopted() {
 async fn leaves_are_immutable_in_the_database_itself() {
     let place = place_with(1).await;
     let mut connection = crate::check::connect(&place).await;
-    let edited = sqlx::query("UPDATE leaf SET bytes = x'00' WHERE idx = 1").execute(&mut connection).await;
+    let edited = sqlx::query("UPDATE leaf SET bytes = x'00' WHERE idx = 0").execute(&mut connection).await;
     assert!(edited.is_err());
 }
 
