@@ -24,6 +24,7 @@ pub mod ops;
 mod prepared;
 mod random;
 mod reader;
+mod recent;
 mod row;
 mod seal;
 mod sql;

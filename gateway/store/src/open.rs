@@ -21,6 +21,7 @@ use crate::hints::Hints;
 use crate::ops::{AuditNote, StoreError};
 use crate::random::Random;
 use crate::reader::Reader;
+use crate::recent::Recent;
 use crate::seal::Vault;
 use crate::sql;
 use crate::store::Store;
@@ -145,6 +146,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
 
     let vault = Vault::new(&keys.store);
     let hints = Arc::new(Hints::default());
+    let recent = Arc::new(Recent::default());
     let grown = Arc::new(Notify::new());
     let reader = Reader::new(
         pool.clone(),
@@ -167,6 +169,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         health: Arc::clone(&health),
         leaves_added: Arc::clone(&grown),
         leaves_handed: Arc::clone(&audit.handed),
+        recent: Arc::clone(&recent),
         dedup_window: options.dedup_window,
         payload_retention: options.payload_retention,
         keys_in_memory: options.keys_in_memory,
@@ -177,7 +180,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     };
     let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);
     let (stop_audit, audit_stopped) = watch::channel(false);
-    let store = Store::new(ops_in, reader, vault, clock, hints, health);
+    let store = Store::new(ops_in, reader, vault, clock, hints, health, recent);
     let task = StoreTask {
         writer: writer.start(ops, chores).map_err(|error| fail(error.to_string()))?,
         audit: tokio::spawn(audit.run(grown, audit_stopped)),

@@ -56,10 +56,11 @@ statements! {
     #[cfg(test)]
     DELIVERIES_ALL = deliveries_where!("deliveries_all", "true ORDER BY d.pos");
     DELIVERIES_LEASED = deliveries_where!("deliveries_leased", "d.token IS NOT NULL");
-    DELIVERIES_READY = deliveries_where!("deliveries_ready",
-        "d.queue = ?1 AND d.ready IS NOT NULL AND d.ready <= ?2 ORDER BY d.ready, d.pos LIMIT ?3");
-    DELIVERIES_READY_SUSPECT = deliveries_where!("deliveries_ready_suspect",
-        "d.queue = ?1 AND d.suspect = 1 AND d.ready IS NOT NULL AND d.ready <= ?2 ORDER BY d.ready, d.pos LIMIT ?3");
+    DELIVERY_BY_POS = deliveries_where!("delivery_by_pos", "d.pos = ?1");
+    DELIVERIES_READY = "/* deliveries_ready */ SELECT pos FROM delivery \
+        WHERE queue = ?1 AND ready IS NOT NULL AND ready <= ?2 ORDER BY ready, pos LIMIT ?3";
+    DELIVERIES_READY_SUSPECT = "/* deliveries_ready_suspect */ SELECT pos FROM delivery \
+        WHERE queue = ?1 AND suspect = 1 AND ready IS NOT NULL AND ready <= ?2 ORDER BY ready, pos LIMIT ?3";
     DELIVERIES_OF_LANE = deliveries_where!("deliveries_of_lane",
         "d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 AND d.pos > ?3 ORDER BY d.pos LIMIT ?4");
     DELIVERIES_PAST_EXPIRY = deliveries_where!("deliveries_past_expiry",
@@ -224,6 +225,7 @@ mod tests {
         }
         let hot = [
             DELIVERY_BY_ID,
+            DELIVERY_BY_POS,
             DELIVERIES_READY,
             DELIVERIES_READY_SUSPECT,
             DELIVERIES_OF_LANE,

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatepost_core::message::NewMessage;
+use bytes::Bytes;
+use gatepost_core::message::{INLINE_DATA_BYTES_MAX, NewMessage};
 use gatepost_core::principal::{Actor, OperatorPermit};
 use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId};
@@ -18,11 +19,12 @@ use crate::hints::Hints;
 use crate::ops::{
     Accept, AcceptError, Accepted, AuditNote, DeliveryRow, LeaseAnswer, LeaseError, LeaseRequest, Leased,
     MoveError, MoveStep, Moved, OperateError, QueueSetup, Session, SessionEnd, Settle, SettleAnswer,
-    SettleError, StoreError, Verb,
+    SettleError, StoreError, StoredMessage, Verb,
 };
 use crate::prepared::{Prepared, identity};
 use crate::reader::Reader;
-use crate::seal::{Index, Vault};
+use crate::recent::{Recent, RecentMessage};
+use crate::seal::{Index, Place, Vault};
 use crate::writer::Health;
 
 /// Payload bytes that are hashed where the caller runs; more of them would keep others on its thread waiting.
@@ -105,6 +107,7 @@ pub(crate) struct ClaimedDelivery {
     pub(crate) doubt: bool,
     pub(crate) replayed: bool,
     pub(crate) lease: Duration,
+    pub(crate) message: MessageId,
     pub(crate) message_seq: i64,
 }
 
@@ -123,6 +126,7 @@ pub struct Store {
     clock: Clock,
     hints: Arc<Hints>,
     health: Arc<Health>,
+    recent: Arc<Recent>,
 }
 
 impl Store {
@@ -133,8 +137,9 @@ impl Store {
         clock: Clock,
         hints: Arc<Hints>,
         health: Arc<Health>,
+        recent: Arc<Recent>,
     ) -> Self {
-        Self { ops, reader, vault, clock, hints, health }
+        Self { ops, reader, vault, clock, hints, health, recent }
     }
 
     /// Accepts messages: all of them or none. A message whose idempotency key was used before with the same content is
@@ -183,15 +188,20 @@ impl Store {
     /// Leases what may be leased now; never waits for more. See [`Store::queue_hint`] for when to ask again.
     pub async fn delivery_lease(&self, request: LeaseRequest) -> Result<LeaseAnswer, LeaseError> {
         let claimed: Claimed = self.call(|answer| Op::Lease(request, answer)).await?;
-        let seqs: Vec<i64> = claimed.deliveries.iter().map(|delivery| delivery.message_seq).collect();
+        let mut recent = self.recent.take(claimed.deliveries.iter().map(|delivery| delivery.message));
+        let older = claimed.deliveries.iter().filter(|delivery| !recent.contains_key(&delivery.message));
+        let seqs: Vec<i64> = older.map(|delivery| delivery.message_seq).collect();
         let messages = self.reader.messages_by_seq(&seqs).await?;
         let mut deliveries = Vec::with_capacity(claimed.deliveries.len());
         for claimed in claimed.deliveries {
-            let message = messages.get(&claimed.message_seq).cloned().ok_or_else(|| StoreError::Corrupt {
-                table: "delivery",
-                column: "message",
-                row: claimed.delivery.to_string(),
-            })?;
+            let message = match recent.remove(&claimed.message) {
+                Some(recent) => self.open(claimed.message, claimed.message_seq, recent)?,
+                None => messages.get(&claimed.message_seq).cloned().ok_or_else(|| StoreError::Corrupt {
+                    table: "delivery",
+                    column: "message",
+                    row: claimed.delivery.to_string(),
+                })?,
+            };
             deliveries.push(Leased {
                 delivery: claimed.delivery,
                 token: claimed.token,
@@ -203,6 +213,25 @@ impl Store {
             });
         }
         Ok(LeaseAnswer { deliveries, next_due: claimed.next_due })
+    }
+
+    /// A message that was kept since it was accepted, as its row would give it.
+    fn open(&self, id: MessageId, seq: i64, recent: RecentMessage) -> Result<StoredMessage, StoreError> {
+        let open = |column, sealed: &Bytes| -> Result<Bytes, StoreError> {
+            let place = Place { table: "message", column, row: seq };
+            Ok(sealed.slice_ref(self.vault.open(sealed, place)?))
+        };
+        let inline = recent.size <= INLINE_DATA_BYTES_MAX;
+        Ok(StoredMessage {
+            id,
+            accepted_at: recent.accepted_at,
+            attributes: open("attributes", &recent.attributes)?,
+            form: recent.form,
+            size: recent.size,
+            data: inline.then(|| open("data", &recent.data)).transpose()?,
+            purged: false,
+            sender: recent.sender,
+        })
     }
 
     /// Outcomes, emitted events and adapter state in one transaction.

@@ -46,6 +46,7 @@ use crate::hints::Hints;
 use crate::leaves::Handed;
 use crate::ops::{QueueRow, QueueStats, StoreError};
 use crate::random::Random;
+use crate::recent::Recent;
 use crate::seal::Vault;
 use crate::store::Op;
 
@@ -83,6 +84,7 @@ pub(crate) struct Writer {
     /// Rung after each commit that added leaves.
     pub(crate) leaves_added: Arc<Notify>,
     pub(crate) leaves_handed: Arc<Handed>,
+    pub(crate) recent: Arc<Recent>,
     pub(crate) dedup_window: Duration,
     pub(crate) payload_retention: Duration,
     pub(crate) keys_in_memory: usize,

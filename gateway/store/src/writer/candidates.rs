@@ -87,7 +87,18 @@ impl Writer {
         now: i64,
         max: u32,
     ) -> Result<Vec<Row>, CommitError> {
-        rows(&self.connection, statement, params![queue, now, max], Row::load)
+        let ready: Vec<i64> =
+            rows(&self.connection, statement, params![queue, now, max], |mut cells| cells.take())?;
+        let mut found = Vec::with_capacity(ready.len());
+        for pos in ready {
+            match self.memory.fresh.get(pos) {
+                Some(row) => found.push(row.clone()),
+                None => {
+                    found.extend(rows(&self.connection, sql::DELIVERY_BY_POS, params![pos], Row::load)?);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Replaces the one of each windowed lane that is ready by the lane's first rows.

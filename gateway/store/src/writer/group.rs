@@ -15,9 +15,11 @@ use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavaila
 use crate::database::rows;
 use crate::leaves::Runs;
 use crate::ops::{
-    AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, SettleAnswer, SettleError,
-    StoreError,
+    Accept, AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, SettleAnswer,
+    SettleError, StoreError,
 };
+use crate::prepared::Prepared;
+use crate::recent::RecentMessage;
 use crate::row::Row;
 use crate::seal::Index;
 use crate::sql;
@@ -41,6 +43,7 @@ pub(crate) struct Outcome {
     /// Store time of the turn.
     at: gatepost_core::Timestamp,
     rows: Vec<Row>,
+    added: Vec<Row>,
     queues: Vec<Queue>,
     traffic: HashMap<i64, (u64, u64)>,
     ended: Vec<gatepost_core::MessageId>,
@@ -166,6 +169,7 @@ impl Writer {
     pub(super) fn install(&mut self, outcome: Option<Outcome>, ops: usize) -> bool {
         let Some(outcome) = outcome else { return false };
         let now = self.now();
+        self.memory.committed_at = outcome.at;
         self.memory.next_seq = outcome.next_seq;
         self.memory.next_pos = outcome.next_pos;
         self.memory.leaf_count += outcome.leaves.count();
@@ -176,6 +180,8 @@ impl Writer {
             settled += traffic.1;
             self.memory.rates.entry(queue).or_default().add(now, traffic.0, traffic.1);
         }
+        // In this order: what was added may have been changed in the same turn.
+        self.memory.added(outcome.added);
         for row in outcome.rows {
             self.memory.install(row);
         }
@@ -207,7 +213,12 @@ impl Writer {
     fn answer(&mut self, ops: Vec<Op>, decided: Vec<Decided>) {
         for (op, decided) in ops.into_iter().zip(decided) {
             match (op, decided) {
-                (Op::Accept { answer, .. }, Decided::Accept(result)) => drop(answer.send(result)),
+                (Op::Accept { accept, prepared, answer }, Decided::Accept(result)) => {
+                    if let Ok(accepted) = &result {
+                        self.keep_recent(&accept, prepared, accepted);
+                    }
+                    drop(answer.send(result));
+                }
                 (Op::Settle { answer, .. }, Decided::Settle(result)) => drop(answer.send(result)),
                 (Op::Lease(_, answer), Decided::Lease(result)) => drop(answer.send(result)),
                 (Op::Operate { answer, .. }, Decided::Operate(result)) => drop(answer.send(result)),
@@ -230,6 +241,24 @@ impl Writer {
                 (_, _) => tracing::error!("an operation and its decision do not match"),
             }
         }
+    }
+
+    /// Keeps what has just been accepted at hand for those who will lease it.
+    fn keep_recent(&self, accept: &Accept, prepared: Vec<Prepared>, accepted: &[Accepted]) {
+        let sender = accept.permit.sender();
+        let messages = accept.messages.iter().zip(prepared).zip(accepted);
+        let new = messages.filter(|(_, accepted)| !accepted.duplicate);
+        self.recent.keep(new.map(|((message, prepared), accepted)| {
+            let recent = RecentMessage {
+                sender: sender.clone(),
+                accepted_at: self.memory.committed_at,
+                form: message.form,
+                size: prepared.size,
+                attributes: prepared.attributes.into(),
+                data: prepared.data.into(),
+            };
+            (prepared.id, recent, accepted.deliveries.len())
+        }));
     }
 
     /// Ends what time has ended, as much of it as does not keep everybody else waiting.
@@ -272,6 +301,7 @@ impl Outcome {
         Self {
             at: turn.now,
             rows: turn.touched.into_values().map(|touched| touched.now).collect(),
+            added: turn.new_rows,
             queues: turn.queues.into_values().collect(),
             traffic: turn.traffic,
             ended: turn.ended,
@@ -370,6 +400,7 @@ fn claimed(given: Given, request: &LeaseRequest) -> ClaimedDelivery {
         doubt: row.delivery.doubt,
         replayed: row.delivery.replayed,
         lease: given.lease.min(request.lease),
+        message: row.message,
         message_seq: row.message_seq,
     }
 }

@@ -38,6 +38,8 @@ pub(crate) fn load_memory(connection: &Connection, keys_in_memory: usize) -> Res
             .unwrap_or_default();
     let mut memory = Memory {
         leaf_count: Place { table: "store", column: "leaf_count", row: 0 }.count(leaf_count)?,
+        committed_at: Timestamp::default(),
+        fresh: Default::default(),
         next_seq: last_seq + 1,
         next_pos: last_pos + 1,
         keys: load_keys(connection, keyed, keys_in_memory)?,

@@ -12,6 +12,8 @@ use crate::ops::{QueueKind, QueueSetup};
 use crate::row::Row;
 use crate::seal::Index;
 
+/// Rows kept from their accept to their first lease.
+const FRESH_ROWS_MAX: usize = 16_384;
 /// Seconds over which rates are taken.
 const RATE_SECONDS: i64 = 60;
 
@@ -25,6 +27,10 @@ pub(crate) struct Memory {
     pub(crate) rates: HashMap<i64, Rates>,
     pub(crate) keys: Keys,
     pub(crate) leaf_count: u64,
+    /// Store time of the newest commit.
+    pub(crate) committed_at: Timestamp,
+    /// Deliveries accepted lately that nothing has happened to since, so that their first lease need not read them.
+    pub(crate) fresh: Fresh,
     pub(crate) next_seq: i64,
     pub(crate) next_pos: i64,
 }
@@ -151,13 +157,45 @@ impl Rates {
     }
 }
 
+/// Rows as the database has them, by position. Only a shortcut: what is not here is read.
+#[derive(Default)]
+pub(crate) struct Fresh {
+    rows: HashMap<i64, Row>,
+    /// Oldest first; some may be gone already.
+    order: VecDeque<i64>,
+}
+
+impl Fresh {
+    pub(crate) fn get(&self, pos: i64) -> Option<&Row> {
+        self.rows.get(&pos)
+    }
+
+    fn add(&mut self, row: Row) {
+        self.order.push_back(row.pos);
+        self.rows.insert(row.pos, row);
+        while self.rows.len() > FRESH_ROWS_MAX || self.order.len() > 2 * FRESH_ROWS_MAX {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.rows.remove(&oldest);
+        }
+    }
+}
+
 impl Memory {
+    /// Takes in the rows that a commit has added.
+    pub(crate) fn added(&mut self, rows: Vec<Row>) {
+        // One that came dead or was changed in the same turn is not worth a place.
+        for row in rows.into_iter().filter(|row| matches!(row.delivery.state, State::Waiting { .. })) {
+            self.fresh.add(row);
+        }
+    }
+
     pub(crate) fn queue(&self, name: &str) -> Option<&Queue> {
         self.by_name.get(name).and_then(|id| self.queues.get(id))
     }
 
     /// Notes what a commit has done to a delivery.
     pub(crate) fn install(&mut self, row: Row) {
+        self.fresh.rows.remove(&row.pos);
         match (row.delivery.lease(), row.batch) {
             (None, _) => drop(self.hot.remove(&row.id)),
             (Some(_), None) => drop(self.hot.insert(row.id, row)),

@@ -179,7 +179,7 @@ async fn r13_7_an_edited_leaf_is_refused_until_adopted() {
     tamper(
         &place,
         "DROP TRIGGER leaf_is_immutable; \
-         UPDATE leaf SET bytes = CAST(replace(CAST(bytes AS TEXT), '\"size\":1', '\"size\":2') AS BLOB) WHERE idx = 3",
+         UPDATE leaf SET bytes = unhex(replace(hex(bytes), hex('\"size\":1'), hex('\"size\":2'))) WHERE idx >= 2",
     )
     .await;
     let refused = place.refusal().await;
