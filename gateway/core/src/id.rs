@@ -65,7 +65,7 @@ impl LeaseToken {
 
     /// 32 hexadecimal digits, as it stands on the wire.
     pub fn to_wire(self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:032x}", u128::from_be_bytes(self.0))
     }
 
     /// Reads the wire form; `None` for anything else.

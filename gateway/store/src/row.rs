@@ -132,6 +132,43 @@ impl Row {
         ])
     }
 
+    /// Whether nothing has changed since it `was` but what [`Row::step`] writes.
+    pub(crate) fn only_stepped(&self, was: &Self) -> bool {
+        let of = |row: &Self| {
+            let delivery = &row.delivery;
+            let late = matches!(delivery.state, State::Sending { proof: Proof::Late, .. });
+            let counts = (delivery.series, delivery.crashes, late, delivery.doubt, delivery.suspect);
+            let birth = (delivery.born, delivery.idle_at_birth, delivery.expires_at);
+            (row.lane, counts, delivery.replayed, reason_of(&delivery.state), birth)
+        };
+        of(self) == of(was)
+    }
+
+    /// As [`Row::change`], where [`Row::only_stepped`] says that this is enough.
+    pub(crate) fn step(&self, was: &Self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
+        let delivery = &self.delivery;
+        let state = &delivery.state;
+        let lease = delivery.lease();
+        statement.execute(params![
+            self.pos,
+            state_code(&was.delivery.state),
+            was.delivery.lease().map(|lease| lease.token.as_bytes()),
+            state_code(state),
+            state.blocks_lane(),
+            state.due().map(Timestamp::as_micros),
+            self.ready(),
+            lease.map(|lease| lease.token.as_bytes()),
+            lease.map(|lease| lease.until.as_micros()),
+            lease.map(|lease| i64::try_from(lease.session).unwrap_or(i64::MAX)),
+            self.batch,
+            delivery.attempts,
+            self.changed_at.as_micros(),
+            delivery.settled.as_ref().map(|(token, _)| token.as_bytes()),
+            delivery.settled.map(|(_, kind)| kind.as_str()),
+            self.leaves,
+        ])
+    }
+
     /// Makes the row what it is now, if the database still has it as it `was`.
     pub(crate) fn change(&self, was: &Self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
         let delivery = &self.delivery;

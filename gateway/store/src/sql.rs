@@ -90,6 +90,10 @@ statements! {
     DELIVERY_ADD = "/* delivery_add */ INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, ready, late, attempts, \
         series, crashes, doubt, suspect, replayed, reason, expires_at, born, idle_at_birth, changed_at, leaves) \
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)";
+    /// The columns that every step of an ordinary delivery changes; the others stay, and so do their indices and checks.
+    DELIVERY_STEP = "/* delivery_step */ UPDATE delivery SET state = ?4, blocks = ?5, due = ?6, ready = ?7, token = ?8, until = ?9, \
+        session = ?10, batch = ?11, attempts = ?12, changed_at = ?13, settled_token = ?14, settled_as = ?15, leaves = ?16 \
+        WHERE pos = ?1 AND state = ?2 AND token IS ?3";
     DELIVERY_CHANGE = "/* delivery_change */ UPDATE delivery SET state = ?4, blocks = ?5, due = ?6, ready = ?7, token = ?8, until = ?9, \
         session = ?10, batch = ?11, late = ?12, attempts = ?13, series = ?14, crashes = ?15, doubt = ?16, suspect = ?17, \
         replayed = ?18, reason = ?19, born = ?20, idle_at_birth = ?21, changed_at = ?22, settled_token = ?23, settled_as = ?24, \
@@ -235,6 +239,7 @@ mod tests {
             KEY_PUT,
             MESSAGE_ADD,
             DELIVERY_ADD,
+            DELIVERY_STEP,
             DELIVERY_CHANGE,
             LANE_CLEAR,
             LANE_ADVANCE,

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::memory::Queue;
-use super::turn::{MessageRow, Turn};
+use super::turn::{MessageRow, Touched, Turn};
 use crate::ops::StoreError;
 use crate::row::micros;
 use crate::sql;
@@ -109,7 +109,12 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
     each(connection, sql::DELIVERY_MOVE, &moved, |statement, touched| {
         statement.execute(params![touched.now.pos, touched.was.queue, touched.now.queue])
     })?;
-    each(connection, sql::DELIVERY_CHANGE, &touched, |statement, touched| {
+    let (stepped, changed): (Vec<&Touched>, Vec<&Touched>) =
+        touched.iter().copied().partition(|touched| touched.now.only_stepped(&touched.was));
+    each(connection, sql::DELIVERY_STEP, &stepped, |statement, touched| {
+        touched.now.step(&touched.was, statement)
+    })?;
+    each(connection, sql::DELIVERY_CHANGE, &changed, |statement, touched| {
         touched.now.change(&touched.was, statement)
     })?;
     lanes(connection, turn)?;
