@@ -170,6 +170,11 @@ impl Fresh {
         self.rows.get(&pos)
     }
 
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values()
+    }
+
     fn add(&mut self, row: Row) {
         self.order.push_back(row.pos);
         self.rows.insert(row.pos, row);

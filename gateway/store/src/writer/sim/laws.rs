@@ -10,6 +10,7 @@ use rusqlite::{Connection, params};
 
 use super::machine::PAYLOAD_RETENTION;
 use crate::database::rows;
+use crate::leaves::Run;
 use crate::row::Row;
 use crate::seal::Index;
 use crate::sql;
@@ -115,11 +116,17 @@ fn values(connection: &Connection, sql: &'static str) -> Vec<Vec<Value>> {
 
 /// Leaves from `first` on that the tables hold.
 pub(super) fn leaves(connection: &Connection, first: u64) -> Vec<(u64, Vec<u8>)> {
-    let first = i64::try_from(first).unwrap_or(i64::MAX);
-    rows(connection, sql::LEAVES, params![first, i64::MAX], |mut cells| {
-        Ok((u64::try_from(cells.take::<i64>()?).unwrap_or(0), cells.take()?))
-    })
-    .expect("leaves")
+    let start = i64::try_from(Run::tile_start(first)).unwrap_or(i64::MAX);
+    let runs = rows(connection, sql::LEAVES, params![start, i64::MAX], |mut cells| {
+        Ok(Run { first: u64::try_from(cells.take::<i64>()?).unwrap_or(0), bytes: cells.take()? })
+    });
+    let mut leaves = Vec::new();
+    for run in runs.expect("leaves") {
+        let of_run = run.leaves().expect("a run can be taken apart");
+        leaves
+            .extend(of_run.filter(|(index, _)| *index >= first).map(|(index, leaf)| (index, leaf.to_vec())));
+    }
+    leaves
 }
 
 /// Messages behind `after`.
@@ -149,6 +156,11 @@ pub(super) fn memory_is_the_tables(writer: &Writer) -> Result<(), Broken> {
         |memory: &Memory| (memory.leaf_count, memory.next_seq, memory.next_pos, memory.keys.keyed());
     law(LAW, numbers(kept) == numbers(&loaded), || format!("{:?}, {:?}", numbers(kept), numbers(&loaded)))?;
     law(LAW, kept.hot == loaded.hot, || format!("leased: {:?}, {:?}", kept.hot, loaded.hot))?;
+    for fresh in kept.fresh.iter() {
+        let row = rows(&writer.connection, sql::DELIVERY_BY_POS, params![fresh.pos], Row::load);
+        let row = row.map_err(|error| Broken::new("a row can be read", format!("{error:?}")))?.pop();
+        law(LAW, row.as_ref() == Some(fresh), || format!("fresh: {fresh:?}, {row:?}"))?;
+    }
     law(LAW, kept.by_name == loaded.by_name, || format!("{:?}, {:?}", kept.by_name, loaded.by_name))?;
     for (id, queue) in &loaded.queues {
         let ours = kept.queues.get(id);

@@ -105,6 +105,8 @@ impl Machine {
             hints: Arc::new(Hints::default()),
             health,
             leaves_added: Arc::new(Notify::new()),
+            leaves_handed: Arc::default(),
+            recent: Arc::default(),
             dedup_window: DEDUP_WINDOW,
             payload_retention: PAYLOAD_RETENTION,
             keys_in_memory: KEYS_IN_MEMORY,
