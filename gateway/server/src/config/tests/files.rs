@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use gatepost_core::routing::{Attribute, EventView};
 use gatepost_core::{OnDoubt, Order};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::*;
 
