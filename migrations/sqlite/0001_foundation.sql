@@ -1,13 +1,17 @@
 -- Gatepost's store on SQLite. Frozen once released: change it by a new migration.
 -- Times are store time in microseconds since the Unix epoch. "Sealed" columns are opaque: one module reads and writes them.
 -- "HMAC" columns hold 16 bytes of HMAC-SHA-256 under the store's key, searched by exact match.
+-- SQLite has no checksums of its pages. "sum" columns have one of the row, written with each change and checked whenever the row is
+-- read; a sealed value has its own. So a bit that flips on the disk is found before anything is made of it.
 
 CREATE TABLE store (
     id             INTEGER PRIMARY KEY CHECK (id = 1), -- one row
     clock          INTEGER NOT NULL,                   -- newest store time written; time never goes back behind it
     instance_epoch INTEGER NOT NULL,                   -- counts starts; part of every lease token
     leaf_count     INTEGER NOT NULL,                   -- size of the audit tree: index of the next leaf
-    keyed          INTEGER NOT NULL                    -- idempotency keys of messages up to this one are in table dedup
+    keyed          INTEGER NOT NULL,                   -- idempotency keys of messages up to this one are in table dedup
+    store_key      BLOB NOT NULL,                      -- HMAC of nothing: whether the key is the one that all this was written with
+    sum            INTEGER NOT NULL                    -- of the columns before it
 ) STRICT;
 
 CREATE TABLE queue (
@@ -32,6 +36,7 @@ CREATE TABLE queue (
     suspects      INTEGER NOT NULL,  -- not ended, and an adapter died with its lease
     held_lanes    INTEGER NOT NULL,  -- deliveries that hold their lane: held in doubt, or dead under on_dead = hold_lane
     bytes         INTEGER NOT NULL,  -- payload bytes of deliveries that have not ended
+    sum           INTEGER NOT NULL,  -- of the columns before it
     CHECK ((trip_since IS NULL) = (trip_reason IS NULL) AND (trip_since IS NULL) = (trip_due IS NULL))
 ) STRICT;
 
@@ -45,11 +50,13 @@ CREATE TABLE message (
     kind        TEXT NOT NULL,       -- CloudEvents type
     form        INTEGER NOT NULL CHECK (form BETWEEN 0 AND 3), -- none, json, text, base64
     size        INTEGER NOT NULL,    -- payload bytes
+    sum         INTEGER NOT NULL,    -- of the columns before it
     dedup       BLOB NOT NULL,       -- HMAC of sender and idempotency key
     fingerprint BLOB NOT NULL,       -- HMAC of what must be the same for the message to be the same
     subject     BLOB,                -- HMAC
     key         BLOB,                -- HMAC of the partition key
     correlation BLOB,                -- HMAC of the correlation id
+    sum_indexed INTEGER NOT NULL,    -- of seq and of the columns between the two sums
     attributes  BLOB NOT NULL,       -- sealed: the event's JSON without data
     salt        BLOB,                -- 32 random bytes; audit leaves commit to the payload under it
     data        BLOB,                -- sealed payload
@@ -95,6 +102,7 @@ CREATE TABLE delivery (
     settled_token BLOB,              -- token and outcome that ended the last lease
     settled_as  TEXT,
     leaves      BLOB NOT NULL,       -- indices of its audit leaves, eight bytes each, big endian
+    sum         INTEGER NOT NULL,    -- of all columns but ready, in their order
     CHECK ((state IN (1, 2)) = (token IS NOT NULL) AND (token IS NULL) = (until IS NULL)),
     CHECK ((state = 5) = (reason IS NOT NULL)),
     CHECK (ready IS NULL OR (ready = due AND state IN (0, 3))),
@@ -133,6 +141,7 @@ CREATE TABLE adapter_state (
 -- consecutive leaves that were committed together and belong to one tile of 256.
 CREATE TABLE leaf (
     idx   INTEGER PRIMARY KEY,    -- position of its first leaf in the tree
-    bytes BLOB NOT NULL           -- each leaf after its length, two bytes, big endian: the runs of a tile in order are its bundle
+    bytes BLOB NOT NULL,          -- each leaf after its length, two bytes, big endian: the runs of a tile in order are its bundle
+    sum   INTEGER NOT NULL        -- of the columns before it
 ) STRICT;
 CREATE TRIGGER leaf_is_immutable BEFORE UPDATE ON leaf BEGIN SELECT RAISE(ABORT, 'audit leaves are immutable'); END;

@@ -89,6 +89,8 @@ words! {
         /// A peer or a request was refused; `code` says why.
         Refused = "refused",
         PayloadPurged = "payload_purged",
+        /// A row of the database holds something else than was written; `subject_of` says which.
+        DamageFound = "damage_found",
         /// The first leaf of every log.
         LogOpened = "log_opened",
     }

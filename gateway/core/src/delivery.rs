@@ -102,6 +102,8 @@ pub enum Reason {
     PastExpiry,
     /// The destination's policy has come to hold what is in doubt.
     PolicyHolds,
+    /// What is stored of the message is not what was accepted.
+    Corrupt,
 }
 
 /// What happens to a delivery besides outcomes that its lease holder reports.
@@ -123,6 +125,8 @@ pub enum Event {
     Discard,
     /// An operator gives it to another destination; the moment is that one's.
     Move,
+    /// The message's content is not what was accepted any more.
+    Damaged,
 }
 
 /// An operator's word on a delivery in doubt.
@@ -273,6 +277,15 @@ impl Delivery {
                 | State::Discarded => Err(self.illegal(event)),
             },
             Event::Move => self.rehome(moment).ok_or_else(|| self.illegal(event)),
+            Event::Damaged => match self.state {
+                State::Waiting { .. }
+                | State::Leased { .. }
+                | State::Sending { .. }
+                | State::InDoubt { .. } => Ok(self.die(moment, Reason::Corrupt)),
+                State::Delivered | State::Dead { .. } | State::Expired | State::Discarded => {
+                    Err(self.illegal(event))
+                }
+            },
             Event::Replay | Event::Discard => match self.state {
                 State::Dead { .. } if event == Event::Replay => Ok(self.replay(moment)),
                 State::Dead { .. } => Ok(self.ended(State::Discarded, Record::Discarded, None)),
@@ -599,6 +612,7 @@ impl Event {
             Self::Replay => "replay",
             Self::Discard => "discard",
             Self::Move => "move",
+            Self::Damaged => "damaged",
         }
     }
 }
@@ -637,6 +651,7 @@ codes! {
     Recalled => "recalled",
     PastExpiry => "past_expiry",
     PolicyHolds => "policy_holds",
+    Corrupt => "corrupt",
 }
 
 /// Whether `level` is enough where `confirm` is asked for.

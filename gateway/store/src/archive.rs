@@ -8,7 +8,7 @@ use gatepost_audit::{Checkpoint, DirTiles, Exporter, Fault, Report, Tail, Verifi
 use gatepost_core::DeliveryId;
 use sqlx::SqlitePool;
 
-use crate::audit_log::{Published, Signed, read_leaves};
+use crate::audit_log::{Check, Published, Signed, read_leaves};
 use crate::clock::{Clock, Source};
 use crate::data_dir::DataDir;
 use crate::ops::StoreError;
@@ -107,6 +107,8 @@ impl Archive {
             let end = size.min((next / BUNDLE_ENTRIES + 1) * BUNDLE_ENTRIES);
             let entries = match self.reader.entry_range(next, end).await {
                 Ok(entries) => entries,
+                // Damaged ones are taken as they are: the verifier says what they are not.
+                Err(StoreError::Corrupt { .. }) => self.as_they_are(next, end).await?,
                 Err(_) => return Err(self.gap(next, end).await?),
             };
             for entry in entries {
@@ -118,12 +120,20 @@ impl Archive {
         Ok(Signed { size, text: text.into(), edge: Arc::new(edge) })
     }
 
+    async fn as_they_are(&self, from: u64, to: u64) -> Result<Vec<Vec<u8>>, ArchiveError> {
+        let rows = read_leaves(&self.pool, from, to, Check::Nothing).await?;
+        if rows.len() as u64 != to - from {
+            return Err(self.gap(from, to).await?);
+        }
+        Ok(rows.into_iter().map(|(_, bytes)| bytes).collect())
+    }
+
     /// What is wrong with `from..to`, which the database has not as a whole.
     async fn gap(&self, from: u64, to: u64) -> Result<ArchiveError, ArchiveError> {
-        let rows = read_leaves(&self.pool, from, to).await?;
+        let rows = read_leaves(&self.pool, from, to, Check::Nothing).await?;
         let present = (from..).zip(&rows).take_while(|(expected, (index, _))| expected == index).count();
         let missing = from + present as u64;
-        let later = read_leaves(&self.pool, missing, u64::MAX >> 1).await?;
+        let later = read_leaves(&self.pool, missing, u64::MAX >> 1, Check::Nothing).await?;
         Ok(if later.is_empty() { ArchiveError::Ends(missing) } else { ArchiveError::Missing(missing) })
     }
 
@@ -166,8 +176,9 @@ impl Archive {
         let verified = tokio::task::spawn_blocking(move || {
             let pool = self.pool.clone();
             let tail = move |from: u64| -> io::Result<Tail> {
-                let leaves =
-                    runtime.block_on(read_leaves(&pool, from, u64::MAX >> 1)).map_err(io::Error::other)?;
+                let leaves = runtime
+                    .block_on(read_leaves(&pool, from, u64::MAX >> 1, Check::Nothing))
+                    .map_err(io::Error::other)?;
                 let start = leaves.first().map_or(from, |(index, _)| *index);
                 // What stands behind a gap is not the next entry.
                 let unbroken = (start..).zip(leaves).take_while(|(expected, (index, _))| expected == index);

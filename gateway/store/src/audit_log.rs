@@ -19,8 +19,8 @@ use crate::leaves::{Handed, Run};
 use crate::ops::StoreError;
 use crate::row::get;
 use crate::seal::Place;
-use crate::sql;
 use crate::writer::{Chore, Health};
+use crate::{sql, sum};
 
 /// A checkpoint at most this long after the tree has grown.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
@@ -30,6 +30,8 @@ const PAGE_LEAVES: u64 = 4096;
 /// remembered long.
 const FILED_PER_STEP: usize = 128;
 
+/// Columns of a leaf that its sum covers.
+const LEAF_COLUMNS: usize = 2;
 /// Levels of full tiles that a tree of 2^63 entries can have.
 const TILE_LEVELS: u8 = 7;
 
@@ -109,6 +111,8 @@ pub enum LogFault {
     RolledBack { found: u64, signed: u64 },
     #[error("audit entry {0} is missing from the database")]
     EntryMissing(u64),
+    #[error("audit entry {0} is damaged: what the database has of it is not what was written")]
+    EntryDamaged(String),
     #[error("the first {0} audit entries are not those that the last checkpoint signs: the log was edited")]
     Edited(u64),
     #[error("the tiles of the audit log cannot be read: {0}")]
@@ -245,7 +249,11 @@ impl AuditLog {
         while self.edge.size() < size {
             let from = self.edge.size();
             let to = size.min(from + PAGE_LEAVES);
-            let leaves = read_leaves(&self.pool, from, to).await.map_err(tiles_error)?;
+            let leaves = read_leaves(&self.pool, from, to, Check::Sums).await;
+            let leaves = leaves.map_err(|error| match error {
+                StoreError::Corrupt { row, .. } => LogFault::EntryDamaged(row),
+                other => tiles_error(other),
+            })?;
             for leaf in leaves {
                 let index = self.edge.size();
                 if leaf.0 != index {
@@ -412,11 +420,19 @@ fn put(dir: &Path, path: &str, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&temporary, &path)
 }
 
+/// Whether leaves must have their sums. The verifier looks at them as they are, since it can say more of what is wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Check {
+    Sums,
+    Nothing,
+}
+
 /// Leaves `from..to` that the database holds, with their indices.
 pub(crate) async fn read_leaves(
     pool: &SqlitePool,
     from: u64,
     to: u64,
+    check: Check,
 ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
     let bound = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     // A run that holds `from` begins in its tile.
@@ -426,6 +442,9 @@ pub(crate) async fn read_leaves(
     for row in &rows {
         let index: i64 = get(row, "idx")?;
         let place = |column| Place { table: "leaf", column, row: index };
+        if check == Check::Sums && !sum::holds_read(row, 0, LEAF_COLUMNS)? {
+            return Err(place("sum").corrupt());
+        }
         let run = Run { first: place("idx").count(index)?, bytes: get(row, "bytes")? };
         let of_run = run.leaves().map_err(|_| place("bytes").corrupt())?;
         let wanted = of_run.filter(|(index, _)| (from..to).contains(index));

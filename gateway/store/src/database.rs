@@ -89,6 +89,12 @@ impl<'r> Cells<'r> {
         value
     }
 
+    /// Whether the next `count` columns have the sum that stands behind them.
+    pub(crate) fn next_hold(&self, count: usize) -> Result<bool, StoreError> {
+        let to = self.next + count;
+        crate::sum::holds(self.row, self.next, to).map_err(|error| StoreError::Database(error.to_string()))
+    }
+
     /// The next column as text, borrowed.
     pub(crate) fn take_text(&mut self) -> Result<Option<&'r str>, StoreError> {
         let value = self.row.get_ref(self.next).map_err(|error| StoreError::Database(error.to_string()))?;

@@ -128,10 +128,11 @@ fn bytes_after(rest: &[u8]) -> &[u8] {
 fn seal(input: &[u8]) {
     let vault = Vault::new(&[1; 32]);
     let place = Place { table: "message", column: "data", row: 1 };
-    let sealed = vault.seal(input);
-    assert_eq!(vault.open(&sealed, place).ok(), Some(input));
-    match vault.open(input, place) {
-        Ok(content) => assert_eq!(vault.seal(content), input),
+    let owner = crate::seal::Owner::Reply { delivery: 1 };
+    let sealed = vault.seal(input, owner);
+    assert_eq!(vault.open(&sealed, owner, place).ok(), Some(input));
+    match vault.open(input, owner, place) {
+        Ok(content) => assert_eq!(vault.seal(content, owner), input),
         Err(error) => assert!(error.to_string().contains("message")),
     }
 }

@@ -29,6 +29,8 @@ mod row;
 mod seal;
 mod sql;
 mod store;
+mod sum;
+mod wal;
 mod writer;
 
 pub use audit_log::LogFault;

@@ -25,7 +25,10 @@ use crate::recent::Recent;
 use crate::seal::Vault;
 use crate::sql;
 use crate::store::Store;
-use crate::writer::{Condition, Health, Memory, OPS_WAITING_MAX, Writer, WriterThread};
+use crate::wal::{self, WalState};
+use crate::writer::{
+    Condition, Health, Memory, OPS_WAITING_MAX, StoreRow, Writer, WriterThread, execute_summed,
+};
 
 /// The first SQLite without the WAL-reset corruption bug, as `sqlite3_libversion_number` says it.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
@@ -34,6 +37,8 @@ pub const KEYS_IN_MEMORY: usize = 32_768;
 const READERS: u32 = 3;
 /// Longest that a reader may hold a snapshot; the WAL cannot be reset while one is held.
 const READER_WAIT: Duration = Duration::from_secs(5);
+
+const REPAIR: &str = "`gatepost doctor --repair NEW` saves what is sound into a new directory";
 
 pub struct Options {
     pub data_dir: PathBuf,
@@ -63,6 +68,12 @@ pub enum OpenError {
         "this program is linked with SQLite {0}, which can corrupt a database; 3.51.3 or later is needed"
     )]
     SqliteTooOld(String),
+    #[error(
+        "the data was not written with the key keys/store.key: it is damaged or another gateway's; restore the right one"
+    )]
+    KeyForeign,
+    #[error("the write-ahead log {path} is damaged {at}: what stands behind that was committed. {REPAIR}")]
+    Wal { path: PathBuf, at: String },
     #[error("the database {path}: {text}")]
     Database { path: PathBuf, text: String },
     #[error("the database does not keep what was asked of it: {0}")]
@@ -125,12 +136,14 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         }
         data_dir.create_database()?;
     }
+    check_wal(&data_dir)?;
     if let Err(error) = data_dir.keep_reserve() {
         tracing::warn!(%error, "no reserve could be set aside for a full disk");
     }
     let fail = |text: String| OpenError::Database { path: database.clone(), text };
+    let vault = Vault::new(&keys.store);
     let Opened { connection, clock, instance_epoch, memory } =
-        open_database(&database, Source::Machine, options.keys_in_memory)?;
+        open_database(&database, &vault, Source::Machine, options.keys_in_memory)?;
     let pool = readers(&database).await.map_err(|error| fail(error.to_string()))?;
 
     let health = Arc::new(Health::default());
@@ -144,7 +157,6 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     let adopted = settle_verdict(&mut audit, verified, &options, &data_dir, memory.leaf_count).await?;
     audit.sign().await?;
 
-    let vault = Vault::new(&keys.store);
     let hints = Arc::new(Hints::default());
     let recent = Arc::new(Recent::default());
     let grown = Arc::new(Notify::new());
@@ -204,6 +216,7 @@ pub(crate) struct Opened {
 /// Opens the database, brings it up to date, counts this start and reads what the writer keeps in memory.
 pub(crate) fn open_database(
     database: &Path,
+    vault: &Vault,
     time: Source,
     keys_in_memory: usize,
 ) -> Result<Opened, OpenError> {
@@ -214,8 +227,8 @@ pub(crate) fn open_database(
     let connection = database::connect(database).map_err(fail)?;
     read_back(&connection)?;
     migrate(&connection, database)?;
-    let (clock, instance_epoch) = start_clock(&connection, time)?;
-    let memory = crate::writer::load_memory(&connection, keys_in_memory)?;
+    let (clock, instance_epoch) = start_clock(&connection, vault, time)?;
+    let memory = crate::writer::load_memory(&connection, vault, keys_in_memory)?;
     Ok(Opened { connection, clock, instance_epoch, memory })
 }
 
@@ -244,7 +257,9 @@ async fn settle_verdict(
     size: u64,
 ) -> Result<bool, OpenError> {
     let Err(fault) = verdict else { return Ok(false) };
-    if options.adopt.is_none() || matches!(fault, LogFault::EntryMissing(_) | LogFault::Tiles(_)) {
+    if options.adopt.is_none()
+        || matches!(fault, LogFault::EntryMissing(_) | LogFault::EntryDamaged(_) | LogFault::Tiles(_))
+    {
         return Err(fault.into());
     }
     let refused = data_dir.audit().join("checkpoint");
@@ -266,6 +281,17 @@ fn check_sqlite() -> Result<(), OpenError> {
         return Err(OpenError::SqliteTooOld(sqlite_version()));
     }
     Ok(())
+}
+
+/// Before SQLite sees it: it would take a damaged log for one that ends early, and write its own.
+fn check_wal(data_dir: &DataDir) -> Result<(), OpenError> {
+    let path = data_dir.wal();
+    let at = match wal::state(&path).map_err(|source| DataDirError::Io { path: path.clone(), source })? {
+        WalState::Whole => return Ok(()),
+        WalState::HeaderDamaged => "in its header".to_owned(),
+        WalState::FrameDamaged(frame) => format!("at frame {frame}"),
+    };
+    Err(OpenError::Wal { path, at })
 }
 
 fn sign_empty(data_dir: &DataDir, keys: &Keys) -> Result<(), OpenError> {
@@ -324,18 +350,27 @@ fn migrate(connection: &Connection, database: &Path) -> Result<(), OpenError> {
 }
 
 /// Counts this start and begins store time behind everything written before.
-fn start_clock(connection: &Connection, time: Source) -> Result<(Clock, u32), StoreError> {
-    let load = || {
-        database::rows(connection, sql::STORE_LOAD, [], |mut cells| {
-            Ok((cells.take::<i64>()?, cells.take::<i64>()?))
-        })
-    };
-    let newest = load()?.pop().map_or(0, |(clock, _)| clock);
+fn start_clock(connection: &Connection, vault: &Vault, time: Source) -> Result<(Clock, u32), OpenError> {
+    let found = crate::writer::load_store(connection)?;
+    let newest = found.as_ref().map_or(0, |store| store.clock);
     let clock = Clock::start(time, gatepost_core::Timestamp::from_micros(newest));
+    let key_mark = vault.key_mark();
+    let store = match found {
+        Some(store) if store.key_mark != key_mark => {
+            return Err(OpenError::KeyForeign);
+        }
+        Some(store) => StoreRow {
+            instance_epoch: store.instance_epoch.saturating_add(1),
+            clock: newest.max(clock.now().as_micros()),
+            ..store
+        },
+        None => {
+            StoreRow { clock: clock.now().as_micros(), instance_epoch: 1, leaf_count: 0, keyed: 0, key_mark }
+        }
+    };
     let started = connection
         .prepare_cached(sql::STORE_START)
-        .and_then(|mut start| start.execute(rusqlite::params![clock.now().as_micros()]));
-    started.map_err(crate::writer::CommitError::from)?;
-    let epoch = load()?.pop().map_or(0, |(_, epoch)| epoch);
-    Ok((clock, u32::try_from(epoch).unwrap_or(u32::MAX)))
+        .and_then(|mut start| store.with_columns(|columns| execute_summed(&mut start, columns, &[])));
+    started.map_err(crate::writer::CommitError::from).map_err(StoreError::from)?;
+    Ok((clock, store.instance_epoch))
 }

@@ -6,7 +6,7 @@ use gatepost_core::principal::Actor;
 use gatepost_core::{MessageId, Timestamp};
 
 use crate::random::{self, uuid_at};
-use crate::seal::{Domain, Index, Vault, commitment};
+use crate::seal::{Domain, Index, Owner, Vault, commitment};
 
 /// Randomness of one message: its salt and the random part of its id.
 pub(crate) const RANDOM_BYTES: usize = 42;
@@ -55,10 +55,12 @@ impl Prepared {
         salt.copy_from_slice(&random[..32]);
         unique.copy_from_slice(&random[32..]);
         let (key, fingerprint) = identity(vault, sender, message);
+        let id = MessageId(uuid_at(now.as_micros(), &unique));
+        let of = id.as_bytes();
         let index =
             |domain, text: &Option<String>| text.as_ref().map(|text| vault.index(domain, &[text.as_bytes()]));
         Self {
-            id: MessageId(uuid_at(now.as_micros(), &unique)),
+            id,
             key,
             fingerprint,
             subject: index(Domain::Subject, &message.subject),
@@ -66,9 +68,10 @@ impl Prepared {
             correlation: index(Domain::Correlation, &message.correlation_id),
             content: commitment(&salt, &message.data),
             salt,
-            attributes: vault.seal(&std::mem::take(&mut message.attributes)),
+            attributes: vault
+                .seal(&std::mem::take(&mut message.attributes), Owner::Attributes { message: of }),
             size: message.data.len() as u64,
-            data: vault.seal(&std::mem::take(&mut message.data)),
+            data: vault.seal(&std::mem::take(&mut message.data), Owner::Data { message: of, salt: &salt }),
         }
     }
 }

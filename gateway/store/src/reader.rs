@@ -20,10 +20,10 @@ pub use audit::Receipt;
 use crate::audit_log::Published;
 use crate::clock::Clock;
 use crate::ops::{DeliveryRow, HistoryRow, MessageDetail, StoreError, StoredMessage};
-use crate::row::{bytes, get, opt_bytes, state_name};
-use crate::seal::{Domain, Place, Vault};
-use crate::sql;
+use crate::row::{DELIVERY_COLUMNS, MESSAGE_COLUMNS, bytes, get, opt_bytes, state_name};
+use crate::seal::{Domain, Owner, Place, Vault};
 use crate::writer::{DetailBody, Health, form_of};
+use crate::{sql, sum};
 
 /// Digits of a number in a list that travels as one blob.
 const LIST_DIGITS: usize = 20;
@@ -75,19 +75,19 @@ impl Reader {
         if data == Data::Include && !message.purged {
             let seq: i64 = get(&row, "seq")?;
             let row = self.optional(sqlx::query(sql::MESSAGE_DATA).bind(seq)).await?;
-            let sealed = row.map(|row| get::<Option<Vec<u8>>>(&row, "data")).transpose()?.flatten();
-            message.data = sealed.map(|sealed| self.unseal(sealed, "message", "data", seq)).transpose()?;
+            let row = row.ok_or_else(|| Place { table: "message", column: "seq", row: seq }.corrupt())?;
+            message.data = self.data(&row, message.id, seq)?;
             // It may have been purged between the two reads.
             message.purged = message.data.is_none();
         }
         Ok(Some(message))
     }
 
-    /// Messages by their place in accept order, with payloads up to the inline limit.
+    /// Messages by their place in accept order, with payloads up to the inline limit. A damaged one does not keep the others.
     pub(crate) async fn messages_by_seq(
         &self,
         seqs: &[i64],
-    ) -> Result<HashMap<i64, StoredMessage>, StoreError> {
+    ) -> Result<HashMap<i64, Result<StoredMessage, StoreError>>, StoreError> {
         if seqs.is_empty() {
             return Ok(HashMap::new());
         }
@@ -97,10 +97,12 @@ impl Reader {
         let mut messages = HashMap::with_capacity(seqs.len());
         for row in self.all(query).await? {
             let seq: i64 = get(&row, "seq")?;
-            let mut message = self.stored_message(&row)?;
-            if let Some(sealed) = get::<Option<Vec<u8>>>(&row, "data")? {
-                message.data = Some(self.unseal(sealed, "message", "data", seq)?);
-            }
+            let message = self.stored_message(&row).and_then(|mut message| {
+                if message.size <= gatepost_core::message::INLINE_DATA_BYTES_MAX && !message.purged {
+                    message.data = self.data(&row, message.id, seq)?;
+                }
+                Ok(message)
+            });
             messages.insert(seq, message);
         }
         Ok(messages)
@@ -153,7 +155,15 @@ impl Reader {
     /// Who sent the message of a delivery.
     pub async fn delivery_sender(&self, id: DeliveryId) -> Result<Option<Actor>, StoreError> {
         let row = self.optional(sqlx::query(sql::DELIVERY_LEAVES).bind(id.as_bytes().to_vec())).await?;
-        row.map(|row| sender(&row)).transpose()
+        let Some(row) = row else { return Ok(None) };
+        sound_delivery(&row)?;
+        let seq: i64 = get(&row, "message")?;
+        let row = self.optional(sqlx::query(sql::SENDER_OF_MESSAGE).bind(seq)).await?;
+        let Some(row) = row else {
+            return Err(Place { table: "message", column: "seq", row: seq }.corrupt());
+        };
+        sound_message(&row)?;
+        sender(&row).map(Some)
     }
 
     /// Whether a delivery of the message is leased now in one of `queues`.
@@ -170,7 +180,8 @@ impl Reader {
     async fn reply(&self, pos: i64) -> Result<Option<String>, StoreError> {
         let row = self.optional(sqlx::query(sql::REPLY_OF_DELIVERY).bind(pos)).await?;
         let Some(row) = row else { return Ok(None) };
-        let body = self.unseal(get(&row, "body")?, "reply", "body", pos)?;
+        let place = Place { table: "reply", column: "body", row: pos };
+        let body = self.unseal(get(&row, "body")?, Owner::Reply { delivery: pos }, place)?;
         text(&body, Place { table: "reply", column: "body", row: pos }).map(Some)
     }
 
@@ -180,22 +191,23 @@ impl Reader {
             sqlx::query(sql::REPLY_BY_CORRELATION).bind(correlation.to_vec()).bind(adapter.to_owned());
         let Some(row) = self.optional(query).await? else { return Ok(None) };
         let seq: i64 = get(&row, "seq")?;
-        let Some(sealed) = get::<Option<Vec<u8>>>(&row, "data")? else { return Ok(None) };
-        let data = self.unseal(sealed, "message", "data", seq)?;
-        let attributes = self.unseal(get(&row, "attributes")?, "message", "attributes", seq)?;
+        let message = self.stored_message(&row)?;
+        let Some(data) = self.data(&row, message.id, seq)? else { return Ok(None) };
         let place = Place { table: "message", column: "form", row: seq };
-        let form = form_of(get(&row, "form")?).ok_or_else(|| place.corrupt())?;
-        reply_json(form, &data, &attributes).ok_or_else(|| place.corrupt()).map(Some)
+        reply_json(message.form, &data, &message.attributes).ok_or_else(|| place.corrupt()).map(Some)
     }
 
     /// The steps of one delivery, from its leaves and what the database keeps beside them.
     async fn history(&self, row: &SqliteRow) -> Result<Vec<HistoryRow>, StoreError> {
         let pos: i64 = get(row, "pos")?;
+        sound_delivery(row)?;
         let delivery = DeliveryId::from_bytes(bytes(row, "id", pos)?);
         let mut details = HashMap::new();
         for row in self.all(sqlx::query(sql::DETAILS_OF_DELIVERY).bind(pos)).await? {
+            let leaf: i64 = get(&row, "leaf")?;
+            let place = Place { table: "detail", column: "body", row: leaf };
             details
-                .insert(get::<i64>(&row, "leaf")?, self.unseal(get(&row, "body")?, "detail", "body", pos)?);
+                .insert(leaf, self.unseal(get(&row, "body")?, Owner::Detail { leaf, delivery: pos }, place)?);
         }
         let mut history = Vec::new();
         for index in leaf_indices(get(row, "leaves")?) {
@@ -219,27 +231,38 @@ impl Reader {
 
     fn stored_message(&self, row: &SqliteRow) -> Result<StoredMessage, StoreError> {
         let seq: i64 = get(row, "seq")?;
+        sound_message(row)?;
         let form = form_of(get(row, "form")?);
+        let id = bytes(row, "id", seq)?;
+        let place = Place { table: "message", column: "attributes", row: seq };
         Ok(StoredMessage {
-            id: MessageId::from_bytes(bytes(row, "id", seq)?),
+            id: MessageId::from_bytes(id),
             sender: sender(row)?,
             accepted_at: Timestamp::from_micros(get(row, "accepted_at")?),
-            attributes: self.unseal(get(row, "attributes")?, "message", "attributes", seq)?,
+            attributes: self.unseal(get(row, "attributes")?, Owner::Attributes { message: &id }, place)?,
             form: form.ok_or_else(|| Place { table: "message", column: "form", row: seq }.corrupt())?,
             size: Place { table: "message", column: "size", row: seq }.count(get(row, "size")?)?,
             data: None,
-            purged: get(row, "purged")?,
+            purged: get::<Option<&[u8]>>(row, "salt")?.is_none(),
         })
     }
 
-    fn unseal(
-        &self,
-        sealed: Vec<u8>,
-        table: &'static str,
-        column: &'static str,
-        row: i64,
-    ) -> Result<Bytes, StoreError> {
-        let content = self.inner.vault.open(&sealed, Place { table, column, row })?;
+    /// The payload; `None` if it is purged.
+    fn data(&self, row: &SqliteRow, message: MessageId, seq: i64) -> Result<Option<Bytes>, StoreError> {
+        let place = Place { table: "message", column: "data", row: seq };
+        let sealed = get::<Option<Vec<u8>>>(row, "data")?;
+        match (opt_bytes(row, "salt", seq)?, sealed) {
+            (Some(salt), Some(sealed)) => {
+                let owner = Owner::Data { message: message.as_bytes(), salt: &salt };
+                self.unseal(sealed, owner, place).map(Some)
+            }
+            (None, None) => Ok(None),
+            (Some(_), None) | (None, Some(_)) => Err(place.corrupt()),
+        }
+    }
+
+    fn unseal(&self, sealed: Vec<u8>, owner: Owner<'_>, place: Place) -> Result<Bytes, StoreError> {
+        let content = self.inner.vault.open(&sealed, owner, place)?;
         let skipped = sealed.len() - content.len();
         Ok(Bytes::from(sealed).slice(skipped..))
     }
@@ -315,6 +338,18 @@ fn leaf_indices(leaves: &[u8]) -> impl Iterator<Item = u64> + '_ {
     leaves.chunks_exact(8).map(|index| index.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
+/// Refuses a row that begins with a delivery's columns if they do not have the sum that stands behind them.
+fn sound_delivery(row: &SqliteRow) -> Result<(), StoreError> {
+    let place = Place { table: "delivery", column: "sum", row: get(row, "pos")? };
+    if sum::holds_read(row, 0, DELIVERY_COLUMNS)? { Ok(()) } else { Err(place.corrupt()) }
+}
+
+/// As [`sound_delivery`], for a message.
+fn sound_message(row: &SqliteRow) -> Result<(), StoreError> {
+    let place = Place { table: "message", column: "sum", row: get(row, "seq")? };
+    if sum::holds_read(row, 0, MESSAGE_COLUMNS)? { Ok(()) } else { Err(place.corrupt()) }
+}
+
 fn sender(row: &SqliteRow) -> Result<Actor, StoreError> {
     let kind = ActorKind::from_name(get(row, "sender_kind")?)
         .ok_or_else(|| Place { table: "message", column: "sender_kind", row: 0 }.corrupt())?;
@@ -323,6 +358,7 @@ fn sender(row: &SqliteRow) -> Result<Actor, StoreError> {
 
 fn delivery_row(row: &SqliteRow) -> Result<DeliveryRow, StoreError> {
     let pos: i64 = get(row, "pos")?;
+    sound_delivery(row)?;
     let code: i64 = get(row, "state")?;
     let state =
         state_name(code).ok_or_else(|| Place { table: "delivery", column: "state", row: pos }.corrupt())?;

@@ -23,6 +23,7 @@ pub(crate) struct RecentMessage {
     pub(crate) form: DataForm,
     /// Payload bytes.
     pub(crate) size: u64,
+    pub(crate) salt: [u8; 32],
     /// Sealed.
     pub(crate) attributes: Bytes,
     /// Sealed.
@@ -98,6 +99,7 @@ mod tests {
 
     fn message(bytes: usize) -> RecentMessage {
         RecentMessage {
+            salt: [0; 32],
             sender: Actor::new(ActorKind::App, "ehr"),
             accepted_at: Timestamp::from_micros(1),
             form: DataForm::Base64,

@@ -4,13 +4,25 @@ use std::time::Duration;
 
 use gatepost_core::delivery::{Lease, OutcomeKind, Proof, Reason};
 use gatepost_core::{Delivery, DeliveryId, LeaseToken, MessageId, State, Timestamp};
-use rusqlite::{CachedStatement, params};
+use rusqlite::{CachedStatement, ToSql};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use crate::database::Cells;
 use crate::ops::StoreError;
 use crate::seal::{Index, Place};
+use crate::sum;
+
+/// Columns of a delivery that its sum covers, from the first one.
+pub(crate) const DELIVERY_COLUMNS: usize = 27;
+/// Columns of a message that its first sum covers, from the first one.
+pub(crate) const MESSAGE_COLUMNS: usize = 8;
+/// `seq` and the columns of a message that its second sum covers.
+pub(crate) const INDEXED_COLUMNS: usize = 6;
+/// Columns of a queue that its sum covers, from the first one.
+pub(crate) const QUEUE_COLUMNS: usize = 21;
+/// As [`QUEUE_COLUMNS`], of the store's row.
+pub(crate) const STORE_COLUMNS: usize = 6;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Row {
@@ -34,12 +46,16 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Reads the columns that `sql` lists as a delivery's, in that order.
+    /// Reads the columns that `sql` lists as a delivery's, in that order. A row whose sum does not fit is corrupt, whatever is in it.
     pub(crate) fn load(mut cells: Cells<'_>) -> Result<Self, StoreError> {
+        let sound = cells.next_hold(DELIVERY_COLUMNS)?;
         let pos: i64 = cells.take()?;
         let place = |column| Place { table: "delivery", column, row: pos };
-        let (id, message_seq, message) = (cells.take()?, cells.take()?, cells.take()?);
-        let (salt, size, queue, lane) = (cells.take()?, cells.take::<i64>()?, cells.take()?, cells.take()?);
+        if !sound {
+            return Err(place("sum").corrupt());
+        }
+        let (id, message_seq) = (cells.take()?, cells.take()?);
+        let (queue, lane) = (cells.take()?, cells.take()?);
         let standing = Standing::load(&mut cells)?;
         let batch = cells.take()?;
         let late = cells.take()?;
@@ -60,7 +76,16 @@ impl Row {
             (None, None) => None,
             (Some(_), None) | (None, Some(_)) => return Err(place("settled_as").corrupt()),
         };
-        let (leaves, accepted_at) = (cells.take()?, cells.take()?);
+        let leaves = cells.take()?;
+        let _sum: i64 = cells.take()?;
+        let ready: Option<i64> = cells.take()?;
+        // The claim index says when it is ready, the row when it is due: an entry that leads to another row shows itself here.
+        if ready.is_some() && ready != standing.due.map(Timestamp::as_micros) {
+            return Err(place("ready").corrupt());
+        }
+        let message: [u8; 16] = cells.take::<Option<_>>()?.ok_or_else(|| place("message").corrupt())?;
+        let (salt, size) = (cells.take()?, cells.take::<i64>()?);
+        let accepted_at = cells.take()?;
         let delivery = Delivery {
             state: standing.state(late, reason, pos)?,
             attempts,
@@ -105,34 +130,15 @@ impl Row {
 
     /// Adds the row of a new delivery.
     pub(crate) fn add(&self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
-        let delivery = &self.delivery;
-        let state = &delivery.state;
-        statement.execute(params![
-            self.pos,
-            self.id.as_bytes(),
-            self.message_seq,
-            self.queue,
-            self.lane,
-            state_code(state),
-            state.blocks_lane(),
-            state.due().map(Timestamp::as_micros),
-            self.ready(),
-            delivery.attempts,
-            delivery.series,
-            delivery.crashes,
-            delivery.doubt,
-            delivery.suspect,
-            delivery.replayed,
-            reason_of(state).map(|reason| reason.as_str()),
-            delivery.expires_at.map(Timestamp::as_micros),
-            delivery.born.as_micros(),
-            micros(delivery.idle_at_birth),
-            self.changed_at.as_micros(),
-            self.leaves,
-        ])
+        self.with_columns(|columns| {
+            bind(statement, columns)?;
+            statement.raw_bind_parameter(DELIVERY_COLUMNS + 1, self.ready())?;
+            statement.raw_bind_parameter(DELIVERY_COLUMNS + 2, sum::of(columns)?)?;
+            statement.raw_execute()
+        })
     }
 
-    /// Whether nothing has changed since it `was` but what [`Row::step`] writes.
+    /// Whether nothing has changed since it `was` but what [`crate::sql::DELIVERY_STEP`] writes.
     pub(crate) fn only_stepped(&self, was: &Self) -> bool {
         let of = |row: &Self| {
             let delivery = &row.delivery;
@@ -144,65 +150,59 @@ impl Row {
         of(self) == of(was)
     }
 
-    /// As [`Row::change`], where [`Row::only_stepped`] says that this is enough.
-    pub(crate) fn step(&self, was: &Self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
-        let delivery = &self.delivery;
-        let state = &delivery.state;
-        let lease = delivery.lease();
-        statement.execute(params![
-            self.pos,
-            state_code(&was.delivery.state),
-            was.delivery.lease().map(|lease| lease.token.as_bytes()),
-            state_code(state),
-            state.blocks_lane(),
-            state.due().map(Timestamp::as_micros),
-            self.ready(),
-            lease.map(|lease| lease.token.as_bytes()),
-            lease.map(|lease| lease.until.as_micros()),
-            lease.map(|lease| i64::try_from(lease.session).unwrap_or(i64::MAX)),
-            self.batch,
-            delivery.attempts,
-            self.changed_at.as_micros(),
-            delivery.settled.as_ref().map(|(token, _)| token.as_bytes()),
-            delivery.settled.map(|(_, kind)| kind.as_str()),
-            self.leaves,
-        ])
+    /// Makes the row what it is now with [`crate::sql::DELIVERY_CHANGE`] or, where [`Row::only_stepped`] says that this is enough, with
+    /// [`crate::sql::DELIVERY_STEP`], if the database still has it as it `was`.
+    pub(crate) fn change(&self, was: &Self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
+        self.with_columns(|columns| {
+            bind(statement, columns)?;
+            statement.raw_bind_parameter(DELIVERY_COLUMNS + 1, self.ready())?;
+            statement.raw_bind_parameter(DELIVERY_COLUMNS + 2, sum::of(columns)?)?;
+            statement.raw_bind_parameter(DELIVERY_COLUMNS + 3, state_code(&was.delivery.state))?;
+            let token = was.delivery.lease().map(|lease| lease.token);
+            statement.raw_bind_parameter(DELIVERY_COLUMNS + 4, token.as_ref().map(LeaseToken::as_bytes))?;
+            statement.raw_execute()
+        })
     }
 
-    /// Makes the row what it is now, if the database still has it as it `was`.
-    pub(crate) fn change(&self, was: &Self, statement: &mut CachedStatement<'_>) -> rusqlite::Result<usize> {
+    /// Hands out what its columns hold, in the table's order, without those that are not in their sum.
+    pub(crate) fn with_columns<T>(&self, use_them: impl FnOnce(&[&dyn ToSql; DELIVERY_COLUMNS]) -> T) -> T {
         let delivery = &self.delivery;
         let state = &delivery.state;
         let lease = delivery.lease();
-        statement.execute(params![
-            self.pos,
-            state_code(&was.delivery.state),
-            was.delivery.lease().map(|lease| lease.token.as_bytes()),
-            state_code(state),
-            state.blocks_lane(),
-            state.due().map(Timestamp::as_micros),
-            self.ready(),
-            lease.map(|lease| lease.token.as_bytes()),
-            lease.map(|lease| lease.until.as_micros()),
-            lease.map(|lease| i64::try_from(lease.session).unwrap_or(i64::MAX)),
-            self.batch,
-            matches!(state, State::Sending { proof: Proof::Late, .. }),
-            delivery.attempts,
-            delivery.series,
-            delivery.crashes,
-            delivery.doubt,
-            delivery.suspect,
-            delivery.replayed,
-            reason_of(state).map(|reason| reason.as_str()),
-            delivery.born.as_micros(),
-            micros(delivery.idle_at_birth),
-            self.changed_at.as_micros(),
-            delivery.settled.as_ref().map(|(token, _)| token.as_bytes()),
-            delivery.settled.map(|(_, kind)| kind.as_str()),
-            self.leaves,
-            self.lane,
+        use_them(&[
+            &self.pos,
+            self.id.as_bytes(),
+            &self.message_seq,
+            &self.queue,
+            &self.lane,
+            &state_code(state),
+            &state.blocks_lane(),
+            &state.due().map(Timestamp::as_micros),
+            &lease.map(|lease| lease.token.as_bytes()),
+            &lease.map(|lease| lease.until.as_micros()),
+            &lease.map(|lease| i64::try_from(lease.session).unwrap_or(i64::MAX)),
+            &self.batch,
+            &matches!(state, State::Sending { proof: Proof::Late, .. }),
+            &delivery.attempts,
+            &delivery.series,
+            &delivery.crashes,
+            &delivery.doubt,
+            &delivery.suspect,
+            &delivery.replayed,
+            &reason_of(state).map(|reason| reason.as_str()),
+            &delivery.expires_at.map(Timestamp::as_micros),
+            &delivery.born.as_micros(),
+            &micros(delivery.idle_at_birth),
+            &self.changed_at.as_micros(),
+            &delivery.settled.as_ref().map(|(token, _)| token.as_bytes()),
+            &delivery.settled.map(|(_, kind)| kind.as_str()),
+            &self.leaves,
         ])
     }
+}
+
+fn bind(statement: &mut CachedStatement<'_>, columns: &[&dyn ToSql]) -> rusqlite::Result<()> {
+    (1..).zip(columns).try_for_each(|(number, column)| statement.raw_bind_parameter(number, column))
 }
 
 fn reason_of(state: &State) -> Option<Reason> {

@@ -5,20 +5,38 @@
 pub(crate) const MIGRATIONS: &[(i64, &str)] =
     &[(1, include_str!("../../../migrations/sqlite/0001_foundation.sql"))];
 
+/// What a delivery's sum covers, and the sum.
+macro_rules! delivery_summed {
+    () => {
+        "d.pos, d.id, d.message, d.queue, d.lane, d.state, d.blocks, d.due, d.token, d.until, d.session, d.batch, d.late, \
+         d.attempts, d.series, d.crashes, d.doubt, d.suspect, d.replayed, d.reason, d.expires_at, d.born, d.idle_at_birth, \
+         d.changed_at, d.settled_token, d.settled_as, d.leaves, d.sum"
+    };
+}
+
+/// What a message's first sum covers, and the sum.
+macro_rules! message_summed {
+    () => {
+        "seq, id, accepted_at, sender_kind, sender, kind, form, size, sum"
+    };
+}
+
 /// Columns of a delivery with what the writer needs of its message, in the order that `row::Row` reads.
 macro_rules! delivery_columns {
     () => {
-        "d.pos, d.id, d.message, m.id AS message_id, m.salt, m.size, d.queue, d.lane, d.state, d.blocks, d.due, d.token, \
-         d.until, d.session, d.batch, d.late, d.attempts, d.series, d.crashes, d.doubt, d.suspect, d.replayed, d.reason, \
-         d.expires_at, d.born, d.idle_at_birth, d.changed_at, d.settled_token, d.settled_as, d.leaves, m.accepted_at"
+        concat!(delivery_summed!(), ", d.ready, m.id AS message_id, m.salt, m.size, m.accepted_at")
     };
 }
 
 /// A delivery as lists show it.
 macro_rules! delivery_item {
     () => {
-        "SELECT d.pos, d.id, m.id AS message_id, q.name AS queue_name, d.state, d.reason, d.due, d.attempts, d.series, d.doubt, \
-         d.replayed, m.accepted_at, d.changed_at FROM delivery d JOIN message m ON m.seq = d.message JOIN queue q ON q.id = d.queue"
+        concat!(
+            "SELECT ",
+            delivery_summed!(),
+            ", m.id AS message_id, q.name AS queue_name, m.accepted_at FROM delivery d JOIN message m ON m.seq = d.message \
+             JOIN queue q ON q.id = d.queue"
+        )
     };
 }
 
@@ -29,7 +47,8 @@ macro_rules! deliveries_where {
             $name,
             " */ SELECT ",
             delivery_columns!(),
-            " FROM delivery d JOIN message m ON m.seq = d.message WHERE ",
+            // A delivery whose message is not there is a damaged row, not none.
+            " FROM delivery d LEFT JOIN message m ON m.seq = d.message WHERE ",
             $condition
         )
     };
@@ -46,20 +65,20 @@ macro_rules! statements {
 
 statements! {
     // === the writer's reads ===
-    STORE_LOAD = "/* store_load */ SELECT clock, instance_epoch, leaf_count, keyed FROM store";
+    STORE_LOAD = "/* store_load */ SELECT id, clock, instance_epoch, leaf_count, keyed, store_key, sum FROM store";
     SEQUENCES_LOAD = "/* sequences_load */ SELECT coalesce((SELECT max(seq) FROM message), 0), \
         coalesce((SELECT max(pos) FROM delivery), 0)";
     QUEUES_LOAD = "/* queues_load */ SELECT id, name, kind, paused_since, trip_since, trip_reason, trip_failures, trip_due, \
-        idle_before, idle_since, session, waiting, leased, sending, sent, in_doubt, held, dead, suspects, held_lanes, bytes \
+        idle_before, idle_since, session, waiting, leased, sending, sent, in_doubt, held, dead, suspects, held_lanes, bytes, sum \
         FROM queue ORDER BY id";
     DELIVERY_BY_ID = deliveries_where!("delivery_by_id", "d.id = ?1");
     #[cfg(test)]
     DELIVERIES_ALL = deliveries_where!("deliveries_all", "true ORDER BY d.pos");
     DELIVERIES_LEASED = deliveries_where!("deliveries_leased", "d.token IS NOT NULL");
     DELIVERY_BY_POS = deliveries_where!("delivery_by_pos", "d.pos = ?1");
-    DELIVERIES_READY = "/* deliveries_ready */ SELECT pos FROM delivery \
+    DELIVERIES_READY = "/* deliveries_ready */ SELECT pos, ready FROM delivery \
         WHERE queue = ?1 AND ready IS NOT NULL AND ready <= ?2 ORDER BY ready, pos LIMIT ?3";
-    DELIVERIES_READY_SUSPECT = "/* deliveries_ready_suspect */ SELECT pos FROM delivery \
+    DELIVERIES_READY_SUSPECT = "/* deliveries_ready_suspect */ SELECT pos, ready FROM delivery \
         WHERE queue = ?1 AND suspect = 1 AND ready IS NOT NULL AND ready <= ?2 ORDER BY ready, pos LIMIT ?3";
     DELIVERIES_OF_LANE = deliveries_where!("deliveries_of_lane",
         "d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 AND d.pos > ?3 ORDER BY d.pos LIMIT ?4");
@@ -70,34 +89,41 @@ statements! {
         "d.pos > ?2 AND d.pos <= ?3 AND +d.queue = ?1 AND +d.state IN (0, 5) ORDER BY d.pos LIMIT ?4");
     LANE_STUCK = "/* lane_stuck */ SELECT pos FROM delivery WHERE queue = ?1 AND lane = ?2 AND blocks = 1 AND pos <= ?3 \
         AND +state IN (1, 2, 3) ORDER BY pos LIMIT 1";
-    MESSAGE_ATTRIBUTES = "/* message_attributes */ SELECT attributes FROM message WHERE seq = ?1";
+    MESSAGE_ATTRIBUTES = "/* message_attributes */ SELECT id, attributes FROM message WHERE seq = ?1";
     READY_NEXT = "/* ready_next */ SELECT ready FROM delivery WHERE queue = ?1 AND ready IS NOT NULL AND ready > ?2 \
         ORDER BY ready LIMIT 1";
-    KEYS_LOAD = "/* keys_load */ SELECT seq, dedup FROM message WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+    KEYS_LOAD = "/* keys_load */ SELECT seq, dedup, fingerprint, subject, key, correlation, sum_indexed FROM message WHERE seq > ?1 \
+        ORDER BY seq LIMIT ?2";
     KEY_FIND = "/* key_find */ SELECT message FROM dedup WHERE key = ?1";
-    KEY_OF_MESSAGE = "/* key_of_message */ SELECT fingerprint, id, accepted_at FROM message WHERE seq = ?1";
-    DELIVERIES_OF_MESSAGE = "/* deliveries_of_message */ SELECT d.id, d.queue, d.state FROM delivery d WHERE d.message = ?1 ORDER BY d.pos";
-    ADAPTER_STATE_LOAD = "/* adapter_state_load */ SELECT key, value FROM adapter_state WHERE adapter = ?1 ORDER BY key";
+    KEY_OF_MESSAGE = concat!("/* key_of_message */ SELECT seq, dedup, fingerprint, subject, key, correlation, sum_indexed, ",
+        message_summed!(), " FROM message WHERE seq = ?1");
+    DELIVERIES_OF_MESSAGE = concat!("/* deliveries_of_message */ SELECT ", delivery_summed!(), " FROM delivery d WHERE d.message = ?1 ORDER BY d.pos");
+    ADAPTER_STATE_LOAD = "/* adapter_state_load */ SELECT adapter, key, value FROM adapter_state WHERE adapter = ?1 ORDER BY key";
+    ADAPTER_STATES = "/* adapter_states */ SELECT adapter, key, value FROM adapter_state";
 
     // === a turn's transaction ===
     BEGIN = "/* begin */ BEGIN IMMEDIATE";
     COMMIT = "/* commit */ COMMIT";
-    MESSAGE_ADD = "/* message_add */ INSERT INTO message (seq, id, accepted_at, sender_kind, sender, kind, form, size, dedup, \
-        fingerprint, subject, key, correlation, attributes, salt, data) \
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+    MESSAGE_ADD = "/* message_add */ INSERT INTO message (seq, id, accepted_at, sender_kind, sender, kind, form, size, sum, dedup, \
+        fingerprint, subject, key, correlation, sum_indexed, attributes, salt, data) \
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?17, ?9, ?10, ?11, ?12, ?13, ?18, ?14, ?15, ?16)";
     /// A key whose window has passed may stand there still; the newer message takes it over.
     KEY_PUT = "/* key_put */ INSERT OR REPLACE INTO dedup (key, message) VALUES (?1, ?2)";
-    DELIVERY_ADD = "/* delivery_add */ INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, ready, late, attempts, \
-        series, crashes, doubt, suspect, replayed, reason, expires_at, born, idle_at_birth, changed_at, leaves) \
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)";
-    /// The columns that every step of an ordinary delivery changes; the others stay, and so do their indices and checks.
-    DELIVERY_STEP = "/* delivery_step */ UPDATE delivery SET state = ?4, blocks = ?5, due = ?6, ready = ?7, token = ?8, until = ?9, \
-        session = ?10, batch = ?11, attempts = ?12, changed_at = ?13, settled_token = ?14, settled_as = ?15, leaves = ?16 \
-        WHERE pos = ?1 AND state = ?2 AND token IS ?3";
-    DELIVERY_CHANGE = "/* delivery_change */ UPDATE delivery SET state = ?4, blocks = ?5, due = ?6, ready = ?7, token = ?8, until = ?9, \
-        session = ?10, batch = ?11, late = ?12, attempts = ?13, series = ?14, crashes = ?15, doubt = ?16, suspect = ?17, \
-        replayed = ?18, reason = ?19, born = ?20, idle_at_birth = ?21, changed_at = ?22, settled_token = ?23, settled_as = ?24, \
-        leaves = ?25, lane = ?26 WHERE pos = ?1 AND state = ?2 AND token IS ?3";
+    DELIVERY_ADD = "/* delivery_add */ INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, token, until, session, \
+        batch, late, attempts, series, crashes, doubt, suspect, replayed, reason, expires_at, born, idle_at_birth, changed_at, \
+        settled_token, settled_as, leaves, ready, sum) \
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, \
+        ?25, ?26, ?27, ?28, ?29)";
+    /// Its parameters are those of the new row, in the table's order, and the old state and token.
+    DELIVERY_CHANGE = "/* delivery_change */ UPDATE delivery SET lane = ?5, state = ?6, blocks = ?7, due = ?8, token = ?9, until = ?10, \
+        session = ?11, batch = ?12, late = ?13, attempts = ?14, series = ?15, crashes = ?16, doubt = ?17, suspect = ?18, \
+        replayed = ?19, reason = ?20, born = ?22, idle_at_birth = ?23, changed_at = ?24, settled_token = ?25, settled_as = ?26, \
+        leaves = ?27, ready = ?28, sum = ?29 WHERE pos = ?1 AND state = ?30 AND token IS ?31";
+    /// Its parameters are those of [`DELIVERY_CHANGE`]. The columns that every step of an ordinary delivery changes; the others
+    /// stay, and so do their indices and checks.
+    DELIVERY_STEP = "/* delivery_step */ UPDATE delivery SET state = ?6, blocks = ?7, due = ?8, token = ?9, until = ?10, \
+        session = ?11, batch = ?12, attempts = ?14, changed_at = ?24, settled_token = ?25, settled_as = ?26, leaves = ?27, \
+        ready = ?28, sum = ?29 WHERE pos = ?1 AND state = ?30 AND token IS ?31";
     /// Before the change of a delivery that is at another destination afterwards: its lane there is part of the change.
     DELIVERY_MOVE = "/* delivery_move */ UPDATE delivery SET queue = ?3, lane = NULL, ready = NULL WHERE pos = ?1 AND queue = ?2";
     /// Takes back what was ready in a windowed lane: the one in front of it may have gone back since. Whatever was made ready
@@ -110,26 +136,28 @@ statements! {
         AND f.state IN (0, 3) AND f.pos = (SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 \
         AND d.state NOT IN (1, 2) ORDER BY d.pos LIMIT 1) AND (SELECT count(*) + coalesce(sum(e.session IS NOT ?4), 0) * ?3 \
         FROM delivery e WHERE e.queue = ?1 AND e.lane = ?2 AND e.blocks = 1 AND e.pos < f.pos) < ?3";
-    LEAVES_ADD = "/* leaves_add */ INSERT INTO leaf (idx, bytes) VALUES (?1, ?2)";
+    LEAVES_ADD = "/* leaves_add */ INSERT INTO leaf (idx, bytes, sum) VALUES (?1, ?2, ?3)";
     DETAIL_ADD = "/* detail_add */ INSERT INTO detail (leaf, delivery, body) VALUES (?1, ?2, ?3)";
     REPLY_PUT = "/* reply_put */ INSERT OR REPLACE INTO reply (delivery, body) VALUES (?1, ?2)";
     STATE_PUT = "/* state_put */ INSERT OR REPLACE INTO adapter_state (adapter, key, value) VALUES (?1, ?2, ?3)";
     STATE_DROP = "/* state_drop */ DELETE FROM adapter_state WHERE adapter = ?1 AND key = ?2";
-    QUEUE_CHANGE = "/* queue_change */ UPDATE queue SET paused_since = ?2, trip_since = ?3, trip_reason = ?4, trip_failures = ?5, \
-        trip_due = ?6, idle_before = ?7, idle_since = ?8, session = ?9, waiting = ?10, leased = ?11, sending = ?12, sent = ?13, \
-        in_doubt = ?14, held = ?15, dead = ?16, suspects = ?17, held_lanes = ?18, bytes = ?19 WHERE id = ?1";
-    STORE_CHANGE = "/* store_change */ UPDATE store SET clock = ?1, leaf_count = ?3, keyed = ?4 WHERE id = 1 AND leaf_count = ?2";
+    QUEUE_CHANGE = "/* queue_change */ UPDATE queue SET kind = ?3, paused_since = ?4, trip_since = ?5, trip_reason = ?6, \
+        trip_failures = ?7, trip_due = ?8, idle_before = ?9, idle_since = ?10, session = ?11, waiting = ?12, leased = ?13, sending = ?14, \
+        sent = ?15, in_doubt = ?16, held = ?17, dead = ?18, suspects = ?19, held_lanes = ?20, bytes = ?21, sum = ?22 \
+        WHERE id = ?1 AND name = ?2";
+    STORE_CHANGE = "/* store_change */ UPDATE store SET clock = ?2, instance_epoch = ?3, leaf_count = ?4, keyed = ?5, store_key = ?6, \
+        sum = ?7 WHERE id = ?1 AND leaf_count = ?8";
 
     // === single writes beside it ===
-    STORE_START = "/* store_start */ INSERT INTO store (id, clock, instance_epoch, leaf_count, keyed) VALUES (1, ?1, 1, 0, 0) \
-        ON CONFLICT (id) DO UPDATE SET instance_epoch = instance_epoch + 1, clock = max(clock, ?1)";
-    QUEUE_ADD = "/* queue_add */ INSERT INTO queue (id, name, kind, trip_failures, idle_before, session, waiting, leased, sending, \
-        sent, in_doubt, held, dead, suspects, held_lanes, bytes) VALUES (?1, ?2, ?3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)";
-    QUEUE_KIND = "/* queue_kind */ UPDATE queue SET kind = ?2 WHERE id = ?1";
+    STORE_START = "/* store_start */ INSERT OR REPLACE INTO store (id, clock, instance_epoch, leaf_count, keyed, store_key, sum) \
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    QUEUE_ADD = "/* queue_add */ INSERT INTO queue (id, name, kind, paused_since, trip_since, trip_reason, trip_failures, trip_due, \
+        idle_before, idle_since, session, waiting, leased, sending, sent, in_doubt, held, dead, suspects, held_lanes, bytes, sum) \
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)";
     LEAVES_DROP = "/* leaves_drop */ DELETE FROM leaf WHERE idx < ?1";
     PURGE_FIND = "/* purge_find */ SELECT seq FROM (SELECT seq, accepted_at FROM message WHERE seq > ?1 \
         AND seq <= ?4 ORDER BY seq LIMIT ?3) WHERE accepted_at < ?2";
-    PURGE_READ = "/* purge_read */ SELECT seq, attributes FROM message WHERE seq > ?1 AND seq <= ?2 AND data IS NOT NULL \
+    PURGE_READ = "/* purge_read */ SELECT seq, id, attributes FROM message WHERE seq > ?1 AND seq <= ?2 AND data IS NOT NULL \
         AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.message = message.seq AND d.state IN (0, 1, 2, 3)) ORDER BY seq";
     PURGE_MESSAGE = "/* purge_message */ UPDATE message SET data = NULL, salt = NULL, attributes = ?2 WHERE seq = ?1";
     PURGE_REPLIES = "/* purge_replies */ DELETE FROM reply WHERE delivery IN (SELECT d.pos FROM delivery d JOIN message m ON m.seq = d.message \
@@ -140,32 +168,32 @@ statements! {
         AND message > ?1 AND message <= ?2";
 
     // === reads for everybody else ===
-    MESSAGE_BY_ID = "/* message_by_id */ SELECT seq, id, accepted_at, sender_kind, sender, kind, form, size, attributes, salt IS NULL AS purged \
-        FROM message WHERE id = $1";
-    MESSAGE_DATA = "/* message_data */ SELECT data FROM message WHERE seq = $1";
-    MESSAGES_BY_SEQ = "/* messages_by_seq */ SELECT seq, id, accepted_at, sender_kind, sender, kind, form, size, attributes, \
-        salt IS NULL AS purged, CASE WHEN size <= $3 THEN data END AS data FROM message WHERE seq IN (WITH RECURSIVE k(i) AS \
+    MESSAGE_BY_ID = concat!("/* message_by_id */ SELECT ", message_summed!(), ", attributes, salt FROM message WHERE id = $1");
+    MESSAGE_DATA = "/* message_data */ SELECT salt, data FROM message WHERE seq = $1";
+    MESSAGES_BY_SEQ = concat!("/* messages_by_seq */ SELECT ", message_summed!(), ", attributes, salt, \
+        CASE WHEN size <= $3 THEN data END AS data FROM message WHERE seq IN (WITH RECURSIVE k(i) AS \
         (SELECT 0 WHERE $2 > 0 UNION ALL SELECT i + 1 FROM k WHERE i + 1 < $2) \
-        SELECT CAST(substr($1, i * 20 + 1, 20) AS INTEGER) FROM k)";
+        SELECT CAST(substr($1, i * 20 + 1, 20) AS INTEGER) FROM k)");
     MESSAGE_LEASED_IN = "/* message_leased_in */ SELECT q.name FROM delivery d JOIN message m ON m.seq = d.message \
         JOIN queue q ON q.id = d.queue WHERE m.id = $1 AND d.token IS NOT NULL";
     DELIVERY_ITEMS_OF_MESSAGE = concat!("/* delivery_items_of_message */ ", delivery_item!(), " WHERE d.message = $1 ORDER BY d.pos");
     DELIVERY_ITEM = concat!("/* delivery_item */ ", delivery_item!(), " WHERE d.id = $1");
-    DELIVERY_LEAVES = "/* delivery_leaves */ SELECT d.pos, d.leaves, m.sender_kind, m.sender, d.message FROM delivery d \
-        JOIN message m ON m.seq = d.message WHERE d.id = $1";
-    DELIVERIES_LEAVES_OF_MESSAGE = "/* deliveries_leaves_of_message */ SELECT pos, id, leaves FROM delivery WHERE message = $1 ORDER BY pos";
+    DELIVERY_LEAVES = concat!("/* delivery_leaves */ SELECT ", delivery_summed!(), " FROM delivery d WHERE d.id = $1");
+    SENDER_OF_MESSAGE = concat!("/* sender_of_message */ SELECT ", message_summed!(), " FROM message WHERE seq = $1");
+    DELIVERIES_LEAVES_OF_MESSAGE = concat!("/* deliveries_leaves_of_message */ SELECT ", delivery_summed!(), " FROM delivery d \
+        WHERE d.message = $1 ORDER BY d.pos");
     DETAILS_OF_DELIVERY = "/* details_of_delivery */ SELECT leaf, body FROM detail WHERE delivery = $1";
     DELIVERIES_OF_MESSAGE_ID = "/* deliveries_of_message_id */ SELECT d.id FROM delivery d JOIN message m ON m.seq = d.message \
         WHERE m.id = $1 ORDER BY d.pos";
     REPLY_OF_DELIVERY = "/* reply_of_delivery */ SELECT body FROM reply WHERE delivery = $1";
-    REPLY_BY_CORRELATION = "/* reply_by_correlation */ SELECT seq, form, data, attributes FROM message WHERE correlation = $1 \
-        AND sender_kind = 'adapter' AND sender = $2 ORDER BY seq LIMIT 1";
+    REPLY_BY_CORRELATION = concat!("/* reply_by_correlation */ SELECT ", message_summed!(), ", attributes, salt, data FROM message WHERE correlation = $1 \
+        AND sender_kind = 'adapter' AND sender = $2 ORDER BY seq LIMIT 1");
     QUEUE_ID = "/* queue_id */ SELECT id FROM queue WHERE name = $1";
     OLDEST_READY = "/* oldest_ready */ SELECT ready FROM delivery WHERE queue = $1 AND ready IS NOT NULL ORDER BY ready LIMIT 1";
     OLDEST_BORN = "/* oldest_born */ SELECT min(born) FROM (SELECT born FROM (SELECT born FROM delivery WHERE queue = $1 AND ready IS NOT NULL \
         ORDER BY ready LIMIT 1000) UNION ALL SELECT born FROM (SELECT born FROM delivery WHERE queue = $1 AND token IS NOT NULL LIMIT 1000) \
         UNION ALL SELECT born FROM (SELECT born FROM delivery WHERE state = 3 AND queue = $1 ORDER BY pos LIMIT 1000))";
-    LEAVES = "/* leaves */ SELECT idx, bytes FROM leaf WHERE idx >= $1 AND idx < $2 ORDER BY idx";
+    LEAVES = "/* leaves */ SELECT idx, bytes, sum FROM leaf WHERE idx >= $1 AND idx < $2 ORDER BY idx";
     LEAF_FIRST = "/* leaf_first */ SELECT coalesce(min(idx), -1) FROM leaf";
 }
 

@@ -24,7 +24,7 @@ use crate::ops::{
 use crate::prepared::{Prepared, identity};
 use crate::reader::Reader;
 use crate::recent::{Recent, RecentMessage};
-use crate::seal::{Index, Place, Vault};
+use crate::seal::{Index, Owner, Place, Vault};
 use crate::writer::Health;
 
 /// Payload bytes that are hashed where the caller runs; more of them would keep others on its thread waiting.
@@ -42,6 +42,11 @@ pub(crate) enum Op {
         answer: Answer<Vec<Accepted>, AcceptError>,
     },
     Lease(LeaseRequest, Answer<Claimed, LeaseError>),
+    /// Deliveries just leased whose messages cannot be handed out: they are damaged.
+    Damaged {
+        leased: Vec<DamagedLease>,
+        answer: Answer<(), StoreError>,
+    },
     Settle {
         settle: Settle,
         /// One for each emitted event.
@@ -109,6 +114,13 @@ pub(crate) struct ClaimedDelivery {
     pub(crate) lease: Duration,
     pub(crate) message: MessageId,
     pub(crate) message_seq: i64,
+}
+
+/// A lease that nobody has been given, and the damage for which it was not.
+pub(crate) struct DamagedLease {
+    pub(crate) delivery: DeliveryId,
+    pub(crate) token: LeaseToken,
+    pub(crate) damage: StoreError,
 }
 
 /// An operator's brake on a queue.
@@ -193,14 +205,26 @@ impl Store {
         let seqs: Vec<i64> = older.map(|delivery| delivery.message_seq).collect();
         let messages = self.reader.messages_by_seq(&seqs).await?;
         let mut deliveries = Vec::with_capacity(claimed.deliveries.len());
+        let mut damaged = Vec::new();
         for claimed in claimed.deliveries {
-            let message = match recent.remove(&claimed.message) {
-                Some(recent) => self.open(claimed.message, claimed.message_seq, recent)?,
-                None => messages.get(&claimed.message_seq).cloned().ok_or_else(|| StoreError::Corrupt {
+            let sound = match (recent.remove(&claimed.message), messages.get(&claimed.message_seq)) {
+                (Some(recent), _) => self.open(claimed.message, claimed.message_seq, recent),
+                (None, Some(Ok(message))) if message.id == claimed.message => Ok(message.clone()),
+                (None, Some(Err(error))) => Err(error.clone()),
+                (None, Some(Ok(_)) | None) => Err(StoreError::Corrupt {
                     table: "delivery",
                     column: "message",
                     row: claimed.delivery.to_string(),
-                })?,
+                }),
+            };
+            let message = match sound {
+                Ok(message) => message,
+                Err(damage @ StoreError::Corrupt { .. }) => {
+                    let ClaimedDelivery { delivery, token, .. } = claimed;
+                    damaged.push(DamagedLease { delivery, token, damage });
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             };
             deliveries.push(Leased {
                 delivery: claimed.delivery,
@@ -212,23 +236,31 @@ impl Store {
                 message,
             });
         }
-        Ok(LeaseAnswer { deliveries, next_due: claimed.next_due })
+        if damaged.is_empty() {
+            return Ok(LeaseAnswer { deliveries, next_due: claimed.next_due });
+        }
+        self.call::<(), StoreError>(|answer| Op::Damaged { leased: damaged, answer }).await?;
+        // What stands behind them may be leased at once.
+        Ok(LeaseAnswer { deliveries, next_due: Some(Duration::ZERO) })
     }
 
     /// A message that was kept since it was accepted, as its row would give it.
     fn open(&self, id: MessageId, seq: i64, recent: RecentMessage) -> Result<StoredMessage, StoreError> {
-        let open = |column, sealed: &Bytes| -> Result<Bytes, StoreError> {
+        let open = |column, sealed: &Bytes, owner| -> Result<Bytes, StoreError> {
             let place = Place { table: "message", column, row: seq };
-            Ok(sealed.slice_ref(self.vault.open(sealed, place)?))
+            Ok(sealed.slice_ref(self.vault.open(sealed, owner, place)?))
         };
+        let message = id.as_bytes();
         let inline = recent.size <= INLINE_DATA_BYTES_MAX;
         Ok(StoredMessage {
             id,
             accepted_at: recent.accepted_at,
-            attributes: open("attributes", &recent.attributes)?,
+            attributes: open("attributes", &recent.attributes, Owner::Attributes { message })?,
             form: recent.form,
             size: recent.size,
-            data: inline.then(|| open("data", &recent.data)).transpose()?,
+            data: inline
+                .then(|| open("data", &recent.data, Owner::Data { message, salt: &recent.salt }))
+                .transpose()?,
             purged: false,
             sender: recent.sender,
         })

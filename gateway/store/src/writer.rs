@@ -7,6 +7,7 @@ mod accept;
 mod candidates;
 mod commit;
 mod control;
+mod damage;
 mod find;
 mod group;
 mod health;
@@ -34,9 +35,9 @@ use rusqlite::Connection;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub(crate) use accept::form_of;
-pub(crate) use commit::CommitError;
+pub(crate) use commit::{CommitError, StoreRow, execute_summed};
 pub use health::Health;
-pub(crate) use load::load_memory;
+pub(crate) use load::{load_memory, load_store};
 pub(crate) use memory::Memory;
 pub(crate) use turn::DetailBody;
 
@@ -192,6 +193,9 @@ impl Writer {
         if self.own_leases_ended {
             self.sweep();
             self.purge_some();
+        }
+        if let Err(error) = self.tell_damage() {
+            self.failed(&error);
         }
         self.memory.forget_batches();
         let wal = self.data_dir.wal().metadata().map_or(0, |metadata| metadata.len());

@@ -102,6 +102,7 @@ impl Semantics {
             | Event::GatewayStopped
             | Event::Refused
             | Event::PayloadPurged
+            | Event::DamageFound
             | Event::LogOpened => Ok(()),
         }
     }

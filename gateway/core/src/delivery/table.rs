@@ -75,6 +75,7 @@ fn events() -> Vec<(String, Event)> {
         Event::Replay,
         Event::Discard,
         Event::Move,
+        Event::Damaged,
     ]
     .into_iter()
     .map(|event| (event.as_str().to_owned(), event))

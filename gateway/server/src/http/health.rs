@@ -67,6 +67,7 @@ async fn blocking(state: &AppState) -> Vec<String> {
         tracing::debug!(cause, "the store does not accept");
         blocking.push("the store does not take writes".to_owned());
     }
+    blocking.extend(damaged(&state.store.health().damaged()));
     match state.store.read().queue_list().await {
         Ok(queues) => blocking.extend(queues.iter().filter_map(|queue| stalled(queue, &state.consumers))),
         Err(error) => {
@@ -78,6 +79,15 @@ async fn blocking(state: &AppState) -> Vec<String> {
     let tripped = adapters.iter().filter(|adapter| adapter.state == TRIPPED);
     blocking.extend(tripped.map(|adapter| format!("adapter `{}` fails again and again", adapter.name)));
     blocking
+}
+
+/// Damaged deliveries do not move before the data directory is repaired. Damaged messages have ended as dead.
+fn damaged(rows: &[(&'static str, String)]) -> Option<String> {
+    let mut deliveries = rows.iter().filter(|(table, _)| *table == "delivery").map(|(_, row)| row);
+    let first = deliveries.next()?;
+    let more = deliveries.count();
+    let others = if more == 0 { String::new() } else { format!(" and {more} more") };
+    Some(format!("delivery {first}{others} in the database is damaged: see `gatepost doctor`"))
 }
 
 /// Deliveries that could go and do not: nobody takes them, although somebody is there for it, or should be.
@@ -130,6 +140,14 @@ mod tests {
     fn queue(kind: QueueKind, ready_s: u64) -> QueueRow {
         let stats = QueueStats { oldest_ready: Some(Duration::from_secs(ready_s)), ..QueueStats::default() };
         QueueRow { name: "lab".into(), kind, stats }
+    }
+
+    #[test]
+    fn damaged_deliveries_block_and_damaged_messages_do_not() {
+        assert_eq!(damaged(&[("message", "3".into())]), None);
+        let rows = [("delivery", "5".to_owned()), ("message", "3".into()), ("delivery", "7".into())];
+        assert!(damaged(&rows[..2]).unwrap().starts_with("delivery 5 in"));
+        assert!(damaged(&rows).unwrap().starts_with("delivery 5 and 1 more in"));
     }
 
     #[test]

@@ -224,6 +224,11 @@ impl View<'_> {
                 health.checkpoint_size(),
             ),
             (
+                "gatepost_damaged_rows",
+                "Rows of the database found damaged since start",
+                health.damaged().len() as u64,
+            ),
+            (
                 "gatepost_store_accepting",
                 "1 while the store takes writes",
                 u64::from(health.accepting().is_ok()),

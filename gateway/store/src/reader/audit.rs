@@ -4,8 +4,8 @@ use bytes::Bytes;
 use gatepost_audit::{NodeSource as _, Proof, TILE_WIDTH, encode_bundle, inclusion_proof, parse_bundle};
 use gatepost_core::DeliveryId;
 
-use super::{Reader, leaf_indices};
-use crate::audit_log::{TreeView, read_leaves};
+use super::{Reader, leaf_indices, sound_delivery};
+use crate::audit_log::{Check, TreeView, read_leaves};
 use crate::ops::StoreError;
 use crate::row::get;
 use crate::sql;
@@ -67,7 +67,7 @@ impl Reader {
 
     /// Entries of one bundle, from the database or, once filed, from its file.
     pub(crate) async fn entry_range(&self, from: u64, to: u64) -> Result<Vec<Vec<u8>>, StoreError> {
-        let rows = read_leaves(self.pool(), from, to).await?;
+        let rows = read_leaves(self.pool(), from, to, Check::Sums).await?;
         if rows.len() as u64 == to - from {
             return Ok(rows.into_iter().map(|(_, bytes)| bytes).collect());
         }
@@ -90,6 +90,7 @@ impl Reader {
     pub async fn receipt(&self, delivery: DeliveryId) -> Result<Receipt, StoreError> {
         let row = self.optional(sqlx::query(sql::DELIVERY_LEAVES).bind(delivery.as_bytes().to_vec())).await?;
         let Some(row) = row else { return Ok(Receipt::Unknown) };
+        sound_delivery(&row)?;
         let indices: Vec<u64> = leaf_indices(get(&row, "leaves")?).collect();
         let signed = self.inner.published.signed();
         if indices.iter().any(|&index| index >= signed.size) {

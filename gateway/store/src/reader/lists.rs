@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use gatepost_core::{MessageId, State, Timestamp};
 use sqlx::sqlite::SqliteRow;
 
-use super::{Reader, cursor_position, delivery_row, scalar, sender};
+use super::{Reader, cursor_position, delivery_row, scalar, sender, sound_message};
 use crate::ops::{DeliveryFilter, DeliveryRow, MessageFilter, MessageRow, Page, QueueRow, StoreError};
 use crate::row::{bytes, get};
 use crate::seal::{Domain, Place};
@@ -37,7 +37,7 @@ impl Reader {
         }
         let rows = self.all(query).await?;
         let (rows, next) = page(rows, limit, "pos")?;
-        let items = rows.iter().map(delivery_row).collect::<Result<_, _>>()?;
+        let items = self.sound(rows.iter().map(delivery_row))?;
         Ok(Page { items, next })
     }
 
@@ -60,9 +60,8 @@ impl Reader {
                         // One more than the page: the next page begins with it.
                         return Ok(Page { items, next: Some((before + 1).to_string()) });
                     }
-                    if let Some(item) = self.message_item(row, filter).await? {
-                        items.push(item);
-                    }
+                    let item = self.message_item(row, filter).await;
+                    items.extend(self.sound([item])?.into_iter().flatten());
                 }
             }
             if scanned_all {
@@ -98,7 +97,7 @@ impl Reader {
         let mut sql = String::new();
         let _ = write!(
             sql,
-            "/* message_list */ SELECT seq, id, accepted_at, sender_kind, sender, kind, size, ({matches}) AS matches \
+            "/* message_list */ SELECT seq, id, accepted_at, sender_kind, sender, kind, form, size, sum, ({matches}) AS matches \
              FROM message WHERE {within} ORDER BY seq DESC LIMIT {SCAN_MESSAGES_MAX}"
         );
         sql
@@ -131,8 +130,9 @@ impl Reader {
         filter: &MessageFilter,
     ) -> Result<Option<MessageRow>, StoreError> {
         let seq: i64 = get(row, "seq")?;
+        sound_message(row)?;
         let rows = self.all(sqlx::query(sql::DELIVERY_ITEMS_OF_MESSAGE).bind(seq)).await?;
-        let deliveries: Vec<DeliveryRow> = rows.iter().map(delivery_row).collect::<Result<_, _>>()?;
+        let deliveries: Vec<DeliveryRow> = self.sound(rows.iter().map(delivery_row))?;
         let wanted = |delivery: &DeliveryRow| {
             filter.state.as_ref().is_none_or(|state| state == delivery.state)
                 && filter.destination.as_ref().is_none_or(|name| *name == delivery.destination)
@@ -148,6 +148,18 @@ impl Reader {
             size: Place { table: "message", column: "size", row: seq }.count(get(row, "size")?)?,
             deliveries,
         }))
+    }
+
+    /// The sound ones of rows just read. One that is damaged must not keep a list from who looks for it: health names it.
+    fn sound<T>(&self, read: impl IntoIterator<Item = Result<T, StoreError>>) -> Result<Vec<T>, StoreError> {
+        let noted = read.into_iter().filter_map(|row| match row {
+            Err(StoreError::Corrupt { table, row, .. }) => {
+                self.inner.health.damage_found(table, &row);
+                None
+            }
+            row => Some(row),
+        });
+        noted.collect()
     }
 
     /// Every queue with its counts and ages, by name.

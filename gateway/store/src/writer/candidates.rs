@@ -10,8 +10,9 @@ use super::commit::CommitError;
 use super::lease::Claim;
 use super::turn::Turn;
 use crate::database::rows;
-use crate::ops::{LeaseError, LeaseRequest};
+use crate::ops::{LeaseError, LeaseRequest, StoreError};
 use crate::row::Row;
+use crate::seal::Place;
 use crate::sql;
 use crate::store::Op;
 
@@ -80,29 +81,47 @@ impl Writer {
         Ok(Candidates { claim: Some(claim), found, next, error: None })
     }
 
+    /// Damaged ones are passed over; they stand in the claim index still, so as many more are read.
     fn ready(
-        &self,
+        &mut self,
         statement: &'static str,
         queue: i64,
         now: i64,
         max: u32,
     ) -> Result<Vec<Row>, CommitError> {
-        let ready: Vec<i64> =
-            rows(&self.connection, statement, params![queue, now, max], |mut cells| cells.take())?;
-        let mut found = Vec::with_capacity(ready.len());
-        for pos in ready {
-            match self.memory.fresh.get(pos) {
-                Some(row) => found.push(row.clone()),
-                None => {
-                    found.extend(rows(&self.connection, sql::DELIVERY_BY_POS, params![pos], Row::load)?);
+        loop {
+            let before = self.memory.damage.passed_over();
+            let ready = rows(&self.connection, statement, params![queue, now, max + before], |mut cells| {
+                Ok((cells.take::<i64>()?, cells.take::<i64>()?))
+            })?;
+            let mut found = Vec::with_capacity(ready.len());
+            for (pos, due) in ready {
+                match self.memory.fresh.get(pos) {
+                    Some(row) => found.push(row.clone()),
+                    None => {
+                        let read = self.load_ready(pos)?.and_then(|row| ready_as(row, queue, due));
+                        found.extend(self.memory.damage.sound(vec![read])?);
+                    }
+                }
+                if found.len() == max as usize {
+                    break;
                 }
             }
+            if self.memory.damage.passed_over() == before || found.len() == max as usize {
+                return Ok(found);
+            }
         }
-        Ok(found)
+    }
+
+    /// What an entry of the claim index leads to; it may be damaged.
+    fn load_ready(&self, pos: i64) -> Result<Result<Row, StoreError>, CommitError> {
+        let mut read =
+            rows(&self.connection, sql::DELIVERY_BY_POS, params![pos], |cells| Ok(Row::load(cells)))?;
+        Ok(read.pop().unwrap_or_else(|| Err(Place { table: "delivery", column: "pos", row: pos }.corrupt())))
     }
 
     /// Replaces the one of each windowed lane that is ready by the lane's first rows.
-    fn widen(&self, ready: Vec<Row>, window: u32) -> Result<Vec<Candidate>, CommitError> {
+    fn widen(&mut self, ready: Vec<Row>, window: u32) -> Result<Vec<Candidate>, CommitError> {
         let mut widened = Vec::with_capacity(ready.len());
         let mut lanes = HashSet::new();
         for row in ready {
@@ -113,12 +132,9 @@ impl Writer {
             if lanes.insert(lane) {
                 let most = window.min(WINDOW_MAX);
                 let of_lane = params![row.queue, lane, 0, most];
-                widened.push(Candidate::Lane(rows(
-                    &self.connection,
-                    sql::DELIVERIES_OF_LANE,
-                    of_lane,
-                    Row::load,
-                )?));
+                let read =
+                    rows(&self.connection, sql::DELIVERIES_OF_LANE, of_lane, |cells| Ok(Row::load(cells)))?;
+                widened.push(Candidate::Lane(self.memory.damage.sound_prefix(read)?));
             }
         }
         Ok(widened)
@@ -127,4 +143,16 @@ impl Writer {
     fn ready_next(&self, queue: i64, now: i64) -> Result<Option<i64>, CommitError> {
         Ok(rows(&self.connection, sql::READY_NEXT, params![queue, now], |mut cells| cells.take())?.pop())
     }
+}
+
+/// The row that the claim index holds as ready at `due` in `queue`, if it is that.
+fn ready_as(row: Row, queue: i64, due: i64) -> Result<Row, StoreError> {
+    let place = |column| Place { table: "delivery", column, row: row.pos };
+    if row.queue != queue {
+        return Err(place("queue").corrupt());
+    }
+    if row.delivery.state.due().map(gatepost_core::Timestamp::as_micros) != Some(due) {
+        return Err(place("ready").corrupt());
+    }
+    Ok(row)
 }

@@ -1,12 +1,13 @@
 //! A turn's one transaction.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, ToSql, params};
 
 use super::memory::Queue;
 use super::turn::{MessageRow, Touched, Turn};
 use crate::ops::StoreError;
 use crate::row::micros;
-use crate::sql;
+use crate::seal::{Index, Owner};
+use crate::{sql, sum};
 
 /// Kinds of failure that the writer treats differently.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,14 +113,15 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
     let (stepped, changed): (Vec<&Touched>, Vec<&Touched>) =
         touched.iter().copied().partition(|touched| touched.now.only_stepped(&touched.was));
     each(connection, sql::DELIVERY_STEP, &stepped, |statement, touched| {
-        touched.now.step(&touched.was, statement)
+        touched.now.change(&touched.was, statement)
     })?;
     each(connection, sql::DELIVERY_CHANGE, &changed, |statement, touched| {
         touched.now.change(&touched.was, statement)
     })?;
     lanes(connection, turn)?;
     each(connection, sql::LEAVES_ADD, turn.leaves.as_slice(), |statement, run| {
-        statement.execute(params![whole(run.first), run.bytes])
+        let columns = params![whole(run.first), run.bytes];
+        execute_summed(statement, columns, &[])
     })?;
     each(connection, sql::DETAIL_ADD, &turn.details, |statement, detail| {
         statement.execute(params![whole(detail.leaf), detail.delivery, detail.body])
@@ -132,7 +134,7 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
             Some(value) => connection.prepare_cached(sql::STATE_PUT)?.execute(params![
                 adapter,
                 key,
-                turn.vault.seal(value)
+                turn.vault.seal(value, Owner::State { adapter, key })
             ])?,
             None => connection.prepare_cached(sql::STATE_DROP)?.execute(params![adapter, key])?,
         };
@@ -141,9 +143,46 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
     each(connection, sql::QUEUE_CHANGE, &queues, |statement, queue| change_queue(statement, queue))?;
     let before = turn.memory.leaf_count;
     let after = before + turn.leaves.count();
-    each(connection, sql::STORE_CHANGE, &[()], |statement, ()| {
-        statement.execute(params![turn.now.as_micros(), whole(before), whole(after), slice.keyed])
+    let store = StoreRow {
+        clock: turn.now.as_micros(),
+        instance_epoch: turn.instance_epoch,
+        leaf_count: after,
+        keyed: slice.keyed,
+        key_mark: turn.vault.key_mark(),
+    };
+    each(connection, sql::STORE_CHANGE, &[store], |statement, store| {
+        store.with_columns(|columns| execute_summed(statement, columns, &[&whole(before)]))
     })
+}
+
+/// The one row of table `store`.
+pub(crate) struct StoreRow {
+    pub(crate) clock: i64,
+    pub(crate) instance_epoch: u32,
+    pub(crate) leaf_count: u64,
+    pub(crate) keyed: i64,
+    pub(crate) key_mark: Index,
+}
+
+impl StoreRow {
+    pub(crate) fn with_columns<T>(&self, use_them: impl FnOnce(&[&dyn ToSql]) -> T) -> T {
+        let Self { clock, instance_epoch, leaf_count, keyed, key_mark } = self;
+        use_them(params![1, clock, instance_epoch, whole(*leaf_count), keyed, key_mark])
+    }
+}
+
+/// Executes a statement whose parameters are a row's columns, their sum, and some more.
+pub(crate) fn execute_summed(
+    statement: &mut rusqlite::CachedStatement<'_>,
+    columns: &[&dyn ToSql],
+    more: &[&dyn ToSql],
+) -> rusqlite::Result<usize> {
+    let sum = sum::of(columns)?;
+    let values = columns.iter().copied().chain([&sum as &dyn ToSql]).chain(more.iter().copied());
+    for (number, value) in (1..).zip(values) {
+        statement.raw_bind_parameter(number, value)?;
+    }
+    statement.raw_execute()
 }
 
 /// Executes a statement for every row. One that does not change exactly one row finds the database other than it was decided
@@ -187,7 +226,7 @@ fn add_message(
     row: &MessageRow<'_>,
 ) -> rusqlite::Result<usize> {
     let MessageRow { seq, sender, message, prepared } = row;
-    statement.execute(params![
+    let columns = params![
         seq,
         prepared.id.as_bytes(),
         turn.now.as_micros(),
@@ -196,22 +235,35 @@ fn add_message(
         message.kind,
         super::accept::form_code(message.form),
         whole(prepared.size),
+    ];
+    let indexed = params![
+        seq,
         prepared.key,
         prepared.fingerprint,
         prepared.subject,
         prepared.partition,
         prepared.correlation,
-        prepared.attributes,
-        prepared.salt,
-        prepared.data,
-    ])
+    ];
+    let content = params![prepared.attributes, prepared.salt, prepared.data];
+    let sums = params![sum::of(columns)?, sum::of(indexed)?];
+    let values = [columns, &indexed[1..], content, sums];
+    for (number, value) in (1..).zip(values.iter().copied().flatten()) {
+        statement.raw_bind_parameter(number, value)?;
+    }
+    statement.raw_execute()
 }
 
-fn change_queue(statement: &mut rusqlite::CachedStatement<'_>, queue: &Queue) -> rusqlite::Result<usize> {
+/// Writes a queue's row with [`sql::QUEUE_CHANGE`] or [`sql::QUEUE_ADD`].
+pub(crate) fn change_queue(
+    statement: &mut rusqlite::CachedStatement<'_>,
+    queue: &Queue,
+) -> rusqlite::Result<usize> {
     let (control, counts) = (&queue.control, &queue.counts);
     let trip = control.trip.as_ref();
-    statement.execute(params![
+    let columns = params![
         queue.id,
+        queue.setup.name,
+        queue.setup.kind.as_str(),
         control.paused_since.map(|time| time.as_micros()),
         trip.map(|trip| trip.since.as_micros()),
         trip.map(|trip| trip.reason.as_str()),
@@ -230,7 +282,8 @@ fn change_queue(statement: &mut rusqlite::CachedStatement<'_>, queue: &Queue) ->
         counts.suspects,
         counts.held_lanes,
         counts.bytes,
-    ])
+    ];
+    execute_summed(statement, columns, &[])
 }
 
 /// A count as SQLite keeps it.

@@ -8,9 +8,9 @@ use rusqlite::params;
 use super::Writer;
 use super::accept::{KnownKey, KnownKeys};
 use super::commit::CommitError;
-use crate::database::rows;
+use crate::database::{Cells, rows};
 use crate::ops::{Accepted, AcceptedDelivery, StoreError};
-use crate::row::{Row, state_name};
+use crate::row::{DELIVERY_COLUMNS, INDEXED_COLUMNS, MESSAGE_COLUMNS, Row, state_name};
 use crate::seal::{Index, Place};
 use crate::sql;
 use crate::store::Op;
@@ -24,7 +24,7 @@ pub(super) struct Found {
 
 impl Writer {
     /// Reads the deliveries and keys that the group names and memory does not hold.
-    pub(super) fn find(&self, ops: &[Op]) -> Result<Found, CommitError> {
+    pub(super) fn find(&mut self, ops: &[Op]) -> Result<Found, CommitError> {
         let mut found = Found::default();
         let mut ids: HashSet<DeliveryId> = HashSet::new();
         for op in ops {
@@ -38,6 +38,7 @@ impl Writer {
                 }
                 Op::Operate { delivery, .. } => drop(ids.insert(*delivery)),
                 Op::Lease(..)
+                | Op::Damaged { .. }
                 | Op::SessionOpen { .. }
                 | Op::SessionEnd { .. }
                 | Op::QueuePause { .. }
@@ -49,7 +50,10 @@ impl Writer {
             }
         }
         for id in ids.into_iter().filter(|id| !self.memory.hot.contains_key(id)) {
-            let row = rows(&self.connection, sql::DELIVERY_BY_ID, params![id.as_bytes()], Row::load)?;
+            let read = rows(&self.connection, sql::DELIVERY_BY_ID, params![id.as_bytes()], |cells| {
+                Ok(Row::load(cells))
+            })?;
+            let row = self.memory.damage.sound(read)?;
             found.rows.extend(row.into_iter().map(|row| (row.id, row)));
         }
         Ok(found)
@@ -58,7 +62,7 @@ impl Writer {
     fn find_keys(&self, keys: impl Iterator<Item = Index>, known: &mut KnownKeys) -> Result<(), CommitError> {
         for key in keys {
             if let Some(seq) = self.message_of(&key)?
-                && let Some(found) = self.known_key(seq)?
+                && let Some(found) = self.known_key(&key, seq)?
             {
                 known.insert(key, found);
             }
@@ -73,7 +77,7 @@ impl Writer {
         fingerprint: Index,
     ) -> Result<Option<Accepted>, StoreError> {
         let Some(seq) = self.message_of(&key)? else { return Ok(None) };
-        let known = self.known_key(seq)?.filter(|known| known.fingerprint == fingerprint);
+        let known = self.known_key(&key, seq)?.filter(|known| known.fingerprint == fingerprint);
         Ok(known.map(|known| Accepted { id: known.message, duplicate: true, deliveries: known.deliveries }))
     }
 
@@ -86,10 +90,8 @@ impl Writer {
     }
 
     /// What is known of the key that a message used; `None` when its window has passed.
-    fn known_key(&self, seq: i64) -> Result<Option<KnownKey>, CommitError> {
-        let found = rows(&self.connection, sql::KEY_OF_MESSAGE, params![seq], |mut cells| {
-            Ok((cells.take()?, cells.take()?, cells.take()?))
-        })?;
+    fn known_key(&self, key: &Index, seq: i64) -> Result<Option<KnownKey>, CommitError> {
+        let found = rows(&self.connection, sql::KEY_OF_MESSAGE, params![seq], |cells| used_key(cells, key))?;
         let Some(&(fingerprint, id, accepted_at)) = found.first() else {
             return Err(Place { table: "dedup", column: "message", row: seq }.corrupt().into());
         };
@@ -105,7 +107,13 @@ impl Writer {
     /// The deliveries of a message that is handed in again.
     fn deliveries_of(&self, seq: i64) -> Result<Vec<AcceptedDelivery>, CommitError> {
         rows(&self.connection, sql::DELIVERIES_OF_MESSAGE, params![seq], |mut cells| {
-            let (id, queue, state) = (cells.take()?, cells.take()?, cells.take()?);
+            let sound = cells.next_hold(DELIVERY_COLUMNS)?;
+            let pos = cells.take()?;
+            if !sound {
+                return Err(Place { table: "delivery", column: "sum", row: pos }.corrupt());
+            }
+            let (id, _message, queue): (_, i64, _) = (cells.take()?, cells.take()?, cells.take()?);
+            let (_lane, state): (Option<Index>, _) = (cells.take()?, cells.take()?);
             let name = self.memory.queues.get(&queue).map(|queue| queue.setup.name.clone());
             Ok(AcceptedDelivery {
                 id: DeliveryId::from_bytes(id),
@@ -114,4 +122,27 @@ impl Writer {
             })
         })
     }
+}
+
+/// Fingerprint, id and time of the message that used `key`, if it did and both its sums say so.
+fn used_key(mut cells: Cells<'_>, key: &Index) -> Result<(Index, [u8; 16], i64), StoreError> {
+    let indexed = cells.next_hold(INDEXED_COLUMNS)?;
+    let (seq, dedup): (i64, Index) = (cells.take()?, cells.take()?);
+    let place = |column| Place { table: "message", column, row: seq };
+    if !indexed {
+        return Err(place("sum_indexed").corrupt());
+    }
+    if dedup != *key {
+        return Err(Place { table: "dedup", ..place("message") }.corrupt());
+    }
+    let fingerprint = cells.take()?;
+    for _ in ["subject", "key", "correlation"] {
+        cells.take::<Option<Index>>()?;
+    }
+    let _sum: i64 = cells.take()?;
+    if !cells.next_hold(MESSAGE_COLUMNS)? {
+        return Err(place("sum").corrupt());
+    }
+    let _seq: i64 = cells.take()?;
+    Ok((fingerprint, cells.take()?, cells.take()?))
 }

@@ -81,6 +81,10 @@ impl Writer {
                     let moved = self.rehome(&step);
                     drop(answer.send(moved));
                 }
+                Op::Damaged { leased, answer } => {
+                    self.group(std::mem::take(&mut group));
+                    drop(answer.send(self.end_damaged(&leased)));
+                }
                 Op::SessionOpen { .. } | Op::SessionEnd { .. } => {
                     self.group(std::mem::take(&mut group));
                     self.group(vec![op]);
@@ -254,6 +258,7 @@ impl Writer {
                 accepted_at: self.memory.committed_at,
                 form: message.form,
                 size: prepared.size,
+                salt: prepared.salt,
                 attributes: prepared.attributes.into(),
                 data: prepared.data.into(),
             };
@@ -275,8 +280,10 @@ impl Writer {
     /// Whether there may be more to do.
     fn sweep_once(&mut self) -> Result<bool, CommitError> {
         let now = self.now();
-        let past = rusqlite::params![now.as_micros(), SWEEP_DELIVERIES_MAX as i64];
-        let rows = rows(&self.connection, sql::DELIVERIES_PAST_EXPIRY, past, Row::load)?;
+        let most = SWEEP_DELIVERIES_MAX as i64 + i64::from(self.memory.damage.passed_over());
+        let past = rusqlite::params![now.as_micros(), most];
+        let read = rows(&self.connection, sql::DELIVERIES_PAST_EXPIRY, past, |cells| Ok(Row::load(cells)))?;
+        let rows = self.memory.damage.sound(read)?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.sweep_leases(SWEEP_DELIVERIES_MAX)?;
@@ -349,7 +356,11 @@ fn decide<'a>(turn: &mut Turn<'a>, op: &'a Op, known: &KnownKeys) -> Result<Opti
             Err(error) if !matches!(error, StoreError::NoQueue(_)) => return Err(error),
             result => Decided::Done(result),
         },
-        Op::Lease(..) | Op::Configure { .. } | Op::Move { .. } | Op::AcceptedBefore { .. } => {
+        Op::Lease(..)
+        | Op::Damaged { .. }
+        | Op::Configure { .. }
+        | Op::Move { .. }
+        | Op::AcceptedBefore { .. } => {
             return Ok(None);
         }
     }))
@@ -417,6 +428,7 @@ fn payload_bytes(op: &Op) -> usize {
             emitted + items.sum::<usize>() + state.sum::<usize>()
         }
         Op::Lease(..)
+        | Op::Damaged { .. }
         | Op::SessionOpen { .. }
         | Op::SessionEnd { .. }
         | Op::Operate { .. }

@@ -1,10 +1,13 @@
 //! What the writer shows of itself to everybody else, without a lock on its way.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use crate::ops::QueueRow;
+
+/// Damaged rows that are named; of more, the rest is only logged.
+const DAMAGED_MAX: usize = 1000;
 
 /// Counters and state of the writer. Cheap to read at any time.
 #[derive(Default)]
@@ -18,6 +21,7 @@ pub struct Health {
     checkpoint_size: AtomicU64,
     wal_bytes: AtomicU64,
     obstacle: Mutex<Option<String>>,
+    damaged: Mutex<BTreeSet<(&'static str, String)>>,
     queues: RwLock<HashMap<String, QueueRow>>,
 }
 
@@ -25,6 +29,18 @@ impl Health {
     /// `Err` says why messages are not accepted.
     pub fn accepting(&self) -> Result<(), String> {
         self.obstacle.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
+    }
+
+    /// Rows found damaged since start, by table and number.
+    pub fn damaged(&self) -> Vec<(&'static str, String)> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    pub(crate) fn damage_found(&self, table: &'static str, row: &str) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if damaged.len() < DAMAGED_MAX {
+            damaged.insert((table, row.to_owned()));
+        }
     }
 
     pub fn commits(&self) -> u64 {

@@ -9,7 +9,7 @@ use gatepost_core::queue::{QueueControl, Trip, TripReason};
 use rusqlite::{Connection, params};
 
 use super::candidates::WINDOW_MAX;
-use super::commit::{CommitError, at_commit, begin, commit, roll_back};
+use super::commit::{CommitError, StoreRow, at_commit, begin, change_queue, commit, roll_back};
 use super::group::Outcome;
 use super::keys::Keys;
 use super::memory::{Counts, Memory, Queue};
@@ -17,43 +17,47 @@ use super::turn::Turn;
 use super::{Condition, Writer, unavailable};
 use crate::database::{self, Cells, rows};
 use crate::ops::{QueueKind, QueueSetup, Session, StoreError, UNROUTED};
-use crate::row::Row;
-use crate::seal::Place;
+use crate::row::{INDEXED_COLUMNS, QUEUE_COLUMNS, Row, STORE_COLUMNS};
+use crate::seal::{Owner, Place, Vault};
 use crate::sql;
 
 /// Keys read in one go at start, so that the start needs little memory.
 const KEYS_PER_READ: i64 = 4096;
 
 /// Reads everything that memory holds. Queues have no policy until they are configured.
-pub(crate) fn load_memory(connection: &Connection, keys_in_memory: usize) -> Result<Memory, StoreError> {
-    let [leaf_count, keyed] = rows(connection, sql::STORE_LOAD, [], |mut cells| {
-        let (_clock, _epoch): (i64, i64) = (cells.take()?, cells.take()?);
-        Ok([cells.take::<i64>()?, cells.take()?])
-    })?
-    .pop()
-    .unwrap_or_default();
+pub(crate) fn load_memory(
+    connection: &Connection,
+    vault: &Vault,
+    keys_in_memory: usize,
+) -> Result<Memory, StoreError> {
+    let (leaf_count, keyed) = load_store(connection)?.map_or((0, 0), |store| (store.leaf_count, store.keyed));
     let [last_seq, last_pos] =
         rows(connection, sql::SEQUENCES_LOAD, [], |mut cells| Ok([cells.take::<i64>()?, cells.take()?]))?
             .pop()
             .unwrap_or_default();
     let mut memory = Memory {
-        leaf_count: Place { table: "store", column: "leaf_count", row: 0 }.count(leaf_count)?,
+        leaf_count,
         committed_at: Timestamp::default(),
         fresh: Default::default(),
         next_seq: last_seq + 1,
         next_pos: last_pos + 1,
-        keys: load_keys(connection, keyed, keys_in_memory)?,
+        keys: Keys::new(keyed, keys_in_memory),
         queues: HashMap::new(),
         by_name: HashMap::new(),
         hot: HashMap::new(),
         batches: HashMap::new(),
         rates: HashMap::new(),
+        damage: Default::default(),
     };
+    load_keys(connection, &mut memory)?;
+    check_states(connection, vault)?;
     for queue in rows(connection, sql::QUEUES_LOAD, [], load_queue)? {
         memory.by_name.insert(queue.setup.name.clone(), queue.id);
         memory.queues.insert(queue.id, queue);
     }
-    for row in rows(connection, sql::DELIVERIES_LEASED, [], Row::load)? {
+    for row in
+        memory.damage.sound(rows(connection, sql::DELIVERIES_LEASED, [], |cells| Ok(Row::load(cells)))?)?
+    {
         if let Some(trip) = memory.queues.get_mut(&row.queue).and_then(|queue| queue.control.trip.as_mut())
             && row.delivery.state.in_flight()
         {
@@ -66,23 +70,75 @@ pub(crate) fn load_memory(connection: &Connection, keys_in_memory: usize) -> Res
 }
 
 /// The keys that are not in their index yet, from the messages that used them.
-fn load_keys(connection: &Connection, keyed: i64, most: usize) -> Result<Keys, StoreError> {
-    let mut keys = Keys::new(keyed, most);
-    let mut after = keyed;
+fn load_keys(connection: &Connection, memory: &mut Memory) -> Result<(), StoreError> {
+    let mut after = memory.keys.keyed();
     loop {
-        let read = rows(connection, sql::KEYS_LOAD, params![after, KEYS_PER_READ], |mut cells| {
+        let page = params![after, KEYS_PER_READ];
+        let mut last = after;
+        let read = rows(connection, sql::KEYS_LOAD, page, |mut cells| {
+            let sound = cells.next_hold(INDEXED_COLUMNS)?;
             let message: i64 = cells.take()?;
-            Ok((cells.take()?, message))
+            last = message;
+            if !sound {
+                return Ok(Err(Place { table: "message", column: "sum_indexed", row: message }.corrupt()));
+            }
+            Ok(Ok((cells.take()?, message)))
         })?;
-        let Some((_, last)) = read.last() else { return Ok(keys) };
-        after = *last;
-        keys.add(read);
+        if read.is_empty() {
+            return Ok(());
+        }
+        after = last;
+        let sound = memory.damage.sound(read)?;
+        memory.keys.add(sound);
     }
 }
 
+/// The store's own row; `None` before the first start.
+pub(crate) fn load_store(connection: &Connection) -> Result<Option<StoreRow>, StoreError> {
+    let loaded = rows(connection, sql::STORE_LOAD, [], |mut cells| {
+        let sound = cells.next_hold(STORE_COLUMNS)?;
+        let place = Place { table: "store", column: "sum", row: cells.take()? };
+        if !sound {
+            return Err(place.corrupt());
+        }
+        let (clock, epoch, leaf_count, keyed) =
+            (cells.take()?, cells.take::<i64>()?, cells.take::<i64>()?, cells.take()?);
+        Ok(StoreRow {
+            clock,
+            instance_epoch: u32::try_from(epoch).unwrap_or(u32::MAX),
+            leaf_count: u64::try_from(leaf_count).unwrap_or(0),
+            keyed,
+            key_mark: cells.take()?,
+        })
+    })?;
+    Ok(loaded.into_iter().next())
+}
+
+/// Opens every value of the adapters' states: one that stands under another name by a flipped bit would simply be missing when
+/// its adapter asks for it.
+fn check_states(connection: &Connection, vault: &Vault) -> Result<(), StoreError> {
+    rows(connection, sql::ADAPTER_STATES, [], |mut cells| open_state(&mut cells, vault).map(drop))?;
+    Ok(())
+}
+
+/// Adapter, key and value.
+fn open_state(cells: &mut Cells<'_>, vault: &Vault) -> Result<(String, String, Vec<u8>), StoreError> {
+    let (adapter, key, sealed): (String, String, Vec<u8>) = (cells.take()?, cells.take()?, cells.take()?);
+    let row = format!("{adapter}/{key}");
+    let owner = Owner::State { adapter: &adapter, key: &key };
+    let corrupt = |_| StoreError::Corrupt { table: "adapter_state", column: "value", row };
+    let place = Place { table: "adapter_state", column: "value", row: 0 };
+    let value = vault.open(&sealed, owner, place).map_err(corrupt)?.to_vec();
+    Ok((adapter, key, value))
+}
+
 fn load_queue(mut cells: Cells<'_>) -> Result<Queue, StoreError> {
+    let sound = cells.next_hold(QUEUE_COLUMNS)?;
     let id: i64 = cells.take()?;
     let place = |column| Place { table: "queue", column, row: id };
+    if !sound {
+        return Err(place("sum").corrupt());
+    }
     let name: String = cells.take()?;
     let kind = cells.take_text()?.and_then(kind_of).ok_or_else(|| place("kind").corrupt())?;
     let paused_since = time(&mut cells)?;
@@ -191,15 +247,13 @@ impl Writer {
     fn put_queue(&mut self, setup: QueueSetup) -> Result<(), CommitError> {
         match self.memory.by_name.get(&setup.name).copied() {
             Some(id) => {
-                self.execute(sql::QUEUE_KIND, params![id, setup.kind.as_str()])?;
-                if let Some(queue) = self.memory.queues.get_mut(&id) {
-                    queue.setup = setup;
-                }
+                let Some(queue) = self.memory.queues.get(&id) else { return Ok(()) };
+                let queue = Queue { setup, ..queue.clone() };
+                self.write_queue(sql::QUEUE_CHANGE, &queue)?;
+                self.memory.queues.insert(id, queue);
             }
             None => {
                 let id = self.memory.queues.keys().max().copied().unwrap_or(0) + 1;
-                self.execute(sql::QUEUE_ADD, params![id, setup.name, setup.kind.as_str()])?;
-                self.memory.by_name.insert(setup.name.clone(), id);
                 let queue = Queue {
                     id,
                     setup,
@@ -207,6 +261,8 @@ impl Writer {
                     session: 0,
                     counts: Counts::default(),
                 };
+                self.write_queue(sql::QUEUE_ADD, &queue)?;
+                self.memory.by_name.insert(queue.setup.name.clone(), id);
                 self.memory.queues.insert(id, queue);
             }
         }
@@ -258,6 +314,14 @@ impl Writer {
         Ok(())
     }
 
+    fn write_queue(&self, statement: &'static str, queue: &Queue) -> Result<(), CommitError> {
+        if change_queue(&mut self.connection.prepare_cached(statement)?, queue)? != 1 {
+            let id = queue.id;
+            return Err(Place { table: "queue", column: "name", row: id }.corrupt().into());
+        }
+        Ok(())
+    }
+
     /// A write of its own, outside any turn.
     pub(super) fn execute(
         &self,
@@ -271,10 +335,9 @@ impl Writer {
 
     /// What an adapter's new session starts from.
     pub(crate) fn session(&mut self, adapter: &str, epoch: u64) -> Result<Session, StoreError> {
-        let place = Place { table: "adapter_state", column: "value", row: 0 };
         let state = rows(&self.connection, sql::ADAPTER_STATE_LOAD, params![adapter], |mut cells| {
-            let (key, sealed): (String, Vec<u8>) = (cells.take()?, cells.take()?);
-            Ok((key, self.vault.open(&sealed, place)?.to_vec()))
+            let (_adapter, key, value) = open_state(&mut cells, &self.vault)?;
+            Ok((key, value))
         })?;
         Ok(Session { epoch, state })
     }
@@ -302,7 +365,8 @@ impl Writer {
     fn try_reopen(&mut self) -> Result<(), String> {
         let connection = database::connect(&self.database).map_err(|error| error.to_string())?;
         database::quick_check(&connection)?;
-        let mut memory = load_memory(&connection, self.keys_in_memory).map_err(|error| error.to_string())?;
+        let mut memory =
+            load_memory(&connection, &self.vault, self.keys_in_memory).map_err(|error| error.to_string())?;
         let in_force: HashMap<i64, QueueSetup> =
             self.memory.queues.values().map(|queue| (queue.id, queue.setup.clone())).collect();
         let mut other = false;
@@ -314,7 +378,8 @@ impl Writer {
             }
         }
         self.connection = connection;
-        self.memory = memory;
+        let before = std::mem::replace(&mut self.memory, memory);
+        self.memory.damage.told_before(before.damage);
         if other && self.own_leases_ended {
             // A configuration whose commit was said to have failed is in the tables all the same; it is not in force.
             let listed = in_force.into_values().filter(|setup| setup.kind != QueueKind::Removed);

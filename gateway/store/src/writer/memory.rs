@@ -7,6 +7,7 @@ use gatepost_core::delivery::Proof;
 use gatepost_core::queue::QueueControl;
 use gatepost_core::{DeliveryId, LeaseToken, State, Timestamp};
 
+use super::damage::Damage;
 use super::keys::Keys;
 use crate::ops::{QueueKind, QueueSetup};
 use crate::row::Row;
@@ -33,6 +34,7 @@ pub(crate) struct Memory {
     pub(crate) fresh: Fresh,
     pub(crate) next_seq: i64,
     pub(crate) next_pos: i64,
+    pub(crate) damage: Damage,
 }
 
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use super::turn::Turn;
 use super::{Condition, Writer};
 use crate::database::rows;
 use crate::ops::AuditNote;
-use crate::seal::Place;
+use crate::seal::{Owner, Place};
 use crate::sql;
 
 /// Messages looked at in one step.
@@ -65,9 +65,15 @@ impl Writer {
     /// Empties the settled messages of a range, within the open transaction, and commits it if there were any.
     fn empty(&mut self, after: i64, through: i64) -> Result<(), CommitError> {
         let settled = rows(&self.connection, sql::PURGE_READ, params![after, through], |mut cells| {
-            let (seq, sealed): (i64, Vec<u8>) = (cells.take()?, cells.take()?);
+            let (seq, id, sealed): (i64, [u8; 16], Vec<u8>) = (cells.take()?, cells.take()?, cells.take()?);
             let place = Place { table: "message", column: "attributes", row: seq };
-            Ok((seq, self.vault.seal(&remains(self.vault.open(&sealed, place)?))))
+            let owner = Owner::Attributes { message: &id };
+            let attributes = match self.vault.open(&sealed, owner, place) {
+                Ok(attributes) => remains(attributes),
+                // What is damaged must go in time too; it does not become valid by that.
+                Err(_) => return Ok((seq, Vec::new())),
+            };
+            Ok((seq, self.vault.seal(&attributes, owner)))
         })?;
         if settled.is_empty() {
             return Ok(());

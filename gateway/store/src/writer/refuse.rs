@@ -26,7 +26,8 @@ pub(super) fn refuse_all(ops: Vec<Op>, error: &StoreError) {
             Op::SessionOpen { answer, .. } => drop(answer.send(Err(error))),
             Op::Operate { answer, .. } => drop(answer.send(Err(error.into()))),
             Op::Move { answer, .. } => drop(answer.send(Err(error.into()))),
-            Op::SessionEnd { answer, .. }
+            Op::Damaged { answer, .. }
+            | Op::SessionEnd { answer, .. }
             | Op::QueuePause { answer, .. }
             | Op::QueueTrip { answer, .. }
             | Op::Configure { answer, .. }

@@ -20,7 +20,7 @@ use super::{Writer, unavailable};
 use crate::database::rows;
 use crate::ops::{MoveError, MoveStep, Moved, QueueKind, StoreError};
 use crate::row::Row;
-use crate::seal::{Domain, Index, Place};
+use crate::seal::{Domain, Index, Owner, Place};
 use crate::sql;
 
 /// Most deliveries moved in one commit.
@@ -122,9 +122,10 @@ impl Writer {
     fn partition_key(&self, seq: i64) -> Result<Option<String>, CommitError> {
         let place = Place { table: "message", column: "attributes", row: seq };
         let read = rows(&self.connection, sql::MESSAGE_ATTRIBUTES, params![seq], |mut cells| {
-            let sealed: Vec<u8> = cells.take()?;
+            let (id, sealed): ([u8; 16], Vec<u8>) = (cells.take()?, cells.take()?);
+            let attributes = self.vault.open(&sealed, Owner::Attributes { message: &id }, place)?;
             let attributes: serde_json::Value =
-                serde_json::from_slice(self.vault.open(&sealed, place)?).map_err(|_| place.corrupt())?;
+                serde_json::from_slice(attributes).map_err(|_| place.corrupt())?;
             Ok(attributes["partitionkey"].as_str().map(str::to_owned))
         })?;
         Ok(read.into_iter().next().flatten())

@@ -14,6 +14,7 @@ use super::turn::{Extra, Turn, went_back};
 use crate::ops::{AcceptError, Settle, SettleAnswer, SettleError, SettleItem, SettledItem, StoreError};
 use crate::prepared::Prepared;
 use crate::row::Row;
+use crate::seal::Owner;
 
 /// What one item comes to; nothing of it is taken up before all of them are decided.
 struct Decision<'s> {
@@ -128,7 +129,7 @@ impl<'a> Turn<'a> {
         if let Some(reply) = &item.reply
             && change.delivery.state == State::Delivered
         {
-            self.replies.push((was.pos, self.vault.seal(reply)));
+            self.replies.push((was.pos, self.vault.seal(reply, Owner::Reply { delivery: was.pos })));
         }
         self.brake(&was, item, change)?;
         if went_back(&was.delivery, &change.delivery) {

@@ -18,7 +18,7 @@ use crate::ops::StoreError;
 use crate::prepared::Prepared;
 use crate::random::Random;
 use crate::row::Row;
-use crate::seal::{Index, Vault, commitment};
+use crate::seal::{Index, Owner, Vault, commitment};
 
 pub(crate) struct Turn<'a> {
     pub(crate) now: Timestamp,
@@ -314,7 +314,8 @@ impl<'a> Turn<'a> {
         let body = DetailBody { reason: extra.reason, evidence };
         // Serialising two strings cannot fail.
         let json = serde_json::to_vec(&body).unwrap_or_default();
-        self.details.push(Detail { leaf, delivery: row.pos, body: self.vault.seal(&json) });
+        let owner = Owner::Detail { leaf: i64::try_from(leaf).unwrap_or(i64::MAX), delivery: row.pos };
+        self.details.push(Detail { leaf, delivery: row.pos, body: self.vault.seal(&json, owner) });
     }
 
     /// Adds a leaf and returns its index in the tree.

@@ -149,7 +149,7 @@ pub(super) fn messages(connection: &Connection, after: i64) -> Vec<Stored> {
 /// What a writer keeps in memory is what its tables say.
 pub(super) fn memory_is_the_tables(writer: &Writer) -> Result<(), Broken> {
     const LAW: &str = "memory is what the tables say";
-    let loaded = load_memory(&writer.connection, writer.keys_in_memory)
+    let loaded = load_memory(&writer.connection, &writer.vault, writer.keys_in_memory)
         .map_err(|error| Broken::new("memory can be loaded", error))?;
     let kept = &writer.memory;
     let numbers =

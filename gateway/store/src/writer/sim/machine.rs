@@ -87,7 +87,7 @@ impl Machine {
         self.starts += 1;
         self.keep_reserve();
         let Opened { connection, clock, instance_epoch, memory } =
-            open_database(&self.database(), self.clock(), KEYS_IN_MEMORY)
+            open_database(&self.database(), &self.vault, self.clock(), KEYS_IN_MEMORY)
                 .map_err(|error| error.to_string())?;
         // Durability is not the point here, and a file system in memory has none.
         let health = Arc::new(Health::default());

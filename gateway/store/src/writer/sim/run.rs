@@ -426,7 +426,7 @@ impl Sim {
                 })?;
             }
             let text = self.texts.get(&stored.fingerprint).map(Vec::as_slice);
-            let data = stored.data.as_deref().and_then(|data| data.get(1..));
+            let data = stored.data.as_deref().and_then(|data| data.get(9..));
             law("a payload is the one that was handed in", data.is_none() || data == text, || {
                 format!("message {}", stored.seq)
             })?;

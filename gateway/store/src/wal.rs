@@ -1,0 +1,190 @@
+//! Whether the write-ahead log is whole. SQLite itself cannot tell: it reads up to the first frame that does not fit and takes
+//! that for the end, since that is what a power cut leaves of the newest transaction. But a transaction is synced before the
+//! next one begins. So when frames of a later transaction stand behind one that does not fit, it is no power cut: it is damage,
+//! and what SQLite would make of it could be pages of different age.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+/// Layout: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
+const HEADER_BYTES: usize = 32;
+const FRAME_HEADER_BYTES: usize = 24;
+const MAGIC: u32 = 0x377f_0682;
+const PAGE_BYTES_MAX: u32 = 65_536;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WalState {
+    /// Everything in it fits, or is what a power cut may leave.
+    Whole,
+    HeaderDamaged,
+    /// Counted from 1.
+    FrameDamaged(u64),
+}
+
+/// SQLite's checksum of 32-bit words, in the byte order that the header chooses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Chain {
+    big_endian: bool,
+    sums: (u32, u32),
+}
+
+impl Chain {
+    fn add(&mut self, bytes: &[u8]) {
+        let word = |bytes: [u8; 4]| {
+            if self.big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+        };
+        let (mut one, mut two) = self.sums;
+        for pair in bytes.as_chunks::<8>().0 {
+            let [a, b, c, d, e, f, g, h] = *pair;
+            one = one.wrapping_add(word([a, b, c, d])).wrapping_add(two);
+            two = two.wrapping_add(word([e, f, g, h])).wrapping_add(one);
+        }
+        self.sums = (one, two);
+    }
+
+    fn is(&self, bytes: &[u8]) -> bool {
+        self.sums == (number(bytes, 0), number(bytes, 1))
+    }
+}
+
+/// The big-endian number at a position counted in numbers.
+fn number(bytes: &[u8], position: usize) -> u32 {
+    let at = position * 4;
+    bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_be_bytes)
+}
+
+pub(crate) fn state(path: &Path) -> io::Result<WalState> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(WalState::Whole),
+        Err(error) => return Err(error),
+    };
+    read(BufReader::with_capacity(1 << 20, file))
+}
+
+fn read(mut file: impl Read) -> io::Result<WalState> {
+    let mut header = [0; HEADER_BYTES];
+    // Made, or made longer, and never written: there is nothing in it.
+    if !filled(&mut file, &mut header)? || header == [0; HEADER_BYTES] {
+        return Ok(WalState::Whole);
+    }
+    let page_bytes = number(&header, 2);
+    let mut chain = Chain { big_endian: number(&header, 0) & 1 == 1, sums: (0, 0) };
+    chain.add(&header[..24]);
+    let known = number(&header, 0) & !1 == MAGIC
+        && page_bytes.is_power_of_two()
+        && (512..=PAGE_BYTES_MAX).contains(&page_bytes);
+    // It was synced before the first frame was written, and is less than a sector.
+    if !known || !chain.is(&header[24..]) {
+        return Ok(WalState::HeaderDamaged);
+    }
+    let mut frame = vec![0; FRAME_HEADER_BYTES + page_bytes as usize];
+    let mut count = 0;
+    while filled(&mut file, &mut frame)? {
+        count += 1;
+        chain.add(&frame[..8]);
+        chain.add(&frame[FRAME_HEADER_BYTES..]);
+        let fits = frame[8..16] == header[16..24] && number(&frame, 0) > 0 && chain.is(&frame[16..24]);
+        if !fits {
+            // What follows is compared by its salts only: they are this log's, and no earlier one's.
+            return Ok(if goes_on(file, &mut frame, &header[16..24])? {
+                WalState::FrameDamaged(count)
+            } else {
+                WalState::Whole
+            });
+        }
+    }
+    Ok(WalState::Whole)
+}
+
+/// Whether frames of a later transaction stand behind one that does not fit: some commit, and anything behind that.
+fn goes_on(mut file: impl Read, frame: &mut [u8], salts: &[u8]) -> io::Result<bool> {
+    // Where the frame that does not fit was itself a commit cannot be told: its header may be what is damaged.
+    let mut committed = frame[8..16] == *salts && number(frame, 1) > 0;
+    while filled(&mut file, frame)? {
+        if frame[8..16] != *salts {
+            continue;
+        }
+        if committed {
+            return Ok(true);
+        }
+        committed = number(frame, 1) > 0;
+    }
+    Ok(false)
+}
+
+/// Fills the buffer; false at the file's end, also where that comes early.
+fn filled(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match file.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log of several transactions, as a killed writer leaves it; each with one or more frames.
+    fn log() -> (Vec<u8>, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let connection = crate::database::connect(&path).unwrap();
+        connection.execute_batch("CREATE TABLE t (x)").unwrap();
+        for n in 0..5 {
+            connection.execute("INSERT INTO t VALUES (zeroblob(?1))", [n * 3000]).unwrap();
+        }
+        let wal = std::fs::read(dir.path().join("a.db-wal")).unwrap();
+        let page = number(&wal, 2) as usize;
+        (wal, FRAME_HEADER_BYTES + page)
+    }
+
+    fn frames(wal: &[u8], frame: usize) -> usize {
+        (wal.len() - HEADER_BYTES) / frame
+    }
+
+    #[test]
+    fn every_cut_is_what_a_power_cut_leaves() {
+        let (wal, _) = log();
+        for end in (0..wal.len()).step_by(512).chain([wal.len()]) {
+            assert_eq!(read(&wal[..end]).unwrap(), WalState::Whole, "cut at {end}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_named_unless_it_is_in_the_newest_transaction() {
+        let (wal, frame) = log();
+        let count = frames(&wal, frame);
+        let commit = |index: usize| number(&wal[HEADER_BYTES + index * frame..], 1) > 0;
+        let last = (0..count - 1).rev().find(|&index| commit(index)).unwrap() + 1;
+        assert!(count > 8 && last > 4, "{count} {last}");
+        for byte in (0..wal.len()).step_by(7).chain(0..HEADER_BYTES + 2 * FRAME_HEADER_BYTES) {
+            let mut flipped = wal.clone();
+            flipped[byte] ^= 1 << (byte % 8);
+            let found = read(&*flipped).unwrap();
+            if byte < HEADER_BYTES {
+                assert_eq!(found, WalState::HeaderDamaged, "byte {byte}");
+                continue;
+            }
+            let index = (byte - HEADER_BYTES) / frame;
+            let expected =
+                if index < last { WalState::FrameDamaged(index as u64 + 1) } else { WalState::Whole };
+            assert_eq!(
+                found, expected,
+                "byte {byte} of frame {index}, {last} is the last transaction's first"
+            );
+        }
+    }
+
+    #[test]
+    fn frames_of_an_earlier_log_mean_nothing() {
+        let (wal, frame) = log();
+        let mut older = wal[HEADER_BYTES..].to_vec();
+        for start in (0..older.len()).step_by(frame) {
+            older[start + 8] ^= 0xff;
+        }
+        assert_eq!(read(&*[&wal[..HEADER_BYTES + frame], &older].concat()).unwrap(), WalState::Whole);
+    }
+}
