@@ -194,7 +194,8 @@ impl Turn<'_> {
         for (queue, lane) in [(was.queue, was.lane), (to, lane)] {
             self.lanes.extend(lane.map(|lane| (queue, lane)));
         }
-        self.touch(was, row);
-        Ok(())
+        self.touch(was, row.clone());
+        // It was accepted before those that have been leased there and have not begun: they wait behind it again.
+        if row.delivery.state.blocks_lane() { self.recall_behind(&row) } else { Ok(()) }
     }
 }

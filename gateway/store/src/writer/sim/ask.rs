@@ -22,9 +22,9 @@ use super::ops::{
 };
 use super::run::{Held, Sim};
 use crate::ops::{
-    Accept, AcceptError, Accepted, AuditNote, DeliveryRow, Emit, LeaseError, LeaseRequest, OperateError,
-    QueueKind, QueueSetup, Session, SessionEnd, Settle, SettleAnswer, SettleError, SettleItem, StoreError,
-    Verb,
+    Accept, AcceptError, Accepted, AuditNote, DeliveryRow, Emit, LeaseError, LeaseRequest, MoveError,
+    MoveStep, Moved, OperateError, QueueKind, QueueSetup, Session, SessionEnd, Settle, SettleAnswer,
+    SettleError, SettleItem, StoreError, Verb,
 };
 use crate::prepared::{Prepared, RANDOM_BYTES};
 use crate::seal::Index;
@@ -96,6 +96,11 @@ pub(super) enum Asked {
         delivery: DeliveryId,
         verb: Verb,
         answer: Answer<DeliveryRow, OperateError>,
+    },
+    Move {
+        to: usize,
+        from: usize,
+        answer: Answer<Moved, MoveError>,
     },
     Configure {
         setups: Vec<Setup>,
@@ -180,6 +185,18 @@ impl Sim {
             }
             Op::Operate { which, verb } => self.operate(*which, *verb),
             Op::Brake { queue, brake } => self.brake(usize::from(*queue) % 3, *brake),
+            Op::Move { from, to } => {
+                let (from, to) = (usize::from(*from) % 3, usize::from(*to) % 3);
+                let (answer, answered) = channel();
+                let step = MoveStep {
+                    operator: operator_actor(),
+                    from: QUEUES[from].to_owned(),
+                    to: QUEUES[to].to_owned(),
+                    after: 0,
+                    reason: "elsewhere".to_owned(),
+                };
+                Some((Asked::Move { to, from, answer: answered }, StoreOp::Move { step, answer }))
+            }
             Op::Configure { queues } => {
                 let (answer, answered) = channel();
                 let setups = queues.clone();
@@ -446,6 +463,7 @@ impl Sim {
             | Asked::Session { .. }
             | Asked::Death { .. }
             | Asked::Operate { .. }
+            | Asked::Move { .. }
             | Asked::Configure { .. }
             | Asked::Other { .. } => false,
         }
@@ -525,6 +543,10 @@ fn queue_setup(setup: &Setup) -> QueueSetup {
 }
 
 fn message(id: &str, text: &str, lane: Option<String>, destinations: Vec<usize>) -> NewMessage {
+    let mut attributes = serde_json::json!({"specversion": "1.0", "id": id, "source": "/sim", "type": "t"});
+    if let Some(lane) = &lane {
+        attributes["partitionkey"] = lane.as_str().into();
+    }
     NewMessage {
         kind: "t".into(),
         source: "/sim".into(),
@@ -533,7 +555,7 @@ fn message(id: &str, text: &str, lane: Option<String>, destinations: Vec<usize>)
         datacontenttype: Some("text/plain".into()),
         correlation_id: None,
         expires_at: None,
-        attributes: format!(r#"{{"specversion":"1.0","id":"{id}","source":"/sim","type":"t"}}"#).into_bytes(),
+        attributes: attributes.to_string().into_bytes(),
         form: DataForm::Text,
         data: text.as_bytes().to_vec(),
         idempotency_key: id.to_owned(),

@@ -19,6 +19,8 @@ pub(super) struct Book {
     /// Roots of the trees that were signed, by size.
     pub(super) signed: Vec<(u64, Hash)>,
     at: i64,
+    /// Attempts that began in the leaves read last, and when.
+    begun: Vec<([u8; 16], i64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -34,6 +36,7 @@ struct Told {
 impl Book {
     /// Takes up the leaves that came since; each must be possible after those before it.
     pub(super) fn read(&mut self, new: Vec<(u64, Vec<u8>)>) -> Result<(), Broken> {
+        self.begun.clear();
         for (index, bytes) in new {
             law("the log has no gap", index == self.leaves.len() as u64, || format!("leaf {index}"))?;
             let leaf = Leaf::parse(&bytes).map_err(|error| Broken::new("a leaf is one", error))?;
@@ -68,9 +71,14 @@ impl Book {
         let Some(id) = leaf.delivery else { return Ok(()) };
         let told = self.told.get_mut(&id).ok_or("of an unknown delivery")?;
         told.leaves.extend_from_slice(&index.to_be_bytes());
-        if leaf.destination.as_deref() != Some(told.destination.as_str()) {
+        let at = if leaf.event == Event::Moved { &leaf.subject_of } else { &leaf.destination };
+        if at.as_deref() != Some(told.destination.as_str()) {
             return Err(format!("of another destination than {}", told.destination));
         }
+        if leaf.event == Event::Attempt {
+            self.begun.push((id, leaf.at));
+        }
+        told.destination = leaf.destination.as_deref().unwrap_or_default().to_owned();
         told.advance(leaf).map_err(|why| format!("{why} after {told:?}"))
     }
 
@@ -83,6 +91,10 @@ impl Book {
             format!("{} rows, {} told", snap.rows.len(), self.told.len())
         })?;
         for row in snap.rows.values() {
+            let late = row.delivery.expires_at.is_some_and(|expiry| {
+                self.begun.iter().any(|(id, at)| id == row.id.as_bytes() && *at >= expiry.as_micros())
+            });
+            law("nothing begins past its expiry", !late, || format!("{row:?}"))?;
             let told = self.told.get(row.id.as_bytes());
             law("a row is what its leaves say", told.is_some_and(|told| told.is(row)), || {
                 format!("{row:?} is told as {told:?}")
@@ -149,10 +161,15 @@ impl Told {
                     }
             }
             Event::Replayed => was == Dead && renewed && matches!(leaf.state, Some(Waiting | Expired)),
+            Event::Moved => {
+                let afresh = was == Waiting && leaf.state == Some(Waiting) && renewed;
+                afresh || was == Dead && leaf.state == Some(Dead) && same && series == self.series
+            }
             Event::Discarded => was == Dead && leaf.state == Some(Discarded),
             other => return Err(format!("{other} is not about deliveries")),
         };
-        let kept = series == self.series || matches!(leaf.event, Event::Resolved | Event::Replayed);
+        let kept =
+            series == self.series || matches!(leaf.event, Event::Resolved | Event::Replayed | Event::Moved);
         if !legal || !kept {
             return Err("impossible".to_owned());
         }

@@ -7,13 +7,13 @@ use gatepost_core::delivery::Refusal;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId, Outcome, State};
 
 use super::ask::{Asked, Past};
-use super::laws::{Broken, Snap, law};
+use super::laws::{self, Broken, Snap, law};
 use super::machine::DEDUP_WINDOW;
 use super::ops::{INBOX, QUEUES};
 use super::run::{Held, Sim};
 use crate::ops::{
-    AcceptError, Accepted, LeaseError, LeaseRequest, OperateError, SettleAnswer, SettleError, StoreError,
-    UNROUTED, Verb,
+    AcceptError, Accepted, LeaseError, LeaseRequest, MoveError, OperateError, SettleAnswer, SettleError,
+    StoreError, UNROUTED, Verb,
 };
 use crate::row::Row;
 use crate::seal::Index;
@@ -49,9 +49,18 @@ impl Sim {
         let splits = |ask: &Asked| {
             matches!(
                 ask,
-                Asked::Session { .. } | Asked::Death { .. } | Asked::Configure { .. } | Asked::Before { .. }
+                Asked::Session { .. }
+                    | Asked::Death { .. }
+                    | Asked::Move { .. }
+                    | Asked::Configure { .. }
+                    | Asked::Before { .. }
             )
         };
+        let fills =
+            |ask: &Asked| matches!(ask, Asked::Operate { .. } | Asked::Move { .. } | Asked::Configure { .. });
+        if !troubled && !asked.iter().any(fills) {
+            laws::backlog_is_kept(before, &self.snap, &self.writer().memory)?;
+        }
         let alone = asked.len() == 1;
         let mut heard = Heard {
             before: before.clone(),
@@ -151,6 +160,25 @@ impl Sim {
                     Ok(_) => Ok(false),
                     Err(OperateError::Store(error)) => trouble(&error, heard).map(|()| false),
                     Err(OperateError::Illegal(_) | OperateError::NotFound) => Ok(true),
+                }
+            }
+            Asked::Move { to, from, mut answer } => {
+                let answer = answer.try_recv().map_err(gone)?;
+                self.note(&answer);
+                let listed = |queue| self.setups.iter().any(|setup| usize::from(setup.queue) == queue);
+                match answer {
+                    Ok(moved) => {
+                        law(
+                            "one is moved to another queue that is served",
+                            from != to && listed(to),
+                            || format!("{moved:?} from {from} to {to}"),
+                        )?;
+                        Ok(moved.waiting + moved.dead + moved.expired == 0)
+                    }
+                    Err(MoveError::Same(_) | MoveError::NotServed(_)) => Ok(true),
+                    // A queue that was never configured is none.
+                    Err(MoveError::Store(StoreError::NoQueue(_))) => Ok(true),
+                    Err(MoveError::Store(error)) => trouble(&error, heard).map(|()| false),
                 }
             }
             Asked::Configure { setups, mut answer } => {
@@ -463,6 +491,10 @@ impl Sim {
             Err(_) => return Ok(true),
         };
         law("an earlier session settles nothing", !superseded || heard.troubled, || format!("{settle:?}"))?;
+        let whole = answer.items.iter().all(|item| item.ok);
+        law("a settle is whole or refused", whole || !settle.is_atomic(), || {
+            format!("{settle:?}: {answer:?}")
+        })?;
         let mut quiet = !settle.is_atomic();
         for ((id, token, outcome), item) in settle.items.iter().zip(&answer.items) {
             quiet &= !item.ok && *outcome != Outcome::Begin;
@@ -552,18 +584,13 @@ impl Sim {
     /// Brings everything to its end: the faults are over, partners answer, operators decide.
     pub(super) fn drain(&mut self) -> Result<(), Broken> {
         use super::ops::{Brakes, Decides, Emits, Item, Op, Says};
-        for span in [1, 1, 60].map(Duration::from_secs) {
-            // A disk that works again is used again.
-            self.pass(span, None)?;
+        // A disk that works again is used again.
+        for _ in 0..2 {
+            self.pass(Duration::from_secs(60), None)?;
         }
-        self.step(&super::ops::Step::Together {
-            ops: vec![Op::Configure { queues: self.all_queues() }],
-            fault: None,
-        })?;
-        for queue in 0..3 {
-            let op = Op::Brake { queue, brake: Brakes::Resume };
-            self.step(&super::ops::Step::Together { ops: vec![op], fault: None })?;
-        }
+        let mut ops = vec![Op::Configure { queues: self.all_queues() }];
+        ops.extend((0..3).map(|queue| Op::Brake { queue, brake: Brakes::Resume }));
+        self.step(&super::ops::Step::Together { ops, fault: None })?;
         for round in 0..DRAIN_ROUNDS_MAX {
             for queue in 0..3 {
                 let id = self.writer().memory.by_name.get(QUEUES[usize::from(queue)]).copied();
@@ -591,6 +618,7 @@ impl Sim {
                 let consumer = &mut self.consumers[usize::from(queue)];
                 consumer.past.append(&mut consumer.held);
             }
+            let (mut asked, mut sent) = (Vec::new(), Vec::new());
             for (id, state) in self.stuck() {
                 let verb = match state {
                     State::Dead { .. } if round == 0 && self.dice.chance(50) => Decides::Replay,
@@ -599,8 +627,12 @@ impl Sim {
                     _ => Decides::SayDelivered,
                 };
                 if let Some((ask, op)) = self.decide(id, verb) {
-                    self.call(ask, op)?;
+                    asked.push(ask);
+                    sent.push(op);
                 }
+            }
+            if !sent.is_empty() {
+                self.deliver(asked, sent, None)?;
             }
             if self.is_over() {
                 return self.log_verifies();

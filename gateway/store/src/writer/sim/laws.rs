@@ -11,6 +11,7 @@ use rusqlite::{Connection, params};
 use super::machine::PAYLOAD_RETENTION;
 use crate::database::rows;
 use crate::leaves::Run;
+use crate::ops::QueueKind;
 use crate::row::Row;
 use crate::seal::Index;
 use crate::sql;
@@ -334,13 +335,40 @@ pub(super) fn lanes_are_kept(snap: &Snap) -> Result<(), Broken> {
     )
 }
 
+/// No lease of an adapter that the gateway starts outlives the gateway, but for the sent ones.
+pub(super) fn own_leases_are_over(snap: &Snap, memory: &Memory) -> Result<(), Broken> {
+    let own = |row: &&Row| {
+        let queue = memory.queues.get(&row.queue);
+        queue.is_some_and(|queue| matches!(queue.setup.kind, QueueKind::Adapter | QueueKind::Removed))
+    };
+    let leased = snap.rows.values().filter(own).find(|row| row.delivery.state.in_flight());
+    law("a lease of the gateway's own adapter ends with the gateway", leased.is_none(), || {
+        format!("{leased:?}")
+    })
+}
+
+/// A queue with a limit has not been filled beyond it by what was accepted.
+pub(super) fn backlog_is_kept(was: &Snap, now: &Snap, memory: &Memory) -> Result<(), Broken> {
+    for queue in memory.queues.values() {
+        let Some(limit) = queue.setup.policy.max_backlog else { continue };
+        let open = |snap: &Snap| {
+            let rows = snap.rows.values().filter(|row| row.queue == queue.id);
+            rows.filter(|row| !row.delivery.state.is_terminal()).count() as u64
+        };
+        law("a full queue takes no more", open(now) <= limit.messages.max(open(was)), || {
+            format!("{} open of {limit:?} in {}", open(now), queue.setup.name)
+        })?;
+    }
+    Ok(())
+}
+
 /// What can never change has not, and what is purged was over long enough ago.
 pub(super) fn the_past_stays(was: &Snap, now: &Snap, time: i64) -> Result<(), Broken> {
     for (pos, before) in &was.rows {
         let Some(after) = now.rows.get(pos) else {
             return Err(Broken::new("nothing disappears", format!("{before:?}")));
         };
-        let fixed = |row: &Row| (row.id, row.message, row.message_seq, row.queue, row.size, row.accepted_at);
+        let fixed = |row: &Row| (row.id, row.message, row.message_seq, row.size, row.accepted_at);
         law("what was accepted stays so", fixed(before) == fixed(after), || {
             format!("{before:?}, {after:?}")
         })?;
@@ -348,15 +376,17 @@ pub(super) fn the_past_stays(was: &Snap, now: &Snap, time: i64) -> Result<(), Br
             law("an end is one", before.delivery == after.delivery, || format!("{before:?}, {after:?}"))?;
         }
         let told = after.leaves.len() - before.leaves.len().min(after.leaves.len());
+        let same = before.queue == after.queue && before.lane == after.lane;
         let silent = told > 0
-            || before.delivery.state == after.delivery.state
-            || matches!(
-                (&before.delivery.state, &after.delivery.state),
-                (State::Waiting { .. } | State::InDoubt { .. }, State::Leased { .. })
-                    | (State::Leased { .. }, State::Leased { .. } | State::Waiting { .. })
-                    | (State::Waiting { .. }, State::Waiting { .. })
-                    | (State::Sending { .. }, State::Sending { .. })
-            );
+            || same && before.delivery.state == after.delivery.state
+            || same
+                && matches!(
+                    (&before.delivery.state, &after.delivery.state),
+                    (State::Waiting { .. } | State::InDoubt { .. }, State::Leased { .. })
+                        | (State::Leased { .. }, State::Leased { .. } | State::Waiting { .. })
+                        | (State::Waiting { .. }, State::Waiting { .. })
+                        | (State::Sending { .. }, State::Sending { .. })
+                );
         law("no change without its leaf", silent, || format!("{before:?}, {after:?}"))?;
     }
     let retention = i64::try_from(PAYLOAD_RETENTION.as_micros()).unwrap_or(i64::MAX);

@@ -93,6 +93,11 @@ pub(super) enum Op {
         queue: u8,
         brake: Brakes,
     },
+    /// An operator gives one destination's deliveries to another.
+    Move {
+        from: u8,
+        to: u8,
+    },
     Configure {
         queues: Vec<Setup>,
     },
@@ -281,7 +286,8 @@ fn op(dice: &mut Dice, restless: bool) -> Op {
                 Brakes::Answered,
             ][pick(dice, 6)],
         },
-        97..=98 if restless => Op::Configure { queues: setups(dice, true) },
+        97 if restless => Op::Move { from: queue, to: number(dice, 3) },
+        98 if restless => Op::Configure { queues: setups(dice, true) },
         _ => Op::Note,
     }
 }

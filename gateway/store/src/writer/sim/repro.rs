@@ -113,3 +113,19 @@ fn repro_1392_only_a_database_that_is_opened_anew_is_sound_again() {
         ],
     );
 }
+
+/// What was moved in front of a lease that had not begun was overtaken by it.
+#[test]
+fn repro_143_who_is_moved_stands_before_those_that_have_not_begun() {
+    let one = |op| Together { ops: vec![op], fault: None };
+    holds(
+        143,
+        &[
+            configured(vec![plain(0), Setup { on_doubt: OnDoubt::Hold, ..plain(1) }]),
+            sent(34, 3),
+            one(Session { queue: 1 }),
+            one(Lease { queue: 1, max: 3, id: 0, secs: 30, earlier_life: false }),
+            one(Move { from: 0, to: 1 }),
+        ],
+    );
+}

@@ -185,10 +185,14 @@ impl Sim {
                 self.machine.cut(writer);
                 self.machine.pass(Duration::from_millis(*down_ms));
                 self.machine.step_wall(*wall_ms);
-                self.crashed()?;
-                law("a power cut between commits leaves everything", self.snap == self.look()?, || {
-                    format!("{:?}", self.snap)
+                self.crashed();
+                let connection = self.machine.look();
+                self.log_is_as_it_was(&connection)?;
+                let disk = Snap::take(&connection)?;
+                law("a power cut between commits leaves everything", self.snap == disk, || {
+                    format!("{:?}, {disk:?}", self.snap)
                 })?;
+                drop(connection);
                 self.boot(*fault)
             }
             Step::Sign { fault } => {
@@ -249,33 +253,29 @@ impl Sim {
 
     /// After a crash within a commit: the disk has all of it or nothing.
     fn restart(&mut self, struck: Option<Fault>, asked: &[Asked]) -> Result<(), Broken> {
-        self.crashed()?;
-        let disk = self.look()?;
+        self.crashed();
+        let connection = self.machine.look();
+        self.log_is_as_it_was(&connection)?;
+        let disk = Snap::take(&connection)?;
         if struck.is_some_and(|fault| fault.kind == Kind::CrashBefore && fault.at == 0) {
             law("a commit that did not happen leaves no trace", disk == self.snap, || {
                 format!("{disk:?}, {:?}", self.snap)
             })?;
         }
-        let connection = self.machine.look();
         self.take_in(&connection, asked)?;
         drop(connection);
         self.boot(None)
     }
 
     /// The gateway is gone, and so are the adapters that it had started.
-    fn crashed(&mut self) -> Result<(), Broken> {
+    fn crashed(&mut self) {
         self.trace.crashes += 1;
         self.consumers[WIRE].dies();
-        self.log_is_as_it_was()
-    }
-
-    fn look(&self) -> Result<Snap, Broken> {
-        Snap::take(&self.machine.look())
     }
 
     /// What the database still has of the log is what was seen there before.
-    fn log_is_as_it_was(&self) -> Result<(), Broken> {
-        for (index, leaf) in laws::leaves(&self.machine.look(), 0) {
+    fn log_is_as_it_was(&self, connection: &Connection) -> Result<(), Broken> {
+        for (index, leaf) in laws::leaves(connection, 0) {
             let before = usize::try_from(index).ok().and_then(|index| self.book.leaves.get(index));
             law("the log is as it was", before.is_none_or(|before| *before == leaf), || {
                 format!("leaf {index}")
@@ -295,6 +295,7 @@ impl Sim {
                 self.widened.clear();
                 self.changes = None;
                 self.take_stock(&[])?;
+                laws::own_leases_are_over(&self.snap, &self.writer().memory)?;
                 return self.keys_are_known();
             }
         }
@@ -319,7 +320,7 @@ impl Sim {
             let (answer, mut answered) = tokio::sync::oneshot::channel();
             let op = op(notes.clone(), queues.clone(), answer);
             if self.drive(|writer| writer.groups(vec![op]))? == Fate::Crashed {
-                self.crashed()?;
+                self.crashed();
                 return Ok(false);
             }
             if !matches!(answered.try_recv(), Ok(Ok(()))) {
@@ -346,12 +347,12 @@ impl Sim {
         self.deliver(asked, sent, fault)
     }
 
-    /// One call, alone.
-    pub(super) fn call(&mut self, ask: Asked, op: StoreOp) -> Result<(), Broken> {
-        self.deliver(vec![ask], vec![op], None)
-    }
-
-    fn deliver(&mut self, asked: Vec<Asked>, sent: Vec<StoreOp>, fault: Option<Fault>) -> Result<(), Broken> {
+    pub(super) fn deliver(
+        &mut self,
+        asked: Vec<Asked>,
+        sent: Vec<StoreOp>,
+        fault: Option<Fault>,
+    ) -> Result<(), Broken> {
         let condition = self.writer().condition.clone();
         let sessions = self.sessions();
         power::arm(fault);

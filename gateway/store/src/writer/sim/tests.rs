@@ -45,6 +45,7 @@ fn run_seeds(from: u64, count: u64, within: Option<Duration>) -> (u64, Trace) {
     if let Some(seed) = failed.into_inner().unwrap() {
         let steps = steps(seed);
         let failure = run(seed, &steps).expect_err("a seed that failed fails again");
+        eprintln!("seed {seed}: {} does not hold; looking for a shorter run", failure.broken.law);
         let (steps, failure) = shrink(seed, steps, failure);
         panic!(
             "seed {seed}: {} does not hold in step {}\n{}\n{}",
