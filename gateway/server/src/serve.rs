@@ -66,8 +66,14 @@ pub(crate) fn run(config: Config) -> Result<(), ServeError> {
     log_panics_by_place();
     raise_descriptor_limit();
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
-    runtime.block_on(serve(config))
+        tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build();
+    runtime.map_err(ServeError::Runtime)?.block_on(serve(config))
+}
+
+/// One processor is left to the store's writer: threads that take turns with it on one would make everybody wait for that.
+fn worker_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    processors.saturating_sub(1).max(1)
 }
 
 /// Lines for people on a terminal, JSON for everybody else; `GATEPOST_LOG` chooses what.
