@@ -145,7 +145,7 @@ impl Row {
             let late = matches!(delivery.state, State::Sending { proof: Proof::Late, .. });
             let counts = (delivery.series, delivery.crashes, late, delivery.doubt, delivery.suspect);
             let birth = (delivery.born, delivery.idle_at_birth, delivery.expires_at);
-            (row.lane, counts, delivery.replayed, reason_of(&delivery.state), birth)
+            (row.queue, row.lane, counts, delivery.replayed, reason_of(&delivery.state), birth)
         };
         of(self) == of(was)
     }
