@@ -13,7 +13,7 @@ use super::{Traffic, hand_in, judged, message_of};
 const HOUR: i64 = 3600;
 
 /// Times in the log never go back, whatever the wall said.
-fn log_is_in_order(gateway: &Gateway) {
+pub(super) fn log_is_in_order(gateway: &Gateway) {
     let log = gateway.audit_log();
     let times: Vec<&str> = log.iter().map(|leaf| leaf["at"].as_str().unwrap()).collect();
     for (at, pair) in times.windows(2).enumerate() {

@@ -7,6 +7,7 @@ mod half_open;
 mod partners;
 mod reload;
 mod stopped;
+mod weather;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
-use gatepost_tests::lab::Order;
+use gatepost_tests::lab::{Answer, Order, Submission, Verdict};
 use gatepost_tests::{Builder, Dice, Gateway, note, program, until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -58,15 +58,15 @@ fn variants(text: &str) -> Vec<(String, bool)> {
     ]
 }
 
-#[test]
-fn a_storm_of_reloads_right_and_wrong_and_restarts_under_load_loses_nothing() {
+/// So many reloads, some of them wrong, with restarts in between; with the number of restarts.
+pub(crate) fn storm(reloads: usize, seed: u64) -> (Verdict, u64) {
     let mut gateway = two_labs().start();
     let text = std::fs::read_to_string(gateway.config()).unwrap();
     let variants = variants(&text);
-    let mut dice = Dice::new(Dice::fresh_seed());
+    let mut dice = Dice::new(seed);
     let traffic = Traffic::start(&gateway.app(), 2, &[]);
     let (mut asked, mut refused, mut restarts) = (0, 0, 0);
-    for round in 1..=RELOADS {
+    for round in 1..=reloads {
         let (text, good) = &variants[dice.below(variants.len())];
         configure(&gateway, text);
         if round % 4 == 0 {
@@ -95,10 +95,18 @@ fn a_storm_of_reloads_right_and_wrong_and_restarts_under_load_loses_nothing() {
         gateway.until_settled(queue);
     }
     note(&format!(
-        "{RELOADS} reloads ({asked} by command, {refused} of these refused), {restarts} restarts, {} messages",
+        "{reloads} reloads ({asked} by command, {refused} of these refused), {restarts} restarts, {} messages",
         submissions.len()
     ));
-    judged(&gateway, submissions, &[("steady", Order::Key), ("coming-and-going", Order::Key)]).expect_clean();
+    let partners = [("steady", Order::Key), ("coming-and-going", Order::Key)];
+    (judged(&gateway, submissions, &partners), restarts)
+}
+
+#[test]
+fn a_storm_of_reloads_right_and_wrong_and_restarts_under_load_loses_nothing() {
+    let seed = Dice::fresh_seed();
+    note(&format!("seed {seed}"));
+    storm(RELOADS, seed).0.expect_clean();
 }
 
 /// One destination that can be taken out of the configuration.
@@ -192,9 +200,8 @@ fn the_backlog_of_a_renamed_adapter_is_moved_in_order_though_the_gateway_is_kill
             .collect();
         let answer = app.try_batch(&events).unwrap().expect(202);
         for (n, message) in marks.iter().zip(answer["messages"].as_array().unwrap()) {
-            let answer =
-                gatepost_tests::lab::Answer::Accepted(vec![message["id"].as_str().unwrap().to_owned()]);
-            submissions.push(gatepost_tests::lab::Submission::one(
+            let answer = Answer::Accepted(vec![message["id"].as_str().unwrap().to_owned()]);
+            submissions.push(Submission::one(
                 "batch",
                 &format!("b{n}"),
                 Some(&lane(*n)),
@@ -247,6 +254,63 @@ fn the_backlog_of_a_renamed_adapter_is_moved_in_order_though_the_gateway_is_kill
         .collect();
     assert_eq!(moved.len(), BACKLOG + 1, "each was moved, and no other");
     judged(&gateway, submissions, &[("lab-old", Order::Key), ("lab-new", Order::Key)]).expect_clean();
+}
+
+/// A backlog that goes from one destination to another and back, the gateway killed in the middle of each move but the last; with
+/// the number of kills.
+pub(crate) fn to_and_fro(turns: usize, seed: u64) -> (Verdict, u64) {
+    const BACKLOG: usize = 1000;
+    let mut gateway = Gateway::builder()
+        .app("shop", &["*"], &[])
+        .echo("lab-a", QUICK, "")
+        .echo("lab-b", QUICK, "")
+        .route("shop", &["lab-a"])
+        .start();
+    let mut dice = Dice::new(seed);
+    for name in ["lab-a", "lab-b"] {
+        gateway.admin().post(&format!("/v1/queues/{name}/pause"), &json!({})).expect(200);
+    }
+    let events: Vec<Value> = (0..BACKLOG)
+        .map(|n| order_event(&format!("t{n}"), &format!("k{}", n % 7), &json!({ "mark": format!("t{n}") })))
+        .collect();
+    let answer = gateway.app().try_batch(&events).unwrap().expect(202);
+    let submissions = answer["messages"].as_array().unwrap().iter().enumerate().map(|(n, message)| {
+        let answer = Answer::Accepted(vec![message["id"].as_str().unwrap().to_owned()]);
+        Submission::one("batch", &format!("t{n}"), Some(&format!("k{}", n % 7)), &["lab-a"], answer)
+    });
+    let submissions: Vec<Submission> = submissions.collect();
+    for turn in 0..turns {
+        let (from, to) = if turn % 2 == 0 { ("lab-a", "lab-b") } else { ("lab-b", "lab-a") };
+        let before = gateway.unsettled(to);
+        let mut moving = Command::new(program("gatepost"))
+            .arg("--config")
+            .arg(gateway.config())
+            .args(["queue", "move", from, "--to", to, "--reason", "to and fro"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let goal = before + dice.below(BACKLOG / 2) as u64;
+        until("the move is on its way, or over", || {
+            let over = moving.try_wait().unwrap().is_some();
+            (over || gateway.unsettled(to) > goal).then_some(())
+        });
+        gateway.kill();
+        moving.wait().unwrap();
+        gateway.restart();
+        assert_eq!(gateway.unsettled("lab-a") + gateway.unsettled("lab-b"), BACKLOG as u64, "seed {seed}");
+    }
+    gateway.cli_ok(&["queue", "move", "lab-a", "--to", "lab-b", "--reason", "at last"]);
+    gateway.admin().post("/v1/queues/lab-b/resume", &json!({})).expect(200);
+    gateway.until_settled("lab-b");
+    (judged(&gateway, submissions, &[("lab-b", Order::Key)]), turns as u64)
+}
+
+#[test]
+fn a_backlog_that_is_moved_to_and_fro_under_kills_arrives_once_and_in_order() {
+    let seed = Dice::fresh_seed();
+    note(&format!("seed {seed}"));
+    to_and_fro(3, seed).0.expect_clean();
 }
 
 #[test]
