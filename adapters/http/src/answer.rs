@@ -48,6 +48,8 @@ impl Answer {
             .get(CONTENT_TYPE)
             .and_then(|value| value.to_str().ok())
             .filter(|value| !value.is_empty() && value.len() <= MEDIA_TYPE_BYTES_MAX)
+            // A tab may stand in a header, and in no attribute of an event.
+            .filter(|value| !value.contains(char::is_control))
             .unwrap_or(UNKNOWN_MEDIA_TYPE);
         // Half a JSON value is no JSON, and half a text may end inside a character.
         Some(if self.cut { binary_reply(media_type, &self.body) } else { reply(media_type, self.body) })
@@ -115,6 +117,15 @@ mod tests {
         for (status, expected) in table {
             assert_eq!(fate(StatusCode::from_u16(status).unwrap()), expected, "{status}");
         }
+    }
+
+    #[test]
+    fn a_media_type_that_no_attribute_can_hold_is_unknown() {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, "text/plain;\tx=1".parse().unwrap())]);
+        let answer = Answer { status: StatusCode::OK, headers, body: b"ok".to_vec(), cut: false };
+        let reply = answer.reply().unwrap();
+        assert_eq!(reply.datacontenttype.as_deref(), Some(UNKNOWN_MEDIA_TYPE));
+        assert_eq!(reply.data_base64.as_deref(), Some("b2s="));
     }
 
     #[test]
