@@ -5,6 +5,7 @@ mod builder;
 mod clock;
 mod dice;
 pub mod disk;
+pub mod fuzzing;
 mod gateway;
 pub mod http;
 pub mod lab;
