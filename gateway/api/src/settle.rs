@@ -1,8 +1,10 @@
 //! `POST /v1/settle`: outcomes, emitted events and adapter state in one transaction.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -30,7 +32,7 @@ pub struct SettleRequest {
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
     pub emit: Vec<Event>,
     /// Key → base64, or null to delete the key.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "each_once")]
     pub state: BTreeMap<String, Option<String>>,
     /// All or nothing; implied by `state` and `emit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -133,4 +135,46 @@ pub enum SettleStatus {
 pub struct EmittedItem {
     pub id: Uuid,
     pub duplicate: bool,
+}
+
+/// A map whose keys stand there once: of two values for one key, neither is what the adapter must find again.
+fn each_once<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Option<String>>, D::Error> {
+    struct EachOnce;
+
+    impl<'de> Visitor<'de> for EachOnce {
+        type Value = BTreeMap<String, Option<String>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of strings and nulls")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut read = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry()? {
+                if read.insert(key, value).is_some() {
+                    return Err(A::Error::custom("a key of `state` stands there twice"));
+                }
+            }
+            Ok(read)
+        }
+    }
+
+    deserializer.deserialize_map(EachOnce)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_the_state_stands_there_once() {
+        let read =
+            |text: &str| serde_json::from_str::<SettleRequest>(text).map(|request| request.state.len());
+        assert_eq!(read(r#"{"state":{"a":"AA==","b":null}}"#).unwrap(), 2);
+        assert_eq!(read("{}").unwrap(), 0);
+        let twice = read(r#"{"state":{"a":"AA==","a":null}}"#).unwrap_err().to_string();
+        assert!(twice.contains("stands there twice"), "{twice}");
+    }
 }

@@ -31,8 +31,11 @@ pub(crate) enum Mode {
 impl Mode {
     /// The content type decides between structured and batch; binary mode is what has `ce-specversion`.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
-        let content_type =
-            headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(essence);
+        let mut content_types = headers.get_all(header::CONTENT_TYPE).iter();
+        let content_type = content_types.next().and_then(|value| value.to_str().ok()).map(essence);
+        if content_types.next().is_some() {
+            return Err(Refusal::invalid("`Content-Type` must stand there once"));
+        }
         match content_type.as_deref() {
             Some(EVENT_MEDIA_TYPE) => Ok(Self::Structured),
             Some(BATCH_MEDIA_TYPE) => Ok(Self::Batch),
@@ -200,6 +203,9 @@ mod tests {
         let mut binary = headers("application/json");
         binary.insert("ce-specversion", HeaderValue::from_static("1.0"));
         assert_eq!(Mode::of(&binary).unwrap(), Mode::Binary);
+        // Which of two it is would be a guess, and the payload's form follows from it.
+        binary.append(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        assert_eq!(Mode::of(&binary).unwrap_err().code, Code::InvalidRequest);
     }
 
     #[test]
