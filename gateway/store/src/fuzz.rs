@@ -2,32 +2,40 @@
 //! another. Driven by the fuzzer, and by `cargo test` over the inputs that it has kept.
 
 use gatepost_core::State;
-use rusqlite::Connection;
 use rusqlite::types::Value;
+use rusqlite::{Connection, ToSql};
 
 use crate::database::Cells;
 use crate::row::{Row, state_code};
-use crate::seal::{Place, Vault};
+use crate::seal::{Owner, Place, Vault};
+use crate::sum;
 
 /// A target and its name, which is also its corpus's.
 pub type Target = (&'static str, fn(&[u8]));
 
 pub const TARGETS: &[Target] = &[("row", row), ("seal", seal)];
 
-const COLUMNS: usize = 31;
-const SIZE: usize = 5;
-const STATE: usize = 8;
-const DUE: usize = 10;
-const UNTIL: usize = 12;
-const SESSION: usize = 13;
-const COUNTS: [usize; 3] = [16, 17, 18];
-const REASON: usize = 22;
-const EXPIRES: usize = 23;
-const BORN: usize = 24;
-const IDLE: usize = 25;
-const CHANGED: usize = 26;
-const SETTLED_TOKEN: usize = 27;
-const SETTLED_AS: usize = 28;
+const COLUMNS: usize = 33;
+const STATE: usize = 5;
+const DUE: usize = 7;
+const TOKEN: usize = 8;
+const UNTIL: usize = 9;
+const SESSION: usize = 10;
+const COUNTS: [usize; 3] = [13, 14, 15];
+const REASON: usize = 19;
+const EXPIRES: usize = 20;
+const BORN: usize = 21;
+const IDLE: usize = 22;
+const CHANGED: usize = 23;
+const SETTLED_TOKEN: usize = 24;
+const SETTLED_AS: usize = 25;
+/// Of the columns before it.
+const SUM: usize = 27;
+const READY: usize = 28;
+const SIZE: usize = 31;
+const NULL_IN_A_LEASED_ONE: [usize; 6] = [DUE, REASON, EXPIRES, SETTLED_TOKEN, SETTLED_AS, READY];
+/// Ids, lane, token, batch, leaves and salt, with their lengths.
+const BLOBS: [(usize, usize); 7] = [(1, 16), (4, 16), (TOKEN, 16), (11, 16), (26, 8), (29, 16), (30, 32)];
 
 thread_local! {
     static DATABASE: Connection = Connection::open_in_memory().expect("a database in memory");
@@ -42,7 +50,15 @@ fn row(input: &[u8]) {
         values[usize::from(*column) % COLUMNS] = value;
         rest = after;
     }
-    let Some(row) = load(&values) else { return };
+    if values[SUM] == Value::Null {
+        // As if it had been stored so; a sum that the input gives can only be wrong.
+        let summed: Vec<&dyn ToSql> = values[..SUM].iter().map(|value| value as &dyn ToSql).collect();
+        values[SUM] = Value::Integer(sum::of(&summed).expect("values have a sum"));
+    }
+    let Some(row) = load(&values) else {
+        assert!(!input.is_empty(), "what is in order cannot be read");
+        return;
+    };
     let integer = |column: usize| match values[column] {
         Value::Integer(value) => Some(value),
         _ => None,
@@ -93,10 +109,10 @@ fn load(values: &[Value]) -> Option<Row> {
 
 fn a_leased_one() -> [Value; COLUMNS] {
     let mut values = [const { Value::Integer(0) }; COLUMNS];
-    for (column, blob) in [(1, 16), (3, 16), (4, 32), (7, 16), (11, 16), (14, 16), (29, 8)] {
-        values[column] = Value::Blob(vec![7; blob]);
+    for (column, bytes) in BLOBS {
+        values[column] = Value::Blob(vec![7; bytes]);
     }
-    for column in [REASON, EXPIRES, SETTLED_TOKEN, SETTLED_AS, DUE] {
+    for column in NULL_IN_A_LEASED_ONE.into_iter().chain([SUM]) {
         values[column] = Value::Null;
     }
     values[STATE] = Value::Integer(1);
@@ -128,7 +144,7 @@ fn bytes_after(rest: &[u8]) -> &[u8] {
 fn seal(input: &[u8]) {
     let vault = Vault::new(&[1; 32]);
     let place = Place { table: "message", column: "data", row: 1 };
-    let owner = crate::seal::Owner::Reply { delivery: 1 };
+    let owner = Owner::Reply { delivery: 1 };
     let sealed = vault.seal(input, owner);
     assert_eq!(vault.open(&sealed, owner, place).ok(), Some(input));
     match vault.open(input, owner, place) {
