@@ -50,6 +50,7 @@ pub enum ArchiveError {
 /// A data directory's log.
 pub struct Archive {
     dir: PathBuf,
+    database: PathBuf,
     pool: SqlitePool,
     reader: Reader,
     key: VerifierKey,
@@ -78,13 +79,17 @@ impl Archive {
         let clock = Clock::start(Source::Machine, gatepost_core::Timestamp::default());
         let health = Arc::new(Health::default());
         let reader = Reader::new(pool.clone(), vault, dir.clone(), Arc::clone(&published), health, clock);
-        let archive = Self { dir, pool, reader, key, signed };
+        let archive = Self { dir, database: data.database(), pool, reader, key, signed };
         published.publish(archive.edge().await?);
         Ok(archive)
     }
 
     pub fn key(&self) -> &VerifierKey {
         &self.key
+    }
+
+    pub(crate) fn database(&self) -> &Path {
+        &self.database
     }
 
     /// The newest checkpoint, a signed note, as it was when the archive was opened.

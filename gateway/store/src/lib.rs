@@ -5,7 +5,8 @@
 //! without its audit leaf, no leaf without its change.
 //!
 //! Where things are: [`Store`] is the handle; `writer/` decides and commits groups of operations, over the connection that
-//! `database` opens; `reader/` answers queries; `audit_log` turns leaves into tiles and signed checkpoints; `sql` holds every
+//! `database` opens; `reader/` answers queries; `audit_log` turns leaves into tiles and signed checkpoints; `reconcile` doubts all of
+//! it; `sql` holds every
 //! statement as a named const.
 
 pub mod archive;
@@ -25,6 +26,7 @@ mod prepared;
 mod random;
 mod reader;
 mod recent;
+pub mod reconcile;
 mod row;
 mod seal;
 mod sql;

@@ -36,7 +36,7 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 pub const KEYS_IN_MEMORY: usize = 32_768;
 const READERS: u32 = 3;
 /// Longest that a reader may hold a snapshot; the WAL cannot be reset while one is held.
-const READER_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const READER_WAIT: Duration = Duration::from_secs(5);
 
 const REPAIR: &str = "`gatepost doctor --repair NEW` saves what is sound into a new directory";
 

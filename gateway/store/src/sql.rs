@@ -148,6 +148,14 @@ statements! {
     STORE_CHANGE = "/* store_change */ UPDATE store SET clock = ?2, instance_epoch = ?3, leaf_count = ?4, keyed = ?5, store_key = ?6, \
         sum = ?7 WHERE id = ?1 AND leaf_count = ?8";
 
+    // === reconciling with the log ===
+    RECONCILE_QUEUES = "/* reconcile_queues */ SELECT id, name, waiting, leased, sending, sent, in_doubt, held, dead, suspects, \
+        held_lanes, bytes FROM queue";
+    RECONCILE_MESSAGES = "/* reconcile_messages */ SELECT seq, id FROM message";
+    /// A delivery whose message is gone is read too.
+    RECONCILE_DELIVERIES = "/* reconcile_deliveries */ SELECT d.id, d.message, d.queue, d.state, d.attempts, d.series, d.leaves, d.late, \
+        d.due, d.lane IS NOT NULL AS in_lane, d.blocks, d.suspect, m.size FROM delivery d LEFT JOIN message m ON m.seq = d.message";
+
     // === single writes beside it ===
     STORE_START = "/* store_start */ INSERT OR REPLACE INTO store (id, clock, instance_epoch, leaf_count, keyed, store_key, sum) \
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";

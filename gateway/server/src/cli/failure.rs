@@ -13,6 +13,7 @@ pub(super) const EXIT_REFUSED: u8 = 4;
 pub(super) const EXIT_NOT_FOUND: u8 = 5;
 pub(super) const EXIT_AUDIT: u8 = 6;
 const EXIT_NEEDS_RESTART: u8 = 7;
+pub(super) const EXIT_DISAGREE: u8 = 8;
 const EXIT_AUDIT_UNREADABLE: u8 = gatepost_audit::verify::Outcome::Usage as u8;
 
 /// The end of `gatepost --help`.
@@ -25,7 +26,8 @@ pub(super) const EXIT_CODES: &str = "Exit codes:
   5  there is no such thing
   6  the audit log does not verify (`audit verify` names the kind: 10 signature, 11 root,
      12 files, 13 fork, 16 leaf, 17 impossible leaf, 18 rolled back, 20 unreadable)
-  7  `reload`: the file is correct, but only a restart can change some of its keys; nothing changed";
+  7  `reload`: the file is correct, but only a restart can change some of its keys; nothing changed
+  8  `audit reconcile`: the audit log and the database do not agree";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod log;
+mod reconcile;
 
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,8 @@ pub(super) enum Audit {
         #[arg(long, value_name = "CHECKPOINT_FILE")]
         since: Option<PathBuf>,
     },
+    /// Compare the log with the database, both ways: states, attempts, entries, messages, counts
+    Reconcile,
     /// Copy the log into a directory that stands on its own, for `gatepost-verify` and for auditors
     Export {
         /// A new or empty directory
@@ -61,6 +64,7 @@ pub(super) async fn audit(context: &Context, command: &Audit) -> Result<(), Fail
         (Ok(archive), Audit::Verify { since }) => return verify(ui, archive, since.as_deref()).await,
         (Err(error), Audit::Verify { .. }) => return Err(first_fault(ui, &data_dir, error)),
         (Ok(archive), Audit::Export { dir }) => export(ui, &archive, dir).await,
+        (Ok(archive), Audit::Reconcile) => return reconcile::reconcile(ui, &archive).await,
         (Ok(archive), Audit::Receipt { id }) => receipt(ui, &archive, *id).await,
         (Ok(archive), Audit::Log(args)) => log::log(ui, &archive, args).await,
         (Ok(_), Audit::Adopt { .. }) => Ok(()),
