@@ -2,10 +2,11 @@
 
 CARGO   ?= cargo
 PREFIX  ?= /usr/local
+MINUTES ?= 30
 BINS    := gatepost gatepost-verify gatepost-http gatepost-hl7
 PACKAGES := -p gatepost -p gatepost-audit -p gatepost-http -p gatepost-hl7
 
-.PHONY: help demo fuzz test check bench bench-peers install build release
+.PHONY: help demo fuzz test torture check bench bench-peers install build release
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +25,9 @@ test: ## Run all tests
 
 fuzz: ## Fuzz every parser of foreign bytes, SECONDS each (60)
 	@scripts/fuzz all $(or $(SECONDS),60)
+
+torture: ## Try for MINUTES (default 30) to make the gateway lose, double or reorder something
+	@MINUTES=$(MINUTES) scripts/torture
 
 check: ## Format, lints, dependency rules
 	@scripts/check

@@ -84,7 +84,12 @@ impl Builder {
     #[must_use]
     pub fn echo(self, name: &str, lines: &str, settings: &str) -> Self {
         let file = |kind: &str| self.dir.path().join(format!("{name}.{kind}")).display().to_string();
-        let settings = format!("effects = {:?}\ntokens = {:?}\n{settings}", file("effects"), file("tokens"));
+        let settings = format!(
+            "effects = {:?}\ntokens = {:?}\ncounts = {:?}\n{settings}",
+            file("effects"),
+            file("tokens"),
+            file("counts"),
+        );
         self.adapter(name, &format!("run = \"gatepost-echo\"\n{lines}"), &settings)
     }
 

@@ -114,6 +114,16 @@ impl Gateway {
         });
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        let Some(child) = &mut self.child else { return true };
+        let ended = child.try_wait().expect("a child can be waited for").is_some();
+        if ended {
+            self.child = None;
+        }
+        ended
+    }
+
     /// Waits for its own end.
     pub fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("it was started");
@@ -137,6 +147,12 @@ impl Gateway {
 
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("a child can be signalled");
+    }
+
+    /// As [`Gateway::signal`], to one that may be gone.
+    pub fn try_signal(&self, signal: Signal) {
+        // Not reaped yet, its pid is nobody else's.
+        let _ = kill(Pid::from_raw(self.pid().cast_signed()), signal);
     }
 
     pub fn pid(&self) -> u32 {
@@ -307,6 +323,11 @@ impl Drop for Gateway {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        // Whoever looks for the cause of a rare failure needs the files.
+        if std::thread::panicking() && std::env::var_os("GATEPOST_KEEP").is_some() {
+            eprintln!("=== kept: {}", self.dir.path().display());
+            self.dir.disable_cleanup(true);
         }
         if std::thread::panicking() {
             let log = self.log();

@@ -3,13 +3,17 @@
 //!
 //! Settings: `effects` (the file), `fail_percent` and `seed` (the partner refuses at random), `batch` (most deliveries at a time),
 //! `lease_ms`, `dead_key` (the partner never takes this key), `tokens` (a file in which it notes its leases: when it starts it settles those of
-//! its earlier lives as `reject`, all of which must be stale). A payload's member `do` says what to do with that delivery.
+//! its earlier lives as `reject`, all of which must be stale), `counts` (a file in which it notes the count in its state when it starts). A
+//! payload's member `do` says what to do with that delivery; `emit`, with the setting of that name, settles it together with a message
+//! that it emits and with that count, one higher.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as STANDARD;
 use gatepost_tests::http::{Answer, Client};
 use serde_json::{Value, json};
 
@@ -42,6 +46,8 @@ struct Echo {
     effects: File,
     tokens: Option<File>,
     random: u64,
+    /// Deliveries that were settled together with an emitted message, as its state has it.
+    count: u64,
 }
 
 impl Echo {
@@ -57,7 +63,13 @@ impl Echo {
         let tokens =
             settings["tokens"].as_str().map(|file| File::options().create(true).append(true).open(file));
         let tokens = tokens.transpose().expect("leases can be noted");
-        let echo = Self { client, session, effects, tokens, random };
+        let count = session["state"]["count"].as_str().map_or(0, decode);
+        if let Some(file) = settings["counts"].as_str() {
+            let mut counts =
+                File::options().create(true).append(true).open(file).expect("the count can be noted");
+            counts.write_all(format!("{count}\n").as_bytes()).expect("the count can be noted");
+        }
+        let echo = Self { client, session, effects, tokens, random, count };
         echo.come_back_as_a_ghost();
         echo
     }
@@ -140,9 +152,35 @@ impl Echo {
                 assert_ne!(stale["results"][0]["status"], "ok", "the gateway took a wrong token");
             }
             "in_doubt" => return Some(item(delivery, "in_doubt")),
+            "emit" if self.emits() => {
+                self.settle_with_emit(delivery, delivered);
+                return None;
+            }
             _ => {}
         }
         Some(delivered)
+    }
+
+    fn emits(&self) -> bool {
+        self.session["settings"]["emit"] == true
+    }
+
+    /// Outcome, message and state in one: all or nothing.
+    fn settle_with_emit(&mut self, delivery: &Value, delivered: Value) {
+        let mark = emitted(delivery);
+        let event = json!({
+            "specversion": "1.0", "id": mark, "source": "/echo", "type": "answers.new", "data": { "mark": mark },
+        });
+        let settle = json!({
+            "results": [delivered], "emit": [event], "state": { "count": encode(self.count + 1) },
+            "epoch": self.session["epoch"],
+        });
+        // 409 is a lease that has been lost: nothing of it is there.
+        let answer = call(&self.client, "/v1/settle", &settle);
+        if answer.status != 409 {
+            answer.expect(200);
+            self.count += 1;
+        }
     }
 
     fn settle(&self, results: Vec<Value>) -> Value {
@@ -158,10 +196,13 @@ impl Echo {
 
     /// The partner takes it. One write, so that a killed process leaves whole lines.
     fn note(&mut self, delivery: &Value, key: &Value) {
-        let line = json!({
+        let mut line = json!({
             "delivery": delivery["id"], "message": delivery["event"]["gatepostid"], "key": key,
             "attempt": delivery["attempt"], "in_doubt": delivery["in_doubt"], "data": delivery["event"]["data"],
         });
+        if delivery["event"]["data"]["do"] == "emit" && self.emits() {
+            line["emitted"] = emitted(delivery).into();
+        }
         self.effects.write_all(format!("{line}\n").as_bytes()).expect("effects can be noted");
     }
 
@@ -187,6 +228,20 @@ impl Echo {
         self.random ^= self.random << 17;
         self.random % 100
     }
+}
+
+/// The mark of what is emitted in reply.
+fn emitted(delivery: &Value) -> String {
+    format!("reply-to-{}", delivery["event"]["data"]["mark"].as_str().unwrap_or_default())
+}
+
+fn encode(count: u64) -> String {
+    STANDARD.encode(count.to_string())
+}
+
+fn decode(state: &str) -> u64 {
+    let digits = STANDARD.decode(state).ok().and_then(|digits| String::from_utf8(digits).ok());
+    digits.and_then(|digits| digits.parse().ok()).expect("the state is a count")
 }
 
 fn item(delivery: &Value, outcome: &str) -> Value {

@@ -16,7 +16,7 @@ pub struct History {
     pub partners: BTreeMap<String, Partner>,
     /// The audit log's entries.
     pub log: Vec<Value>,
-    /// What `audit verify` found wrong, in its words.
+    /// What `audit verify` and `audit reconcile` found wrong, in their words.
     pub log_faults: Vec<String>,
     /// Deliveries that the API lists as in doubt and held.
     pub held: BTreeSet<String>,
@@ -151,20 +151,27 @@ impl History {
     /// lists as held.
     pub fn close(&mut self, gateway: &Gateway) {
         self.log = gateway.audit_log();
-        for command in [["audit", "verify"]] {
+        for command in [["audit", "verify"], ["audit", "reconcile"]] {
             let output = gateway.cli(&command);
             if !output.status.success() {
-                let said = String::from_utf8_lossy(&output.stderr);
-                self.log_faults.push(format!("{}: {}", command.join(" "), said.trim()));
+                let said = [output.stdout, output.stderr].concat();
+                let said = String::from_utf8_lossy(&said).trim().to_owned();
+                self.log_faults.push(format!("{}: {said}", command.join(" ")));
             }
         }
         let listed = gateway.list("/v1/deliveries?state=in_doubt", "deliveries");
         self.held = listed.iter().filter_map(|delivery| text(&delivery["id"])).collect();
     }
 
-    /// Adds a destination whose partner is `gatepost-echo`.
+    /// Adds a destination whose partner is `gatepost-echo`, with what that settled together with emits.
     pub fn echo(&mut self, gateway: &Gateway, name: &str, order: Order) -> &mut Partner {
-        let effects = gateway.effects(name).iter().map(Effect::noted).collect();
+        let lines = gateway.effects(name);
+        for line in &lines {
+            if let (Some(delivery), Some(emitted)) = (text(&line["delivery"]), text(&line["emitted"])) {
+                self.combined.push(Combined { adapter: name.to_owned(), delivery, emitted });
+            }
+        }
+        let effects = lines.iter().map(Effect::noted).collect();
         self.partners.entry(name.to_owned()).insert_entry(Partner::new(order, effects)).into_mut()
     }
 }

@@ -4,12 +4,14 @@
 mod book;
 mod check;
 mod history;
+mod report;
 mod verdict;
 
 pub use check::check;
 pub use history::{
     Answer, Combined, Effect, HealthSample, History, LateSettle, Order, Partner, Submission, Submitted,
 };
+pub use report::Report;
 pub use verdict::{Finding, Kind, Verdict};
 
 #[cfg(test)]

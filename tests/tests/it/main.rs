@@ -14,6 +14,7 @@ mod refused;
 mod rules;
 mod secrecy;
 mod tamper;
+mod torture;
 mod trouble;
 
 use serde_json::{Value, json};
