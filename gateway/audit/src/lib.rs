@@ -27,7 +27,7 @@ pub mod tree;
 pub mod verify;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use dir::{DirTiles, TileError, read_checkpoint, write_checkpoint, write_file_durable};
+pub use dir::{DirTiles, TileError, VKEY, read_checkpoint, write_checkpoint, write_file_durable};
 pub use edge::{FullTile, TileEdge, WithEdge};
 pub use export::{ExportError, Exporter};
 pub use leaf::{ActorKind, By, Event, Leaf, LeafDelivery, LeafError, Level, State};

@@ -302,9 +302,13 @@ impl AuditLog {
         loop {
             // A store that is dropped without being stopped is stopped too.
             let stopping = *stop.borrow() || stop.has_changed().is_err();
-            if let Err(error) = self.step().await {
-                tracing::error!(%error, "the audit log could not be signed; trying again");
+            let result = self.step().await;
+            if let Err(error) = &result {
+                tracing::error!(%error, "the audit log could not be written; trying again");
             }
+            // What has failed is tried again after the same second, whether or not the log grows meanwhile.
+            let idle = result.is_ok() && self.waiting.is_empty();
+            self.health.set_audit_obstacle(result.err().map(|error| error.to_string()));
             if stopping {
                 return;
             }
@@ -312,7 +316,7 @@ impl AuditLog {
             if self.pause(&mut stop).await == Paused::Stopped {
                 continue;
             }
-            if self.waiting.is_empty() && self.health.audit_size() <= self.edge.size() {
+            if idle && self.health.audit_size() <= self.edge.size() {
                 tokio::select! {
                     () = grown.notified() => {}
                     _ = stop.changed() => {}
@@ -391,15 +395,21 @@ impl AuditLog {
     }
 }
 
-/// Writes every file and then syncs the file system once: that costs about as much as syncing a single file.
+/// Writes every file under a temporary name and syncs the file system once, which costs about as much as syncing a single
+/// file. Only then do the files get their names, so that no crash can leave half of one under it.
 fn write_files(dir: &Path, batch: &[(FullTile, Option<Vec<u8>>)]) -> std::io::Result<()> {
+    let mut files = Vec::with_capacity(batch.len() * 2);
     for (tile, bundle) in batch {
-        put(dir, &tile.path(), &tile.bytes())?;
+        files.push(put(dir, &tile.path(), &tile.bytes())?);
         if let Some(bundle) = bundle {
-            put(dir, &entries_path(tile.index, None), bundle)?;
+            files.push(put(dir, &entries_path(tile.index, None), bundle)?);
         }
     }
     gatepost_faults::point("audit.files_written");
+    sync_all(dir)?;
+    for (temporary, path) in files {
+        std::fs::rename(temporary, path)?;
+    }
     sync_all(dir)?;
     gatepost_faults::point("audit.files_synced");
     Ok(())
@@ -410,14 +420,15 @@ fn sync_all(dir: &Path) -> std::io::Result<()> {
     nix::unistd::syncfs(&dir).map_err(std::io::Error::from)
 }
 
-fn put(dir: &Path, path: &str, bytes: &[u8]) -> std::io::Result<()> {
+/// Writes a file under a temporary name; both names.
+fn put(dir: &Path, path: &str, bytes: &[u8]) -> std::io::Result<(PathBuf, PathBuf)> {
     let path = dir.join(path);
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
     let temporary = path.with_extension("tmp");
     std::fs::write(&temporary, bytes)?;
-    std::fs::rename(&temporary, &path)
+    Ok((temporary, path))
 }
 
 /// Whether leaves must have their sums. The verifier looks at them as they are, since it can say more of what is wrong.

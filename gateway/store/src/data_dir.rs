@@ -71,10 +71,24 @@ impl DataDir {
         self.root.join("keys/audit.key")
     }
 
+    /// Makes the directories that are not there. Until there is a database, every start makes their names durable, the whole way
+    /// up: the start that made them may have been killed before it could.
     pub(crate) fn create(&self) -> Result<(), DataDirError> {
         for dir in [self.root.clone(), self.root.join("keys"), self.audit()] {
             if !dir.is_dir() {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(&dir))?;
+            }
+        }
+        if self.database().exists() {
+            return Ok(());
+        }
+        sync_dir(&self.root)?;
+        let root = fs::canonicalize(&self.root).map_err(at(&self.root))?;
+        for above in root.ancestors().skip(1) {
+            match sync_dir(above) {
+                // What this user may not read it has not made either.
+                Err(DataDirError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
+                synced => synced?,
             }
         }
         Ok(())
@@ -129,6 +143,7 @@ impl DataDir {
             let (dir, owner) = (self.root.clone(), signer.name().to_owned());
             return Err(DataDirError::AnotherGateways { dir, owner, name: origin.to_owned() });
         }
+        self.keep_vkey(&signer.verifier())?;
         Ok(Keys { store, signer })
     }
 
@@ -150,16 +165,19 @@ impl DataDir {
             let signer = SignerKey::from_seed(origin, &random(&audit_key)?)
                 .map_err(|_| DataDirError::KeyMalformed(audit_key.clone()))?;
             write_secret(&audit_key, &signer.encode())?;
-            self.write_vkey(&signer.verifier())?;
         }
-        sync_dir(&self.root.join("keys"))
+        Ok(())
     }
 
-    /// The public key beside the log, for whoever verifies it.
-    fn write_vkey(&self, key: &VerifierKey) -> Result<(), DataDirError> {
-        let path = self.audit().join("vkey");
-        fs::write(&path, format!("{key}\n")).map_err(at(&path))?;
-        sync_dir(&self.audit())
+    /// The public key beside the log, for whoever verifies it. Written where it is not as it should be: a first start may have
+    /// been killed before it came to that.
+    fn keep_vkey(&self, key: &VerifierKey) -> Result<(), DataDirError> {
+        let (path, text) = (self.audit().join(gatepost_audit::VKEY), format!("{key}\n"));
+        if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
+            return Ok(());
+        }
+        gatepost_audit::write_file_durable(&self.audit(), gatepost_audit::VKEY, text.as_bytes())
+            .map_err(at(&path))
     }
 
     /// Sets the reserve aside if it is not there. Without space for it there is nothing to set aside, which is no error.
@@ -188,12 +206,17 @@ impl DataDir {
     }
 }
 
+/// Writes a file that is whole or not there, whenever the machine stops.
 fn write_secret(path: &Path, text: &str) -> Result<(), DataDirError> {
+    let temporary = path.with_extension("new");
     let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+        let mut file =
+            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.write_all(b"\n")?;
-        file.sync_all()
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
     };
     write().map_err(at(path))
 }

@@ -187,6 +187,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         keys_in_memory: options.keys_in_memory,
         condition: Condition::Working,
         purge: Default::default(),
+        wal: crate::database::Checkpointed::Whole,
         own_leases_ended: false,
         data_dir,
     };
@@ -226,6 +227,7 @@ pub(crate) fn open_database(
     };
     let connection = database::connect(database).map_err(fail)?;
     read_back(&connection)?;
+    empty_the_wal(&connection, database)?;
     migrate(&connection, database)?;
     let (clock, instance_epoch) = start_clock(&connection, vault, time)?;
     let memory = crate::writer::load_memory(&connection, vault, keys_in_memory)?;
@@ -316,7 +318,7 @@ fn read_back(connection: &Connection) -> Result<(), OpenError> {
     for (name, found) in settings {
         let kept = match name {
             "journal_mode" => found == "wal",
-            "synchronous" => found == "2",
+            "synchronous" => found == database::synchronous().1,
             "foreign_keys" => found == "1",
             "mmap_size" => found.is_empty() || found == "0",
             _ => true,
@@ -326,6 +328,20 @@ fn read_back(connection: &Connection) -> Result<(), OpenError> {
         }
     }
     Ok(())
+}
+
+/// After a sync that failed, the system shows bytes of the WAL that never reach the disk, and calls later syncs good. So before
+/// anybody is told anything, whatever can be read of the WAL is brought into the database: that is written and synced anew.
+fn empty_the_wal(connection: &Connection, database: &Path) -> Result<(), OpenError> {
+    let emptied = database::checkpoint(connection, database::CheckpointMode::Truncate);
+    match emptied {
+        Ok(database::Checkpointed::Whole) => Ok(()),
+        Ok(database::Checkpointed::Partly) => {
+            let text = "another program reads it and keeps the WAL from being emptied".to_owned();
+            Err(OpenError::Database { path: database.to_path_buf(), text })
+        }
+        Err(error) => Err(OpenError::Database { path: database.to_path_buf(), text: error.to_string() }),
+    }
 }
 
 fn migrate(connection: &Connection, database: &Path) -> Result<(), OpenError> {

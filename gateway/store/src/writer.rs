@@ -43,6 +43,7 @@ pub(crate) use turn::DetailBody;
 
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
+use crate::database::{self, CheckpointMode, Checkpointed};
 use crate::hints::Hints;
 use crate::leaves::Handed;
 use crate::ops::{QueueRow, QueueStats, StoreError};
@@ -91,6 +92,8 @@ pub(crate) struct Writer {
     pub(crate) keys_in_memory: usize,
     pub(crate) condition: Condition,
     pub(crate) purge: purge::Purge,
+    /// How the last checkpoint went that did not fail.
+    pub(crate) wal: Checkpointed,
     /// The leases that did not outlive the gateway's last run have been ended, which happens once, with the first configuration.
     pub(crate) own_leases_ended: bool,
 }
@@ -103,6 +106,8 @@ pub(crate) enum Condition {
     Full,
     /// The database failed and is not open.
     Broken(String),
+    /// The database failed so that only a new start repairs it; the writer ends.
+    Lost,
 }
 
 /// The running writer. Dropped without [`WriterThread::stop`], it ends where it stands.
@@ -174,9 +179,24 @@ impl Writer {
                     }
                     self.groups(std::mem::take(&mut drained));
                     drained.reserve(OPS_PER_COMMIT_MAX);
+                    if database::wal_is_long() && self.condition == Condition::Working {
+                        self.checkpoint_the_wal();
+                    }
                 }
             }
+            if self.condition == Condition::Lost {
+                return self.leave_the_wal();
+            }
         }
+    }
+
+    /// Gives up the connection so that closing it does not do what a new start must.
+    fn leave_the_wal(self) -> Connection {
+        let leave = rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        if let Err(error) = self.connection.set_db_config(leave, true) {
+            tracing::error!(%error, "SQLite does not leave the WAL as it is");
+        }
+        self.connection
     }
 
     /// What time alone does: leases and messages that run out, the disk, the WAL, retention.
@@ -184,9 +204,9 @@ impl Writer {
         match &self.condition {
             Condition::Broken(_) => self.reopen(),
             Condition::Full => self.look_for_space(),
-            Condition::Working => {}
+            Condition::Working | Condition::Lost => {}
         }
-        if matches!(self.condition, Condition::Broken(_)) {
+        if matches!(self.condition, Condition::Broken(_) | Condition::Lost) {
             return;
         }
         // Before the first configuration nobody knows the policies by which time ends things.
@@ -200,16 +220,31 @@ impl Writer {
         self.memory.forget_batches();
         let wal = self.data_dir.wal().metadata().map_or(0, |metadata| metadata.len());
         self.health.set_wal_bytes(wal);
-        if gatepost_faults::ON {
+        // Laboratory builds do it at each look at time, so that a kill meets it.
+        if gatepost_faults::ON || database::wal_is_long() {
             self.checkpoint_the_wal();
         }
     }
 
-    /// Laboratory builds do it at each look at time, so that a kill meets it; else SQLite does it within a commit.
-    fn checkpoint_the_wal(&self) {
-        let checkpoint = || self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-        if let Err(error) = gatepost_faults::during("store.wal_checkpoint", checkpoint) {
-            tracing::warn!(%error, "the WAL cannot be checkpointed now");
+    /// Brings the WAL into the database. A checkpoint that failed is simply made again: it starts where the last good one ended.
+    /// Unless that one could not be whole: then pages that it wrote may be among those that the failed sync has lost, and only
+    /// a start, which reads the whole WAL, writes them anew.
+    fn checkpoint_the_wal(&mut self) {
+        let checkpoint = || database::checkpoint(&self.connection, CheckpointMode::Passive);
+        match gatepost_faults::during("store.wal_checkpoint", checkpoint) {
+            Ok(done) => self.wal = done,
+            Err(error) => {
+                let error = CommitError::from(error);
+                if matches!(error, CommitError::Broken(_)) && self.wal == Checkpointed::Partly {
+                    tracing::error!(
+                        ?error,
+                        "the database lost what it was given: only a new start can repair it"
+                    );
+                    self.condition = Condition::Lost;
+                } else {
+                    self.failed(&error);
+                }
+            }
         }
     }
 
@@ -311,5 +346,6 @@ fn unavailable(condition: &Condition) -> Option<StoreError> {
     match condition {
         Condition::Working | Condition::Full => None,
         Condition::Broken(text) => Some(StoreError::ReadOnly(text.clone())),
+        Condition::Lost => Some(StoreError::Stopping),
     }
 }

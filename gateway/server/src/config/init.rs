@@ -1,7 +1,7 @@
 //! `gatepost init DIR`: a working, commented configuration for the current user, with everything beneath one directory; and
 //! `gatepost check`.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -33,13 +33,33 @@ pub(crate) fn init(dir: &Path) -> Result<PathBuf, InitError> {
     Config::parse(&text, &file)?;
     let unwritable = |error| InitError::Unwritable { file: file.clone(), error };
     DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(dir).map_err(unwritable)?;
-    let mut opened = match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&file) {
-        Ok(opened) => opened,
+    match write_new(dir, &file, &text) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(InitError::Exists(file)),
-        Err(error) => return Err(unwritable(error)),
-    };
-    opened.write_all(text.as_bytes()).and_then(|()| opened.sync_all()).map_err(unwritable)?;
+        written => written.map_err(unwritable)?,
+    }
     Ok(file)
+}
+
+/// Writes a file that is whole or not there, whenever the machine stops, and replaces none.
+fn write_new(dir: &Path, file: &Path, text: &str) -> io::Result<()> {
+    let temporary = file.with_extension("toml.new");
+    let mut opened =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary)?;
+    opened.write_all(text.as_bytes())?;
+    opened.sync_all()?;
+    // Unlike a rename, a link does not take the place of what is there.
+    let linked = fs::hard_link(&temporary, file);
+    fs::remove_file(&temporary)?;
+    linked?;
+    // The directory may be as new as the file, and those above it too.
+    for above in fs::canonicalize(dir)?.ancestors() {
+        match File::open(above).and_then(|dir| dir.sync_all()) {
+            // What this user may not read it has not made either.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            synced => synced?,
+        }
+    }
+    Ok(())
 }
 
 /// Checks the file that `serve` would take. The text says what it holds; the error lists every fault.

@@ -68,6 +68,10 @@ async fn blocking(state: &AppState) -> Vec<String> {
         blocking.push("the store does not take writes".to_owned());
     }
     blocking.extend(damaged(&state.store.health().damaged()));
+    if let Err(cause) = state.store.health().signing() {
+        tracing::debug!(cause, "the audit log is not written");
+        blocking.push("the audit log cannot be written".to_owned());
+    }
     match state.store.read().queue_list().await {
         Ok(queues) => blocking.extend(queues.iter().filter_map(|queue| stalled(queue, &state.consumers))),
         Err(error) => {

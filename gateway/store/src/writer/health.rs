@@ -22,6 +22,7 @@ pub struct Health {
     wal_bytes: AtomicU64,
     obstacle: Mutex<Option<String>>,
     damaged: Mutex<BTreeSet<(&'static str, String)>>,
+    audit_obstacle: Mutex<Option<String>>,
     queues: RwLock<HashMap<String, QueueRow>>,
 }
 
@@ -41,6 +42,11 @@ impl Health {
         if damaged.len() < DAMAGED_MAX {
             damaged.insert((table, row.to_owned()));
         }
+    }
+
+    /// `Err` says why the audit log's files are not written; what has been committed waits for them in the database.
+    pub fn signing(&self) -> Result<(), String> {
+        self.audit_obstacle.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
 
     pub fn commits(&self) -> u64 {
@@ -126,5 +132,9 @@ impl Health {
 
     pub(crate) fn set_obstacle(&self, obstacle: Option<String>) {
         *self.obstacle.lock().unwrap_or_else(PoisonError::into_inner) = obstacle;
+    }
+
+    pub(crate) fn set_audit_obstacle(&self, obstacle: Option<String>) {
+        *self.audit_obstacle.lock().unwrap_or_else(PoisonError::into_inner) = obstacle;
     }
 }

@@ -112,6 +112,7 @@ impl Machine {
             keys_in_memory: KEYS_IN_MEMORY,
             condition: Condition::Working,
             purge: Default::default(),
+            wal: crate::database::Checkpointed::Whole,
             own_leases_ended: false,
         })
     }
