@@ -41,7 +41,8 @@ enum kind {
     RMDIR = 8,       /* the path */
     SYNC = 9,        /* a: inode, b: length of the record when it began; the path */
     SYNCFS = 10,     /* b: likewise; the path that it was called with */
-    SYNC_FAILED = 11 /* a: inode, b: likewise; the path */
+    SYNC_FAILED = 11,  /* a: inode, b: likewise; the path */
+    SYNCFS_FAILED = 12 /* likewise, of everything below */
 };
 
 struct record {
@@ -388,7 +389,7 @@ static int sync_recorded(int fd, long call) {
     pthread_mutex_lock(&mutex);
     uint64_t began = journal_length();
     int failing = fails(&control->sync_errors, control->sync_glob, path);
-    if (failing) put_path(SYNC_FAILED, status.st_ino, began, path);
+    if (failing) put_path(call == SYS_syncfs ? SYNCFS_FAILED : SYNC_FAILED, status.st_ino, began, path);
     pthread_mutex_unlock(&mutex);
     if (failing) {
         errno = EIO;
@@ -501,7 +502,8 @@ int linkat(int from_dir, const char *from, int to_dir, const char *to, int flags
     pthread_mutex_lock(&mutex);
     struct stat after;
     int result = (int)syscall(SYS_linkat, from_dir, from, to_dir, to, flags);
-    if (result == 0 && fstatat(AT_FDCWD, path, &after, AT_SYMLINK_NOFOLLOW) == 0) {
+    /* Sockets are linked too, and are not recorded. */
+    if (result == 0 && fstatat(AT_FDCWD, path, &after, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(after.st_mode)) {
         put_path(LINK, after.st_ino, 0, path);
     }
     pthread_mutex_unlock(&mutex);

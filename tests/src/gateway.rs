@@ -124,6 +124,12 @@ impl Gateway {
         ended
     }
 
+    /// Whether its process is there.
+    pub fn runs(&mut self) -> bool {
+        let child = self.child.as_mut().expect("it was started");
+        child.try_wait().expect("a child can be waited for").is_none()
+    }
+
     /// Waits for its own end.
     pub fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("it was started");
@@ -134,9 +140,11 @@ impl Gateway {
 
     /// SIGKILL: it gets no chance to tidy up.
     pub fn kill(&mut self) {
-        let mut child = self.child.take().expect("it runs");
-        child.kill().expect("a child can be killed");
-        child.wait().expect("a child can be waited for");
+        // One that has ended by itself is gone already.
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("a child can be killed");
+            child.wait().expect("a child can be waited for");
+        }
     }
 
     /// SIGTERM, and its end.

@@ -8,16 +8,54 @@ const HEAD_BYTES: usize = 24;
 /// came later it need not have covered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    Write { ino: u64, offset: u64, bytes: Vec<u8> },
-    Size { ino: u64, size: u64 },
-    Create { ino: u64, mode: u32, path: PathBuf },
-    MakeDir { ino: u64, mode: u32, path: PathBuf },
-    Link { ino: u64, path: PathBuf },
-    Unlink { path: PathBuf },
-    Rename { from: PathBuf, to: PathBuf },
-    Sync { ino: u64, began: u64, path: PathBuf },
-    SyncAll { began: u64 },
-    SyncFailed { ino: u64, began: u64, path: PathBuf },
+    Write {
+        ino: u64,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    Size {
+        ino: u64,
+        size: u64,
+    },
+    Create {
+        ino: u64,
+        mode: u32,
+        path: PathBuf,
+    },
+    MakeDir {
+        ino: u64,
+        mode: u32,
+        path: PathBuf,
+    },
+    Link {
+        ino: u64,
+        path: PathBuf,
+    },
+    Unlink {
+        path: PathBuf,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Sync {
+        ino: u64,
+        began: u64,
+        path: PathBuf,
+    },
+    SyncAll {
+        began: u64,
+    },
+    SyncFailed {
+        ino: u64,
+        began: u64,
+        path: PathBuf,
+    },
+    /// Of everything below a directory.
+    SyncAllFailed {
+        ino: u64,
+        began: u64,
+    },
 }
 
 pub(super) struct Journal(Vec<(u64, Record)>);
@@ -66,6 +104,7 @@ fn parse(bytes: &[u8]) -> Option<(Record, &[u8])> {
         9 => Record::Sync { ino, began: b, path: path() },
         10 => Record::SyncAll { began: b },
         11 => Record::SyncFailed { ino, began: b, path: path() },
+        12 => Record::SyncAllFailed { ino, began: b },
         other => panic!("the record holds a {other}"),
     };
     Some((record, rest))

@@ -4,8 +4,11 @@
 //! [`Model`] replays that and says what a crash of the machine may have left: contents count from their file's sync, names
 //! from their directory's. The directory is then made to look so, and the program started over it.
 
+pub mod failing;
 mod journal;
+pub mod lost;
 mod model;
+pub mod traffic;
 
 use std::ffi::OsString;
 use std::fs::{self, File};

@@ -191,6 +191,15 @@ impl Model {
                     self.nodes[node].lose(began);
                 }
             }
+            Record::SyncAllFailed { ino, began } => {
+                let mut open: Vec<usize> = self.by_ino.get(&ino).copied().into_iter().collect();
+                while let Some(node) = open.pop() {
+                    self.nodes[node].lose(began);
+                    if let Node::Dir { now, .. } = &self.nodes[node] {
+                        open.extend(now.values());
+                    }
+                }
+            }
         }
     }
 

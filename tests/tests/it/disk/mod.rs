@@ -1,3 +1,5 @@
 //! Disks that forget, fill up and fail.
 
+mod failing;
+mod lost;
 mod shim;

@@ -180,6 +180,21 @@ write("file", b"two", 8); sync("file")
     stage.after_all_is_lost();
     assert_eq!(stage.file("file").as_deref(), Some("\0\0\0\0\0\0\0\0two"));
     assert_eq!(stage.disk.failures_left(), 0);
+
+    stage.disk.fail_syncs("*/dir", 1);
+    assert!(stage.run(
+        r#"
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+os.mkdir("dir"); write("dir/below", b"one"); write("beside", b"one")
+fd = os.open("dir", os.O_RDONLY)
+assert libc.syncfs(fd) == -1 and ctypes.get_errno() == errno.EIO
+assert libc.syncfs(fd) == 0
+"#
+    ));
+    stage.after_all_is_lost();
+    assert_eq!(stage.file("dir/below").as_deref(), Some(""));
+    assert_eq!(stage.file("beside").as_deref(), Some("one"));
 }
 
 #[test]
