@@ -26,9 +26,10 @@ use crate::{sql, sum};
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// Leaves read at a time.
 const PAGE_LEAVES: u64 = 4096;
-/// Tiles written to files in one step, which ends with one sync: so many that syncs are rare, so few that they are not
-/// remembered long.
-const FILED_PER_STEP: usize = 128;
+/// Full tiles written to files, and synced, in one go: so many that syncs are rare, so few that they are not remembered long.
+const TILES_PER_SYNC: usize = 128;
+/// Bundles whose leaf rows the writer drops in one go; it serves others in between.
+const BUNDLES_PER_DROP: usize = 8;
 
 /// Columns of a leaf that its sum covers.
 const LEAF_COLUMNS: usize = 2;
@@ -356,18 +357,23 @@ impl AuditLog {
 
     async fn take_up(&mut self) -> Result<(), LogFault> {
         self.read_to(self.health.audit_size()).await?;
-        while self.waiting.len() >= FILED_PER_STEP {
-            self.file().await?;
+        while self.waiting.len() >= TILES_PER_SYNC {
+            self.file_some().await?;
         }
         Ok(())
     }
 
-    /// Writes full tiles and bundles to files; their leaf rows go afterwards.
+    /// Writes full tiles and bundles to files; their leaf rows go afterwards. All that wait: they stand in memory until then, and
+    /// a gateway that is busy for long would have more and more of them.
     async fn file(&mut self) -> Result<(), LogFault> {
-        let count = FILED_PER_STEP.min(self.waiting.len());
-        if count == 0 {
-            return Ok(());
+        while !self.waiting.is_empty() {
+            self.file_some().await?;
         }
+        Ok(())
+    }
+
+    async fn file_some(&mut self) -> Result<(), LogFault> {
+        let count = TILES_PER_SYNC.min(self.waiting.len());
         let batch: Vec<(FullTile, Option<Vec<u8>>)> = self.waiting.drain(..count).collect();
         let dir = self.dir.clone();
         let written = tokio::task::spawn_blocking(move || {
@@ -379,17 +385,20 @@ impl AuditLog {
             self.waiting.splice(0..0, batch);
             return Err(write_error(error));
         }
-        let below =
-            batch.iter().filter(|(tile, _)| tile.level == 0).map(|(tile, _)| (tile.index + 1) * 256).max();
         {
             let mut unfiled = self.published.unfiled.write().unwrap_or_else(PoisonError::into_inner);
             for (tile, _) in &batch {
                 unfiled.remove(&(tile.level, tile.index));
             }
         }
-        if let Some(below) = below {
-            // When the writer has stopped, the rows stay, and are filed again at the next start.
-            drop(self.chores.send(Chore::LeavesFiled { below }).await);
+        let bundles: Vec<u64> =
+            batch.iter().filter(|(tile, _)| tile.level == 0).map(|(tile, _)| tile.index).collect();
+        for part in bundles.chunks(BUNDLES_PER_DROP) {
+            if let Some(last) = part.last() {
+                let below = (last + 1) * u64::from(TILE_WIDTH);
+                // When the writer has stopped, the rows stay, and are filed again at the next start.
+                drop(self.chores.send(Chore::LeavesFiled { below }).await);
+            }
         }
         Ok(())
     }

@@ -83,42 +83,47 @@ fn steps(most: u64) -> Vec<u64> {
     steps
 }
 
-pub(super) async fn measure(
-    ui: &Ui,
-    plan: &Plan,
-    most: u64,
-    parent: &Path,
-    machine: Machine,
-) -> Result<Curve, Failure> {
-    let begun = Instant::now();
-    let payload_bytes = plan.payloads.first().copied().unwrap_or_default();
-    room(parent, most * (payload_bytes as u64 + ROW_BYTES))?;
-    let directory = Directory::create(Some(parent), "bench")?;
-    let site = write_heap(directory.path(), plan.keys)?;
-    let bar = ui.progress(most, "starting a gateway");
-    let gateway = Gateway::start(&site, Ends::WithUs).await?;
-    let mut heap = Heap { plan, payload_bytes, site, bar, dir: directory.path(), waiting: 0, series: 0 };
-    let mut found = Vec::new();
-    let mut gateway = Some(gateway);
-    for step in steps(most) {
-        if let Some(running) = gateway.take() {
-            let (measured, started) = heap.step(step, running).await?;
-            found.push(measured);
-            gateway = Some(started);
+impl Curve {
+    pub(super) fn new(plan: &Plan, machine: Machine) -> Self {
+        Self {
+            machine,
+            debug_build: cfg!(debug_assertions),
+            payload_bytes: plan.payloads.first().copied().unwrap_or_default(),
+            ordering_keys: plan.keys,
+            steps: Vec::new(),
+            elapsed_s: 0.0,
         }
     }
-    heap.bar.finish_and_clear();
-    if let Some(gateway) = gateway {
-        gateway.stop().await?;
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps.is_empty()
     }
-    Ok(Curve {
-        machine,
-        debug_build: cfg!(debug_assertions),
-        payload_bytes,
-        ordering_keys: plan.keys,
-        steps: found,
-        elapsed_s: rounded(begun.elapsed().as_secs_f64()),
-    })
+
+    /// Measures step by step. Whoever interrupts it has what was measured until then.
+    pub(super) async fn measure(
+        &mut self,
+        ui: &Ui,
+        plan: &Plan,
+        most: u64,
+        parent: &Path,
+    ) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let payload_bytes = self.payload_bytes;
+        room(parent, most * (payload_bytes as u64 + ROW_BYTES))?;
+        let directory = Directory::create(Some(parent), "bench")?;
+        let site = write_heap(directory.path(), plan.keys)?;
+        let bar = ui.progress(most, "starting a gateway");
+        let mut gateway = Gateway::start(&site, Ends::WithUs).await?;
+        let mut heap = Heap { plan, payload_bytes, site, bar, dir: directory.path(), waiting: 0, series: 0 };
+        for step in steps(most) {
+            let measured;
+            (measured, gateway) = heap.step(step, gateway).await?;
+            self.steps.push(measured);
+            self.elapsed_s = rounded(begun.elapsed().as_secs_f64());
+        }
+        heap.bar.finish_and_clear();
+        gateway.stop().await
+    }
 }
 
 /// Refuses what would fill the disk.

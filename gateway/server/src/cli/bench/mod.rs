@@ -28,6 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Context;
 use super::failure::Failure;
 use super::ui::Ui;
+use backlog::Curve;
 use machine::Machine;
 use plan::Plan;
 use report::Report;
@@ -51,18 +52,25 @@ pub(super) async fn bench(context: &Context, args: &Bench) -> Result<(), Failure
             "note: this directory is in memory (tmpfs), where fsync costs nothing; name a disk with --dir",
         );
     }
-    let measured = async {
-        match args.backlog {
-            Some(most) => backlog::measure(ui, &plan, most, &parent, machine).await?.print(ui),
-            None => measure(ui, &plan, &parent, machine).await?.print(ui, &plan),
-        }
+    let Some(most) = args.backlog else {
+        // Whatever is dropped here takes its gateway and its directory along.
+        return tokio::select! {
+            report = measure(ui, &plan, &parent, machine) => report?.print(ui, &plan),
+            _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+            _ = terminated.recv() => Err(Failure::Interrupted),
+        };
     };
-    // Whatever is dropped here takes its gateway and its directory along.
-    tokio::select! {
-        measured = measured => measured,
+    let mut curve = Curve::new(&plan, machine);
+    let measured = tokio::select! {
+        measured = curve.measure(ui, &plan, most, &parent) => measured,
         _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
         _ = terminated.recv() => Err(Failure::Interrupted),
+    };
+    // Filling takes long: what has been measured is shown even if the rest is not to come.
+    if !curve.is_empty() {
+        curve.print(ui)?;
     }
+    measured
 }
 
 async fn measure(ui: &Ui, plan: &Plan, parent: &Path, machine: Machine) -> Result<Report, Failure> {
