@@ -124,7 +124,7 @@ impl Machine {
     }
 
     /// Ends the gateway where it stands. What is on the disk stays: the database, and its WAL as far as it was written.
-    pub(super) fn cut(&mut self, writer: Writer) {
+    pub(super) fn cut(&mut self, writer: Box<Writer>) {
         let from = self.disk();
         self.disk += 1;
         let to = self.disk();

@@ -79,7 +79,7 @@ impl Consumer {
 
 pub(super) struct Sim {
     pub(super) machine: Machine,
-    pub(super) writer: Option<Writer>,
+    pub(super) writer: Option<Box<Writer>>,
     pub(super) dice: Dice,
     pub(super) setups: Vec<Setup>,
     pub(super) requests: Vec<Request>,
@@ -305,7 +305,7 @@ impl Sim {
     fn start(&mut self) -> Result<bool, Broken> {
         let writer = self.machine.start().map_err(|text| Broken::new("the gateway starts", text))?;
         let first = writer.memory.leaf_count == 0;
-        self.writer = Some(writer);
+        self.writer = Some(Box::new(writer));
         let gateway = || Actor::new(ActorKind::Gateway, ORIGIN);
         let mut notes = Vec::new();
         if first {
