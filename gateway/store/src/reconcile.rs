@@ -179,7 +179,7 @@ impl Rows {
         connection.busy_timeout(READER_WAIT)?;
         // From the first read to the last it is one snapshot.
         let snapshot = connection.unchecked_transaction()?;
-        let leaf_count = snapshot.query_row(sql::STORE_LOAD, [], |row| row.get::<_, i64>(2))?;
+        let leaf_count = snapshot.query_row(sql::STORE_LOAD, [], |row| row.get::<_, i64>("leaf_count"))?;
         let queues: HashMap<i64, Queue> =
             each(&snapshot, sql::RECONCILE_QUEUES, |row| Ok((row.get(0)?, Queue::read(row)?)))?;
         let mut rows = Self {

@@ -7,17 +7,29 @@ use gatepost_tests::source;
 use serde_json::Value;
 
 /// Who may import whom, also for tests.
-const IMPORTS: [(&str, &[&str]); 10] = [
+const IMPORTS: [(&str, &[&str]); 12] = [
     ("gatepost-faults", &[]),
-    ("gatepost-api", &[]),
+    ("gatepost-replay", &[]),
+    ("gatepost-api", &["gatepost-replay"]),
     ("gatepost-core", &[]),
-    ("gatepost-audit", &["gatepost-faults"]),
-    ("gatepost-store", &["gatepost-core", "gatepost-audit", "gatepost-faults"]),
-    ("gatepost", &["gatepost-api", "gatepost-core", "gatepost-audit", "gatepost-faults", "gatepost-store"]),
+    ("gatepost-audit", &["gatepost-faults", "gatepost-replay"]),
+    ("gatepost-store", &["gatepost-core", "gatepost-audit", "gatepost-faults", "gatepost-replay"]),
+    (
+        "gatepost",
+        &[
+            "gatepost-api",
+            "gatepost-core",
+            "gatepost-audit",
+            "gatepost-faults",
+            "gatepost-store",
+            "gatepost-replay",
+        ],
+    ),
     ("gatepost-adapter", &["gatepost-api", "gatepost-faults"]),
-    ("gatepost-http", &["gatepost-adapter"]),
-    ("gatepost-hl7", &["gatepost-adapter", "gatepost-faults"]),
-    ("gatepost-tests", &["gatepost-api", "gatepost-faults"]),
+    ("gatepost-http", &["gatepost-adapter", "gatepost-replay"]),
+    ("gatepost-hl7", &["gatepost-adapter", "gatepost-faults", "gatepost-replay"]),
+    ("gatepost-tests", &["gatepost-faults"]),
+    ("gatepost-peers", &[]),
 ];
 const BACKENDS: [(&str, &[&str]); 2] = [("sqlx", &["gatepost-store"]), ("axum", &["gatepost"])];
 

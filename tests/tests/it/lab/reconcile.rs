@@ -58,8 +58,8 @@ const TAMPERINGS: [(&str, &str, &[&str]); 10] = [
     ("no-message", "DELETE FROM message WHERE seq = 1", &["message_missing"]),
     (
         "new-message",
-        "INSERT INTO message SELECT 900, randomblob(16), accepted_at, sender_kind, sender, kind, form, size, dedup, fingerprint, \
-         subject, key, correlation, attributes, salt, data FROM message WHERE seq = 1",
+        "INSERT INTO message SELECT 900, randomblob(16), accepted_at, sender_kind, sender, kind, form, size, sum, dedup, \
+         fingerprint, subject, key, correlation, sum_indexed, attributes, salt, data FROM message WHERE seq = 1",
         &["message_unrecorded"],
     ),
     (
