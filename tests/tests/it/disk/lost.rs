@@ -80,8 +80,8 @@ fn a_first_start_can_be_killed_at_any_step() {
         gateway.spawn();
         assert!(gateway.becomes_ready(), "killed at step {step}, {loss:?}: it does not start");
         let answer = gateway.app().event(&order_event("1", "k", &json!(1))).expect(202);
-        let keys =
-            || ["store.key", "audit.key"].map(|key| fs::read(gateway.path("data/keys").join(key)).unwrap());
+        let dir = gateway.path("data/keys");
+        let keys = || ["store.key", "audit.key"].map(|key| fs::read(dir.join(key)).unwrap());
         let (id, made) = (answer["messages"][0]["id"].as_str().unwrap(), keys());
         gateway.audit_verifies();
         gateway.kill();
