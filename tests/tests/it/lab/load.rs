@@ -184,6 +184,7 @@ fn reports_in(port: u16, reins: &Reins) -> Vec<Submission> {
 /// settles once more with the token whose time is over; such a settle says `reject`, which it never says otherwise.
 pub(super) struct Reader {
     stop: Arc<AtomicBool>,
+    hurry: Arc<AtomicBool>,
     thread: JoinHandle<Read>,
 }
 
@@ -195,12 +196,18 @@ pub(super) struct Read {
 
 impl Reader {
     pub(super) fn start(app: Client, inbox: &'static str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        Self { stop, thread: thread::spawn(move || Self::read(&app, inbox, &stopped)) }
+        let (stop, hurry) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (stopped, hurried) = (Arc::clone(&stop), Arc::clone(&hurry));
+        let thread = thread::spawn(move || Self::read(&app, inbox, &stopped, &hurried));
+        Self { stop, hurry, thread }
     }
 
-    fn read(app: &Client, inbox: &str, stopped: &AtomicBool) -> Read {
+    /// From now on it leaves nothing lying: a lane waits for each of these until its lease has run out.
+    pub(super) fn hurry(&self) {
+        self.hurry.store(true, Ordering::Relaxed);
+    }
+
+    fn read(app: &Client, inbox: &str, stopped: &AtomicBool, hurried: &AtomicBool) -> Read {
         let mut left_lying: std::collections::HashMap<String, Value> = std::collections::HashMap::new();
         let (mut seen, mut read) = (0_usize, Read::default());
         let path = format!("/v1/queues/{inbox}/lease");
@@ -218,7 +225,7 @@ impl Reader {
                 let id = text(&leased["id"]);
                 if let Some(old) = left_lying.remove(&id) {
                     read.settle_late(app, &old);
-                } else if seen.is_multiple_of(LEFT_LYING) {
+                } else if seen.is_multiple_of(LEFT_LYING) && !hurried.load(Ordering::Relaxed) {
                     left_lying.insert(id, leased.clone());
                     continue;
                 }

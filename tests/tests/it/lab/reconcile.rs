@@ -53,9 +53,13 @@ const TAMPERINGS: [(&str, &str, &[&str]); 10] = [
     ("attempts", "UPDATE delivery SET attempts = attempts + 1 WHERE pos = 1", &["attempts"]),
     ("series", "UPDATE delivery SET series = 1 WHERE pos = 1", &["attempts"]),
     ("entries", "UPDATE delivery SET leaves = substr(leaves, 1, 8) WHERE pos = 1", &["entries"]),
-    ("foreign", "UPDATE delivery SET leaves = leaves || x'0000000000000001' WHERE pos = 1", &["entries"]),
+    (
+        "foreign",
+        "UPDATE delivery SET leaves = CAST(leaves || x'0000000000000001' AS BLOB) WHERE pos = 1",
+        &["entries"],
+    ),
     ("no-delivery", "DELETE FROM delivery WHERE pos = 1", &["delivery_missing"]),
-    ("no-message", "DELETE FROM message WHERE seq = 1", &["message_missing"]),
+    ("no-message", "DELETE FROM message WHERE seq = 1", &["message_missing", "counts"]),
     (
         "new-message",
         "INSERT INTO message SELECT 900, randomblob(16), accepted_at, sender_kind, sender, kind, form, size, sum, dedup, \
@@ -85,10 +89,12 @@ fn log_and_database_agree_until_somebody_was_at_the_database() {
             "fail_percent = 30",
         )
         .echo("hold", "on_doubt = \"hold\"", "")
-        .route("shop", &["resend", "desk", "hold"])
+        // What the partner leaves in doubt again and again would be held, and its lane with it.
+        .route_when("shop", "data.do != \"in_doubt\"", &["resend"])
+        .route("shop", &["desk", "hold"])
         .start();
     for n in 0..120 {
-        let what = if n % 7 == 0 { "in_doubt" } else { "" };
+        let what = if n % 7 == 3 { "in_doubt" } else { "" };
         gateway
             .app()
             .event(&order_event(&n.to_string(), &format!("k{}", n % 5), &json!({ "do": what })))
@@ -109,7 +115,7 @@ fn log_and_database_agree_until_somebody_was_at_the_database() {
     let (code, document) = reconcile(gateway.config());
     assert_eq!((code, &document["disagreements"]), (0, &json!(0)), "{document:#}");
     assert!(document["entries"].as_u64() > Some(256), "some entries are files: {document}");
-    assert_eq!((&document["messages"], &document["deliveries"]), (&json!(120), &json!(360)));
+    assert_eq!((&document["messages"], &document["deliveries"]), (&json!(120), &json!(343)));
 
     assert!(gateway.stop().success());
     assert_eq!(reconcile(gateway.config()).0, 0);
@@ -120,6 +126,6 @@ fn log_and_database_agree_until_somebody_was_at_the_database() {
     }
     let (code, document) =
         reconcile(&tampered(&gateway, "all", "UPDATE delivery SET attempts = attempts + 5"));
-    assert_eq!((code, &document["disagreements"]), (8, &json!(360)));
+    assert_eq!((code, &document["disagreements"]), (8, &json!(343)));
     assert_eq!(document["first"].as_array().unwrap().len(), 20);
 }
