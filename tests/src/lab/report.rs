@@ -11,6 +11,7 @@ use super::verdict::Verdict;
 pub struct Report {
     name: String,
     started: Instant,
+    took: Option<Duration>,
     pub rounds: u64,
     /// Processes killed.
     pub kills: u64,
@@ -25,6 +26,7 @@ impl Report {
         Self {
             name: name.to_owned(),
             started: Instant::now(),
+            took: None,
             rounds: 0,
             kills: 0,
             verdict: Verdict::default(),
@@ -53,6 +55,15 @@ impl Report {
         self.failures.push(what.into());
     }
 
+    /// Its time is over.
+    pub fn end(&mut self) {
+        self.took = Some(self.started.elapsed());
+    }
+
+    fn seconds(&self) -> u64 {
+        self.took.unwrap_or_else(|| self.started.elapsed()).as_secs()
+    }
+
     pub fn is_clean(&self) -> bool {
         self.failures.is_empty() && self.verdict.is_clean()
     }
@@ -60,7 +71,7 @@ impl Report {
     pub fn to_json(&self) -> Value {
         json!({
             "scenario": self.name,
-            "seconds": self.started.elapsed().as_secs(),
+            "seconds": self.seconds(),
             "rounds": self.rounds,
             "kills": self.kills,
             "verdict": self.verdict.to_json(),
@@ -73,8 +84,11 @@ impl Report {
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let word = if self.is_clean() { "clean" } else { "FAILED" };
-        let (name, seconds) = (&self.name, self.started.elapsed().as_secs());
-        write!(f, "{name}: {word} in {seconds} s; {} rounds, {} kills", self.rounds, self.kills)?;
+        let (name, seconds) = (&self.name, self.seconds());
+        write!(f, "{name}: {word} in {seconds} s")?;
+        if self.rounds > 0 {
+            write!(f, "; {} rounds, {} kills", self.rounds, self.kills)?;
+        }
         if self.verdict.log_entries > 0 {
             write!(f, "\n  {}", self.verdict)?;
         }

@@ -1,8 +1,11 @@
 //! Full disks, and disks that fail: nothing is acknowledged that is not stored, and work goes on when the disk does.
 
+use std::time::Duration;
+
 use gatepost_tests::disk::failing::{self, PLACES};
 use gatepost_tests::disk::lost::{self, Run};
 use gatepost_tests::disk::{Disk, Loss};
+use gatepost_tests::lab::Report;
 use gatepost_tests::{Dice, note, settle_item, skipped, until};
 use serde_json::{Value, json};
 
@@ -10,6 +13,8 @@ use crate::order_event;
 
 /// Large enough that the WAL is soon brought into the database.
 const PAYLOAD_BYTES: usize = 24 * 1024;
+/// Failures before all work is finished and looked at, in the long form.
+const FAILURES_PER_RUN: usize = 20;
 
 fn run() -> Option<Run> {
     let builder = lost::gateway();
@@ -111,4 +116,35 @@ fn a_full_disk_settles_from_its_reserve_and_accepts_again_when_there_is_space() 
     let log = gateway.audit_log();
     let kept = log.iter().filter(|leaf| leaf["event"] == "accepted").count();
     assert_eq!(kept, accepted.len(), "what was refused is not there");
+}
+
+/// The long form: places and kinds of failure at random, each followed by a crash.
+pub(crate) fn failures(budget: Duration, report: &mut Report) {
+    let mut accepted = 0;
+    while report.has_time(budget) {
+        let Some(mut run) = run() else { return report.note("skipped: needs a C compiler") };
+        let seed = Dice::fresh_seed();
+        let mut dice = Dice::new(seed);
+        for _ in 0..FAILURES_PER_RUN {
+            if !report.has_time(budget) {
+                break;
+            }
+            let place = PLACES[dice.below(PLACES.len())];
+            match dice.below(3) {
+                0 => _ = failing::fail_for_a_while(&mut run.gateway, &run.disk, &run.traffic, place),
+                1 => _ = failing::fail_once(&mut run.gateway, &run.disk, &run.traffic, place),
+                _ => failing::die_with_failed_syncs(&mut run.gateway, &run.disk, &run.traffic, &mut dice),
+            }
+            let loss = [Loss::All, Loss::Some, Loss::Torn][dice.below(3)];
+            run.crash(loss, &mut dice);
+            report.rounds += 1;
+            report.kills += 1;
+        }
+        let lost = run.finish();
+        for broken in &lost.broken {
+            report.fail(format!("seed {seed}: {broken}"));
+        }
+        accepted += lost.accepted;
+    }
+    report.note(format!("{accepted} messages accepted"));
 }

@@ -2,15 +2,19 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use gatepost_tests::disk::lost::{self, Lost, Run};
 use gatepost_tests::disk::{Disk, Loss};
+use gatepost_tests::lab::Report;
 use gatepost_tests::{Builder, Dice, Gateway, note, program, skipped};
 use serde_json::json;
 
 use crate::order_event;
 
 const ROUNDS: usize = 9;
+/// Crashes before all work is finished and looked at, in the long form.
+const ROUNDS_PER_RUN: usize = 60;
 const PAYLOAD_BYTES: usize = 300;
 /// Of the steps of a first start, about one in so many is tried.
 const STRIDE: usize = 16;
@@ -124,4 +128,30 @@ fn a_configuration_is_written_whole_or_not_at_all() {
             return;
         }
     }
+}
+
+/// The long form: crash after crash, run after run.
+pub(crate) fn lost_writes(budget: Duration, report: &mut Report) {
+    let (mut accepted, mut settled, mut writes, mut names) = (0, 0, 0, 0);
+    while report.has_time(budget) {
+        let builder = lost::gateway();
+        let Some(disk) = disk_for(&builder) else { return report.note("skipped: needs a C compiler") };
+        let gateway = builder.environment(disk.environment()).start();
+        let seed = Dice::fresh_seed();
+        let mut run = Run::start(gateway, disk, PAYLOAD_BYTES);
+        run.rounds(&mut Dice::new(seed), |so_far| so_far.rounds < ROUNDS_PER_RUN && report.has_time(budget));
+        let lost = run.finish();
+        for broken in &lost.broken {
+            report.fail(format!("seed {seed}: {broken}"));
+        }
+        report.rounds += lost.rounds as u64;
+        report.kills += lost.rounds as u64;
+        accepted += lost.accepted;
+        settled += lost.settled;
+        writes += lost.writes_forgotten;
+        names += lost.names_forgotten;
+    }
+    report.note(format!(
+        "{accepted} messages accepted, {settled} deliveries settled; forgotten in crashes: {writes} writes, {names} names"
+    ));
 }

@@ -3,3 +3,6 @@
 mod failing;
 mod lost;
 mod shim;
+
+pub(crate) use failing::failures;
+pub(crate) use lost::lost_writes;

@@ -3,11 +3,11 @@
 
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use gatepost_faults::{ADAPTER_POINTS, GATEWAY_POINTS};
 use gatepost_tests::lab::{History, Order, Partner, Report, Verdict, check};
-use gatepost_tests::{Gateway, note, until_within};
+use gatepost_tests::{Dice, Gateway, note, until_within};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -19,30 +19,10 @@ const APPS: usize = 2;
 const CALLS_PER_ROUND: usize = 7;
 const DRAINED: Duration = Duration::from_secs(120);
 /// Rounds before all work is finished and judged, in the long form.
-const ROUNDS_PER_HISTORY: usize = 100;
+const ROUNDS_PER_HISTORY: u64 = 100;
 /// Queues with work.
 const QUEUES: [&str; 5] = ["resend", "hold", "hl7", "desk", "answers"];
 const ADAPTERS: [&str; 3] = ["resend", "hold", "hl7"];
-
-/// xorshift64: when and whom to kill.
-pub(super) struct Dice(u64);
-
-impl Dice {
-    /// From `GATEPOST_SEED` or the clock.
-    pub(super) fn seeded() -> (Self, u64) {
-        let given = std::env::var("GATEPOST_SEED").ok().and_then(|text| text.parse().ok());
-        let clock = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
-        let seed = given.unwrap_or_else(|| u64::try_from(clock() & u128::from(u64::MAX)).unwrap()) | 1;
-        (Self(seed), seed)
-    }
-
-    pub(super) fn below(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % sides as u64).unwrap()
-    }
-}
 
 /// A gateway with everything around it.
 struct Lab {
@@ -138,13 +118,12 @@ impl Lab {
             }
             self.gateway.fired().iter().any(|fired| fired == point).then_some(())
         });
-        self.kills += 1;
+        // The one at the beginning, and the one that was ordered.
+        self.kills += 1 + u64::from(action == "kill");
         if GATEWAY_POINTS.contains(&point) && action == "kill" {
             until_within(PATIENCE, "the gateway has died", || self.gateway.has_ended().then_some(()));
             self.verify();
             self.gateway.restart();
-        } else {
-            self.kills += u64::from(action == "kill");
         }
         look_at_the_partner(&self.gateway);
     }
@@ -215,7 +194,8 @@ const AT_FIRST_START: [&str; 2] = ["store.in_migration", "store.after_migration"
 
 #[test]
 fn a_kill_at_every_point_loses_nothing_and_doubles_only_what_had_begun() {
-    let (mut dice, seed) = Dice::seeded();
+    let seed = Dice::fresh_seed();
+    let mut dice = Dice::new(seed);
     let faults: Vec<_> = AT_FIRST_START.iter().map(|point| format!("{point}=kill")).collect();
     let mut lab = Lab::start(&faults.join(";"), AT_FIRST_START.len());
     let mut fired = lab.gateway.fired();
@@ -237,9 +217,10 @@ fn a_kill_at_every_point_loses_nothing_and_doubles_only_what_had_begun() {
 
 /// The long form: points and moments at random, history after history.
 pub(crate) fn kills(budget: Duration, report: &mut Report) {
-    let (mut dice, seed) = Dice::seeded();
-    report.note(format!("seed {seed}"));
     while report.has_time(budget) {
+        let seed = Dice::fresh_seed();
+        report.note(format!("history {}: seed {seed}", report.rounds / ROUNDS_PER_HISTORY));
+        let mut dice = Dice::new(seed);
         let mut lab = Lab::start("", 0);
         for _ in 0..ROUNDS_PER_HISTORY {
             if !report.has_time(budget) {

@@ -15,8 +15,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use gatepost_tests::http::Client;
-use gatepost_tests::lab::{self, Answer, History, Order, Submission, Verdict};
-use gatepost_tests::{Gateway, until};
+use gatepost_tests::lab::{self, Answer, History, Order, Report, Submission, Verdict};
+use gatepost_tests::{Dice, Gateway, until};
 use serde_json::{Value, json};
 
 use crate::order_event;
@@ -115,4 +115,29 @@ fn story(gateway: &Gateway, delivery: &Value) -> Vec<String> {
     let log = gateway.audit_log();
     let of_it = log.iter().filter(|leaf| leaf["delivery"] == delivery["id"]);
     of_it.map(|leaf| leaf["event"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The long form: bad weather, storms of reloads and moves, in turns.
+pub(crate) fn trouble(budget: Duration, report: &mut Report) {
+    for turn in 0.. {
+        if !report.has_time(budget) {
+            break;
+        }
+        let seed = Dice::fresh_seed();
+        let (what, done) = match turn % 3 {
+            0 => ("weather", weather::weather(60, seed)),
+            1 => ("reloads", Some(reload::storm(100, seed))),
+            _ => ("moves to and fro", Some(reload::to_and_fro(5, seed))),
+        };
+        let Some((verdict, kills)) = done else {
+            report.note(format!("{what} skipped: needs a C compiler"));
+            continue;
+        };
+        if !verdict.is_clean() {
+            report.fail(format!("{what}, seed {seed}"));
+        }
+        report.rounds += 1;
+        report.kills += kills;
+        report.judge(verdict);
+    }
 }
