@@ -69,13 +69,13 @@ pub(crate) fn accept(input: &[u8]) {
     let hidden = hidden(body);
     for mode in [Mode::Structured, Mode::Batch] {
         if let Err(refusal) = mode.events(&headers, &hidden, MAX_MESSAGE) {
-            keeps_quiet(&refusal);
+            keeps_quiet(&refusal, input);
         }
     }
     let hidden: HeaderMap =
         headers.iter().map(|(name, value)| (name.clone(), hidden_header(value))).collect();
     if let Err(refusal) = Mode::Binary.events(&hidden, body, MAX_MESSAGE) {
-        keeps_quiet(&refusal);
+        keeps_quiet(&refusal, input);
     }
 }
 
@@ -198,7 +198,7 @@ fn settles(body: &[u8]) {
             }
         }
         if let Some(refusal) = emit_fault(&hidden(body)) {
-            keeps_quiet(&refusal);
+            keeps_quiet(&refusal, body);
         }
         return;
     };
@@ -228,13 +228,13 @@ fn settles(body: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<SettleRequest>(&hidden(body))
         && let Err(refusal) = settle::items(request.results)
     {
-        keeps_quiet(&refusal);
+        keeps_quiet(&refusal, body);
     }
 }
 
 fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     if let Err(refusal) = body::parse::<T>(&hidden(bytes)) {
-        keeps_quiet(&refusal);
+        keeps_quiet(&refusal, bytes);
     }
     match body::parse(bytes) {
         Ok(value) => Some(value),
@@ -296,18 +296,30 @@ fn told(refusal: &Refusal) -> String {
     refusal.detail().to_owned()
 }
 
-fn keeps_quiet(refusal: &Refusal) {
-    let told = format!("{refusal:?}");
-    assert!(!CANARIES.iter().any(|canary| told.contains(canary)), "a value is told: {told}");
+/// `input` is what came before its values were hidden: names in it are told, even those that look like a canary.
+fn keeps_quiet(refusal: &Refusal, input: &[u8]) {
+    let (told, input) = (format!("{refusal:?}"), String::from_utf8_lossy(input).to_ascii_lowercase());
+    let tells = |canary: &&str| told.contains(*canary) && !input.contains(*canary);
+    assert!(!CANARIES.iter().any(tells), "a value is told: {told}");
 }
 
 /// The body with every value in it made of canaries: letters in strings that are no names, and digits of long numbers.
 /// It need not be JSON: what looks like a string is taken for one.
 fn hidden(body: &[u8]) -> Vec<u8> {
     let mut hidden = body.to_vec();
+    // Brackets that are open, and what stands before: where a name is expected, a parser tells of a name, colon or not.
+    let (mut open, mut before) = (Vec::new(), b' ');
     let mut at = 0;
     while at < hidden.len() {
         if hidden[at] != b'"' {
+            match hidden[at] {
+                bracket @ (b'{' | b'[') => open.push(bracket),
+                b'}' | b']' => _ = open.pop(),
+                _ => {}
+            }
+            if !hidden[at].is_ascii_whitespace() {
+                before = hidden[at];
+            }
             let digits = hidden[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
             if digits >= CANARIES[1].len() {
                 hidden[at..at + digits].fill(b'7');
@@ -323,7 +335,9 @@ fn hidden(body: &[u8]) -> Vec<u8> {
         let end = at.min(hidden.len());
         at = end + 1;
         let after = hidden.get(at..).unwrap_or_default().trim_ascii_start();
-        let is_name = after.first() == Some(&b':');
+        let is_expected = open.last() == Some(&b'{') && matches!(before, b'{' | b',');
+        let is_name = is_expected || after.first() == Some(&b':');
+        before = b'"';
         // Short words may be ones of ours, and escapes stay what they are.
         if !is_name && end - start >= CANARIES[0].len() && !hidden[start..end].contains(&b'\\') {
             hidden[start..end]

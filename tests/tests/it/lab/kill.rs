@@ -124,6 +124,10 @@ impl Lab {
             until_within(PATIENCE, "the gateway has died", || self.gateway.has_ended().then_some(()));
             self.verify();
             self.gateway.restart();
+        } else {
+            // The point may lie before it listens.
+            let livez = || self.gateway.admin().send("GET", "/livez", &[], b"").is_ok();
+            until_within(PATIENCE, "the gateway answers", || livez().then_some(()));
         }
         look_at_the_partner(&self.gateway);
     }
