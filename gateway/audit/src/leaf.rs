@@ -91,6 +91,10 @@ words! {
         PayloadPurged = "payload_purged",
         /// A row of the database holds something else than was written; `subject_of` says which.
         DamageFound = "damage_found",
+        /// An operator saved what was sound of a damaged directory into a new one, in which the log goes on from here, or, as
+        /// `code` says, begins. `subject_of` is `sha256:` and the digest of the file beside the log that lists what was damaged,
+        /// `count` how much.
+        Salvaged = "salvaged",
         /// The first leaf of every log.
         LogOpened = "log_opened",
     }

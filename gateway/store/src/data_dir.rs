@@ -63,11 +63,11 @@ impl DataDir {
         self.root.join("reserve")
     }
 
-    fn store_key(&self) -> PathBuf {
+    pub(crate) fn store_key(&self) -> PathBuf {
         self.root.join("keys/store.key")
     }
 
-    fn audit_key(&self) -> PathBuf {
+    pub(crate) fn audit_key(&self) -> PathBuf {
         self.root.join("keys/audit.key")
     }
 
@@ -147,6 +147,22 @@ impl DataDir {
         Ok(Keys { store, signer })
     }
 
+    /// Keys of a new directory: those given, others made.
+    pub(crate) fn put_keys(
+        &self,
+        store: Option<&[u8; 32]>,
+        signer: Option<&SignerKey>,
+        origin: &str,
+    ) -> Result<Keys, DataDirError> {
+        if let Some(store) = store {
+            write_secret(&self.store_key(), &hex(store))?;
+        }
+        if let Some(signer) = signer {
+            write_secret(&self.audit_key(), &signer.encode())?;
+        }
+        self.keys(origin)
+    }
+
     fn make_keys(&self, origin: &str) -> Result<(), DataDirError> {
         let random = |path: &Path| -> Result<[u8; 32], DataDirError> {
             let mut seed = [0; 32];
@@ -158,8 +174,7 @@ impl DataDir {
         };
         let (store_key, audit_key) = (self.store_key(), self.audit_key());
         if !store_key.exists() {
-            let hex: String = random(&store_key)?.iter().map(|byte| format!("{byte:02x}")).collect();
-            write_secret(&store_key, &hex)?;
+            write_secret(&store_key, &hex(&random(&store_key)?))?;
         }
         if !audit_key.exists() {
             let signer = SignerKey::from_seed(origin, &random(&audit_key)?)
@@ -230,7 +245,11 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
     move |source| DataDirError::Io { path, source }
 }
 
-fn from_hex(text: &str) -> Option<[u8; 32]> {
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn from_hex(text: &str) -> Option<[u8; 32]> {
     if text.len() != 64 || !text.is_ascii() {
         return None;
     }

@@ -28,6 +28,7 @@ mod reader;
 mod recent;
 pub mod reconcile;
 mod row;
+pub mod salvage;
 mod seal;
 mod sql;
 mod store;

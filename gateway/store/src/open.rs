@@ -296,7 +296,7 @@ fn check_wal(data_dir: &DataDir) -> Result<(), OpenError> {
     Err(OpenError::Wal { path, at })
 }
 
-fn sign_empty(data_dir: &DataDir, keys: &Keys) -> Result<(), OpenError> {
+pub(crate) fn sign_empty(data_dir: &DataDir, keys: &Keys) -> Result<(), OpenError> {
     let checkpoint = Checkpoint { origin: keys.signer.name().to_owned(), size: 0, root: empty_root() };
     let text = checkpoint.sign(&keys.signer).map_err(|error| LogFault::Write(error.to_string()))?;
     Ok(write_checkpoint(&data_dir.audit(), &text).map_err(|error| LogFault::Write(error.to_string()))?)
@@ -344,7 +344,7 @@ fn empty_the_wal(connection: &Connection, database: &Path) -> Result<(), OpenErr
     }
 }
 
-fn migrate(connection: &Connection, database: &Path) -> Result<(), OpenError> {
+pub(crate) fn migrate(connection: &Connection, database: &Path) -> Result<(), OpenError> {
     let fail = |error: rusqlite::Error| OpenError::Database {
         path: database.to_path_buf(),
         text: error.to_string(),

@@ -8,8 +8,8 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 /// Layout: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
-const HEADER_BYTES: usize = 32;
-const FRAME_HEADER_BYTES: usize = 24;
+pub(crate) const HEADER_BYTES: usize = 32;
+pub(crate) const FRAME_HEADER_BYTES: usize = 24;
 const MAGIC: u32 = 0x377f_0682;
 const PAGE_BYTES_MAX: u32 = 65_536;
 /// Salts that differ in more bits are another log's.
@@ -26,12 +26,32 @@ pub(crate) enum WalState {
 
 /// SQLite's checksum of 32-bit words, in the byte order that the header chooses.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Chain {
+pub(crate) struct Chain {
     big_endian: bool,
     sums: (u32, u32),
 }
 
 impl Chain {
+    pub(crate) fn of_header(header: &[u8; HEADER_BYTES]) -> Self {
+        let mut chain = Self { big_endian: number(header, 0) & 1 == 1, sums: (0, 0) };
+        chain.add(&header[..24]);
+        chain
+    }
+
+    pub(crate) fn add_frame(&mut self, frame: &[u8]) {
+        self.add(&frame[..8]);
+        self.add(&frame[FRAME_HEADER_BYTES..]);
+    }
+
+    /// Whether a frame is the next one of the log with this header.
+    pub(crate) fn fits(mut self, frame: &[u8], header: &[u8; HEADER_BYTES]) -> bool {
+        if frame[8..16] != header[16..24] || number(frame, 0) == 0 {
+            return false;
+        }
+        self.add_frame(frame);
+        self.is(&frame[16..24])
+    }
+
     fn add(&mut self, bytes: &[u8]) {
         let word = |bytes: [u8; 4]| {
             if self.big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
@@ -51,7 +71,7 @@ impl Chain {
 }
 
 /// The big-endian number at a position counted in numbers.
-fn number(bytes: &[u8], position: usize) -> u32 {
+pub(crate) fn number(bytes: &[u8], position: usize) -> u32 {
     let at = position * 4;
     bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
@@ -71,24 +91,16 @@ fn read(mut file: impl Read) -> io::Result<WalState> {
     if !filled(&mut file, &mut header)? || header == [0; HEADER_BYTES] {
         return Ok(WalState::Whole);
     }
-    let page_bytes = number(&header, 2);
-    let mut chain = Chain { big_endian: number(&header, 0) & 1 == 1, sums: (0, 0) };
-    chain.add(&header[..24]);
-    let known = number(&header, 0) & !1 == MAGIC
-        && page_bytes.is_power_of_two()
-        && (512..=PAGE_BYTES_MAX).contains(&page_bytes);
     // It was synced before the first frame was written, and is less than a sector.
-    if !known || !chain.is(&header[24..]) {
+    if !is_log_header(&header) {
         return Ok(WalState::HeaderDamaged);
     }
-    let mut frame = vec![0; FRAME_HEADER_BYTES + page_bytes as usize];
+    let mut chain = Chain::of_header(&header);
+    let mut frame = vec![0; FRAME_HEADER_BYTES + number(&header, 2) as usize];
     let mut count = 0;
     while filled(&mut file, &mut frame)? {
         count += 1;
-        chain.add(&frame[..8]);
-        chain.add(&frame[FRAME_HEADER_BYTES..]);
-        let fits = frame[8..16] == header[16..24] && number(&frame, 0) > 0 && chain.is(&frame[16..24]);
-        if !fits {
+        if !chain.fits(&frame, &header) {
             // What follows is compared by its salts only: they are this log's, and no earlier one's.
             return Ok(if goes_on(file, &mut frame, &header[16..24])? {
                 WalState::FrameDamaged(count)
@@ -96,12 +108,22 @@ fn read(mut file: impl Read) -> io::Result<WalState> {
                 WalState::Whole
             });
         }
+        chain.add_frame(&frame);
     }
     Ok(WalState::Whole)
 }
 
+/// Whether this is a log's header with its checksum.
+pub(crate) fn is_log_header(header: &[u8; HEADER_BYTES]) -> bool {
+    let page_bytes = number(header, 2);
+    number(header, 0) & !1 == MAGIC
+        && page_bytes.is_power_of_two()
+        && (512..=PAGE_BYTES_MAX).contains(&page_bytes)
+        && Chain::of_header(header).is(&header[24..])
+}
+
 /// Whether frames of a later transaction stand behind one that does not fit: some commit, and anything behind that.
-fn goes_on(mut file: impl Read, frame: &mut [u8], salts: &[u8]) -> io::Result<bool> {
+pub(crate) fn goes_on(mut file: impl Read, frame: &mut [u8], salts: &[u8]) -> io::Result<bool> {
     let mut committed = is_nearly(&frame[8..16], salts) && number(frame, 1) > 0;
     while filled(&mut file, frame)? {
         if frame[8..16] != *salts {
@@ -117,7 +139,7 @@ fn goes_on(mut file: impl Read, frame: &mut [u8], salts: &[u8]) -> io::Result<bo
 
 /// Whether a frame that does not fit is of this log all the same: its salts may be what is damaged. An earlier log's second one
 /// was drawn at random, so it differs in about half of its bits.
-fn is_nearly(found: &[u8], salts: &[u8]) -> bool {
+pub(crate) fn is_nearly(found: &[u8], salts: &[u8]) -> bool {
     let flipped: u32 = found.iter().zip(salts).map(|(one, other)| (one ^ other).count_ones()).sum();
     flipped <= SALT_BITS_FLIPPED_MAX
 }

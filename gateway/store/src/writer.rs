@@ -12,7 +12,7 @@ mod find;
 mod group;
 mod health;
 mod keys;
-mod leaf;
+pub(crate) mod leaf;
 mod lease;
 mod load;
 mod memory;

@@ -103,6 +103,7 @@ impl Semantics {
             | Event::Refused
             | Event::PayloadPurged
             | Event::DamageFound
+            | Event::Salvaged
             | Event::LogOpened => Ok(()),
         }
     }

@@ -22,7 +22,7 @@ pub(super) fn accepted_leaf<'l>(
     leaf
 }
 
-pub(super) fn actor(actor: &Actor) -> By<'_> {
+pub(crate) fn actor(actor: &Actor) -> By<'_> {
     let kind = match actor.kind {
         ActorKind::Gateway => gatepost_audit::ActorKind::Gateway,
         ActorKind::App => gatepost_audit::ActorKind::App,
@@ -58,7 +58,7 @@ pub(super) fn leaf_level(level: Level) -> LeafLevel {
     }
 }
 
-pub(super) fn leaf_state(state: &State) -> LeafState {
+pub(crate) fn leaf_state(state: &State) -> LeafState {
     match state {
         State::Waiting { .. } => LeafState::Waiting,
         State::Leased { .. } => LeafState::Leased,

@@ -69,6 +69,12 @@ impl Place {
     }
 
     pub(crate) async fn open(&self) -> Result<Fixture, OpenError> {
+        let fixture = self.open_unconfigured().await?;
+        fixture.store.queues_configure(self.queues.clone()).await.unwrap();
+        Ok(fixture)
+    }
+
+    pub(crate) async fn open_unconfigured(&self) -> Result<Fixture, OpenError> {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let opened = runtime.spawn(gatepost_store::open(self.options())).await.unwrap();
@@ -79,7 +85,6 @@ impl Place {
                 return Err(error);
             }
         };
-        store.queues_configure(self.queues.clone()).await.unwrap();
         Ok(Fixture { store, place: self.clone(), task: Some(task), runtime: Some(runtime) })
     }
 

@@ -24,5 +24,6 @@ mod purge;
 mod random;
 mod sessions;
 mod start;
+mod torn;
 mod whose_fault;
 mod window;
