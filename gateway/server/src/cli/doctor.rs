@@ -1,10 +1,14 @@
 //! `gatepost doctor`: looks at everything that a gateway needs from its machine, and says what to do where it is missing.
 
+mod repair;
+
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::Args;
+use gatepost_store::salvage::{self, SalvageError};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::statvfs::statvfs;
@@ -26,6 +30,16 @@ const FSYNC_TOO_FAST: Duration = Duration::from_micros(10);
 const FREE_BYTES_LOW: u64 = 1 << 30;
 const FREE_BYTES_MIN: u64 = 64 << 20;
 const OPEN_FILES_LOW: u64 = 4096;
+
+/// Damaged places of the data that are shown; all are counted.
+const DAMAGE_SHOWN: usize = 5;
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// Save what is sound of a stopped gateway's data into this new directory
+    #[arg(long, value_name = "NEW-DIRECTORY")]
+    repair: Option<PathBuf>,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -59,12 +73,16 @@ impl Finding {
     }
 }
 
-pub(super) fn doctor(context: &Context) -> Result<(), Failure> {
+pub(super) fn doctor(context: &Context, args: &Doctor) -> Result<(), Failure> {
+    if let Some(target) = &args.repair {
+        return repair::repair(context, target);
+    }
     let ui = &context.ui;
     let config = context.config.as_deref();
     let mut findings = vec![kernel(), peer_pidfd(), landlock(), open_files(), sqlite()];
     findings.extend(configuration(config));
     findings.extend(disk(config));
+    findings.extend(data(config));
     findings.extend(sockets(config));
     let failed = findings.iter().filter(|finding| finding.verdict == Verdict::Fail).count() as u64;
     if ui.json {
@@ -204,6 +222,47 @@ fn disk(config: Option<&Path>) -> Vec<Finding> {
     let wanted = std::path::absolute(&wanted).unwrap_or(wanted);
     let Some(dir) = wanted.ancestors().find(|dir| dir.is_dir()) else { return Vec::new() };
     vec![free_space(dir), filesystem(dir), fsync(dir)]
+}
+
+/// Everything that a stopped gateway has stored, read from the first byte to the last.
+fn data(config: Option<&Path>) -> Vec<Finding> {
+    const WHAT: &str = "data";
+    let Ok(dir) = locate::data_dir(config) else { return Vec::new() };
+    let found = match salvage::inspect(&dir) {
+        Ok(found) => found,
+        Err(SalvageError::NoData(_)) => return Vec::new(),
+        Err(SalvageError::InUse(_)) => {
+            let found = "in use: a gateway that runs names the damage it meets in `gatepost status`";
+            return vec![Finding::ok(WHAT, found)];
+        }
+        Err(error) => {
+            return vec![Finding::warn(WHAT, error.to_string(), "run doctor as the gateway's user")];
+        }
+    };
+    let messages = text::plural(found.messages, "message", "messages");
+    let deliveries = text::plural(found.deliveries, "delivery", "deliveries");
+    let entries = text::plural(found.entries, "entry", "entries");
+    if found.damage.is_empty() {
+        return vec![Finding::ok(
+            WHAT,
+            format!("{messages}, {deliveries}, {entries} of the log: all as written"),
+        )];
+    }
+    let advice = "`gatepost doctor --repair NEW-DIRECTORY` saves what is sound";
+    let shown = found.damage.iter().rev().take(DAMAGE_SHOWN).map(|damage| {
+        let id = damage.id.as_ref().map_or_else(String::new, |id| format!(" ({id})"));
+        Finding::fail(WHAT, format!("{} {}{id}: {}", damage.what, damage.place, damage.why), advice)
+    });
+    let mut findings: Vec<Finding> = shown.collect();
+    let more = found.damage.len().saturating_sub(DAMAGE_SHOWN) as u64;
+    if more > 0 {
+        findings.push(Finding::fail(
+            WHAT,
+            format!("… and {}", text::plural(more, "place more", "places more")),
+            advice,
+        ));
+    }
+    findings
 }
 
 fn free_space(dir: &Path) -> Finding {

@@ -14,6 +14,7 @@ pub(super) const EXIT_NOT_FOUND: u8 = 5;
 pub(super) const EXIT_AUDIT: u8 = 6;
 const EXIT_NEEDS_RESTART: u8 = 7;
 pub(super) const EXIT_DISAGREE: u8 = 8;
+const EXIT_INCOMPLETE: u8 = 9;
 const EXIT_AUDIT_UNREADABLE: u8 = gatepost_audit::verify::Outcome::Usage as u8;
 
 /// The end of `gatepost --help`.
@@ -27,7 +28,8 @@ pub(super) const EXIT_CODES: &str = "Exit codes:
   6  the audit log does not verify (`audit verify` names the kind: 10 signature, 11 root,
      12 files, 13 fork, 16 leaf, 17 impossible leaf, 18 rolled back, 20 unreadable)
   7  `reload`: the file is correct, but only a restart can change some of its keys; nothing changed
-  8  `audit reconcile`: the audit log and the database do not agree";
+  8  `audit reconcile`: the audit log and the database do not agree
+  9  `doctor --repair`: the new directory is there, but not everything could be saved";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -60,6 +62,9 @@ pub(crate) enum Failure {
     /// Work that was done and did not succeed.
     #[error("{what}")]
     Unsuccessful { what: String, hint: Option<String> },
+    /// A salvage that is done; what was not saved has been printed.
+    #[error("{} not be saved; the list says what and why", super::text::plural(*.gone, "thing could", "things could"))]
+    Incomplete { gone: u64 },
     #[error("interrupted")]
     Interrupted,
     /// Standard output is gone or full.
@@ -96,6 +101,7 @@ impl Failure {
             Self::Refused(_) => EXIT_REFUSED,
             Self::NotFound(_) => EXIT_NOT_FOUND,
             Self::Audit { code, .. } => *code,
+            Self::Incomplete { .. } => EXIT_INCOMPLETE,
             Self::Garbled { .. }
             | Self::Io { .. }
             | Self::Unsuccessful { .. }
@@ -114,6 +120,7 @@ impl Failure {
             Self::Unreachable { .. } | Self::NotRunning(_) | Self::NoAnswer { .. } => "unreachable",
             Self::NotFound(_) => Code::NotFound.as_str(),
             Self::Audit { .. } => "audit",
+            Self::Incomplete { .. } => "incomplete",
             Self::Interrupted => "interrupted",
             Self::Garbled { .. } | Self::Io { .. } | Self::Unsuccessful { .. } | Self::Output(_) => "failed",
         }
@@ -140,6 +147,9 @@ impl Failure {
                 "check the path, and that you may read it: what is in the data directory is the gateway's user's"
             }
             Self::Audit { .. } => "keep the data directory as it is: it is the evidence",
+            Self::Incomplete { .. } => {
+                "deliveries that became `dead` are in `gatepost dead ls`; keep the old directory"
+            }
             Self::NeedsRestart(_) => {
                 "restart the gateway; or set these keys back, and the rest can be reloaded"
             }
@@ -198,6 +208,7 @@ mod tests {
             (problem(Code::NoRoute), 4),
             (problem(Code::NotFound), 5),
             (Failure::Audit { code: 18, what: "x".into() }, 18),
+            (Failure::Incomplete { gone: 1 }, 9),
             (Failure::Output(io::ErrorKind::BrokenPipe.into()), 0),
             (Failure::Output(io::ErrorKind::StorageFull.into()), 1),
         ] {

@@ -103,8 +103,8 @@ enum Command {
     Audit(audit::Audit),
     /// Measure this machine's gateway with everything switched on
     Bench(bench::Bench),
-    /// Look at everything a gateway needs from this machine
-    Doctor,
+    /// Look at the machine and at all that is stored; save what is sound of it
+    Doctor(doctor::Doctor),
     /// Print the completions for a shell
     Completions(setup::Completions),
 }
@@ -193,7 +193,7 @@ fn run(
         Command::Doubt(command) => runtime()?.block_on(deliveries::doubt(context, command)),
         Command::Audit(command) => runtime()?.block_on(audit::audit(context, command)),
         Command::Bench(args) => runtime()?.block_on(bench::bench(context, args)),
-        Command::Doctor => doctor::doctor(context),
+        Command::Doctor(args) => doctor::doctor(context, args),
         Command::Completions(args) => setup::completions(&context.ui, args),
     }
 }

@@ -76,7 +76,7 @@ fn not_opened(error: &OpenError) -> Failure {
     }
 }
 
-fn this_user() -> String {
+pub(in crate::cli) fn this_user() -> String {
     let uid = nix::unistd::geteuid();
     nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }

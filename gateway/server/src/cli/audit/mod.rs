@@ -5,6 +5,8 @@ mod adopt;
 mod log;
 mod reconcile;
 
+pub(super) use adopt::this_user;
+
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
