@@ -14,6 +14,7 @@ mod refused;
 mod rules;
 mod secrecy;
 mod tamper;
+mod torn;
 mod torture;
 mod trouble;
 

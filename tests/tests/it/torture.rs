@@ -21,6 +21,7 @@ const SCENARIOS: &[(&str, u32, Scenario)] = &[
     ("simulation", 2, simulation),
     ("lost writes", 3, crate::disk::lost_writes),
     ("failing disks", 2, crate::disk::failures),
+    ("torn and flipped", 2, crate::torn::torn),
     ("trouble", 4, crate::trouble::trouble),
     ("kills", 16, crate::lab::kills),
 ];
