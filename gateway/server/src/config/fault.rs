@@ -86,10 +86,29 @@ impl<'t> Report<'t> {
         self.faults.sort_by_key(|(spot, _)| spot.offset);
         let located = |(spot, text): (Spot, String)| {
             let (line, column) = position(self.text, spot.offset);
-            Fault { file: self.file.to_owned(), line, column, key: spot.key, text }
+            Fault { file: self.file.to_owned(), line, column, key: visible(&spot.key), text: visible(&text) }
         };
         Faults(self.faults.into_iter().map(located).collect())
     }
+}
+
+/// What a file says is repeated in its faults. Characters that would steer the reader's terminal, or turn the direction of
+/// writing around, are shown as TOML would write them.
+fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\t' => shown.push_str("\\t"),
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => shown.push_str(&escape(character)),
+            other if other.is_control() => shown.push_str(&escape(other)),
+            other => shown.push(other),
+        }
+    }
+    shown
+}
+
+fn escape(character: char) -> String {
+    format!("\\u{:04x}", u32::from(character))
 }
 
 /// Line and column, both from 1.

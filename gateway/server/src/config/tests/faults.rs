@@ -275,6 +275,15 @@ fn faults_of_the_syntax_have_a_place_and_quote_nothing() {
 }
 
 #[test]
+fn a_fault_repeats_no_character_that_steers_a_terminal() {
+    let text =
+        with("[adapters.\"\\u001b[2J\"]\n[[routes]]\nfrom = \"\te\\u001b\\u202er\"\nto = [\"x\\u0085\"]\n");
+    let faults = parse(&text).unwrap_err().to_string();
+    assert!(!faults.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'), "{faults:?}");
+    assert!(faults.contains(r"no app or adapter `\te\u001b\u202er`"), "{faults}");
+}
+
+#[test]
 fn a_broken_table_keeps_its_name_known_to_others() {
     let text = with("[adapters.lab]\nrun = 1\n[[routes]]\nfrom = \"lab\"\nto = [\"lab\"]\n");
     assert_eq!(faults(&text).len(), 1);
