@@ -18,12 +18,12 @@ type Scenario = fn(Duration, &mut Report);
 
 /// Every scenario, with its share of the time.
 const SCENARIOS: &[(&str, u32, Scenario)] = &[
-    ("simulation", 2, simulation),
-    ("lost writes", 3, crate::disk::lost_writes),
+    ("simulation", 1, simulation),
+    ("lost writes", 2, crate::disk::lost_writes),
     ("failing disks", 2, crate::disk::failures),
     ("torn and flipped", 2, crate::torn::torn),
-    ("trouble", 4, crate::trouble::trouble),
-    ("kills", 16, crate::lab::kills),
+    ("trouble", 3, crate::trouble::trouble),
+    ("kills", 18, crate::lab::kills),
 ];
 /// It needs one processor and a minute for each of its targets, and disturbs the others just as any neighbour does.
 const FUZZER: &str = "fuzzer";
