@@ -1,0 +1,204 @@
+//! Rows as the first pass finds them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use gatepost_core::{DeliveryId, MessageId};
+use rusqlite::types::Value;
+
+use super::damage::{Damage, Fate};
+use super::rows::{FoundRow, MESSAGE_DEDUP, Table, Worth};
+use crate::leaves::Run;
+
+/// A message whose row is there.
+pub(super) struct KnownMessage {
+    pub(super) id: [u8; 16],
+    pub(super) dedup: Value,
+}
+
+/// A delivery whose row is there.
+pub(super) struct KnownDelivery {
+    pub(super) pos: i64,
+    pub(super) message: i64,
+    pub(super) queue: i64,
+}
+
+/// A row of a message or a delivery that does not verify.
+pub(super) struct Unsound {
+    pub(super) table: Table,
+    pub(super) row: Option<i64>,
+    /// As it stands there, for what it is worth.
+    pub(super) id: Option<[u8; 16]>,
+    pub(super) column: &'static str,
+}
+
+/// Rows as the first pass finds them.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) store: Option<Vec<Value>>,
+    pub(super) queues: BTreeMap<i64, Vec<Value>>,
+    pub(super) messages: BTreeMap<i64, KnownMessage>,
+    pub(super) deliveries: HashMap<[u8; 16], KnownDelivery>,
+    pub(super) positions: HashSet<i64>,
+    pub(super) keys: Vec<(Value, i64)>,
+    pub(super) runs: BTreeMap<u64, Vec<u8>>,
+    pub(super) unsound: Vec<Unsound>,
+    pub(super) damage: Vec<Damage>,
+}
+
+impl Found {
+    pub(super) fn take(&mut self, row: FoundRow) {
+        let FoundRow { table, row: number, values, worth } = row;
+        let key = number.map_or_else(|| name_of(table, &values), |number| number.to_string());
+        match &worth {
+            Worth::Sound => {}
+            Worth::Mended => {
+                let id = id_of(table, &values);
+                self.damage.push(Damage::row(table, key, id, Fate::Mended, "one bit had flipped"));
+            }
+            Worth::Damaged(column) => return self.take_damaged(table, number, key, values, column),
+        }
+        self.keep(table, values);
+    }
+
+    fn keep(&mut self, table: Table, values: Vec<Value>) {
+        match (table, &values[..]) {
+            (Table::Store, _) => self.store = Some(values),
+            (Table::Queue, [Value::Integer(id), ..]) => drop(self.queues.entry(*id).or_insert(values)),
+            (Table::Message, [Value::Integer(seq), Value::Blob(id), ..]) => {
+                if let Ok(id) = id.as_slice().try_into() {
+                    let message = KnownMessage { id, dedup: values[MESSAGE_DEDUP].clone() };
+                    self.messages.entry(*seq).or_insert(message);
+                }
+            }
+            (
+                Table::Delivery,
+                [Value::Integer(pos), Value::Blob(id), Value::Integer(message), Value::Integer(queue), ..],
+            ) => {
+                if let Ok(id) = id.as_slice().try_into() {
+                    let delivery = KnownDelivery { pos: *pos, message: *message, queue: *queue };
+                    self.deliveries.entry(id).or_insert(delivery);
+                    self.positions.insert(*pos);
+                }
+            }
+            (Table::Dedup, [key, Value::Integer(message)]) => self.keys.push((key.clone(), *message)),
+            (Table::Leaf, [Value::Integer(first), Value::Blob(bytes), _]) => {
+                self.runs.insert(first.cast_unsigned(), bytes.clone());
+            }
+            _ => {}
+        }
+    }
+
+    fn take_damaged(
+        &mut self,
+        table: Table,
+        number: Option<i64>,
+        key: String,
+        values: Vec<Value>,
+        column: &'static str,
+    ) {
+        let id = id_of(table, &values);
+        match (table, column) {
+            // What it says of itself verifies, its content does not.
+            (Table::Message, "attributes" | "data") => {
+                self.damage.push(Damage::row(
+                    table,
+                    key,
+                    id,
+                    Fate::Dead,
+                    format!("its {column} cannot be opened"),
+                ));
+                self.keep(table, values);
+            }
+            (Table::Message, "sum_indexed") => {
+                let why = "its idempotency key and what it is found by are damaged";
+                self.damage.push(Damage::row(table, key, id, Fate::Lost, why));
+                self.keep(table, values);
+            }
+            (Table::Delivery, "ready") => {
+                self.damage.push(Damage::row(
+                    table,
+                    key,
+                    id,
+                    Fate::Rebuilt,
+                    "when it may be leased is damaged",
+                ));
+                self.keep(table, values);
+            }
+            (Table::Message | Table::Delivery, _) => {
+                let id = match values.get(1) {
+                    Some(Value::Blob(id)) => id.as_slice().try_into().ok(),
+                    _ => None,
+                };
+                self.unsound.push(Unsound { table, row: number, id, column });
+            }
+            (Table::Store | Table::Leaf, _) => {
+                self.damage.push(Damage::row(
+                    table,
+                    key,
+                    None,
+                    Fate::Rebuilt,
+                    format!("its {column} does not fit"),
+                ));
+            }
+            (Table::Queue, _) => {
+                let why = "a pause, an open breaker and what it counted are forgotten";
+                self.damage.push(Damage::row(table, key, None, Fate::Lost, why));
+            }
+            (Table::Dedup, _) => {
+                self.damage.push(Damage::row(table, key, None, Fate::Rebuilt, "it is not readable"));
+            }
+            (Table::Detail | Table::Reply | Table::State, _) => {
+                let why = format!("its {column} cannot be opened");
+                self.damage.push(Damage::row(table, key, None, Fate::Lost, why));
+            }
+        }
+    }
+
+    /// Idempotency keys must be those of their messages.
+    pub(super) fn check_keys(&mut self) {
+        for (key, message) in std::mem::take(&mut self.keys) {
+            if self.messages.get(&message).is_none_or(|known| known.dedup != key) {
+                let why = "it is not the key of its message";
+                self.damage.push(Damage::row(Table::Dedup, message, None, Fate::Rebuilt, why));
+            }
+        }
+    }
+
+    pub(super) fn leaf_rows(&mut self) -> BTreeMap<u64, Vec<u8>> {
+        let mut rows = BTreeMap::new();
+        for (first, bytes) in std::mem::take(&mut self.runs) {
+            let run = Run { first, bytes };
+            match run.leaves() {
+                Ok(leaves) => rows.extend(leaves.map(|(index, leaf)| (index, leaf.to_vec()))),
+                Err(error) => {
+                    self.damage.push(Damage::row(Table::Leaf, first, None, Fate::Lost, error.to_string()));
+                }
+            }
+        }
+        rows
+    }
+}
+
+fn name_of(table: Table, values: &[Value]) -> String {
+    match (table, values) {
+        (Table::State, [Value::Text(adapter), Value::Text(key), ..]) => format!("{adapter}/{key}"),
+        (_, [.., Value::Integer(message)]) => message.to_string(),
+        _ => "?".to_owned(),
+    }
+}
+
+fn id_of(table: Table, values: &[Value]) -> Option<String> {
+    let id: [u8; 16] = match (table, values.get(1)) {
+        (Table::Message | Table::Delivery, Some(Value::Blob(id))) => id.as_slice().try_into().ok()?,
+        _ => return None,
+    };
+    Some(id_text(table, id))
+}
+
+pub(super) fn id_text(table: Table, id: [u8; 16]) -> String {
+    if table == Table::Message {
+        MessageId::from_bytes(id).to_string()
+    } else {
+        DeliveryId::from_bytes(id).to_string()
+    }
+}

@@ -1,0 +1,223 @@
+//! The rows of the new database: those that are sound, and those that the log makes good.
+
+use std::collections::BTreeMap;
+
+use gatepost_core::{DeliveryId, MessageId};
+use rusqlite::params_from_iter;
+use rusqlite::types::Value;
+
+use super::super::record::RecordedMessage;
+use super::super::rows::{
+    DELIVERY_READY, FoundRow, MESSAGE_ATTRIBUTES, MESSAGE_DATA, MESSAGE_DEDUP, MESSAGE_SALT,
+    MESSAGE_SUM_INDEXED, Rows, Table, Worth,
+};
+use super::super::{Damage, Fate, SalvageError, at};
+use super::{Building, sum_of};
+use crate::seal::{Owner, Vault};
+use crate::sql;
+
+impl Building<'_> {
+    pub(super) fn copy_rows(&mut self) -> Result<(), SalvageError> {
+        let unkeyed = Vault::new(&[0; 32]);
+        let survey = self.survey;
+        let mut failed = None;
+        let read = Rows::new(&survey.image, &unkeyed).read(&mut |row| {
+            self.copy_row(row).map_err(|error| {
+                failed = Some(error);
+                std::io::ErrorKind::Other.into()
+            })
+        });
+        match (failed, read) {
+            (Some(error), _) => Err(error),
+            (None, read) => read.map_err(at(&survey.data.database())),
+        }
+    }
+
+    fn copy_row(&mut self, row: FoundRow) -> Result<(), SalvageError> {
+        let FoundRow { table, mut values, worth, .. } = row;
+        let sound = worth == Worth::Sound || worth == Worth::Mended;
+        match table {
+            // They are made anew from the others.
+            Table::Store | Table::Queue | Table::Dedup | Table::Leaf => return Ok(()),
+            Table::Message => match worth {
+                Worth::Damaged("attributes" | "data" | "sum_indexed") => {
+                    self.mend_message(&mut values, worth)?
+                }
+                Worth::Damaged(_) => return Ok(()),
+                Worth::Sound | Worth::Mended => {}
+            },
+            Table::Delivery => {
+                if !(sound || worth == Worth::Damaged("ready")) {
+                    return Ok(());
+                }
+                let unordered = values[4] == Value::Null;
+                values[DELIVERY_READY] =
+                    if unordered { values[DELIVERY_READY - 1].clone() } else { Value::Null };
+            }
+            // They belong to entries of the log.
+            Table::Detail if !self.continued => return Ok(()),
+            Table::Detail | Table::Reply | Table::State => {
+                if !sound {
+                    return Ok(());
+                }
+            }
+        }
+        self.insert(table, &values)
+    }
+
+    pub(super) fn insert(&self, table: Table, values: &[Value]) -> Result<(), SalvageError> {
+        let places = vec!["?"; values.len()].join(", ");
+        let statement = format!("INSERT OR IGNORE INTO {} VALUES ({places})", table.name());
+        self.connection.prepare_cached(&statement)?.execute(params_from_iter(values))?;
+        Ok(())
+    }
+
+    /// Takes from a message what does not verify.
+    fn mend_message(&mut self, values: &mut [Value], worth: Worth) -> Result<(), SalvageError> {
+        let (Value::Integer(seq), Value::Blob(id)) = (&values[0], &values[1]) else { return Ok(()) };
+        let (seq, id) = (*seq, id.clone());
+        let Ok(message) = <&[u8; 16]>::try_from(id.as_slice()) else { return Ok(()) };
+        if worth != Worth::Damaged("sum_indexed") {
+            let kind = match &values[5] {
+                Value::Text(kind) => kind.clone(),
+                _ => String::new(),
+            };
+            values[MESSAGE_ATTRIBUTES] = Value::Blob(self.remains(message, &kind));
+            values[MESSAGE_SALT] = Value::Null;
+            values[MESSAGE_DATA] = Value::Null;
+            self.emptied.insert(seq);
+        }
+        let indexed = sum_of(values[..1].iter().chain(&values[MESSAGE_DEDUP..MESSAGE_SUM_INDEXED]))?;
+        if values[MESSAGE_SUM_INDEXED] != Value::Integer(indexed) {
+            self.forget_index(values)?;
+        }
+        Ok(())
+    }
+
+    /// A message's idempotency key and what it is found by, in a form that nothing matches.
+    fn forget_index(&self, values: &mut [Value]) -> Result<(), SalvageError> {
+        for column in [MESSAGE_DEDUP, MESSAGE_DEDUP + 1] {
+            values[column] = values[1].clone();
+        }
+        for value in &mut values[MESSAGE_DEDUP + 2..MESSAGE_SUM_INDEXED] {
+            *value = Value::Null;
+        }
+        let sum = sum_of(values[..1].iter().chain(&values[MESSAGE_DEDUP..MESSAGE_SUM_INDEXED]))?;
+        values[MESSAGE_SUM_INDEXED] = Value::Integer(sum);
+        Ok(())
+    }
+
+    /// What is left of an event, sealed: which message it was.
+    fn remains(&self, message: &[u8; 16], kind: &str) -> Vec<u8> {
+        let id = MessageId::from_bytes(*message).to_string();
+        let kind = if kind.is_empty() { "unknown" } else { kind };
+        let event =
+            serde_json::json!({"specversion": "1.0", "id": id, "source": "gatepost:salvage", "type": kind});
+        self.vault.seal(event.to_string().as_bytes(), Owner::Attributes { message })
+    }
+
+    /// Rows for messages that only the log knows: they had been accepted, and it must be seen what became of them.
+    pub(super) fn place_messages(&mut self) -> Result<(), SalvageError> {
+        if !self.continued {
+            return Ok(());
+        }
+        let survey = self.survey;
+        let numbers: BTreeMap<[u8; 16], i64> = survey
+            .messages_by_delivery
+            .iter()
+            .filter_map(|(delivery, message)| Some((*message, survey.deliveries.get(delivery)?.message)))
+            .collect();
+        let mut next = numbers.values().copied().fold(survey.last.0, i64::max) + 1;
+        for (id, recorded) in &survey.missing_messages {
+            let seq = numbers.get(id).copied().unwrap_or_else(|| {
+                next += 1;
+                next - 1
+            });
+            let values = self.placeholder(seq, id, recorded)?;
+            self.insert(Table::Message, &values)?;
+            self.placed.insert(*id, seq);
+            self.emptied.insert(seq);
+        }
+        Ok(())
+    }
+
+    fn placeholder(
+        &self,
+        seq: i64,
+        id: &[u8; 16],
+        recorded: &RecordedMessage,
+    ) -> Result<Vec<Value>, SalvageError> {
+        let (kind, name) = &recorded.by;
+        let size = i64::try_from(recorded.size).unwrap_or(i64::MAX);
+        let mut values = vec![
+            Value::Integer(seq),
+            Value::Blob(id.to_vec()),
+            Value::Integer(recorded.at),
+            Value::Text(kind.as_str().to_owned()),
+            Value::Text(name.clone()),
+            Value::Text("unknown".to_owned()),
+            Value::Integer(0),
+            Value::Integer(size),
+        ];
+        values.push(Value::Integer(sum_of(values.iter())?));
+        values.resize(MESSAGE_SUM_INDEXED + 1, Value::Null);
+        self.forget_index(&mut values)?;
+        values.extend([Value::Blob(self.remains(id, "")), Value::Null, Value::Null]);
+        Ok(values)
+    }
+
+    /// Rows for deliveries that only the log knows, as it left them; and which deliveries are to end as dead.
+    pub(super) fn place_deliveries(&mut self) -> Result<Vec<i64>, SalvageError> {
+        let survey = self.survey;
+        let emptied = |known: &&super::super::found::KnownDelivery| self.emptied.contains(&known.message);
+        let mut dead: Vec<i64> = survey.deliveries.values().filter(emptied).map(|known| known.pos).collect();
+        dead.sort_unstable();
+        if !self.continued {
+            return Ok(dead);
+        }
+        let numbers: BTreeMap<[u8; 16], i64> =
+            survey.messages.iter().map(|(seq, known)| (known.id, *seq)).collect();
+        let mut pos = survey.last.1;
+        for (id, recorded) in &survey.missing_deliveries {
+            let message =
+                numbers.get(&recorded.message).or_else(|| self.placed.get(&recorded.message)).copied();
+            let queue = self.queues.iter().find(|(_, name)| **name == recorded.to).map(|(id, _)| *id);
+            let (Some(message_seq), Some(queue)) = (message, queue) else { continue };
+            pos += 1;
+            let row = recorded.row(pos, *id, message_seq, queue);
+            let mut add = self.connection.prepare_cached(sql::DELIVERY_ADD)?;
+            row.add(&mut add)?;
+            if !row.delivery.state.is_terminal() {
+                dead.push(pos);
+            }
+        }
+        Ok(dead)
+    }
+
+    /// Deliveries of messages of which not even the id is known, and what belongs to deliveries that are not there.
+    pub(super) fn drop_the_unattached(&mut self) -> Result<(), SalvageError> {
+        let lost: Vec<(i64, Vec<u8>)> = {
+            let mut statement = self.connection.prepare(
+                "SELECT d.pos, d.id FROM delivery d LEFT JOIN message m ON m.seq = d.message WHERE m.seq IS NULL",
+            )?;
+            let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            found.collect::<rusqlite::Result<_>>()?
+        };
+        for (pos, id) in lost {
+            self.connection.execute("DELETE FROM delivery WHERE pos = ?1", [pos])?;
+            let id = <[u8; 16]>::try_from(id).ok().map(|id| DeliveryId::from_bytes(id).to_string());
+            self.damage.push(Damage::row(Table::Delivery, pos, id, Fate::Lost, "its message is not there"));
+        }
+        for table in ["detail", "reply"] {
+            let statement = format!("DELETE FROM {table} WHERE delivery NOT IN (SELECT pos FROM delivery)");
+            self.connection.execute(&statement, [])?;
+        }
+        Ok(())
+    }
+
+    /// Under another key the old identifiers mean nothing. Lanes stay: they keep their order among themselves.
+    pub(super) fn forget_keys(&self) -> Result<(), SalvageError> {
+        self.connection.execute("DELETE FROM dedup", [])?;
+        Ok(())
+    }
+}
