@@ -200,11 +200,13 @@ impl Writer {
             kind: QueueKind::Builtin,
             policy: Default::default(),
         });
-        let mut configured = self.try_configure(&setups);
+        // At start nobody knows.
+        let windows = self.windows(self.own_leases_ended);
+        let mut configured = self.try_configure(&setups, &windows);
         if configured == Err(CommitError::Full) {
             self.failed(&CommitError::Full);
             // The reserve is free now.
-            configured = self.try_configure(&setups);
+            configured = self.try_configure(&setups, &windows);
         }
         if let Err(error) = configured {
             self.failed(&error);
@@ -218,10 +220,14 @@ impl Writer {
     }
 
     /// One transaction. Memory has the new queues while it is decided, and the old ones again if it fails.
-    fn try_configure(&mut self, setups: &[QueueSetup]) -> Result<(), CommitError> {
+    fn try_configure(
+        &mut self,
+        setups: &[QueueSetup],
+        windows: &HashMap<i64, u32>,
+    ) -> Result<(), CommitError> {
         let before = (self.memory.queues.clone(), self.memory.by_name.clone(), self.own_leases_ended);
         begin(&self.connection)?;
-        let configured = self.configure_open(setups);
+        let configured = self.configure_open(setups, windows);
         if configured.is_err() {
             (self.memory.queues, self.memory.by_name, self.own_leases_ended) = before;
         }
@@ -229,8 +235,11 @@ impl Writer {
         configured
     }
 
-    fn configure_open(&mut self, setups: &[QueueSetup]) -> Result<(), CommitError> {
-        let windows = self.windows();
+    fn configure_open(
+        &mut self,
+        setups: &[QueueSetup],
+        windows: &HashMap<i64, u32>,
+    ) -> Result<(), CommitError> {
         let to_end = self.leases_to_end();
         for setup in setups {
             self.put_queue(setup.clone())?;
@@ -241,7 +250,7 @@ impl Writer {
         for setup in removed {
             self.put_queue(QueueSetup { kind: QueueKind::Removed, ..setup })?;
         }
-        self.end_leases(&to_end, &windows)
+        self.end_leases(&to_end, windows)
     }
 
     fn put_queue(&mut self, setup: QueueSetup) -> Result<(), CommitError> {
@@ -269,10 +278,9 @@ impl Writer {
         Ok(())
     }
 
-    /// How wide the lanes of each queue may have been until now; at start nobody knows.
-    fn windows(&self) -> HashMap<i64, u32> {
-        let width =
-            |queue: &Queue| if self.own_leases_ended { queue.setup.policy.window } else { WINDOW_MAX };
+    /// How wide the lanes of each queue may have been until now.
+    fn windows(&self, known: bool) -> HashMap<i64, u32> {
+        let width = |queue: &Queue| if known { queue.setup.policy.window } else { WINDOW_MAX };
         self.memory.queues.values().map(|queue| (queue.id, width(queue))).collect()
     }
 
@@ -369,10 +377,7 @@ impl Writer {
             load_memory(&connection, &self.vault, self.keys_in_memory).map_err(|error| error.to_string())?;
         let in_force: HashMap<i64, QueueSetup> =
             self.memory.queues.values().map(|queue| (queue.id, queue.setup.clone())).collect();
-        let mut other = false;
         for queue in memory.queues.values_mut() {
-            let kind = in_force.get(&queue.id).map(|setup| setup.kind);
-            other |= kind.unwrap_or(QueueKind::Removed) != queue.setup.kind;
             if let Some(setup) = in_force.get(&queue.id) {
                 queue.setup = setup.clone();
             }
@@ -380,11 +385,13 @@ impl Writer {
         self.connection = connection;
         let before = std::mem::replace(&mut self.memory, memory);
         self.memory.damage.told_before(before.damage);
-        if other && self.own_leases_ended {
-            // A configuration whose commit was said to have failed is in the tables all the same; it is not in force.
+        if self.own_leases_ended {
+            // A configuration whose commit was said to have failed may be in the tables all the same, and in their lanes; it is
+            // not in force.
             let listed = in_force.into_values().filter(|setup| setup.kind != QueueKind::Removed);
             let listed: Vec<QueueSetup> = listed.collect();
-            self.try_configure(&listed).map_err(|error| StoreError::from(error).to_string())?;
+            let windows = self.windows(false);
+            self.try_configure(&listed, &windows).map_err(|error| StoreError::from(error).to_string())?;
         }
         Ok(())
     }

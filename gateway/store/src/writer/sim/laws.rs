@@ -335,11 +335,20 @@ pub(super) fn lanes_are_kept(snap: &Snap) -> Result<(), Broken> {
     )
 }
 
-/// No lease of an adapter that the gateway starts outlives the gateway, but for the sent ones.
-pub(super) fn own_leases_are_over(snap: &Snap, memory: &Memory) -> Result<(), Broken> {
+/// No lease of an adapter that the gateway starts outlives the gateway, but for the sent ones. In `lasting` queues they were given
+/// to others, who may still hold them though this start has removed the queue.
+pub(super) fn own_leases_are_over(
+    snap: &Snap,
+    memory: &Memory,
+    lasting: &HashSet<i64>,
+) -> Result<(), Broken> {
     let own = |row: &&Row| {
         let queue = memory.queues.get(&row.queue);
-        queue.is_some_and(|queue| matches!(queue.setup.kind, QueueKind::Adapter | QueueKind::Removed))
+        queue.is_some_and(|queue| match queue.setup.kind {
+            QueueKind::Adapter => true,
+            QueueKind::Removed => !lasting.contains(&row.queue),
+            QueueKind::ExternalAdapter | QueueKind::Inbox | QueueKind::Builtin => false,
+        })
     };
     let leased = snap.rows.values().filter(own).find(|row| row.delivery.state.in_flight());
     law("a lease of the gateway's own adapter ends with the gateway", leased.is_none(), || {

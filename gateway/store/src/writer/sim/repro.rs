@@ -4,7 +4,7 @@ use gatepost_core::{OnDead, OnDoubt, Order};
 
 use super::ops::Op::*;
 use super::ops::Step::*;
-use super::ops::{Brakes, Ev, Fault, Kind, Setup, Step};
+use super::ops::{Brakes, Emits, Ev, Fault, Item, Kind, Says, Setup, Step};
 use super::run::run;
 
 fn holds(seed: u64, steps: &[Step]) {
@@ -126,6 +126,60 @@ fn repro_143_who_is_moved_stands_before_those_that_have_not_begun() {
             one(Session { queue: 1 }),
             one(Lease { queue: 1, max: 3, id: 0, secs: 30, earlier_life: false }),
             one(Move { from: 0, to: 1 }),
+        ],
+    );
+}
+
+/// The commit that brings an external adapter back is not heard of, and the next start, which has removed it, is no reason to take
+/// what it holds: it may be at work.
+#[test]
+fn repro_41573422455081_a_lease_of_an_external_adapter_outlives_a_start_that_removes_its_queue() {
+    let one = |op| Together { ops: vec![op], fault: None };
+    let crashed = Some(Fault { at: 0, kind: Kind::CrashAfter });
+    holds(
+        41_573_422_455_081,
+        &[
+            configured(vec![plain(1)]),
+            sent(18, 2),
+            one(Session { queue: 1 }),
+            Together {
+                ops: vec![
+                    Lease { queue: 1, max: 5, id: 0, secs: 600, earlier_life: false },
+                    Configure { queues: vec![plain(2)] },
+                ],
+                fault: None,
+            },
+            Together { ops: vec![Configure { queues: vec![plain(1)] }], fault: crashed },
+        ],
+    );
+}
+
+/// A window that a failed commit has made narrower on the disk, and that is not in force, kept the next of a lane waiting.
+#[test]
+fn repro_41573422455354_lanes_follow_the_windows_that_are_in_force_after_a_failure() {
+    let one = |op| Together { ops: vec![op], fault: None };
+    let strict = |queue| Setup { order: Order::Strict, window: 2, ..plain(queue) };
+    let lease = |queue| Lease { queue, max: 6, id: 0, secs: 600, earlier_life: false };
+    let broken = Some(Fault { at: 0, kind: Kind::BrokenAfter });
+    holds(
+        41_573_422_455_354,
+        &[
+            configured(vec![strict(1), strict(2)]),
+            sent(38, 7),
+            one(lease(2)),
+            one(lease(1)),
+            one(Settle {
+                queue: 1,
+                items: vec![Item { which: 5, says: Says::Sent }],
+                emit: Emits::Routed,
+                state: false,
+                atomic: false,
+                earlier_life: false,
+            }),
+            Together {
+                ops: vec![Configure { queues: vec![Setup { order: Order::None, ..plain(2) }] }],
+                fault: broken,
+            },
         ],
     );
 }

@@ -94,6 +94,8 @@ pub(super) struct Sim {
     pub(super) newest: i64,
     pub(super) book: Book,
     pub(super) widened: HashSet<i64>,
+    /// Queues whose leases outlived the gateway when it started last.
+    lasting: HashSet<i64>,
     /// Queues that have had a backlog limit.
     pub(super) limited: HashSet<&'static str>,
     pub(super) stamp: u64,
@@ -147,6 +149,7 @@ impl Sim {
             newest: 0,
             book: Book::default(),
             widened: HashSet::new(),
+            lasting: HashSet::new(),
             limited: HashSet::new(),
             stamp: 0,
             changes: None,
@@ -295,7 +298,7 @@ impl Sim {
                 self.widened.clear();
                 self.changes = None;
                 self.take_stock(&[])?;
-                laws::own_leases_are_over(&self.snap, &self.writer().memory)?;
+                laws::own_leases_are_over(&self.snap, &self.writer().memory, &self.lasting)?;
                 return self.keys_are_known();
             }
         }
@@ -305,6 +308,9 @@ impl Sim {
     fn start(&mut self) -> Result<bool, Broken> {
         let writer = self.machine.start().map_err(|text| Broken::new("the gateway starts", text))?;
         let first = writer.memory.leaf_count == 0;
+        let queues = writer.memory.queues.values();
+        self.lasting =
+            queues.filter(|queue| !queue.leases_end_with_gateway()).map(|queue| queue.id).collect();
         self.writer = Some(Box::new(writer));
         let gateway = || Actor::new(ActorKind::Gateway, ORIGIN);
         let mut notes = Vec::new();
