@@ -297,21 +297,24 @@ impl Writer {
     }
 
     /// Ends leases that did not outlive the gateway; they cost nothing. Only once the queues have their policies: it is the policy
-    /// that says whether what had begun is held for a person. Lanes whose window has become narrower are brought in line. This
+    /// that says whether what had begun is held for a person. Lanes whose window is another one now are brought in line. This
     /// commits what is open.
     fn end_leases(&mut self, queues: &[i64], windows: &HashMap<i64, u32>) -> Result<(), CommitError> {
         let now = self.clock.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        let narrower: HashMap<i64, u32> = windows
+        // As wide as can be: nobody knows how wide.
+        let is_other = |id: &i64, before: u32| {
+            let now = self.memory.queues.get(id).map(|queue| queue.setup.policy.window);
+            now.is_some_and(|now| now != before || before == WINDOW_MAX)
+        };
+        let others: HashMap<i64, u32> = windows
             .iter()
-            .filter(|(id, before)| {
-                self.memory.queues.get(id).is_some_and(|now| now.setup.policy.window < **before)
-            })
+            .filter(|(id, before)| is_other(id, **before))
             .map(|(id, before)| (*id, *before))
             .collect();
-        turn.width_before = narrower.values().copied().max().unwrap_or(1);
-        let leased = self.memory.hot.values().filter(|row| narrower.contains_key(&row.queue));
+        turn.width_before = others.values().copied().max().unwrap_or(1);
+        let leased = self.memory.hot.values().filter(|row| others.contains_key(&row.queue));
         turn.lanes.extend(leased.filter_map(|row| Some((row.queue, row.lane?))));
         for queue in queues {
             turn.end_leases(*queue, Event::SessionEnded)?;

@@ -200,7 +200,7 @@ impl Sim {
             Op::Configure { queues } => {
                 let (answer, answered) = channel();
                 let setups = queues.clone();
-                self.widen(queues);
+                self.limit(queues);
                 let op = StoreOp::Configure { queues: self.queue_setups(queues), answer };
                 Some((Asked::Configure { setups, answer: answered }, op))
             }
@@ -434,14 +434,8 @@ impl Sim {
         Some((Asked::Other { answer: answered }, op))
     }
 
-    /// Takes note of the windows that become wider: their lanes follow when something happens in them.
-    fn widen(&mut self, setups: &[Setup]) {
-        let memory = &self.writer.as_ref().expect("the gateway runs").memory;
-        let wider = setups.iter().filter_map(|setup| {
-            let queue = memory.queue(QUEUES[usize::from(setup.queue)])?;
-            (queue.setup.policy.window < setup.window).then_some(queue.id)
-        });
-        self.widened.extend(wider);
+    /// Takes note of the queues that get a backlog limit.
+    fn limit(&mut self, setups: &[Setup]) {
         let limited = setups.iter().filter(|setup| setup.backlog > 0);
         self.limited.extend(limited.map(|setup| QUEUES[usize::from(setup.queue)]));
     }

@@ -266,12 +266,10 @@ pub(super) fn counts_are_right(snap: &Snap, memory: &Memory) -> Result<(), Broke
     Ok(())
 }
 
-/// The claim index is what one gets who reckons it anew. Only where a window has been `widened` may a delivery behind the
-/// head be missing, until something happens in its lane.
-pub(super) fn ready_is_right(snap: &Snap, memory: &Memory, widened: &HashSet<i64>) -> Result<(), Broken> {
+/// The claim index is what one gets who reckons it anew.
+pub(super) fn ready_is_right(snap: &Snap, memory: &Memory) -> Result<(), Broken> {
     let due = |row: &Row| row.delivery.state.due().map(gatepost_core::Timestamp::as_micros);
     let mut expected: BTreeMap<i64, i64> = BTreeMap::new();
-    let mut optional: HashSet<i64> = HashSet::new();
     for row in snap.rows.values().filter(|row| row.lane.is_none()) {
         expected.extend(due(row).map(|due| (row.pos, due)));
     }
@@ -283,9 +281,6 @@ pub(super) fn ready_is_right(snap: &Snap, memory: &Memory, widened: &HashSet<i64
         let room = before.len() < queue.setup.policy.window.max(1) as usize;
         if room && before.iter().all(|lease| lease.session == queue.session) {
             expected.extend(due(first).map(|due| (first.pos, due)));
-            if !before.is_empty() && widened.contains(&id) {
-                optional.insert(first.pos);
-            }
         }
     }
     for (pos, ready) in &snap.ready {
@@ -294,7 +289,7 @@ pub(super) fn ready_is_right(snap: &Snap, memory: &Memory, widened: &HashSet<i64
         })?;
     }
     for (pos, due) in &expected {
-        law("what may be leased is ready", snap.ready.contains_key(pos) || optional.contains(pos), || {
+        law("what may be leased is ready", snap.ready.contains_key(pos), || {
             format!("delivery {pos} is due at {due}; {:?}", snap.rows.get(pos))
         })?;
     }

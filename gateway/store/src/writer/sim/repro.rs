@@ -183,3 +183,21 @@ fn repro_41573422455354_lanes_follow_the_windows_that_are_in_force_after_a_failu
         ],
     );
 }
+
+/// A window that became wider was followed only when something happened in the lane.
+#[test]
+fn repro_423591183903482_lanes_follow_a_window_that_becomes_wider() {
+    let lease = |max| Lease { queue: 0, max, id: 0, secs: 5, earlier_life: false };
+    let strict = |window| Setup { order: Order::Strict, window, in_flight: 1, ..plain(0) };
+    let event = |key| Ev { key, content: 0, to: 1, expires_s: 0 };
+    let together = |ops| Together { ops, fault: None };
+    holds(
+        423_591_183_903_482,
+        &[
+            configured(vec![strict(4)]),
+            together(vec![lease(5), Send { sender: 1, events: vec![event(13), event(36)] }]),
+            together(vec![lease(2)]),
+            together(vec![Configure { queues: vec![strict(1)] }, Configure { queues: vec![strict(2)] }]),
+        ],
+    );
+}

@@ -93,7 +93,6 @@ pub(super) struct Sim {
     pub(super) snap: Snap,
     pub(super) newest: i64,
     pub(super) book: Book,
-    pub(super) widened: HashSet<i64>,
     /// Queues whose leases outlived the gateway when it started last.
     lasting: HashSet<i64>,
     /// Queues that have had a backlog limit.
@@ -148,7 +147,6 @@ impl Sim {
             snap: Snap::default(),
             newest: 0,
             book: Book::default(),
-            widened: HashSet::new(),
             lasting: HashSet::new(),
             limited: HashSet::new(),
             stamp: 0,
@@ -295,7 +293,6 @@ impl Sim {
             let struck = power::disarm();
             self.count(struck);
             if started? {
-                self.widened.clear();
                 self.changes = None;
                 self.take_stock(&[])?;
                 laws::own_leases_are_over(&self.snap, &self.writer().memory, &self.lasting)?;
@@ -391,7 +388,7 @@ impl Sim {
             }
             laws::memory_is_the_tables(&writer)?;
             laws::counts_are_right(&self.snap, &writer.memory)?;
-            laws::ready_is_right(&self.snap, &writer.memory, &self.widened)
+            laws::ready_is_right(&self.snap, &writer.memory)
         });
         self.writer = Some(writer);
         stock
