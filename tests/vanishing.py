@@ -6,12 +6,18 @@
 """
 
 import http.server
+import os
 import socket
 import sys
 import threading
 import time
 
 mode, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+
+def say(line):
+    """One write: `print` makes two, between which another thread's line may come."""
+    os.write(1, (line + "\n").encode())
 
 
 def acknowledge(stream):
@@ -24,7 +30,7 @@ def acknowledge(stream):
         while b"\x1c\r" in waiting:
             frame, waiting = waiting.split(b"\x1c\r", 1)
             name = frame.split(b"|")[9].decode()
-            print(name, flush=True)
+            say(name)
             answer = f"MSH|^~\\&|B||A||2026||ACK|9|P|2.5\rMSA|AA|{name}\r"
             stream.sendall(b"\x0b" + answer.encode() + b"\x1c\r")
 
@@ -33,7 +39,7 @@ class Taker(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        print(self.rfile.read(int(self.headers["content-length"])).decode(), flush=True)
+        say(self.rfile.read(int(self.headers["content-length"])).decode())
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
@@ -44,16 +50,16 @@ class Taker(http.server.BaseHTTPRequestHandler):
 
 if mode == "mllp":
     listener = socket.create_server((address, port))
-    print("ready", flush=True)
+    say("ready")
     while True:
         threading.Thread(target=acknowledge, args=(listener.accept()[0],), daemon=True).start()
 elif mode == "http":
     server = http.server.ThreadingHTTPServer((address, port), Taker)
-    print("ready", flush=True)
+    say("ready")
     server.serve_forever()
 else:
     streams = [socket.create_connection((address, port)) for _ in range(int(sys.argv[4]))]
     for stream in streams:
         stream.sendall(b"\x0bMSH|^~\\&|B||A||2026||ADT^A01|half|P|2.5\rPID|1||")
-    print("ready", flush=True)
+    say("ready")
     time.sleep(600)
