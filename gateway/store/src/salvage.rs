@@ -7,6 +7,8 @@
 mod damage;
 mod found;
 mod image;
+mod integrity;
+mod keys;
 mod log;
 mod mend;
 mod page;
@@ -14,6 +16,7 @@ mod record;
 mod repair;
 mod rows;
 mod survey;
+mod table;
 
 use std::fs::{self, File};
 use std::io;

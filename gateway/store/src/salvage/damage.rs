@@ -1,6 +1,6 @@
 //! What is not as it was written, and what becomes of it.
 
-use super::rows::Table;
+use super::table::Table;
 
 /// What becomes of something that is not as it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,7 +6,8 @@ use gatepost_core::{DeliveryId, MessageId};
 use rusqlite::types::Value;
 
 use super::damage::{Damage, Fate};
-use super::rows::{FoundRow, MESSAGE_DEDUP, Table, Worth};
+use super::rows::{FoundRow, Worth};
+use super::table::{MESSAGE_DEDUP, Table};
 use crate::leaves::Run;
 
 /// A message whose row is there.

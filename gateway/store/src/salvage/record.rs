@@ -76,54 +76,47 @@ impl Recorded {
 }
 
 /// What the log says of what the database has not.
-pub(super) struct Record<'f> {
-    pub(super) found: &'f Found,
+#[derive(Default)]
+pub(super) struct Record {
+    pub(super) missing_messages: BTreeMap<[u8; 16], RecordedMessage>,
+    pub(super) missing_deliveries: BTreeMap<[u8; 16], Recorded>,
+    /// The message of a delivery, where the message's row is missing.
+    pub(super) messages_by_delivery: HashMap<[u8; 16], [u8; 16]>,
+    /// Names of queues whose rows are missing.
+    pub(super) queue_names: BTreeMap<i64, String>,
+    /// Newest session of each adapter.
+    pub(super) sessions: HashMap<String, u64>,
+    pub(super) starts: u32,
+    /// Time of the newest entry.
+    pub(super) newest: i64,
+}
+
+/// Makes the record while the log is read.
+pub(super) struct Recorder<'f> {
+    found: &'f Found,
     /// Messages by their ids.
-    pub(super) known: HashSet<[u8; 16]>,
-    pub(super) missing_messages: BTreeMap<[u8; 16], RecordedMessage>,
-    pub(super) missing_deliveries: BTreeMap<[u8; 16], Recorded>,
-    pub(super) messages_by_delivery: HashMap<[u8; 16], [u8; 16]>,
-    pub(super) queue_names: BTreeMap<i64, String>,
-    pub(super) sessions: HashMap<String, u64>,
-    pub(super) starts: u32,
-    pub(super) newest: i64,
+    known: HashSet<[u8; 16]>,
+    record: Record,
 }
 
-/// The same, when nothing is borrowed any more.
-pub(super) struct Recordings {
-    pub(super) missing_messages: BTreeMap<[u8; 16], RecordedMessage>,
-    pub(super) missing_deliveries: BTreeMap<[u8; 16], Recorded>,
-    pub(super) messages_by_delivery: HashMap<[u8; 16], [u8; 16]>,
-    pub(super) queue_names: BTreeMap<i64, String>,
-    pub(super) sessions: HashMap<String, u64>,
-    pub(super) starts: u32,
-    pub(super) newest: i64,
-}
-
-impl<'f> Record<'f> {
+impl<'f> Recorder<'f> {
     pub(super) fn new(found: &'f Found) -> Self {
         Self {
             found,
             known: found.messages.values().map(|message| message.id).collect(),
-            missing_messages: BTreeMap::new(),
-            missing_deliveries: BTreeMap::new(),
-            messages_by_delivery: HashMap::new(),
-            queue_names: BTreeMap::new(),
-            sessions: HashMap::new(),
-            starts: 0,
-            newest: 0,
+            record: Record::default(),
         }
     }
 
     /// Takes an entry. One that cannot be read says nothing; that it cannot be read is the verifier's to say.
     pub(super) fn take(&mut self, index: u64, entry: &[u8]) -> io::Result<()> {
         let Ok(leaf) = Leaf::parse(entry) else { return Ok(()) };
-        self.newest = leaf.at.max(self.newest);
+        self.record.newest = leaf.at.max(self.record.newest);
         match leaf.event {
-            Event::GatewayStarted => self.starts = self.starts.saturating_add(1),
+            Event::GatewayStarted => self.record.starts = self.record.starts.saturating_add(1),
             Event::Accepted | Event::Emitted => self.accepted(index, &leaf),
             Event::SessionOpened => {
-                let newest = self.sessions.entry(leaf.by.name.to_string()).or_default();
+                let newest = self.record.sessions.entry(leaf.by.name.to_string()).or_default();
                 *newest = leaf.session.unwrap_or(0).max(*newest);
             }
             _ => self.advanced(index, &leaf),
@@ -137,13 +130,13 @@ impl<'f> Record<'f> {
         if missing {
             let by = (leaf.by.kind, leaf.by.name.to_string());
             let recorded = RecordedMessage { at: leaf.at, size: leaf.size.unwrap_or(0), by };
-            self.missing_messages.insert(message, recorded);
+            self.record.missing_messages.insert(message, recorded);
         }
         for delivery in &leaf.deliveries {
             match self.found.deliveries.get(&delivery.id) {
                 Some(known) => {
                     if missing {
-                        self.messages_by_delivery.insert(delivery.id, message);
+                        self.record.messages_by_delivery.insert(delivery.id, message);
                     }
                     self.name_queue(known.queue, &delivery.to);
                 }
@@ -151,7 +144,7 @@ impl<'f> Record<'f> {
                     let to = delivery.to.to_string();
                     let recorded =
                         Recorded { message, to, at: leaf.at, entries: vec![index], ..Recorded::default() };
-                    self.missing_deliveries.insert(delivery.id, recorded);
+                    self.record.missing_deliveries.insert(delivery.id, recorded);
                 }
             }
         }
@@ -159,7 +152,7 @@ impl<'f> Record<'f> {
 
     fn name_queue(&mut self, queue: i64, name: &str) {
         if !self.found.queues.contains_key(&queue) {
-            self.queue_names.insert(queue, name.to_owned());
+            self.record.queue_names.insert(queue, name.to_owned());
         }
     }
 
@@ -168,7 +161,7 @@ impl<'f> Record<'f> {
         if let (Some(known), Some(to)) = (self.found.deliveries.get(&id), &leaf.destination) {
             return self.name_queue(known.queue, to);
         }
-        let Some(recorded) = self.missing_deliveries.get_mut(&id) else { return };
+        let Some(recorded) = self.record.missing_deliveries.get_mut(&id) else { return };
         recorded.entries.push(index);
         recorded.at = leaf.at;
         if leaf.event == Event::Attempt {
@@ -183,15 +176,7 @@ impl<'f> Record<'f> {
         }
     }
 
-    pub(super) fn done(self) -> Recordings {
-        Recordings {
-            missing_messages: self.missing_messages,
-            missing_deliveries: self.missing_deliveries,
-            messages_by_delivery: self.messages_by_delivery,
-            queue_names: self.queue_names,
-            sessions: self.sessions,
-            starts: self.starts,
-            newest: self.newest,
-        }
+    pub(super) fn done(self) -> Record {
+        self.record
     }
 }

@@ -144,7 +144,7 @@ impl<'s> Building<'s> {
         connection.execute_batch("PRAGMA journal_mode = OFF; BEGIN;")?;
         let newest = match survey.store.as_ref().and_then(|store| store.get(1)) {
             Some(Value::Integer(clock)) => *clock,
-            _ => survey.newest,
+            _ => survey.record.newest,
         };
         let now = Clock::start(Source::Machine, Timestamp::from_micros(newest)).now();
         let mut built = Self {
@@ -179,9 +179,9 @@ impl<'s> Building<'s> {
                 self.queues.insert(*id, name.clone());
             }
         }
-        self.queues.extend(self.survey.queue_names.iter().map(|(id, name)| (*id, name.clone())));
+        self.queues.extend(self.survey.record.queue_names.iter().map(|(id, name)| (*id, name.clone())));
         let wanted: BTreeSet<&String> = if self.continued {
-            self.survey.missing_deliveries.values().map(|recorded| &recorded.to).collect()
+            self.survey.record.missing_deliveries.values().map(|recorded| &recorded.to).collect()
         } else {
             BTreeSet::new()
         };

@@ -3,7 +3,7 @@
 use rusqlite::types::Value;
 
 use super::super::SalvageError;
-use super::super::rows::Table;
+use super::super::table::Table;
 use super::{Building, sum_of};
 use crate::leaves::Runs;
 use crate::row::QUEUE_COLUMNS;
@@ -45,7 +45,7 @@ impl Building<'_> {
         let starts = stored(2).and_then(|starts| u32::try_from(starts).ok());
         let row = StoreRow {
             clock: self.now.as_micros(),
-            instance_epoch: starts.unwrap_or(self.survey.starts.saturating_add(STARTS_SKIPPED)),
+            instance_epoch: starts.unwrap_or(self.survey.record.starts.saturating_add(STARTS_SKIPPED)),
             leaf_count,
             keyed,
             key_mark: self.vault.key_mark(),
@@ -76,7 +76,7 @@ impl Building<'_> {
             _ => 0,
         };
         // A later one was opened if the log says so.
-        let logged = self.survey.sessions.get(&name).copied().unwrap_or(0);
+        let logged = self.survey.record.sessions.get(&name).copied().unwrap_or(0);
         let stored = self.survey.queues.contains_key(&id);
         let logged = i64::try_from(logged).unwrap_or(0) + i64::from(!stored);
         values[QUEUE_SESSION] = Value::Integer(session.max(logged));

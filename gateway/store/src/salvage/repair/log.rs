@@ -10,7 +10,7 @@ use gatepost_core::{Delivery, QueuePolicy, State};
 use rusqlite::params;
 use sha2::{Digest as _, Sha256};
 
-use super::super::rows::Table;
+use super::super::table::Table;
 use super::super::{Damage, Fate, SalvageError, at};
 use super::{Building, Salvaged};
 use crate::database::rows as read_rows;

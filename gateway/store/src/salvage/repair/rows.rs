@@ -7,9 +7,9 @@ use rusqlite::params_from_iter;
 use rusqlite::types::Value;
 
 use super::super::record::RecordedMessage;
-use super::super::rows::{
-    DELIVERY_READY, FoundRow, MESSAGE_ATTRIBUTES, MESSAGE_DATA, MESSAGE_DEDUP, MESSAGE_SALT,
-    MESSAGE_SUM_INDEXED, Rows, Table, Worth,
+use super::super::rows::{FoundRow, Rows, Worth};
+use super::super::table::{
+    DELIVERY_READY, MESSAGE_ATTRIBUTES, MESSAGE_DATA, MESSAGE_DEDUP, MESSAGE_SALT, MESSAGE_SUM_INDEXED, Table,
 };
 use super::super::{Damage, Fate, SalvageError, at};
 use super::{Building, sum_of};
@@ -123,12 +123,13 @@ impl Building<'_> {
         }
         let survey = self.survey;
         let numbers: BTreeMap<[u8; 16], i64> = survey
+            .record
             .messages_by_delivery
             .iter()
             .filter_map(|(delivery, message)| Some((*message, survey.deliveries.get(delivery)?.message)))
             .collect();
         let mut next = numbers.values().copied().fold(survey.last.0, i64::max) + 1;
-        for (id, recorded) in &survey.missing_messages {
+        for (id, recorded) in &survey.record.missing_messages {
             let seq = numbers.get(id).copied().unwrap_or_else(|| {
                 next += 1;
                 next - 1
@@ -178,7 +179,7 @@ impl Building<'_> {
         let numbers: BTreeMap<[u8; 16], i64> =
             survey.messages.iter().map(|(seq, known)| (known.id, *seq)).collect();
         let mut pos = survey.last.1;
-        for (id, recorded) in &survey.missing_deliveries {
+        for (id, recorded) in &survey.record.missing_deliveries {
             let message =
                 numbers.get(&recorded.message).or_else(|| self.placed.get(&recorded.message)).copied();
             let queue = self.queues.iter().find(|(_, name)| **name == recorded.to).map(|(id, _)| *id);

@@ -1,0 +1,163 @@
+//! The tables, and whether a row of one of them is what was written: its checksum holds, and its seals open.
+
+use rusqlite::types::{ToSql, Value};
+
+use crate::row::{DELIVERY_COLUMNS, INDEXED_COLUMNS, MESSAGE_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS};
+use crate::seal::{Owner, Place, Vault};
+use crate::sum;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Table {
+    Store,
+    Queue,
+    Message,
+    Dedup,
+    Delivery,
+    Detail,
+    Reply,
+    State,
+    Leaf,
+}
+
+/// Columns of a message by their place.
+pub(super) const MESSAGE_SUM: usize = MESSAGE_COLUMNS;
+pub(super) const MESSAGE_DEDUP: usize = MESSAGE_SUM + 1;
+pub(super) const MESSAGE_SUM_INDEXED: usize = MESSAGE_DEDUP + INDEXED_COLUMNS - 1;
+pub(super) const MESSAGE_ATTRIBUTES: usize = MESSAGE_SUM_INDEXED + 1;
+pub(super) const MESSAGE_SALT: usize = MESSAGE_ATTRIBUTES + 1;
+pub(super) const MESSAGE_DATA: usize = MESSAGE_SALT + 1;
+/// The one column of a delivery that its sum does not cover.
+pub(super) const DELIVERY_READY: usize = 8;
+
+impl Table {
+    pub(super) const ALL: [Self; 9] = [
+        Self::Store,
+        Self::Queue,
+        Self::Message,
+        Self::Dedup,
+        Self::Delivery,
+        Self::Detail,
+        Self::Reply,
+        Self::State,
+        Self::Leaf,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Queue => "queue",
+            Self::Message => "message",
+            Self::Dedup => "dedup",
+            Self::Delivery => "delivery",
+            Self::Detail => "detail",
+            Self::Reply => "reply",
+            Self::State => "adapter_state",
+            Self::Leaf => "leaf",
+        }
+    }
+
+    pub(super) const fn columns(self) -> usize {
+        match self {
+            Self::Store => STORE_COLUMNS + 1,
+            Self::Queue => QUEUE_COLUMNS + 1,
+            Self::Message => MESSAGE_DATA + 1,
+            Self::Delivery => DELIVERY_COLUMNS + 2,
+            Self::Detail | Self::State | Self::Leaf => 3,
+            Self::Dedup | Self::Reply => 2,
+        }
+    }
+
+    /// Whether its rows have a number; the others are kept in the order of their key.
+    pub(super) const fn has_row_numbers(self) -> bool {
+        !matches!(self, Self::Dedup | Self::State)
+    }
+}
+
+/// The column that is not what was written, or none.
+pub(super) fn verdict(table: Table, values: &[Value], vault: &Vault) -> Option<&'static str> {
+    if values.len() != table.columns() {
+        return Some("record");
+    }
+    let place = Place { table: table.name(), column: "", row: 0 };
+    let opens = |sealed: &Value, owner| match sealed {
+        Value::Blob(sealed) => vault.open(sealed, owner, place).is_ok(),
+        _ => false,
+    };
+    let (sound, column) = match table {
+        Table::Store => (summed(&values[..STORE_COLUMNS], &values[STORE_COLUMNS]), "sum"),
+        Table::Queue => (summed(&values[..QUEUE_COLUMNS], &values[QUEUE_COLUMNS]), "sum"),
+        Table::Leaf => (summed(&values[..2], &values[2]), "sum"),
+        Table::Delivery => {
+            let covered: Vec<&Value> = values[..DELIVERY_READY]
+                .iter()
+                .chain(&values[DELIVERY_READY + 1..=DELIVERY_COLUMNS])
+                .collect();
+            let summed = is_sum(&covered, &values[DELIVERY_COLUMNS + 1]);
+            let ready = &values[DELIVERY_READY];
+            if summed && *ready != Value::Null && *ready != values[DELIVERY_READY - 1] {
+                return Some("ready");
+            }
+            (summed, "sum")
+        }
+        Table::Message => return message_verdict(values, vault),
+        // Nothing is known of it but by its message.
+        Table::Dedup => (matches!(values, [Value::Blob(_), Value::Integer(_)]), "key"),
+        Table::Detail => match values {
+            [Value::Integer(leaf), Value::Integer(delivery), body] => {
+                (opens(body, Owner::Detail { leaf: *leaf, delivery: *delivery }), "body")
+            }
+            _ => (false, "body"),
+        },
+        Table::Reply => match values {
+            [Value::Integer(delivery), body] => (opens(body, Owner::Reply { delivery: *delivery }), "body"),
+            _ => (false, "body"),
+        },
+        Table::State => match values {
+            [Value::Text(adapter), Value::Text(key), value] => {
+                (opens(value, Owner::State { adapter, key }), "value")
+            }
+            _ => (false, "value"),
+        },
+    };
+    (!sound).then_some(column)
+}
+
+fn message_verdict(values: &[Value], vault: &Vault) -> Option<&'static str> {
+    if !summed(&values[..MESSAGE_SUM], &values[MESSAGE_SUM]) {
+        return Some("sum");
+    }
+    content_verdict(values, vault).or_else(|| {
+        let indexed: Vec<&Value> =
+            values[..1].iter().chain(&values[MESSAGE_DEDUP..MESSAGE_SUM_INDEXED]).collect();
+        (!is_sum(&indexed, &values[MESSAGE_SUM_INDEXED])).then_some("sum_indexed")
+    })
+}
+
+fn content_verdict(values: &[Value], vault: &Vault) -> Option<&'static str> {
+    let place = Place { table: "message", column: "", row: 0 };
+    let Value::Blob(id) = &values[1] else { return Some("id") };
+    let Ok(message) = <&[u8; 16]>::try_from(id.as_slice()) else { return Some("id") };
+    let attributes = match &values[MESSAGE_ATTRIBUTES] {
+        Value::Blob(sealed) => vault.open(sealed, Owner::Attributes { message }, place).is_ok(),
+        _ => false,
+    };
+    if !attributes {
+        return Some("attributes");
+    }
+    let data = match (&values[MESSAGE_SALT], &values[MESSAGE_DATA]) {
+        (Value::Null, Value::Null) => true,
+        (Value::Blob(salt), Value::Blob(sealed)) => <&[u8; 32]>::try_from(salt.as_slice())
+            .is_ok_and(|salt| vault.open(sealed, Owner::Data { message, salt }, place).is_ok()),
+        _ => false,
+    };
+    (!data).then_some("data")
+}
+
+fn summed(values: &[Value], sum: &Value) -> bool {
+    is_sum(&values.iter().collect::<Vec<_>>(), sum)
+}
+
+fn is_sum(values: &[&Value], found: &Value) -> bool {
+    let values: Vec<&dyn ToSql> = values.iter().map(|value| *value as &dyn ToSql).collect();
+    sum::of(&values).is_ok_and(|sum| *found == Value::Integer(sum))
+}
