@@ -4,6 +4,7 @@
 mod clocks;
 mod dead;
 mod half_open;
+mod moved;
 mod partners;
 mod reload;
 mod stopped;
@@ -127,7 +128,7 @@ pub(crate) fn trouble(budget: Duration, report: &mut Report) {
         let (what, done) = match turn % 3 {
             0 => ("weather", weather::weather(60, seed)),
             1 => ("reloads", Some(reload::storm(100, seed))),
-            _ => ("moves to and fro", Some(reload::to_and_fro(5, seed))),
+            _ => ("moves to and fro", Some(moved::to_and_fro(5, seed))),
         };
         let Some((verdict, kills)) = done else {
             report.note(format!("{what} skipped: needs a C compiler"));
