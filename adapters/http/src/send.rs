@@ -7,9 +7,10 @@ use bytes::Bytes;
 use gatepost_adapter::{DataError, Delivery, Outcome, Worker};
 use http::HeaderMap;
 use reqwest::Response;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::answer::{Answer, BODY_BYTES_MAX};
+use crate::content::Content;
 use crate::endpoint::{Access, Endpoint};
 use crate::request::{Attempt, headers};
 
@@ -18,13 +19,23 @@ const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl Endpoint {
     async fn exchange(&self, access: &Access, headers: HeaderMap, body: Bytes) -> Outcome {
-        let request = access.client.post(access.target.url.clone()).headers(headers).body(body);
-        // Connecting has its own, shorter limit, so that this one can only pass once bytes may have left.
-        let patience = self.settings.connect_timeout() + self.settings.timeout();
-        let response = match timeout(patience, request.send()).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return failed(&error),
-            Err(_) => return Outcome::in_doubt(format!("no answer within {} ms", self.settings.timeout_ms)),
+        let (content, leaving) = Content::new(body);
+        let request = access.client.post(access.target.url.clone()).headers(headers);
+        let request = request.body(reqwest::Body::wrap(content));
+        // Connecting has a limit of its own, so that this one can only pass once bytes may have left.
+        let patience = async {
+            let _ = leaving.await;
+            sleep(self.settings.timeout()).await;
+        };
+        let response = tokio::select! {
+            biased;
+            sent = request.send() => match sent {
+                Ok(response) => response,
+                Err(error) => return failed(&error),
+            },
+            () = patience => {
+                return Outcome::in_doubt(format!("no answer within {} ms", self.settings.timeout_ms));
+            }
         };
         let answer = read(response, Instant::now() + self.settings.timeout()).await;
         answer.outcome(SystemTime::now())

@@ -1,6 +1,7 @@
 //! Deliveries over real sockets, between a played gateway and a played endpoint.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use gatepost_adapter::testing::{Gateway, leased_event};
 use gatepost_adapter::{Crew, Failure, Placement};
@@ -195,6 +196,23 @@ async fn no_answer_after_sending_is_doubt() {
     let result = played.settled().await;
     assert_eq!(result["outcome"], "in_doubt");
     assert!(!result.to_string().contains("s3cret"), "the URL's token stands in the reason");
+}
+
+/// Once it is connected, the patience for a connection is of no account; with a payload and without.
+#[tokio::test]
+async fn the_answer_is_awaited_no_longer_than_its_own_patience() {
+    let mut played = Played::new(json!({"timeout_ms": 200, "connect_timeout_ms": 600_000})).await;
+    for (number, payload) in [json!({"data": {"n": 1}}), json!({})].into_iter().enumerate() {
+        played.gateway.lease(&[leased_event(number as u128, None, "application/json", payload)]).await;
+        let call = played.call().await;
+        assert!(call.headers.contains_key("content-length"), "{:?}", call.headers);
+        let settled = tokio::time::timeout(Duration::from_secs(60), played.settled()).await;
+        let result = settled.expect("it does not wait for what a connection may take");
+        assert_eq!(
+            (&result["outcome"], &result["reason"]),
+            (&json!("in_doubt"), &json!("no answer within 200 ms"))
+        );
+    }
 }
 
 #[tokio::test]
