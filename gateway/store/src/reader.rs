@@ -25,9 +25,6 @@ use crate::seal::{Domain, Owner, Place, Vault};
 use crate::writer::{DetailBody, Health, form_of};
 use crate::{sql, sum};
 
-/// Digits of a number in a list that travels as one blob.
-const LIST_DIGITS: usize = 20;
-
 #[derive(Clone)]
 pub struct Reader {
     inner: Arc<Inner>,
@@ -91,9 +88,9 @@ impl Reader {
         if seqs.is_empty() {
             return Ok(HashMap::new());
         }
-        let list: Vec<u8> = seqs.iter().flat_map(|seq| format!("{seq:LIST_DIGITS$}").into_bytes()).collect();
         let inline = i64::try_from(gatepost_core::message::INLINE_DATA_BYTES_MAX).unwrap_or(i64::MAX);
-        let query = sqlx::query(sql::MESSAGES_BY_SEQ).bind(list).bind(seqs.len() as i64).bind(inline);
+        let query =
+            sqlx::query(sql::MESSAGES_BY_SEQ).bind(sql::seq_list(seqs)).bind(seqs.len() as i64).bind(inline);
         let mut messages = HashMap::with_capacity(seqs.len());
         for row in self.all(query).await? {
             let seq: i64 = get(&row, "seq")?;

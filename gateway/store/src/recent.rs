@@ -1,4 +1,5 @@
-//! Messages accepted lately, sealed as they were stored, so that the lease that usually follows at once need not read them.
+//! Messages accepted lately, sealed as they were stored, so that the lease that usually follows at once need not read them; and
+//! those that the writer has just read for a lease.
 //!
 //! Only a shortcut: what is not here is read from the database, which holds the same.
 
@@ -13,7 +14,7 @@ use gatepost_core::{MessageId, Timestamp};
 /// Bytes of sealed content kept in all.
 const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Larger messages are not kept: reading them costs little beside sending them.
-const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
 /// A message as it stands in its row.
 #[derive(Clone)]
@@ -31,7 +32,7 @@ pub(crate) struct RecentMessage {
 }
 
 impl RecentMessage {
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.attributes.len() + self.data.len()
     }
 }
@@ -64,6 +65,12 @@ impl Recent {
             let Some(oldest) = kept.order.pop_front() else { return };
             kept.forget(oldest);
         }
+    }
+
+    /// The numbers of those messages that are not kept.
+    pub(crate) fn missing(&self, messages: impl Iterator<Item = (MessageId, i64)>) -> Vec<i64> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.filter(|(id, _)| !kept.messages.contains_key(id)).map(|(_, seq)| seq).collect()
     }
 
     /// Those of `ids` that are kept.

@@ -206,6 +206,14 @@ statements! {
     LEAF_FIRST = "/* leaf_first */ SELECT coalesce(min(idx), -1) FROM leaf";
 }
 
+/// Digits of a number in a list that travels as one blob.
+const LIST_DIGITS: usize = 20;
+
+/// The first parameter of [`MESSAGES_BY_SEQ`]; the second is how many they are.
+pub(crate) fn seq_list(seqs: &[i64]) -> Vec<u8> {
+    seqs.iter().flat_map(|seq| format!("{seq:LIST_DIGITS$}").into_bytes()).collect()
+}
+
 /// Lists of deliveries, newest first: one statement for every combination of filters, since SQLite chooses its index by
 /// what stands in the text.
 pub(crate) fn delivery_list(state: Option<i64>, held: bool, by_queue: bool) -> String {

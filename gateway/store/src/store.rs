@@ -200,14 +200,14 @@ impl Store {
     /// Leases what may be leased now; never waits for more. See [`Store::queue_hint`] for when to ask again.
     pub async fn delivery_lease(&self, request: LeaseRequest) -> Result<LeaseAnswer, LeaseError> {
         let claimed: Claimed = self.call(|answer| Op::Lease(request, answer)).await?;
-        let mut recent = self.recent.take(claimed.deliveries.iter().map(|delivery| delivery.message));
+        let recent = self.recent.take(claimed.deliveries.iter().map(|delivery| delivery.message));
         let older = claimed.deliveries.iter().filter(|delivery| !recent.contains_key(&delivery.message));
         let seqs: Vec<i64> = older.map(|delivery| delivery.message_seq).collect();
         let messages = self.reader.messages_by_seq(&seqs).await?;
         let mut deliveries = Vec::with_capacity(claimed.deliveries.len());
         let mut damaged = Vec::new();
         for claimed in claimed.deliveries {
-            let sound = match (recent.remove(&claimed.message), messages.get(&claimed.message_seq)) {
+            let sound = match (recent.get(&claimed.message), messages.get(&claimed.message_seq)) {
                 (Some(recent), _) => self.open(claimed.message, claimed.message_seq, recent),
                 (None, Some(Ok(message))) if message.id == claimed.message => Ok(message.clone()),
                 (None, Some(Err(error))) => Err(error.clone()),
@@ -244,8 +244,8 @@ impl Store {
         Ok(LeaseAnswer { deliveries, next_due: Some(Duration::ZERO) })
     }
 
-    /// A message that was kept since it was accepted, as its row would give it.
-    fn open(&self, id: MessageId, seq: i64, recent: RecentMessage) -> Result<StoredMessage, StoreError> {
+    /// A message that was at hand, as its row would give it.
+    fn open(&self, id: MessageId, seq: i64, recent: &RecentMessage) -> Result<StoredMessage, StoreError> {
         let open = |column, sealed: &Bytes, owner| -> Result<Bytes, StoreError> {
             let place = Place { table: "message", column, row: seq };
             Ok(sealed.slice_ref(self.vault.open(sealed, owner, place)?))
@@ -262,7 +262,7 @@ impl Store {
                 .then(|| open("data", &recent.data, Owner::Data { message, salt: &recent.salt }))
                 .transpose()?,
             purged: false,
-            sender: recent.sender,
+            sender: recent.sender.clone(),
         })
     }
 

@@ -5,6 +5,7 @@
 
 mod accept;
 mod candidates;
+mod cold;
 mod commit;
 mod control;
 mod damage;

@@ -6,6 +6,7 @@ use rusqlite::Connection;
 
 use super::accept::KnownKeys;
 use super::candidates::Candidates;
+use super::cold;
 use super::commit::{CommitError, begin, commit, roll_back};
 use super::lease::{Claim, Given};
 use super::memory::Queue;
@@ -224,7 +225,12 @@ impl Writer {
                     drop(answer.send(result));
                 }
                 (Op::Settle { answer, .. }, Decided::Settle(result)) => drop(answer.send(result)),
-                (Op::Lease(_, answer), Decided::Lease(result)) => drop(answer.send(result)),
+                (Op::Lease(_, answer), Decided::Lease(result)) => {
+                    if let Ok(claimed) = &result {
+                        cold::fetch(&self.connection, &self.recent, &claimed.deliveries);
+                    }
+                    drop(answer.send(result));
+                }
                 (Op::Operate { answer, .. }, Decided::Operate(result)) => drop(answer.send(result)),
                 (
                     Op::Note(_, answer)

@@ -81,6 +81,21 @@ async fn what_was_accepted_first_goes_first_at_the_new_destination_too() {
     end(fixture).await;
 }
 
+/// It had a delivery to each; both are at one now, and are given out together.
+#[tokio::test]
+async fn two_deliveries_of_a_message_at_one_destination_are_leased_together() {
+    let fixture = Fixture::new(vec![queue("old", quick()), queue("new", quick())]).await;
+    let session = fixture.session("new").await;
+    fixture.accept(vec![message("m", None, "m", &["old", "new"])]).await.unwrap();
+    assert_eq!(move_all(&fixture, "old", "new").await, (1, 0));
+    let leased = fixture.lease("new", session, 10).await;
+    assert_eq!(texts(&leased), ["m", "m"]);
+    for one in &leased {
+        fixture.taken("new", session, one, DELIVERED).await;
+    }
+    end(fixture).await;
+}
+
 #[tokio::test]
 async fn the_lane_is_the_new_destinations_order() {
     let strict = QueuePolicy { order: Order::Strict, ..quick() };

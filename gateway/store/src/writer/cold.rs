@@ -1,0 +1,71 @@
+//! Messages that a lease gives out and that are not at hand any more: read here while their pages are warm, for to ask a
+//! reader costs two hand-overs between threads, which is more than the reading.
+
+use gatepost_core::principal::{Actor, ActorKind};
+use gatepost_core::{MessageId, Timestamp};
+use rusqlite::{Connection, params};
+
+use super::accept::form_of;
+use crate::database::Cells;
+use crate::ops::StoreError;
+use crate::recent::{MESSAGE_BYTES_MAX, Recent, RecentMessage};
+use crate::row::MESSAGE_COLUMNS;
+use crate::sql;
+use crate::store::ClaimedDelivery;
+
+/// Bytes read for one lease; the rest is left to the readers, so that nobody waits long for the writer.
+const COLD_BYTES_MAX: usize = 1024 * 1024;
+
+/// Puts the messages of these deliveries beside those that were accepted lately. What is large, purged or damaged, or cannot be
+/// read, is left to the readers, which say what is wrong with it.
+pub(super) fn fetch(connection: &Connection, recent: &Recent, deliveries: &[ClaimedDelivery]) {
+    let cold = recent.missing(deliveries.iter().map(|delivery| (delivery.message, delivery.message_seq)));
+    if cold.is_empty() {
+        return;
+    }
+    if let Err(error) = read(connection, &cold, |id, message| recent.keep([(id, message, 1)].into_iter())) {
+        tracing::debug!(%error, "messages are left to a reader");
+    }
+}
+
+fn read(
+    connection: &Connection,
+    seqs: &[i64],
+    mut found: impl FnMut(MessageId, RecentMessage),
+) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(sql::MESSAGES_BY_SEQ)?;
+    let mut rows =
+        statement.query(params![sql::seq_list(seqs), seqs.len() as i64, MESSAGE_BYTES_MAX as i64])?;
+    let mut bytes = 0;
+    while let Some(row) = rows.next()? {
+        if let Ok(Some((id, message))) = load(Cells::new(row)) {
+            bytes += message.bytes();
+            found(id, message);
+        }
+        if bytes > COLD_BYTES_MAX {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A row of [`sql::MESSAGES_BY_SEQ`]; `None` if it has no payload or its sum does not fit.
+fn load(mut cells: Cells<'_>) -> Result<Option<(MessageId, RecentMessage)>, StoreError> {
+    let sound = cells.next_hold(MESSAGE_COLUMNS)?;
+    let _seq: i64 = cells.take()?;
+    let (id, accepted_at) = (MessageId::from_bytes(cells.take()?), Timestamp::from_micros(cells.take()?));
+    let sender = cells.take_text()?.and_then(ActorKind::from_name).zip(cells.take_text()?);
+    let _kind = cells.take_text()?;
+    let (form, size) = (form_of(cells.take()?), cells.take::<i64>()?);
+    let _sum: i64 = cells.take()?;
+    let (attributes, salt, data) =
+        (cells.take::<Vec<u8>>()?, cells.take::<Option<[u8; 32]>>()?, cells.take::<Option<Vec<u8>>>()?);
+    let (true, Some((kind, name)), Some(form), Ok(size), Some(salt), Some(data)) =
+        (sound, sender, form, u64::try_from(size), salt, data)
+    else {
+        return Ok(None);
+    };
+    let (attributes, data) = (attributes.into(), data.into());
+    let sender = Actor::new(kind, name);
+    Ok(Some((id, RecentMessage { sender, accepted_at, form, size, salt, attributes, data })))
+}
