@@ -178,10 +178,11 @@ statements! {
     // === reads for everybody else ===
     MESSAGE_BY_ID = concat!("/* message_by_id */ SELECT ", message_summed!(), ", attributes, salt FROM message WHERE id = $1");
     MESSAGE_DATA = "/* message_data */ SELECT salt, data FROM message WHERE seq = $1";
+    /// For the writer too, which binds by number.
     MESSAGES_BY_SEQ = concat!("/* messages_by_seq */ SELECT ", message_summed!(), ", attributes, salt, \
-        CASE WHEN size <= $3 THEN data END AS data FROM message WHERE seq IN (WITH RECURSIVE k(i) AS \
-        (SELECT 0 WHERE $2 > 0 UNION ALL SELECT i + 1 FROM k WHERE i + 1 < $2) \
-        SELECT CAST(substr($1, i * 20 + 1, 20) AS INTEGER) FROM k)");
+        CASE WHEN size <= ?3 THEN data END AS data FROM message WHERE seq IN (WITH RECURSIVE k(i) AS \
+        (SELECT 0 WHERE ?2 > 0 UNION ALL SELECT i + 1 FROM k WHERE i + 1 < ?2) \
+        SELECT CAST(substr(?1, i * 20 + 1, 20) AS INTEGER) FROM k)");
     MESSAGE_LEASED_IN = "/* message_leased_in */ SELECT q.name FROM delivery d JOIN message m ON m.seq = d.message \
         JOIN queue q ON q.id = d.queue WHERE m.id = $1 AND d.token IS NOT NULL";
     DELIVERY_ITEMS_OF_MESSAGE = concat!("/* delivery_items_of_message */ ", delivery_item!(), " WHERE d.message = $1 ORDER BY d.pos");
