@@ -1,5 +1,6 @@
 //! Opening the store: directory, lock, keys, database, audit log; each is checked before anything is served.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::sql;
 use crate::store::Store;
 use crate::wal::{self, WalState};
 use crate::writer::{
-    Condition, Health, Memory, OPS_WAITING_MAX, StoreRow, Writer, WriterThread, execute_summed,
+    Backfill, Condition, Health, Memory, OPS_WAITING_MAX, StoreRow, Writer, WriterThread, execute_summed,
 };
 
 /// The first SQLite without the WAL-reset corruption bug, as `sqlite3_libversion_number` says it.
@@ -98,7 +99,9 @@ pub struct StoreTask {
     pool: SqlitePool,
     /// The data directory was created by this start.
     pub created: bool,
-    _lock: std::fs::File,
+    /// Closed after every connection, since that costs the process its locks on the file.
+    _database_file: Arc<File>,
+    _lock: File,
 }
 
 impl StoreTask {
@@ -151,6 +154,9 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     let first = memory.leaf_count == 0;
     health.set_audit_size(memory.leaf_count);
     let (chores_in, chores) = mpsc::channel(16);
+    let database_file = Arc::new(File::open(&database).map_err(|error| fail(error.to_string()))?);
+    let backfill = Backfill::start(database.clone(), Arc::clone(&database_file), chores_in.clone());
+    let backfill = backfill.map_err(|error| fail(error.to_string()))?;
     let mut audit =
         AuditLog::open(data_dir.audit(), pool.clone(), keys.signer, Arc::clone(&health), chores_in).await?;
     let verified = audit.verify(memory.leaf_count).await;
@@ -188,6 +194,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         condition: Condition::Working,
         purge: Default::default(),
         wal: crate::database::Checkpointed::Whole,
+        backfill: Some(backfill),
         own_leases_ended: false,
         data_dir,
     };
@@ -200,6 +207,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         stop_audit,
         pool,
         created,
+        _database_file: database_file,
         _lock: lock,
     };
     note_start(&store, &options, first, adopted).await?;

@@ -4,6 +4,7 @@
 //! afterwards (group commit; no timers while there is work). Between commits it sweeps what time has ended.
 
 mod accept;
+mod backfill;
 mod candidates;
 mod cold;
 mod commit;
@@ -36,6 +37,7 @@ use rusqlite::Connection;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub(crate) use accept::form_of;
+pub(crate) use backfill::{Backfill, BackfillError};
 pub(crate) use commit::{CommitError, StoreRow, execute_summed};
 pub use health::Health;
 pub(crate) use load::{load_memory, load_store};
@@ -70,6 +72,8 @@ const FREE_BYTES_TO_RESUME: u64 = 2 * crate::data_dir::RESERVE_BYTES;
 pub(crate) enum Chore {
     /// Leaves below this index stand in durable files.
     LeavesFiled { below: u64 },
+    /// A part of the WAL is in the database, durably.
+    Backfilled(Result<(), BackfillError>),
 }
 
 pub(crate) struct Writer {
@@ -93,8 +97,10 @@ pub(crate) struct Writer {
     pub(crate) keys_in_memory: usize,
     pub(crate) condition: Condition,
     pub(crate) purge: purge::Purge,
-    /// How the last checkpoint went that did not fail.
+    /// Whether what the last checkpoint that did not fail brought into the database is durable there.
     pub(crate) wal: Checkpointed,
+    /// Without it the writer checkpoints alone.
+    pub(crate) backfill: Option<Backfill>,
     /// The leases that did not outlive the gateway's last run have been ended, which happens once, with the first configuration.
     pub(crate) own_leases_ended: bool,
 }
@@ -180,8 +186,8 @@ impl Writer {
                     }
                     self.groups(std::mem::take(&mut drained));
                     drained.reserve(OPS_PER_COMMIT_MAX);
-                    if database::wal_is_long() && self.condition == Condition::Working {
-                        self.checkpoint_the_wal();
+                    if self.condition == Condition::Working {
+                        self.tend_the_wal();
                     }
                 }
             }
@@ -221,8 +227,32 @@ impl Writer {
         self.memory.forget_batches();
         let wal = self.data_dir.wal().metadata().map_or(0, |metadata| metadata.len());
         self.health.set_wal_bytes(wal);
-        // Laboratory builds do it at each look at time, so that a kill meets it.
-        if gatepost_faults::ON || database::wal_is_long() {
+        self.tend_the_wal();
+    }
+
+    /// The larger part of the WAL is brought into the database beside the writer, the rest here.
+    fn tend_the_wal(&mut self) {
+        match &mut self.backfill {
+            Some(backfill) => backfill.tend(database::wal_pages()),
+            None if database::wal_is_long() => self.checkpoint_the_wal(),
+            None => {}
+        }
+    }
+
+    fn backfilled(&mut self, done: Result<(), BackfillError>) {
+        if let Some(backfill) = &mut self.backfill {
+            backfill.ended();
+        }
+        match done {
+            Ok(()) => self.wal = Checkpointed::Whole,
+            Err(BackfillError::Checkpoint(error)) => return self.checkpoint_failed(error.into()),
+            Err(error @ BackfillError::Sync(_)) => {
+                self.wal = Checkpointed::Partly;
+                return self.checkpoint_failed(CommitError::Broken(error.to_string()));
+            }
+        }
+        let open = matches!(self.condition, Condition::Working | Condition::Full);
+        if open && database::wal_is_long() {
             self.checkpoint_the_wal();
         }
     }
@@ -234,27 +264,24 @@ impl Writer {
         let checkpoint = || database::checkpoint(&self.connection, CheckpointMode::Passive);
         match gatepost_faults::during("store.wal_checkpoint", checkpoint) {
             Ok(done) => self.wal = done,
-            Err(error) => {
-                let error = CommitError::from(error);
-                if matches!(error, CommitError::Broken(_)) && self.wal == Checkpointed::Partly {
-                    tracing::error!(
-                        ?error,
-                        "the database lost what it was given: only a new start can repair it"
-                    );
-                    self.condition = Condition::Lost;
-                } else {
-                    self.failed(&error);
-                }
-            }
+            Err(error) => self.checkpoint_failed(error.into()),
+        }
+    }
+
+    fn checkpoint_failed(&mut self, error: CommitError) {
+        if matches!(error, CommitError::Broken(_)) && self.wal == Checkpointed::Partly {
+            tracing::error!(?error, "the database lost what it was given: only a new start can repair it");
+            self.condition = Condition::Lost;
+        } else {
+            self.failed(&error);
         }
     }
 
     fn chore(&mut self, chore: Chore) {
-        if matches!(self.condition, Condition::Broken(_)) {
-            // The next bundle's word covers this one's leaves too.
-            return;
-        }
         match chore {
+            Chore::Backfilled(done) => self.backfilled(done),
+            // The next bundle's word covers this one's leaves too.
+            Chore::LeavesFiled { .. } if matches!(self.condition, Condition::Broken(_)) => {}
             Chore::LeavesFiled { below } => {
                 let below = i64::try_from(below).unwrap_or(i64::MAX);
                 if let Err(error) = self.execute(crate::sql::LEAVES_DROP, rusqlite::params![below]) {

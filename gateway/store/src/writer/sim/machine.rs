@@ -113,6 +113,7 @@ impl Machine {
             condition: Condition::Working,
             purge: Default::default(),
             wal: crate::database::Checkpointed::Whole,
+            backfill: None,
             own_leases_ended: false,
         })
     }

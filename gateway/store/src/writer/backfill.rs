@@ -1,0 +1,111 @@
+//! Bringing the WAL into the database while the writer goes on. Most of what a checkpoint takes is waiting for the disk, and
+//! while the writer does it everybody waits with it.
+//!
+//! SQLite syncs the database only when all of the WAL is in it, and it grows meanwhile: so the sync is made here. SQLite, which
+//! knows nothing of that, makes its own when the writer brings in the little that is left, and then lets the WAL begin anew.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use tokio::sync::mpsc;
+
+use super::Chore;
+use crate::database::{self, CheckpointMode, Checkpointed};
+
+/// Pages by which the WAL grows from the beginning of one to that of the next.
+const STEP_PAGES: u32 = if gatepost_faults::ON { 1 } else { 1000 };
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackfillError {
+    /// Nothing has been brought in that counts: it can be done again.
+    #[error(transparent)]
+    Checkpoint(#[from] rusqlite::Error),
+    /// What has been brought in counts, and the disk may not have it.
+    #[error("the database could not be synced: {0}")]
+    Sync(io::Error),
+}
+
+/// The thread that does it; ends when this is dropped.
+pub(crate) struct Backfill {
+    requests: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    runs: bool,
+    /// Pages that the WAL had when the newest one began.
+    began_at: u32,
+}
+
+impl Backfill {
+    /// `file` is the database's, to be synced only. It has to outlive every connection: when it is closed, the process loses its
+    /// locks on the file.
+    pub(crate) fn start(database: PathBuf, file: Arc<File>, done: mpsc::Sender<Chore>) -> io::Result<Self> {
+        let (requests, asked) = std::sync::mpsc::channel();
+        let work = move || {
+            let mut connection = None;
+            for () in asked {
+                let outcome = backfill(&mut connection, &database, &file);
+                if done.blocking_send(Chore::Backfilled(outcome)).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("backfill".to_owned()).spawn(work)?;
+        Ok(Self { requests: Some(requests), thread: Some(thread), runs: false, began_at: 0 })
+    }
+
+    /// Begins one if the WAL, which has `pages` now, has grown enough since the last.
+    pub(crate) fn tend(&mut self, pages: u32) {
+        // It may have begun anew.
+        self.began_at = self.began_at.min(pages);
+        if self.runs || pages - self.began_at < STEP_PAGES {
+            return;
+        }
+        if let Some(requests) = &self.requests {
+            self.runs = requests.send(()).is_ok();
+            self.began_at = pages;
+        }
+    }
+
+    /// The outcome has arrived.
+    pub(crate) fn ended(&mut self) {
+        self.runs = false;
+    }
+}
+
+impl Drop for Backfill {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// Afterwards all that was brought in is durable.
+fn backfill(
+    connection: &mut Option<Connection>,
+    database: &std::path::Path,
+    file: &File,
+) -> Result<(), BackfillError> {
+    let open = match connection.take() {
+        Some(open) => open,
+        None => {
+            let open = database::connect(database)?;
+            // The last connection does what is left to do, and is the writer's.
+            open.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            open
+        }
+    };
+    let checkpoint = || database::checkpoint(&open, CheckpointMode::Passive);
+    // After an error it is opened anew.
+    let done = gatepost_faults::during("store.wal_checkpoint", checkpoint)?;
+    *connection = Some(open);
+    match done {
+        Checkpointed::Whole => Ok(()),
+        Checkpointed::Partly => file.sync_data().map_err(BackfillError::Sync),
+    }
+}
