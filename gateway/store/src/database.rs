@@ -131,6 +131,54 @@ pub(crate) fn quick_check(connection: &Connection) -> Result<(), String> {
     if verdict == "ok" { Ok(()) } else { Err(verdict) }
 }
 
+/// Kinds of failure that the writer treats differently.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CommitError {
+    /// No space; nothing was written.
+    Full,
+    /// The file or its disk can no longer be trusted in this connection.
+    Broken(String),
+    /// A statement refused: a fault of ours or a damaged row; nothing was written.
+    Refused(String),
+}
+
+impl From<CommitError> for StoreError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Full => Self::Full,
+            CommitError::Broken(text) => Self::ReadOnly(text),
+            CommitError::Refused(text) => Self::Database(text),
+        }
+    }
+}
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full => Self::Full,
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for CommitError {
+    /// Sorts SQLite's errors (https://www.sqlite.org/rescode.html) into what the writer does about them.
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode;
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full,
+            Some(
+                ErrorCode::SystemIoFailure
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::NotADatabase
+                | ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly,
+            ) => Self::Broken(error.to_string()),
+            _ => Self::Refused(error.to_string()),
+        }
+    }
+}
+
 /// The columns of a row, taken in the statement's order.
 pub(crate) struct Cells<'r> {
     row: &'r rusqlite::Row<'r>,
@@ -169,7 +217,7 @@ pub(crate) fn rows<T>(
     sql: &'static str,
     params: impl rusqlite::Params,
     mut load: impl FnMut(Cells<'_>) -> Result<T, StoreError>,
-) -> Result<Vec<T>, crate::writer::CommitError> {
+) -> Result<Vec<T>, CommitError> {
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(params)?;
     let mut loaded = Vec::new();

@@ -6,11 +6,11 @@
 //!
 //! Where things are: [`Store`] is the handle; `writer/` decides and commits groups of operations, over the connection that
 //! `database` opens; `reader/` answers queries; `audit_log` turns leaves into tiles and signed checkpoints; `reconcile` doubts all of
-//! it; `sql` holds every
-//! statement as a named const.
+//! it; `salvage` saves what is sound of a damaged directory; `sql` holds every statement as a named const.
 
 pub mod archive;
 mod audit_log;
+mod call;
 mod clock;
 mod data_dir;
 mod database;
@@ -42,5 +42,5 @@ pub use hints::MessageHint;
 pub use open::{Adopt, KEYS_IN_MEMORY, OpenError, Options, StoreTask, open, sqlite_version};
 pub use ops::*;
 pub use reader::{Data, Reader, Receipt};
-pub use store::{Pause, Store};
+pub use store::Store;
 pub use writer::Health;

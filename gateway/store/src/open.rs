@@ -395,6 +395,6 @@ fn start_clock(connection: &Connection, vault: &Vault, time: Source) -> Result<(
     let started = connection
         .prepare_cached(sql::STORE_START)
         .and_then(|mut start| store.with_columns(|columns| execute_summed(&mut start, columns, &[])));
-    started.map_err(crate::writer::CommitError::from).map_err(StoreError::from)?;
+    started.map_err(database::CommitError::from).map_err(StoreError::from)?;
     Ok((clock, store.instance_epoch))
 }

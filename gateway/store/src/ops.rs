@@ -430,3 +430,10 @@ pub enum StoreError {
     #[error("the cursor is not one of ours")]
     BadCursor,
 }
+
+/// An operator's brake on a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    Pause,
+    Resume,
+}

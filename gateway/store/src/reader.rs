@@ -20,9 +20,9 @@ pub use audit::Receipt;
 use crate::audit_log::Published;
 use crate::clock::Clock;
 use crate::ops::{DeliveryRow, HistoryRow, MessageDetail, StoreError, StoredMessage};
-use crate::row::{DELIVERY_COLUMNS, MESSAGE_COLUMNS, bytes, get, opt_bytes, state_name};
+use crate::row::{DELIVERY_COLUMNS, MESSAGE_COLUMNS, bytes, form_of, get, opt_bytes, state_name};
 use crate::seal::{Domain, Owner, Place, Vault};
-use crate::writer::{DetailBody, Health, form_of};
+use crate::writer::{DetailBody, Health};
 use crate::{sql, sum};
 
 #[derive(Clone)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gatepost_core::delivery::{Lease, OutcomeKind, Proof, Reason};
+use gatepost_core::message::DataForm;
 use gatepost_core::{Delivery, DeliveryId, LeaseToken, MessageId, State, Timestamp};
 use rusqlite::{CachedStatement, ToSql};
 use sqlx::Row as _;
@@ -239,6 +240,26 @@ pub(crate) const fn state_code(state: &State) -> i64 {
 /// The name of a state's number; the order of [`State::NAMES`] is the numbers'.
 pub(crate) fn state_name(code: i64) -> Option<&'static str> {
     usize::try_from(code).ok().and_then(|code| State::NAMES.get(code)).copied()
+}
+
+/// The number that stands for a form in the database; part of the schema.
+pub(crate) const fn form_code(form: DataForm) -> i64 {
+    match form {
+        DataForm::None => 0,
+        DataForm::Json => 1,
+        DataForm::Text => 2,
+        DataForm::Base64 => 3,
+    }
+}
+
+pub(crate) const fn form_of(code: i64) -> Option<DataForm> {
+    match code {
+        0 => Some(DataForm::None),
+        1 => Some(DataForm::Json),
+        2 => Some(DataForm::Text),
+        3 => Some(DataForm::Base64),
+        _ => None,
+    }
 }
 
 /// The columns that say where a delivery stands.

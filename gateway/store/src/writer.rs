@@ -36,24 +36,23 @@ use gatepost_core::principal::Actor;
 use rusqlite::Connection;
 use tokio::sync::{Notify, mpsc, watch};
 
-pub(crate) use accept::form_of;
 pub(crate) use backfill::{Backfill, BackfillError};
-pub(crate) use commit::{CommitError, StoreRow, execute_summed};
+pub(crate) use commit::{StoreRow, execute_summed};
 pub use health::Health;
 pub(crate) use load::{load_memory, load_store};
 pub(crate) use memory::Memory;
 pub(crate) use turn::DetailBody;
 
+use crate::call::Op;
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
-use crate::database::{self, CheckpointMode, Checkpointed};
+use crate::database::{self, CheckpointMode, Checkpointed, CommitError};
 use crate::hints::Hints;
 use crate::leaves::Handed;
 use crate::ops::{QueueRow, QueueStats, StoreError};
 use crate::random::Random;
 use crate::recent::Recent;
 use crate::seal::Vault;
-use crate::store::Op;
 
 /// Most operations in one commit.
 const OPS_PER_COMMIT_MAX: usize = 512;

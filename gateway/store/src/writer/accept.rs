@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use gatepost_audit::LeafDelivery;
 use gatepost_core::delivery::{Reason, Record};
-use gatepost_core::message::{DataForm, NewMessage};
+use gatepost_core::message::NewMessage;
 use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_core::{Delivery, DeliveryId, MessageId, Order, State};
 
@@ -263,24 +263,4 @@ fn destinations<'p>(plan: &Plan<'p>) -> impl Iterator<Item = &'p str> {
     let buried = plan.dead.is_some();
     let routed = plan.message.destinations.iter().map(String::as_str).filter(move |_| !buried);
     routed.chain(buried.then_some(UNROUTED))
-}
-
-/// The number that stands for a form in the database; part of the schema.
-pub(crate) const fn form_code(form: DataForm) -> i64 {
-    match form {
-        DataForm::None => 0,
-        DataForm::Json => 1,
-        DataForm::Text => 2,
-        DataForm::Base64 => 3,
-    }
-}
-
-pub(crate) const fn form_of(code: i64) -> Option<DataForm> {
-    match code {
-        0 => Some(DataForm::None),
-        1 => Some(DataForm::Json),
-        2 => Some(DataForm::Text),
-        3 => Some(DataForm::Base64),
-        _ => None,
-    }
 }

@@ -6,15 +6,14 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::params;
 
 use super::Writer;
-use super::commit::CommitError;
 use super::lease::Claim;
 use super::turn::Turn;
-use crate::database::rows;
+use crate::call::Op;
+use crate::database::{CommitError, rows};
 use crate::ops::{LeaseError, LeaseRequest, StoreError};
 use crate::row::Row;
 use crate::seal::Place;
 use crate::sql;
-use crate::store::Op;
 
 /// Lane rows read to find the place of a windowed lane's next deliveries; bounds `window`.
 pub(super) const WINDOW_MAX: u32 = 4096;

@@ -5,13 +5,12 @@ use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_core::{MessageId, Timestamp};
 use rusqlite::{Connection, params};
 
-use super::accept::form_of;
+use crate::call::ClaimedDelivery;
 use crate::database::Cells;
 use crate::ops::StoreError;
 use crate::recent::{MESSAGE_BYTES_MAX, Recent, RecentMessage};
-use crate::row::MESSAGE_COLUMNS;
+use crate::row::{MESSAGE_COLUMNS, form_of};
 use crate::sql;
-use crate::store::ClaimedDelivery;
 
 /// Bytes read for one lease; the rest is left to the readers, so that nobody waits long for the writer.
 const COLD_BYTES_MAX: usize = 1024 * 1024;

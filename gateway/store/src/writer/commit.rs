@@ -4,58 +4,10 @@ use rusqlite::{Connection, ToSql, params};
 
 use super::memory::Queue;
 use super::turn::{MessageRow, Touched, Turn};
-use crate::ops::StoreError;
-use crate::row::micros;
+use crate::database::CommitError;
+use crate::row::{form_code, micros};
 use crate::seal::{Index, Owner};
 use crate::{sql, sum};
-
-/// Kinds of failure that the writer treats differently.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum CommitError {
-    /// No space; nothing was written.
-    Full,
-    /// The file or its disk can no longer be trusted in this connection.
-    Broken(String),
-    /// A statement refused: a fault of ours or a damaged row; nothing was written.
-    Refused(String),
-}
-
-impl From<CommitError> for StoreError {
-    fn from(error: CommitError) -> Self {
-        match error {
-            CommitError::Full => Self::Full,
-            CommitError::Broken(text) => Self::ReadOnly(text),
-            CommitError::Refused(text) => Self::Database(text),
-        }
-    }
-}
-
-impl From<StoreError> for CommitError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Full => Self::Full,
-            other => Self::Refused(other.to_string()),
-        }
-    }
-}
-
-impl From<rusqlite::Error> for CommitError {
-    /// Sorts SQLite's errors (https://www.sqlite.org/rescode.html) into what the writer does about them.
-    fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode;
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => Self::Full,
-            Some(
-                ErrorCode::SystemIoFailure
-                | ErrorCode::DatabaseCorrupt
-                | ErrorCode::NotADatabase
-                | ErrorCode::CannotOpen
-                | ErrorCode::ReadOnly,
-            ) => Self::Broken(error.to_string()),
-            _ => Self::Refused(error.to_string()),
-        }
-    }
-}
 
 /// Begins a transaction that nothing else can get in the way of.
 pub(crate) fn begin(connection: &Connection) -> Result<(), CommitError> {
@@ -233,7 +185,7 @@ fn add_message(
         sender.kind.as_str(),
         sender.name,
         message.kind,
-        super::accept::form_code(message.form),
+        form_code(message.form),
         whole(prepared.size),
     ];
     let indexed = params![

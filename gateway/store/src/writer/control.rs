@@ -8,9 +8,9 @@ use gatepost_core::{DeliveryId, Illegal, State};
 
 use super::leaf::actor;
 use super::turn::{Extra, Turn};
+use crate::ops::Pause;
 use crate::ops::{AuditNote, DeliveryRow, OperateError, QueueKind, SessionEnd, StoreError, Verb};
 use crate::row::Row;
-use crate::store::Pause;
 
 impl Turn<'_> {
     /// Opens the next session; what earlier ones still hold is taken from them first.

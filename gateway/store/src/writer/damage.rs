@@ -10,12 +10,12 @@ use gatepost_audit::Event as LeafEvent;
 use gatepost_core::delivery::Event;
 
 use super::Writer;
-use super::commit::CommitError;
 use super::group::conclude;
 use super::turn::{Extra, Turn};
+use crate::call::DamagedLease;
+use crate::database::CommitError;
 use crate::ops::{AuditNote, StoreError};
 use crate::row::Row;
-use crate::store::DamagedLease;
 
 /// Damaged rows that are remembered; a directory with more of them needs repair, not bookkeeping.
 const DAMAGE_MAX: usize = 1000;

@@ -7,13 +7,12 @@ use rusqlite::params;
 
 use super::Writer;
 use super::accept::{KnownKey, KnownKeys};
-use super::commit::CommitError;
-use crate::database::{Cells, rows};
+use crate::call::Op;
+use crate::database::{Cells, CommitError, rows};
 use crate::ops::{Accepted, AcceptedDelivery, StoreError};
 use crate::row::{DELIVERY_COLUMNS, INDEXED_COLUMNS, MESSAGE_COLUMNS, Row, state_name};
 use crate::seal::{Index, Place};
 use crate::sql;
-use crate::store::Op;
 
 /// What the reads before a turn found.
 #[derive(Default)]

@@ -7,13 +7,14 @@ use rusqlite::Connection;
 use super::accept::KnownKeys;
 use super::candidates::Candidates;
 use super::cold;
-use super::commit::{CommitError, begin, commit, roll_back};
+use super::commit::{begin, commit, roll_back};
 use super::lease::{Claim, Given};
 use super::memory::Queue;
 use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
-use crate::database::rows;
+use crate::call::{Claimed, ClaimedDelivery, Op};
+use crate::database::{CommitError, rows};
 use crate::leaves::Runs;
 use crate::ops::{
     Accept, AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, SettleAnswer,
@@ -24,7 +25,6 @@ use crate::recent::RecentMessage;
 use crate::row::Row;
 use crate::seal::Index;
 use crate::sql;
-use crate::store::{Claimed, ClaimedDelivery, Op};
 
 /// Payload bytes after which a group is closed, so that nobody waits long for another's bulk.
 const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -9,13 +9,13 @@ use gatepost_core::queue::{QueueControl, Trip, TripReason};
 use rusqlite::{Connection, params};
 
 use super::candidates::WINDOW_MAX;
-use super::commit::{CommitError, StoreRow, at_commit, begin, change_queue, commit, roll_back};
+use super::commit::{StoreRow, at_commit, begin, change_queue, commit, roll_back};
 use super::group::Outcome;
 use super::keys::Keys;
 use super::memory::{Counts, Memory, Queue};
 use super::turn::Turn;
 use super::{Condition, Writer, unavailable};
-use crate::database::{self, Cells, rows};
+use crate::database::{self, Cells, CommitError, rows};
 use crate::ops::{QueueKind, QueueSetup, Session, StoreError, UNROUTED};
 use crate::row::{INDEXED_COLUMNS, QUEUE_COLUMNS, Row, STORE_COLUMNS};
 use crate::seal::{Owner, Place, Vault};

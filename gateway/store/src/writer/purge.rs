@@ -6,11 +6,11 @@ use std::time::Duration;
 use gatepost_audit::Event as LeafEvent;
 use rusqlite::params;
 
-use super::commit::{CommitError, begin, commit, roll_back};
+use super::commit::{begin, commit, roll_back};
 use super::group::Outcome;
 use super::turn::Turn;
 use super::{Condition, Writer};
-use crate::database::rows;
+use crate::database::{CommitError, rows};
 use crate::ops::AuditNote;
 use crate::seal::{Owner, Place};
 use crate::sql;

@@ -1,7 +1,7 @@
 //! Answering operations that cannot be done.
 
+use crate::call::Op;
 use crate::ops::StoreError;
-use crate::store::Op;
 
 /// Refuses what the disk has no room for and gives back the rest.
 pub(super) fn refuse_accepts(ops: Vec<Op>) -> Vec<Op> {

@@ -13,11 +13,11 @@ use gatepost_core::principal::Actor;
 use rusqlite::params;
 
 use super::candidates::WINDOW_MAX;
-use super::commit::{CommitError, begin, roll_back};
+use super::commit::{begin, roll_back};
 use super::group::conclude;
 use super::turn::{Extra, Turn};
 use super::{Writer, unavailable};
-use crate::database::rows;
+use crate::database::{CommitError, rows};
 use crate::ops::{MoveError, MoveStep, Moved, QueueKind, StoreError};
 use crate::row::Row;
 use crate::seal::{Domain, Index, Owner, Place};

@@ -21,6 +21,8 @@ use super::ops::{
     Brakes, Decides, Emits, Ev, FAR, INBOX, Item, Op, PAST, QUEUES, SENDERS, Says, Setup, WIRE,
 };
 use super::run::{Held, Sim};
+use crate::call::{Claimed, Op as StoreOp};
+use crate::ops::Pause;
 use crate::ops::{
     Accept, AcceptError, Accepted, AuditNote, DeliveryRow, Emit, LeaseError, LeaseRequest, MoveError,
     MoveStep, Moved, OperateError, QueueKind, QueueSetup, Session, SessionEnd, Settle, SettleAnswer,
@@ -28,7 +30,6 @@ use crate::ops::{
 };
 use crate::prepared::{Prepared, RANDOM_BYTES};
 use crate::seal::Index;
-use crate::store::{Claimed, Op as StoreOp, Pause};
 
 type Answer<T, E> = Receiver<Result<T, E>>;
 

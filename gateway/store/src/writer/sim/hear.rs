@@ -11,13 +11,13 @@ use super::laws::{self, Broken, Snap, law};
 use super::machine::DEDUP_WINDOW;
 use super::ops::{INBOX, QUEUES};
 use super::run::{Held, Sim};
+use crate::call::Claimed;
 use crate::ops::{
     AcceptError, Accepted, LeaseError, LeaseRequest, MoveError, OperateError, SettleAnswer, SettleError,
     StoreError, UNROUTED, Verb,
 };
 use crate::row::Row;
 use crate::seal::Index;
-use crate::store::Claimed;
 use crate::writer::lease::LEASE_MARGIN;
 
 /// What is known of the circumstances in which calls were answered.

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use super::ops::{Fault, Kind};
-use crate::writer::CommitError;
+use crate::database::CommitError;
 
 /// The payload with which a simulated crash unwinds.
 pub(super) struct Crash;

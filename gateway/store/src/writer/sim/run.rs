@@ -18,10 +18,10 @@ use super::laws::{self, Broken, Snap, law};
 use super::machine::{DEDUP_WINDOW, Machine, ORIGIN};
 use super::ops::{Fault, Kind, Op, QUEUES, Setup, Step, WIRE};
 use super::power::{self, Crash};
+use crate::call::Op as StoreOp;
 use crate::dice::Dice;
 use crate::ops::AuditNote;
 use crate::seal::Index;
-use crate::store::Op as StoreOp;
 use crate::writer::{Chore, Condition, Writer};
 
 /// Starts that may fail in a row before a run is stuck.
