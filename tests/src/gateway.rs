@@ -230,7 +230,13 @@ impl Gateway {
         // A killed adapter may leave its last line unfinished.
         text.split_inclusive('\n')
             .filter(|line| line.ends_with('\n'))
-            .map(|line| serde_json::from_str(line).expect("effects are JSON"))
+            .filter(|line| !line.is_empty())
+            .filter_map(|line| match serde_json::from_str(line) {
+                Ok(effect) => Some(effect),
+                // Its process was killed in the middle of noting it: the partner has half of it, which is nothing.
+                Err(error) if error.is_eof() => None,
+                Err(error) => panic!("effects are JSON: {error}"),
+            })
             .collect()
     }
 

@@ -57,7 +57,10 @@ impl Echo {
         let session = call(&client, "/v1/session", &json!({ "version": "echo" })).expect(200);
         let settings = &session["settings"];
         let effects = settings["effects"].as_str().expect("`effects` names a file");
-        let effects = File::options().create(true).append(true).open(effects).expect("effects can be noted");
+        let mut effects =
+            File::options().create(true).append(true).open(effects).expect("effects can be noted");
+        // A killed process may have left its last line unfinished: what is noted now is not its end.
+        effects.write_all(b"\n").expect("effects can be noted");
         let random =
             settings["seed"].as_u64().unwrap_or(1) ^ session["epoch"].as_u64().unwrap_or(0) << 32 | 1;
         let tokens =
