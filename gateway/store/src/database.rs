@@ -65,6 +65,7 @@ thread_local! {
     static WAL_LENGTH: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
+/// Pages in the WAL after this thread's newest commit.
 pub(crate) fn wal_pages() -> u32 {
     WAL_LENGTH.get()
 }
@@ -91,7 +92,8 @@ pub(crate) enum CheckpointMode {
     Truncate,
 }
 
-/// Brings the WAL into the database.
+/// Brings the WAL into the database. The answer is about the WAL as it was at the beginning: only where nobody writes meanwhile
+/// does it say what is synced.
 pub(crate) fn checkpoint(connection: &Connection, mode: CheckpointMode) -> rusqlite::Result<Checkpointed> {
     let statement = match mode {
         CheckpointMode::Passive => "PRAGMA wal_checkpoint(PASSIVE)",

@@ -71,7 +71,7 @@ const FREE_BYTES_TO_RESUME: u64 = 2 * crate::data_dir::RESERVE_BYTES;
 pub(crate) enum Chore {
     /// Leaves below this index stand in durable files.
     LeavesFiled { below: u64 },
-    /// A part of the WAL is in the database, durably.
+    /// What became of bringing a part of the WAL into the database.
     Backfilled(Result<(), BackfillError>),
 }
 

@@ -4,9 +4,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::machine::Machine;
 use super::ops::steps;
 use super::run::{Trace, run};
 use super::shrink::{as_test, shrink};
+use crate::writer::{BackfillError, Condition};
 
 /// Seeds of the short form.
 const SEEDS: u64 = 2_000;
@@ -90,4 +92,24 @@ fn a_seed_runs_the_same_way_twice() {
         let steps = steps(seed);
         assert_eq!(run(seed, &steps), run(seed, &steps), "seed {seed}");
     }
+}
+
+/// SQLite counts what was brought in, and does not bring it in again; what it has not counted, it does.
+#[test]
+fn a_sync_beside_the_writer_that_failed_needs_a_new_start_and_a_checkpoint_that_failed_does_not() {
+    let sync = || BackfillError::Sync(std::io::ErrorKind::StorageFull.into());
+    let checkpoint = || {
+        let io = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+        BackfillError::Checkpoint(rusqlite::Error::SqliteFailure(io, None))
+    };
+    let mut machine = Machine::new(1);
+    let mut writer = machine.start().unwrap();
+    writer.backfilled(Err(checkpoint()));
+    assert!(matches!(writer.condition, Condition::Broken(_)), "{:?}", writer.condition);
+    writer.reopen();
+    assert_eq!(writer.condition, Condition::Working);
+    writer.backfilled(Ok(()));
+    assert_eq!(writer.condition, Condition::Working);
+    writer.backfilled(Err(sync()));
+    assert_eq!(writer.condition, Condition::Lost);
 }
