@@ -180,19 +180,25 @@ fn a_full_disk_refuses_what_is_new_settles_what_is_there_and_recovers() {
         with_inbox(Builder::at(tempfile::Builder::new().prefix("gp-").tempdir_in(disk.path()).unwrap()))
             .start();
     gateway.app().event(&order_event("first", "k", &json!(1))).expect(202);
+    let (filler, reserve) = (disk.path().join("filler"), gateway.path("data/reserve"));
+    assert!(reserve.exists());
+    // Somebody else takes all there is.
+    assert!(std::fs::write(&filler, vec![0; 20 << 20]).is_err());
     let payload = "x".repeat(200_000);
     let full = (0..200).find_map(|n| {
         let answer = gateway.app().event(&order_event(&format!("fill-{n}"), "k", &json!(payload)));
         (answer.status != 202).then_some(answer)
     });
     assert_eq!(full.expect("20 MiB are full at some time").problem(507), "storage_full");
-    // Only the reserve is left.
+    // Only what was the reserve is left.
+    assert!(!reserve.exists());
     let leased = gateway.lease("desk", 5);
     assert!(!leased.is_empty());
     let results: Vec<Value> = leased.iter().map(|delivery| settle_item(delivery, "delivered")).collect();
     let settled = gateway.app().post("/v1/settle", &json!({ "results": results })).expect(200);
     assert!(settled["results"].as_array().unwrap().iter().all(|result| result["status"] == "ok"));
     let small = |n: usize| order_event(&format!("after-{n}"), "k", &json!(n));
+    assert_eq!(gateway.app().event(&small(0)).problem(507), "storage_full");
     let mut n = 0;
     until("it accepts again", || {
         n += 1;
