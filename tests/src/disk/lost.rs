@@ -1,19 +1,15 @@
 //! Kill under load, forget what was not synced, start again, and look whether what was promised is there; many times.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::traffic::{Promises, Traffic};
 use super::{Disk, Forgotten, Loss};
 use crate::builder::Builder;
 use crate::dice::Dice;
 use crate::gateway::Gateway;
-use crate::wait::until_within;
 
 /// The gateway dies after at most so many changes and syncs of its files; a commit has some dozens.
 const CHANGES_PER_ROUND: usize = 1500;
-/// Senders are quicker than those who settle: thousands may be left to do.
-const DRAINED: Duration = Duration::from_secs(300);
 
 /// What many crashes came to.
 #[derive(Debug, Default)]
@@ -89,10 +85,8 @@ impl Run {
         let Self { gateway, traffic, mut lost, .. } = self;
         if lost.broken.is_empty() {
             traffic.drain();
-            for queue in ["desk", "echo"] {
-                let settled = || (gateway.unsettled(queue) == 0).then_some(());
-                until_within(DRAINED, &format!("everything in `{queue}` is settled"), settled);
-            }
+            gateway.until_settled("desk");
+            gateway.until_settled("echo");
         }
         let promises = traffic.finish();
         lost.accepted = promises.accepted.len();
