@@ -1,12 +1,16 @@
 //! Errors of the disk at every kind of file, while messages come and go.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::Disk;
 use super::traffic::Traffic;
 use crate::dice::Dice;
 use crate::gateway::Gateway;
-use crate::wait::until;
+use crate::wait::{WAIT, until, until_within};
 
 /// What fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +29,16 @@ pub struct Place {
 
 const STORE: &str = "the store does not take writes";
 const AUDIT: &str = "the audit log cannot be written";
+const DATABASE: &str = "*/gatepost.db";
+/// A WAL begins anew after tens of megabytes.
+const WAL_FILLS: Duration = Duration::from_secs(180);
 
 /// Every kind of file that changes while a gateway runs.
 pub const PLACES: [Place; 9] = [
     Place { files: "*/gatepost.db-wal", operation: Operation::Write, obstacle: STORE },
     Place { files: "*/gatepost.db-wal", operation: Operation::Sync, obstacle: STORE },
-    Place { files: "*/gatepost.db", operation: Operation::Write, obstacle: STORE },
-    Place { files: "*/gatepost.db", operation: Operation::Sync, obstacle: STORE },
+    Place { files: DATABASE, operation: Operation::Write, obstacle: STORE },
+    Place { files: DATABASE, operation: Operation::Sync, obstacle: STORE },
     Place { files: "*/audit/.checkpoint.tmp", operation: Operation::Write, obstacle: AUDIT },
     Place { files: "*/audit/.checkpoint.tmp", operation: Operation::Sync, obstacle: AUDIT },
     Place { files: "*/audit/tile/*", operation: Operation::Write, obstacle: AUDIT },
@@ -45,10 +52,8 @@ pub const PLACES: [Place; 9] = [
 /// Whether that was so.
 pub fn fail_for_a_while(gateway: &mut Gateway, disk: &Disk, traffic: &Traffic, place: Place) -> bool {
     order(disk, place, u64::MAX);
-    let mut ended = false;
     until(&format!("{place:?} shows"), || {
         if !gateway.runs() {
-            ended = true;
             return Some(());
         }
         let answer = gateway.admin().send("GET", "/readyz", &[], b"").ok()?;
@@ -57,28 +62,14 @@ pub fn fail_for_a_while(gateway: &mut Gateway, disk: &Disk, traffic: &Traffic, p
         (answer.status == 503 && named).then_some(())
     });
     order(disk, place, 0);
-    if ended {
-        gateway.ended();
-        gateway.restart();
-    }
-    goes_on(gateway, traffic, place);
-    ended
+    goes_on(gateway, traffic, place)
 }
 
 /// Fails once; whether that ended the gateway.
 pub fn fail_once(gateway: &mut Gateway, disk: &Disk, traffic: &Traffic, place: Place) -> bool {
     order(disk, place, 1);
-    let mut ended = false;
-    until(&format!("{place:?} is met"), || {
-        ended = !gateway.runs();
-        (ended || disk.failures_left() == 0).then_some(())
-    });
-    if ended {
-        gateway.ended();
-        gateway.restart();
-    }
-    goes_on(gateway, traffic, place);
-    ended
+    until(&format!("{place:?} is met"), || (disk.failures_left() == 0).then_some(()));
+    goes_on(gateway, traffic, place)
 }
 
 /// Kills it while syncs of its WAL fail, and starts it again while the machine runs on: it reads what the disk has never got.
@@ -101,13 +92,41 @@ fn order(disk: &Disk, place: Place, count: u64) {
     }
 }
 
-fn goes_on(gateway: &Gateway, traffic: &Traffic, place: Place) {
-    until(&format!("it is ready again after {place:?}"), || {
-        let answer = gateway.admin().send("GET", "/readyz", &[], b"").ok()?;
-        (answer.status == 200).then_some(())
+/// Whether only a new start helped: the gateway may end a moment after the failure that ends it.
+fn goes_on(gateway: &mut Gateway, traffic: &Traffic, place: Place) -> bool {
+    let mut ended = false;
+    let mut wait = |limit, what: &str, done: &dyn Fn(&Gateway) -> bool| {
+        until_within(limit, &format!("{what} after {place:?}"), || {
+            if !ended && !gateway.runs() {
+                ended = true;
+                let status = gateway.ended();
+                assert_eq!((place.files, place.operation), (DATABASE, Operation::Sync), "{status}");
+                assert!(status.code().is_some_and(|code| code != 0), "{status}");
+                gateway.restart();
+            }
+            done(gateway).then_some(())
+        });
+    };
+    wait(WAIT, "it is ready again", &|gateway| {
+        gateway.admin().send("GET", "/readyz", &[], b"").is_ok_and(|answer| answer.status == 200)
     });
     let before = traffic.promises().accepted.len();
-    until(&format!("it accepts again after {place:?}"), || {
-        (traffic.promises().accepted.len() > before).then_some(())
-    });
+    wait(WAIT, "it accepts again", &|_| traffic.promises().accepted.len() > before);
+    if place.files == DATABASE {
+        // As long as the WAL has it too, nobody notices what the database lacks.
+        let before = std::cell::Cell::new(None);
+        wait(WAL_FILLS, "the WAL begins anew", &|gateway| {
+            let now = wal_generation(gateway);
+            before.replace(before.get().or(now)).is_some_and(|before| Some(before) != now)
+        });
+    }
+    ended
+}
+
+/// The WAL's checkpoint sequence number (bytes 12 to 15 of its header, SQLite file format section 4.1): another each time that the
+/// WAL begins anew. `None` where the WAL is empty or absent.
+fn wal_generation(gateway: &Gateway) -> Option<[u8; 4]> {
+    let mut generation = [0; 4];
+    let wal = File::open(gateway.path("data/gatepost.db-wal")).ok()?;
+    wal.read_exact_at(&mut generation, 12).ok().map(|()| generation)
 }
