@@ -219,5 +219,5 @@ pub(crate) fn beside(rounds: usize) -> Vec<String> {
 #[test]
 #[ignore = "a measurement: cargo test --release -p gatepost-tests --test it -- --ignored --nocapture beside_a_thousand"]
 fn the_healthy_ones_p99_alone_and_beside_a_thousand_dead() {
-    beside(10).iter().for_each(|line| note(line));
+    beside(100).iter().for_each(|line| note(line));
 }
