@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
@@ -226,18 +227,11 @@ impl Gateway {
 
     /// What the partner behind `gatepost-echo` noted, oldest first.
     pub fn effects(&self, adapter: &str) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.path(&format!("{adapter}.effects"))).unwrap_or_default();
-        // A killed adapter may leave its last line unfinished.
-        text.split_inclusive('\n')
-            .filter(|line| line.ends_with('\n'))
-            .filter(|line| !line.is_empty())
-            .filter_map(|line| match serde_json::from_str(line) {
-                Ok(effect) => Some(effect),
-                // Its process was killed in the middle of noting it: the partner has half of it, which is nothing.
-                Err(error) if error.is_eof() => None,
-                Err(error) => panic!("effects are JSON: {error}"),
-            })
-            .collect()
+        match std::fs::read(self.path(&format!("{adapter}.effects"))) {
+            Ok(noted) => whole_effects(&noted),
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => panic!("the effects of {adapter} can be read: {error}"),
+        }
     }
 
     /// A queue as operators see it.
@@ -338,6 +332,19 @@ pub fn settle_item(leased: &Value, outcome: &str) -> Value {
     json!({ "delivery": leased["id"], "token": leased["token"], "outcome": outcome })
 }
 
+/// A process killed in the middle of noting an effect leaves half a line, and its successor ends that line: the partner has half of it,
+/// which is nothing.
+fn whole_effects(noted: &[u8]) -> Vec<Value> {
+    noted
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| match serde_json::from_slice(line) {
+            Ok(effect) => Some(effect),
+            Err(error) if error.is_eof() => None,
+            Err(error) => panic!("effects are JSON: {error}"),
+        })
+        .collect()
+}
+
 impl Drop for Gateway {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -353,6 +360,23 @@ impl Drop for Gateway {
             let log = self.log();
             let start = log.char_indices().rev().nth(LOG_BYTES_SHOWN).map_or(0, |(at, _)| at);
             eprintln!("=== the end of {}\n{}===", self.log_file().display(), &log[start..]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::whole_effects;
+
+    #[test]
+    fn an_effect_cut_off_anywhere_is_none_and_those_around_it_are_whole() {
+        let effect = json!({ "id": "a", "count": 12, "done": true, "payload": "Dürer \u{1}" });
+        let line = effect.to_string();
+        for cut in 0..line.len() {
+            let noted = [line.as_bytes(), b"\n", &line.as_bytes()[..cut], b"\n", line.as_bytes(), b"\n"];
+            assert_eq!(whole_effects(&noted.concat()), [effect.clone(), effect.clone()], "cut at {cut}");
         }
     }
 }

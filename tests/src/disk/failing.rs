@@ -114,10 +114,9 @@ fn goes_on(gateway: &mut Gateway, traffic: &Traffic, place: Place) -> bool {
     wait(WAIT, "it accepts again", &|_| traffic.promises().accepted.len() > before);
     if place.files == DATABASE {
         // As long as the WAL has it too, nobody notices what the database lacks.
-        let before = std::cell::Cell::new(None);
+        let first = std::cell::OnceCell::new();
         wait(WAL_FILLS, "the WAL begins anew", &|gateway| {
-            let now = wal_generation(gateway);
-            before.replace(before.get().or(now)).is_some_and(|before| Some(before) != now)
+            wal_generation(gateway).is_some_and(|now| *first.get_or_init(|| now) != now)
         });
     }
     ended
