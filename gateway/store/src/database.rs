@@ -84,6 +84,14 @@ pub(crate) enum Checkpointed {
     Partly,
 }
 
+/// What a checkpoint has done that did not fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Brought {
+    pub(crate) how: Checkpointed,
+    /// Of the WAL, counted from its beginning, that are in the database now.
+    pub(crate) frames: u64,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CheckpointMode {
     /// As far as it goes without waiting for anybody.
@@ -94,7 +102,7 @@ pub(crate) enum CheckpointMode {
 
 /// Brings the WAL into the database. The answer is about the WAL as it was at the beginning: only where nobody writes meanwhile
 /// does it say what is synced.
-pub(crate) fn checkpoint(connection: &Connection, mode: CheckpointMode) -> rusqlite::Result<Checkpointed> {
+pub(crate) fn checkpoint(connection: &Connection, mode: CheckpointMode) -> rusqlite::Result<Brought> {
     let statement = match mode {
         CheckpointMode::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
         CheckpointMode::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
@@ -102,7 +110,8 @@ pub(crate) fn checkpoint(connection: &Connection, mode: CheckpointMode) -> rusql
     let (busy, length, moved) = connection.query_row(statement, [], |row| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
     })?;
-    Ok(if busy == 0 && length == moved { Checkpointed::Whole } else { Checkpointed::Partly })
+    let how = if busy == 0 && length == moved { Checkpointed::Whole } else { Checkpointed::Partly };
+    Ok(Brought { how, frames: u64::try_from(moved).unwrap_or(0) })
 }
 
 /// Settings on which the promise rests, as they are now: name and value.

@@ -342,7 +342,7 @@ fn read_back(connection: &Connection) -> Result<(), OpenError> {
 /// anybody is told anything, whatever can be read of the WAL is brought into the database: that is written and synced anew.
 fn empty_the_wal(connection: &Connection, database: &Path) -> Result<(), OpenError> {
     let emptied = database::checkpoint(connection, database::CheckpointMode::Truncate);
-    match emptied {
+    match emptied.map(|brought| brought.how) {
         Ok(database::Checkpointed::Whole) => Ok(()),
         Ok(database::Checkpointed::Partly) => {
             let text = "another program reads it and keeps the WAL from being emptied".to_owned();

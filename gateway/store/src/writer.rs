@@ -25,6 +25,7 @@ mod settle;
 #[cfg(test)]
 mod sim;
 mod turn;
+mod writeback;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -262,7 +263,7 @@ impl Writer {
     fn checkpoint_the_wal(&mut self) {
         let checkpoint = || database::checkpoint(&self.connection, CheckpointMode::Passive);
         match gatepost_faults::during("store.wal_checkpoint", checkpoint) {
-            Ok(done) => self.wal = done,
+            Ok(brought) => self.wal = brought.how,
             Err(error) => self.checkpoint_failed(error.into()),
         }
     }

@@ -9,8 +9,9 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
@@ -18,10 +19,14 @@ use rusqlite::config::DbConfig;
 use tokio::sync::mpsc;
 
 use super::Chore;
+use super::writeback::Writeback;
 use crate::database::{self, CheckpointMode};
 
 /// Pages by which the WAL grows from the beginning of one to that of the next.
-const STEP_PAGES: u32 = if gatepost_faults::ON { 1 } else { 1000 };
+const STEP_PAGES: u32 = if gatepost_faults::ON { 1 } else { 1500 };
+/// Pages by which it may grow while the disk is given what was brought in little by little. More of them, and the sync gives it
+/// the rest at once: the WAL must not grow faster than it is brought in.
+const PATIENCE_PAGES: u32 = if gatepost_faults::ON { 20 } else { 4000 };
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BackfillError {
@@ -40,6 +45,8 @@ pub(crate) struct Backfill {
     runs: bool,
     /// Pages that the WAL had when the newest one began.
     began_at: u32,
+    /// And has now.
+    pages: Arc<AtomicU32>,
 }
 
 impl Backfill {
@@ -47,21 +54,29 @@ impl Backfill {
     /// locks on the file.
     pub(crate) fn start(database: PathBuf, file: Arc<File>, done: mpsc::Sender<Chore>) -> io::Result<Self> {
         let (requests, asked) = std::sync::mpsc::channel();
+        let pages = Arc::new(AtomicU32::new(0));
+        let mut work = Work {
+            writeback: Writeback::new(&database),
+            database,
+            file,
+            connection: None,
+            wal_pages: Arc::clone(&pages),
+        };
         let work = move || {
-            let mut connection = None;
             for () in asked {
-                let outcome = backfill(&mut connection, &database, &file);
+                let outcome = work.backfill();
                 if done.blocking_send(Chore::Backfilled(outcome)).is_err() {
                     return;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("backfill".to_owned()).spawn(work)?;
-        Ok(Self { requests: Some(requests), thread: Some(thread), runs: false, began_at: 0 })
+        Ok(Self { requests: Some(requests), thread: Some(thread), runs: false, began_at: 0, pages })
     }
 
     /// Begins one if the WAL, which has `pages` now, has grown enough since the last.
     pub(crate) fn tend(&mut self, pages: u32) {
+        self.pages.store(pages, Ordering::Relaxed);
         // It may have begun anew.
         self.began_at = self.began_at.min(pages);
         if self.runs || pages - self.began_at < STEP_PAGES {
@@ -82,27 +97,49 @@ impl Backfill {
 impl Drop for Backfill {
     fn drop(&mut self) {
         drop(self.requests.take());
+        // It has no more time.
+        self.pages.store(u32::MAX, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
     }
 }
 
-/// Afterwards all that was ever brought in is durable.
-fn backfill(connection: &mut Option<Connection>, database: &Path, file: &File) -> Result<(), BackfillError> {
-    let open = match connection.take() {
-        Some(open) => open,
-        None => {
-            let open = database::connect(database)?;
-            // The last connection does what is left to do, and is the writer's.
-            open.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            open
+/// What its thread has.
+struct Work {
+    database: PathBuf,
+    file: Arc<File>,
+    /// Opened when it is needed first, and after an error anew.
+    connection: Option<Connection>,
+    writeback: Writeback,
+    /// As the writer's newest commit has left it.
+    wal_pages: Arc<AtomicU32>,
+}
+
+impl Work {
+    /// Afterwards all that was ever brought in is durable.
+    fn backfill(&mut self) -> Result<(), BackfillError> {
+        let open = match self.connection.take() {
+            Some(open) => open,
+            None => {
+                let open = database::connect(&self.database)?;
+                // The last connection does what is left to do, and is the writer's.
+                open.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+                open
+            }
+        };
+        let begun = self.wal_pages.load(Ordering::Relaxed);
+        let checkpoint = || database::checkpoint(&open, CheckpointMode::Passive);
+        let brought = gatepost_faults::during("store.wal_checkpoint", checkpoint)?;
+        self.connection = Some(open);
+        let wal_pages = || self.wal_pages.load(Ordering::Relaxed);
+        // If nothing came meanwhile, SQLite has synced it.
+        if u64::from(wal_pages()) > brought.frames {
+            let time = || wal_pages().saturating_sub(begun) < PATIENCE_PAGES;
+            self.writeback.run(&self.file, brought.frames, time);
         }
-    };
-    // After an error it is opened anew.
-    gatepost_faults::during("store.wal_checkpoint", || database::checkpoint(&open, CheckpointMode::Passive))?;
-    *connection = Some(open);
-    file.sync_data().map_err(BackfillError::Sync)
+        self.file.sync_data().map_err(BackfillError::Sync)
+    }
 }
 
 #[cfg(test)]
@@ -115,17 +152,23 @@ mod tests {
         let path = dir.path().join("gatepost.db");
         let writer = database::connect(&path).unwrap();
         writer.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1);").unwrap();
+        let work = |file: &str| Work {
+            database: path.clone(),
+            file: Arc::new(File::open(file).unwrap()),
+            connection: None,
+            writeback: Writeback::new(&path),
+            // As if something had come meanwhile.
+            wal_pages: Arc::new(AtomicU32::new(1000)),
+        };
         // It cannot be synced, and nobody writes meanwhile: SQLite has made a sync of its own.
-        let unsyncable = File::open("/dev/null").unwrap();
-        let outcome = backfill(&mut None, &path, &unsyncable);
+        let outcome = work("/dev/null").backfill();
         assert!(matches!(outcome, Err(BackfillError::Sync(_))), "{outcome:?}");
 
         writer.execute_batch("INSERT INTO t VALUES (2);").unwrap();
-        let file = File::open(&path).unwrap();
-        let mut kept = None;
-        backfill(&mut kept, &path, &file).unwrap();
+        let mut work = work(path.to_str().unwrap());
+        work.backfill().unwrap();
         writer.execute_batch("INSERT INTO t VALUES (3);").unwrap();
-        backfill(&mut kept, &path, &file).unwrap();
+        work.backfill().unwrap();
         // Copied alone, the database has all of it.
         let copy = dir.path().join("copy.db");
         std::fs::copy(&path, &copy).unwrap();
