@@ -155,7 +155,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     health.set_audit_size(memory.leaf_count);
     let (chores_in, chores) = mpsc::channel(16);
     let database_file = Arc::new(File::open(&database).map_err(|error| fail(error.to_string()))?);
-    let backfill = Backfill::start(database.clone(), Arc::clone(&database_file), chores_in.clone());
+    let backfill = Backfill::start(&data_dir, Arc::clone(&database_file), chores_in.clone());
     let backfill = backfill.map_err(|error| fail(error.to_string()))?;
     let mut audit =
         AuditLog::open(data_dir.audit(), pool.clone(), keys.signer, Arc::clone(&health), chores_in).await?;

@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Layout: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
@@ -144,6 +146,34 @@ pub(crate) fn is_nearly(found: &[u8], salts: &[u8]) -> bool {
     flipped <= SALT_BITS_FLIPPED_MAX
 }
 
+/// Pages that frames hold, by their numbers from 0; one that several frames hold stands here several times.
+pub(crate) struct Pages {
+    /// The size of each.
+    pub(crate) bytes: u64,
+    pub(crate) numbers: Vec<u64>,
+}
+
+/// The pages of these frames, counted from 0, of a log that may begin anew meanwhile: frames of another are passed over. Their
+/// checksums are not looked at.
+pub(crate) fn pages(path: &Path, frames: Range<u64>) -> io::Result<Pages> {
+    let file = File::open(path)?;
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, 0)?;
+    if !is_log_header(&header) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let bytes = u64::from(number(&header, 2));
+    let mut numbers = Vec::new();
+    for frame in frames {
+        let mut head = [0; FRAME_HEADER_BYTES];
+        file.read_exact_at(&mut head, HEADER_BYTES as u64 + frame * (FRAME_HEADER_BYTES as u64 + bytes))?;
+        if head[8..16] == header[16..24] {
+            numbers.extend(u64::from(number(&head, 0)).checked_sub(1));
+        }
+    }
+    Ok(Pages { bytes, numbers })
+}
+
 /// Fills the buffer; false at the file's end, also where that comes early.
 fn filled(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     match file.read_exact(buffer) {
@@ -155,6 +185,8 @@ fn filled(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// A log of several transactions, as a killed writer leaves it; each with one or more frames.
@@ -221,6 +253,58 @@ mod tests {
         for start in (0..older.len()).step_by(frame) {
             older[start + 8] ^= 0xff;
         }
-        assert_eq!(read(&*[&wal[..HEADER_BYTES + frame], &older].concat()).unwrap(), WalState::Whole);
+        let log = [&wal[..HEADER_BYTES + frame], &older].concat();
+        assert_eq!(read(&*log).unwrap(), WalState::Whole);
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &log).unwrap();
+        let count = frames(&log, frame) as u64;
+        assert_eq!(pages(file.path(), 0..count).unwrap().numbers, [0]);
+        assert!(pages(file.path(), 0..count + 1).is_err(), "there is no such frame");
+    }
+
+    /// All that differs from what the database file was before.
+    #[test]
+    fn the_pages_of_frames_are_those_that_a_checkpoint_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, log) = (dir.path().join("a.db"), dir.path().join("a.db-wal"));
+        let connection = crate::database::connect(&path).unwrap();
+        connection.execute_batch("CREATE TABLE t (x)").unwrap();
+        let reader = crate::database::connect(&path).unwrap();
+        let (mut before, mut reached, mut begun_anew) = (Vec::new(), 0, 0);
+        for round in 0..20 {
+            let rows = if round % 7 == 0 { 2000 } else { 3 };
+            let add = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
+                INSERT INTO t SELECT randomblob(200) FROM n";
+            connection.execute(add, [rows]).unwrap();
+            connection.execute("UPDATE t SET x = randomblob(200) WHERE rowid % 600 = ?1", [round]).unwrap();
+            if !reader.is_autocommit() {
+                reader.execute_batch("ROLLBACK").unwrap();
+            }
+            // Somebody who reads from the WAL keeps it from beginning anew.
+            if round % 5 != 0 {
+                reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+            }
+            let frames = crate::database::checkpoint(&connection, crate::database::CheckpointMode::Passive)
+                .unwrap()
+                .frames;
+            if frames < reached {
+                (reached, begun_anew) = (0, begun_anew + 1);
+            }
+            let pages = pages(&log, reached..frames).unwrap();
+            reached = frames;
+            let after = std::fs::read(&path).unwrap();
+            let page_bytes = usize::try_from(pages.bytes).unwrap();
+            let changed: Vec<u64> = after
+                .chunks(page_bytes)
+                .enumerate()
+                .filter(|(page, bytes)| before.chunks(page_bytes).nth(*page) != Some(bytes))
+                .map(|(page, _)| page as u64)
+                .collect();
+            let named: BTreeSet<u64> = pages.numbers.into_iter().collect();
+            assert!(named.iter().eq(&changed), "round {round}: {named:?} {changed:?}");
+            before = after;
+        }
+        assert!((1..10).contains(&begun_anew), "{begun_anew} of 20");
     }
 }

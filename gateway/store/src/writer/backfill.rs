@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use super::Chore;
 use super::writeback::Writeback;
+use crate::data_dir::DataDir;
 use crate::database::{self, CheckpointMode};
 
 /// Pages by which the WAL grows from the beginning of one to that of the next.
@@ -52,12 +53,12 @@ pub(crate) struct Backfill {
 impl Backfill {
     /// `file` is the database's, to be synced only. It has to outlive every connection: when it is closed, the process loses its
     /// locks on the file.
-    pub(crate) fn start(database: PathBuf, file: Arc<File>, done: mpsc::Sender<Chore>) -> io::Result<Self> {
+    pub(crate) fn start(data_dir: &DataDir, file: Arc<File>, done: mpsc::Sender<Chore>) -> io::Result<Self> {
         let (requests, asked) = std::sync::mpsc::channel();
         let pages = Arc::new(AtomicU32::new(0));
         let mut work = Work {
-            writeback: Writeback::new(&database),
-            database,
+            writeback: Writeback::new(data_dir.wal()),
+            database: data_dir.database(),
             file,
             connection: None,
             wal_pages: Arc::clone(&pages),
@@ -156,7 +157,7 @@ mod tests {
             database: path.clone(),
             file: Arc::new(File::open(file).unwrap()),
             connection: None,
-            writeback: Writeback::new(&path),
+            writeback: Writeback::new(dir.path().join("gatepost.db-wal")),
             // As if something had come meanwhile.
             wal_pages: Arc::new(AtomicU32::new(1000)),
         };
