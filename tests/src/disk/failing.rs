@@ -92,34 +92,50 @@ fn order(disk: &Disk, place: Place, count: u64) {
     }
 }
 
-/// Whether only a new start helped: the gateway may end a moment after the failure that ends it.
+/// Whether only a new start helped.
 fn goes_on(gateway: &mut Gateway, traffic: &Traffic, place: Place) -> bool {
-    let mut ended = false;
-    let mut wait = |limit, what: &str, done: &dyn Fn(&Gateway) -> bool| {
-        until_within(limit, &format!("{what} after {place:?}"), || {
-            if !ended && !gateway.runs() {
-                ended = true;
-                let status = gateway.ended();
-                assert_eq!((place.files, place.operation), (DATABASE, Operation::Sync), "{status}");
-                assert!(status.code().is_some_and(|code| code != 0), "{status}");
-                gateway.restart();
-            }
-            done(gateway).then_some(())
-        });
-    };
-    wait(WAIT, "it is ready again", &|gateway| {
+    let mut recovery = Recovery { gateway, place, ended: false };
+    recovery.until(WAIT, "it is ready again", |gateway| {
         gateway.admin().send("GET", "/readyz", &[], b"").is_ok_and(|answer| answer.status == 200)
     });
     let before = traffic.promises().accepted.len();
-    wait(WAIT, "it accepts again", &|_| traffic.promises().accepted.len() > before);
+    recovery.until(WAIT, "it accepts again", |_| traffic.promises().accepted.len() > before);
     if place.files == DATABASE {
         // As long as the WAL has it too, nobody notices what the database lacks.
-        let first = std::cell::OnceCell::new();
-        wait(WAL_FILLS, "the WAL begins anew", &|gateway| {
-            wal_generation(gateway).is_some_and(|now| *first.get_or_init(|| now) != now)
+        let mut first = None;
+        recovery.until(WAL_FILLS, "the WAL begins anew", |gateway| {
+            wal_generation(gateway).is_some_and(|now| *first.get_or_insert(now) != now)
         });
     }
-    ended
+    recovery.ended
+}
+
+/// A gateway after a failure, which may end it at any moment of these.
+struct Recovery<'g> {
+    gateway: &'g mut Gateway,
+    place: Place,
+    ended: bool,
+}
+
+impl Recovery<'_> {
+    fn until(&mut self, limit: Duration, what: &str, mut done: impl FnMut(&Gateway) -> bool) {
+        until_within(limit, &format!("{what} after {:?}", self.place), || {
+            self.start_again_once();
+            done(self.gateway).then_some(())
+        });
+    }
+
+    fn start_again_once(&mut self) {
+        if self.ended || self.gateway.runs() {
+            return;
+        }
+        self.ended = true;
+        let status = self.gateway.ended();
+        let Place { files, operation, .. } = self.place;
+        assert_eq!((files, operation), (DATABASE, Operation::Sync), "{status}");
+        assert!(status.code().is_some_and(|code| code != 0), "{status}");
+        self.gateway.restart();
+    }
 }
 
 /// The WAL's checkpoint sequence number (bytes 12 to 15 of its header, SQLite file format section 4.1): another each time that the
