@@ -176,7 +176,6 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     );
     let writer = Writer {
         connection,
-        database: database.clone(),
         clock,
         instance_epoch,
         memory,

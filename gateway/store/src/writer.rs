@@ -27,7 +27,6 @@ mod sim;
 mod turn;
 mod writeback;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -79,7 +78,6 @@ pub(crate) enum Chore {
 pub(crate) struct Writer {
     pub(crate) connection: Connection,
     pub(crate) data_dir: DataDir,
-    pub(crate) database: PathBuf,
     pub(crate) clock: Clock,
     pub(crate) instance_epoch: u32,
     pub(crate) memory: Memory,

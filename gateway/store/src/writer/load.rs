@@ -374,7 +374,7 @@ impl Writer {
     }
 
     fn try_reopen(&mut self) -> Result<(), String> {
-        let connection = database::connect(&self.database).map_err(|error| error.to_string())?;
+        let connection = database::connect(&self.data_dir.database()).map_err(|error| error.to_string())?;
         database::quick_check(&connection)?;
         let mut memory =
             load_memory(&connection, &self.vault, self.keys_in_memory).map_err(|error| error.to_string())?;

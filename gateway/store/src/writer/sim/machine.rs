@@ -95,7 +95,6 @@ impl Machine {
         Ok(Writer {
             connection,
             data_dir: DataDir::new(&self.disk()),
-            database: self.database(),
             clock,
             instance_epoch,
             memory,
