@@ -1,0 +1,249 @@
+-- Gatepost's store on PostgreSQL, for several nodes. Frozen once released: change it by a new migration.
+-- Times are store time in microseconds since the Unix epoch, taken from the database's clock. "Sealed" columns are opaque: one
+-- module reads and writes them. "HMAC" columns hold 16 bytes of HMAC-SHA-256 under the store's key, searched by exact match.
+-- Numbers of messages, deliveries and leaves come from sequence "turn": each transaction that writes takes one value, shifts it 20
+-- bits to the left and counts on from there. It takes it after its reads and before its writes, so that what depends on something
+-- has the larger number.
+-- Row versions are what a queue costs here. So a delivery's row has no index on anything that changes while it lives, and is
+-- changed in place (HOT); who is ready, stands in a lane, is stuck or will expire is in small tables beside it. Nothing refers to
+-- anything by a foreign key: each write is one transaction that says what it expects, and a check for each row would cost more than
+-- the row.
+
+CREATE SEQUENCE turn MINVALUE 1;
+
+CREATE TABLE store (
+    id          integer PRIMARY KEY CHECK (id = 1), -- one row
+    store_key   bytea NOT NULL,                     -- HMAC of nothing: whether the key is the one that all this was written with
+    log_key     text NOT NULL,                      -- public key of the audit log, in the form of a note's verifier
+    clock       bigint NOT NULL,                    -- a store time that has passed; time never goes back behind it
+    sequenced   bigint NOT NULL,                    -- size of the audit tree: index of the next leaf
+    next_bucket integer NOT NULL DEFAULT 0          -- unused numbers of nodes begin here
+);
+
+-- One row for each start of a gateway. It is the node's right to write: every transaction holds a lock on its row and looks at its
+-- deadline, and who takes over waits for that lock.
+CREATE TABLE node (
+    epoch   integer PRIMARY KEY,      -- random, and part of every lease token
+    name    text NOT NULL,            -- the host's, for people
+    version text NOT NULL,            -- of the program
+    since   bigint NOT NULL,          -- when it started
+    until   bigint NOT NULL,          -- its lease; it renews it while it can
+    filed   bigint NOT NULL           -- leaves below this index stand in its files
+) WITH (fillfactor = 50);
+
+CREATE TABLE queue (
+    id            integer PRIMARY KEY,
+    name          text NOT NULL UNIQUE,
+    kind          text NOT NULL CHECK (kind IN ('adapter', 'external_adapter', 'inbox', 'builtin', 'removed')),
+    version       bigint NOT NULL,   -- counts changes of this row: who changes it says which one it has seen
+    paused_since  bigint,            -- an operator's pause
+    trip_since    bigint,            -- the breaker is open since
+    trip_reason   text,              -- why
+    trip_failures bigint NOT NULL,   -- failed probes in a row
+    trip_due      bigint,            -- when the next probe may go
+    idle_before   bigint NOT NULL,   -- microseconds paused or tripped in all, up to the last change
+    idle_since    bigint,            -- paused or tripped without a break since
+    session       bigint NOT NULL,   -- epoch of the adapter's newest session; 0 before the first
+    CHECK ((trip_since IS NULL) = (trip_reason IS NULL) AND (trip_since IS NULL) = (trip_due IS NULL))
+) WITH (fillfactor = 50);
+
+-- What each node has added to a queue's counts: of the same row written by all they would wait for each other. The sum counts.
+CREATE TABLE queue_count (
+    queue      integer NOT NULL,       -- queue.id
+    epoch      integer NOT NULL,       -- node.epoch; 0 for those that have ended
+    waiting    bigint NOT NULL,        -- deliveries by state …
+    leased     bigint NOT NULL,
+    sending    bigint NOT NULL,
+    sent       bigint NOT NULL,        -- … of those sending: written, proof may come late
+    in_doubt   bigint NOT NULL,
+    held       bigint NOT NULL,        -- … of those in doubt: wait for a person
+    dead       bigint NOT NULL,
+    suspects   bigint NOT NULL,        -- not ended, and an adapter died with its lease
+    held_lanes bigint NOT NULL,        -- deliveries that hold their lane: held in doubt, or dead under on_dead = hold_lane
+    bytes      bigint NOT NULL,        -- payload bytes of deliveries that have not ended
+    PRIMARY KEY (queue, epoch)
+) WITH (fillfactor = 30);
+
+-- What senders handed in, without its content. Immutable.
+CREATE TABLE message (
+    seq         bigint PRIMARY KEY,  -- accept order
+    id          bytea NOT NULL UNIQUE CHECK (length(id) = 16), -- UUIDv7
+    day         integer NOT NULL,    -- store time at accept, in days: the partition of its content
+    accepted_at bigint NOT NULL,
+    sender_kind text NOT NULL,       -- app or adapter
+    sender      text NOT NULL,       -- its name
+    kind        text NOT NULL,       -- CloudEvents type
+    form        smallint NOT NULL CHECK (form BETWEEN 0 AND 3), -- none, json, text, base64
+    size        bigint NOT NULL,     -- payload bytes
+    dedup       bytea NOT NULL,      -- HMAC of sender and idempotency key
+    fingerprint bytea NOT NULL,      -- HMAC of what must be the same for the message to be the same
+    subject     bytea,               -- HMAC
+    key         bytea,               -- HMAC of the partition key
+    correlation bytea,               -- HMAC of the correlation id
+    first_pos   bigint NOT NULL,     -- its deliveries have consecutive positions from this one …
+    deliveries  integer NOT NULL,    -- … so many
+    remains     bytea NOT NULL       -- sealed: what stays of the event's JSON when its content goes
+);
+CREATE INDEX message_subject ON message (subject, seq) WHERE subject IS NOT NULL;
+CREATE INDEX message_key ON message (key, seq) WHERE key IS NOT NULL;
+CREATE INDEX message_correlation ON message (correlation) WHERE correlation IS NOT NULL;
+
+-- The content of messages, dropped by whole days when all of a day's messages are old and settled.
+CREATE TABLE payload (
+    day        integer NOT NULL,     -- message.day
+    seq        bigint NOT NULL,      -- message.seq
+    attributes bytea NOT NULL,       -- sealed: the event's JSON without data
+    salt       bytea NOT NULL,       -- 32 random bytes; audit leaves commit to the payload under it
+    data       bytea NOT NULL,       -- sealed payload
+    PRIMARY KEY (day, seq)
+) PARTITION BY RANGE (day);
+
+-- Idempotency keys whose window has not passed. Not partitioned by time: only so is a key unique.
+CREATE TABLE dedup (
+    key     bytea PRIMARY KEY,       -- HMAC of sender and idempotency key
+    message bigint NOT NULL          -- message.seq
+);
+
+CREATE TABLE delivery (
+    pos         bigint PRIMARY KEY,  -- accept order; the order within a lane
+    id          bytea NOT NULL UNIQUE CHECK (length(id) = 16), -- UUIDv7
+    message     bigint NOT NULL,     -- message.seq
+    queue       integer NOT NULL,    -- queue.id
+    lane        bytea,               -- HMAC of the ordering key; null for unordered ones
+    state       smallint NOT NULL CHECK (state BETWEEN 0 AND 7), -- waiting leased sending in_doubt delivered dead expired discarded
+    blocks      boolean NOT NULL,    -- stands in the way of those behind it in its lane
+    due         bigint,              -- may be leased from then on, as far as its own state goes
+    token       bytea,               -- newest lease …
+    until       bigint,              -- … its deadline
+    session     bigint,              -- … the session that holds it
+    batch       bytea,               -- … hash of the lease call's request_id
+    late        boolean NOT NULL,    -- sent: proof may come from a later session
+    attempts    integer NOT NULL,
+    series      integer NOT NULL,
+    crashes     integer NOT NULL,
+    doubt       boolean NOT NULL,
+    suspect     boolean NOT NULL,
+    replayed    boolean NOT NULL,
+    reason      text,                -- of a dead one
+    expires_at  bigint,
+    born        bigint NOT NULL,     -- when this series began
+    idle_at_birth bigint NOT NULL,   -- the queue's idle time then, microseconds
+    changed_at  bigint NOT NULL,     -- when it entered its state
+    settled_token bytea,             -- token and outcome that ended the last lease
+    settled_as  text,
+    leaves      bytea NOT NULL,      -- numbers of its audit leaves, eight bytes each, big endian
+    CHECK ((state IN (1, 2)) = (token IS NOT NULL) AND (token IS NULL) = (until IS NULL)),
+    CHECK ((state = 5) = (reason IS NOT NULL)),
+    CHECK (due IS NULL OR state IN (0, 3)),
+    CHECK (state <> 0 OR due IS NOT NULL)
+) WITH (fillfactor = 60);
+
+-- Who may be leased from when: unordered deliveries, and the heads of lanes. A bucket has one owner, and only that one leases.
+CREATE TABLE ready (
+    queue   integer NOT NULL,        -- delivery.queue
+    bucket  smallint NOT NULL,       -- of the delivery's lane, or of its id if it has none
+    due     bigint NOT NULL,         -- delivery.due
+    pos     bigint NOT NULL,         -- delivery.pos
+    suspect boolean NOT NULL,        -- delivery.suspect
+    PRIMARY KEY (queue, bucket, due, pos)
+);
+CREATE INDEX ready_suspect ON ready (queue, due, pos) WHERE suspect;
+
+-- Who stands in a lane: ordered deliveries that block it.
+CREATE TABLE lane (
+    queue integer NOT NULL,          -- delivery.queue
+    lane  bytea NOT NULL,            -- delivery.lane
+    pos   bigint NOT NULL,           -- delivery.pos
+    PRIMARY KEY (queue, lane, pos)
+);
+
+-- Lanes that somebody who does not own their bucket has changed; its owner looks who is ready in them now.
+CREATE TABLE lane_changed (
+    queue  integer NOT NULL,         -- queue.id
+    bucket smallint NOT NULL,        -- of the lane
+    lane   bytea NOT NULL,           -- delivery.lane
+    PRIMARY KEY (queue, bucket, lane)
+);
+
+-- Who owns a bucket. It changes hands by its owner's word, or when the owner's lease is over.
+CREATE TABLE bucket (
+    queue  integer NOT NULL,         -- queue.id
+    bucket smallint NOT NULL,
+    epoch  integer,                  -- node.epoch; null: nobody
+    PRIMARY KEY (queue, bucket)
+) WITH (fillfactor = 50);
+
+-- Deliveries that a commit has leased, so that they are found when their node is gone. Some may have ended since.
+CREATE TABLE lease_group (
+    id    bigint PRIMARY KEY,        -- number of the commit
+    epoch integer NOT NULL,          -- node.epoch
+    pos   bigint[] NOT NULL          -- delivery.pos
+);
+
+-- Deliveries that will expire. Those that have ended or been leased since are dropped when their time comes.
+CREATE TABLE expiry (
+    at  bigint NOT NULL,             -- delivery.expires_at
+    pos bigint NOT NULL,             -- delivery.pos
+    PRIMARY KEY (at, pos)
+);
+
+-- Deliveries in doubt, and dead ones.
+CREATE TABLE stuck (
+    state smallint NOT NULL CHECK (state IN (3, 5)), -- delivery.state
+    pos   bigint NOT NULL,           -- delivery.pos
+    queue integer NOT NULL,          -- delivery.queue
+    held  boolean NOT NULL,          -- in doubt, and waits for a person
+    PRIMARY KEY (state, pos)
+);
+
+-- What only the database keeps of a delivery's steps: free text and evidence. Goes with the content of its message.
+CREATE TABLE detail (
+    day      integer NOT NULL,       -- message.day
+    delivery bigint NOT NULL,        -- delivery.pos
+    leaf     bigint NOT NULL,        -- number of the audit leaf it belongs to
+    body     bytea NOT NULL,         -- sealed JSON: reason, evidence
+    PRIMARY KEY (day, delivery, leaf)
+) PARTITION BY RANGE (day);
+
+CREATE TABLE reply (
+    day      integer NOT NULL,       -- message.day
+    delivery bigint NOT NULL,        -- delivery.pos
+    body     bytea NOT NULL,         -- sealed JSON: datacontenttype, data or data_base64
+    PRIMARY KEY (day, delivery)
+) PARTITION BY RANGE (day);
+
+CREATE TABLE adapter_state (
+    adapter text NOT NULL,
+    key     text NOT NULL,
+    value   bytea NOT NULL,          -- sealed
+    PRIMARY KEY (adapter, key)
+);
+
+-- Leaves of the audit log as they were committed: a row is a run of consecutive leaves of one commit, at most 256.
+CREATE TABLE leaf (
+    day    integer NOT NULL,         -- store time of the commit, in days
+    number bigint NOT NULL,          -- of its first leaf
+    bytes  bytea NOT NULL,           -- each leaf after its length, two bytes, big endian
+    PRIMARY KEY (day, number)
+) PARTITION BY RANGE (day);
+
+-- Runs that have no place in the tree yet.
+CREATE TABLE leaf_new (
+    number bigint PRIMARY KEY,       -- leaf.number
+    day    integer NOT NULL,         -- leaf.day
+    count  integer NOT NULL          -- leaves in it
+);
+
+-- Where runs stand in the tree. One node at a time writes here, and leaves no gap.
+CREATE TABLE leaf_place (
+    first  bigint PRIMARY KEY,       -- index of its first leaf in the tree
+    number bigint NOT NULL UNIQUE,   -- leaf.number
+    day    integer NOT NULL,         -- leaf.day
+    count  integer NOT NULL          -- leaves in it
+);
+
+-- What one node does for all: numbering leaves, running an adapter that runs once.
+CREATE TABLE role (
+    name  text PRIMARY KEY,
+    epoch integer                    -- node.epoch; null: nobody
+) WITH (fillfactor = 50);
