@@ -5,9 +5,9 @@ use gatepost_core::State;
 use rusqlite::types::Value;
 use rusqlite::{Connection, ToSql};
 
-use crate::database::Cells;
 use crate::row::{Row, state_code};
 use crate::seal::{Owner, Place, Vault};
+use crate::sqlite::connection::Cells;
 use crate::sum;
 
 /// A target and its name, which is also its corpus's.

@@ -4,16 +4,16 @@
 //! database. Every transition is decided by `gatepost-core`; the statements here repeat its guard. No change is committed
 //! without its audit leaf, no leaf without its change.
 //!
-//! Where things are: [`Store`] is the handle; `writer/` decides and commits groups of operations, over the connection that
-//! `database` opens; `reader/` answers queries; `audit_log` turns leaves into tiles and signed checkpoints; `reconcile` doubts all of
+//! Where things are: [`Store`] is the handle; `writer/` decides and commits groups of operations, over a [`backend`], which is
+//! `sqlite`; `reader/` answers queries; `audit_log` turns leaves into tiles and signed checkpoints; `reconcile` doubts all of
 //! it; `salvage` saves what is sound of a damaged directory; `sql` holds every statement as a named const.
 
 pub mod archive;
 mod audit_log;
+mod backend;
 mod call;
 mod clock;
 mod data_dir;
-mod database;
 #[cfg(test)]
 mod dice;
 #[cfg(any(test, fuzzing))]
@@ -31,9 +31,9 @@ mod row;
 pub mod salvage;
 mod seal;
 mod sql;
+mod sqlite;
 mod store;
 mod sum;
-mod wal;
 mod writer;
 
 pub use audit_log::LogFault;

@@ -17,7 +17,6 @@ use tokio::task::JoinHandle;
 use crate::audit_log::{AuditLog, LogFault};
 use crate::clock::{Clock, Source};
 use crate::data_dir::{DataDir, DataDirError, Keys};
-use crate::database;
 use crate::hints::Hints;
 use crate::ops::{AuditNote, StoreError};
 use crate::random::Random;
@@ -25,11 +24,10 @@ use crate::reader::Reader;
 use crate::recent::Recent;
 use crate::seal::Vault;
 use crate::sql;
+use crate::sqlite::wal::{self, WalState};
+use crate::sqlite::{Backfill, Sqlite, StoreRow, connection, execute_summed};
 use crate::store::Store;
-use crate::wal::{self, WalState};
-use crate::writer::{
-    Backfill, Condition, Health, Memory, OPS_WAITING_MAX, StoreRow, Writer, WriterThread, execute_summed,
-};
+use crate::writer::{Condition, Health, Memory, OPS_WAITING_MAX, Writer, WriterThread};
 
 /// The first SQLite without the WAL-reset corruption bug, as `sqlite3_libversion_number` says it.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
@@ -93,7 +91,7 @@ pub enum OpenError {
 
 /// The store's tasks; `stop` ends them in order.
 pub struct StoreTask {
-    writer: WriterThread,
+    writer: WriterThread<Sqlite>,
     audit: JoinHandle<()>,
     stop_audit: watch::Sender<bool>,
     pool: SqlitePool,
@@ -114,7 +112,7 @@ impl StoreTask {
         }
         // The writer's connection closes last: the last one brings the WAL into the database, and readers cannot.
         self.pool.close().await;
-        match writer.map(Connection::close) {
+        match writer.map(|database| database.connection.close()) {
             Some(Ok(())) => {}
             Some(Err((_, error))) => tracing::error!(%error, "the database did not close well"),
             None => tracing::error!("the writer did not end well"),
@@ -155,7 +153,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     health.set_audit_size(memory.leaf_count);
     let (chores_in, chores) = mpsc::channel(16);
     let database_file = Arc::new(File::open(&database).map_err(|error| fail(error.to_string()))?);
-    let backfill = Backfill::start(&data_dir, Arc::clone(&database_file), chores_in.clone());
+    let backfill = Backfill::start(&data_dir, Arc::clone(&database_file));
     let backfill = backfill.map_err(|error| fail(error.to_string()))?;
     let mut audit =
         AuditLog::open(data_dir.audit(), pool.clone(), keys.signer, Arc::clone(&health), chores_in).await?;
@@ -175,7 +173,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         clock,
     );
     let writer = Writer {
-        connection,
+        database: Sqlite::new(connection, data_dir, Some(backfill)),
         clock,
         instance_epoch,
         memory,
@@ -192,10 +190,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         keys_in_memory: options.keys_in_memory,
         condition: Condition::Working,
         purge: Default::default(),
-        wal: crate::database::Checkpointed::Whole,
-        backfill: Some(backfill),
         own_leases_ended: false,
-        data_dir,
     };
     let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);
     let (stop_audit, audit_stopped) = watch::channel(false);
@@ -232,12 +227,12 @@ pub(crate) fn open_database(
         path: database.to_path_buf(),
         text: error.to_string(),
     };
-    let connection = database::connect(database).map_err(fail)?;
+    let connection = connection::connect(database).map_err(fail)?;
     read_back(&connection)?;
     empty_the_wal(&connection, database)?;
     migrate(&connection, database)?;
     let (clock, instance_epoch) = start_clock(&connection, vault, time)?;
-    let memory = crate::writer::load_memory(&connection, vault, keys_in_memory)?;
+    let memory = crate::sqlite::load_memory(&connection, vault, keys_in_memory)?;
     Ok(Opened { connection, clock, instance_epoch, memory })
 }
 
@@ -321,11 +316,11 @@ pub(crate) async fn readers(database: &Path) -> Result<SqlitePool, sqlx::Error> 
 
 /// Settings on which the promise rests are read back, not believed.
 fn read_back(connection: &Connection) -> Result<(), OpenError> {
-    let settings = database::settings(connection).map_err(|error| OpenError::Setting(error.to_string()))?;
+    let settings = connection::settings(connection).map_err(|error| OpenError::Setting(error.to_string()))?;
     for (name, found) in settings {
         let kept = match name {
             "journal_mode" => found == "wal",
-            "synchronous" => found == database::synchronous().1,
+            "synchronous" => found == connection::synchronous().1,
             "foreign_keys" => found == "1",
             "mmap_size" => found.is_empty() || found == "0",
             _ => true,
@@ -340,10 +335,10 @@ fn read_back(connection: &Connection) -> Result<(), OpenError> {
 /// After a sync that failed, the system shows bytes of the WAL that never reach the disk, and calls later syncs good. So before
 /// anybody is told anything, whatever can be read of the WAL is brought into the database: that is written and synced anew.
 fn empty_the_wal(connection: &Connection, database: &Path) -> Result<(), OpenError> {
-    let emptied = database::checkpoint(connection, database::CheckpointMode::Truncate);
+    let emptied = connection::checkpoint(connection, connection::CheckpointMode::Truncate);
     match emptied.map(|brought| brought.how) {
-        Ok(database::Checkpointed::Whole) => Ok(()),
-        Ok(database::Checkpointed::Partly) => {
+        Ok(connection::Checkpointed::Whole) => Ok(()),
+        Ok(connection::Checkpointed::Partly) => {
             let text = "another program reads it and keeps the WAL from being emptied".to_owned();
             Err(OpenError::Database { path: database.to_path_buf(), text })
         }
@@ -374,7 +369,7 @@ pub(crate) fn migrate(connection: &Connection, database: &Path) -> Result<(), Op
 
 /// Counts this start and begins store time behind everything written before.
 fn start_clock(connection: &Connection, vault: &Vault, time: Source) -> Result<(Clock, u32), OpenError> {
-    let found = crate::writer::load_store(connection)?;
+    let found = crate::sqlite::load_store(connection)?;
     let newest = found.as_ref().map_or(0, |store| store.clock);
     let clock = Clock::start(time, gatepost_core::Timestamp::from_micros(newest));
     let key_mark = vault.key_mark();
@@ -394,6 +389,6 @@ fn start_clock(connection: &Connection, vault: &Vault, time: Source) -> Result<(
     let started = connection
         .prepare_cached(sql::STORE_START)
         .and_then(|mut start| store.with_columns(|columns| execute_summed(&mut start, columns, &[])));
-    started.map_err(database::CommitError::from).map_err(StoreError::from)?;
+    started.map_err(crate::backend::CommitError::from).map_err(StoreError::from)?;
     Ok((clock, store.instance_epoch))
 }

@@ -43,6 +43,12 @@ impl QueueKind {
             Self::Removed => "removed",
         }
     }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::Adapter, Self::ExternalAdapter, Self::Inbox, Self::Builtin, Self::Removed]
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
+    }
 }
 
 // === accept ===

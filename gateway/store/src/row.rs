@@ -9,9 +9,9 @@ use rusqlite::{CachedStatement, ToSql};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
-use crate::database::Cells;
 use crate::ops::StoreError;
 use crate::seal::{Index, Place};
+use crate::sqlite::connection::Cells;
 use crate::sum;
 
 /// Columns of a delivery that its sum covers, from the first one.

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::mend::mended;
-use crate::wal::{Chain, FRAME_HEADER_BYTES, HEADER_BYTES, is_log_header, number};
+use crate::sqlite::wal::{Chain, FRAME_HEADER_BYTES, HEADER_BYTES, is_log_header, number};
 
 const PAGE_BYTES_DEFAULT: u32 = 4096;
 
@@ -182,7 +182,7 @@ impl Image {
             let version = if fits(&frame) {
                 Version::Wal(page_at)
             } else {
-                let ours = crate::wal::is_nearly(&frame[8..16], &header[16..24]);
+                let ours = crate::sqlite::wal::is_nearly(&frame[8..16], &header[16..24]);
                 let sound = if ours { mended(&frame, fits) } else { None };
                 if sound.is_none() && self.ends_here(wal, at, length, &header)? {
                     break;
@@ -212,7 +212,7 @@ impl Image {
         let mut rest = Reader { file: wal, at, length };
         let mut frame = vec![0; FRAME_HEADER_BYTES + self.page_bytes()];
         io::Read::read_exact(&mut rest, &mut frame)?;
-        Ok(!crate::wal::goes_on(rest, &mut frame, &header[16..24])?)
+        Ok(!crate::sqlite::wal::goes_on(rest, &mut frame, &header[16..24])?)
     }
 
     fn remember_behind(&mut self, wal: &File, from: u64, length: u64, header: &[u8]) -> io::Result<()> {

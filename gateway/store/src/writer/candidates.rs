@@ -3,17 +3,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rusqlite::params;
-
 use super::Writer;
 use super::lease::Claim;
 use super::turn::Turn;
+use gatepost_core::Timestamp;
+
+use crate::backend::{Backend, CommitError, Ready};
 use crate::call::Op;
-use crate::database::{CommitError, rows};
 use crate::ops::{LeaseError, LeaseRequest, StoreError};
 use crate::row::Row;
 use crate::seal::Place;
-use crate::sql;
 
 /// Lane rows read to find the place of a windowed lane's next deliveries; bounds `window`.
 pub(super) const WINDOW_MAX: u32 = 4096;
@@ -34,7 +33,7 @@ pub(super) enum Candidate {
     Lane(Vec<Row>),
 }
 
-impl Writer {
+impl<B: Backend> Writer<B> {
     /// Reads, for each lease of the group, what it may be given.
     pub(super) fn candidates(&mut self, ops: &[Op]) -> Result<HashMap<usize, Candidates>, CommitError> {
         let mut found = HashMap::new();
@@ -59,19 +58,18 @@ impl Writer {
         let Some((id, window)) = queue.map(|queue| (queue.id, queue.setup.policy.window)) else {
             return Ok(Candidates { claim: Some(claim), ..Candidates::default() });
         };
-        let now = now.as_micros();
         let (claim, rows) = match claim {
             Claim::SuspectOr(max) => {
-                let suspects = self.ready(sql::DELIVERIES_READY_SUSPECT, id, now, 1)?;
+                let suspects = self.ready(Ready::Suspect { queue: id }, now, 1)?;
                 if suspects.is_empty() {
-                    (claim, self.ready(sql::DELIVERIES_READY, id, now, max)?)
+                    (claim, self.ready(Ready::Any { queue: id }, now, max)?)
                 } else {
                     (Claim::SuspectOr(1), suspects)
                 }
             }
-            claim => (claim, self.ready(sql::DELIVERIES_READY, id, now, claim.most())?),
+            claim => (claim, self.ready(Ready::Any { queue: id }, now, claim.most())?),
         };
-        let next = if rows.is_empty() { self.ready_next(id, now)? } else { None };
+        let next = if rows.is_empty() { self.database.ready_next(id, now)? } else { None };
         let found = if window > 1 {
             self.widen(rows, window)?
         } else {
@@ -81,42 +79,34 @@ impl Writer {
     }
 
     /// Damaged ones are passed over; they stand in the claim index still, so as many more are read.
-    fn ready(
-        &mut self,
-        statement: &'static str,
-        queue: i64,
-        now: i64,
-        max: u32,
-    ) -> Result<Vec<Row>, CommitError> {
+    fn ready(&mut self, ready: Ready, now: Timestamp, max: u32) -> Result<Vec<Row>, CommitError> {
         loop {
             let before = self.memory.damage.passed_over();
-            let ready = rows(&self.connection, statement, params![queue, now, max + before], |mut cells| {
-                Ok((cells.take::<i64>()?, cells.take::<i64>()?))
-            })?;
-            let mut found = Vec::with_capacity(ready.len());
-            for (pos, due) in ready {
-                match self.memory.fresh.get(pos) {
-                    Some(row) => found.push(row.clone()),
-                    None => {
-                        let read = self.load_ready(pos)?.and_then(|row| ready_as(row, queue, due));
-                        found.extend(self.memory.damage.sound(vec![read])?);
-                    }
-                }
-                if found.len() == max as usize {
-                    break;
-                }
-            }
-            if self.memory.damage.passed_over() == before || found.len() == max as usize {
+            let indexed = self.database.ready(ready, now, max + before)?;
+            let mut found = self.indexed(ready, &indexed)?;
+            if self.memory.damage.passed_over() == before || found.len() >= max as usize {
+                found.truncate(max as usize);
                 return Ok(found);
             }
         }
     }
 
-    /// What an entry of the claim index leads to; it may be damaged.
-    fn load_ready(&self, pos: i64) -> Result<Result<Row, StoreError>, CommitError> {
-        let mut read =
-            rows(&self.connection, sql::DELIVERY_BY_POS, params![pos], |cells| Ok(Row::load(cells)))?;
-        Ok(read.pop().unwrap_or_else(|| Err(Place { table: "delivery", column: "pos", row: pos }.corrupt())))
+    /// The sound rows that these entries of the claim index lead to.
+    fn indexed(&mut self, ready: Ready, entries: &[(i64, i64)]) -> Result<Vec<Row>, CommitError> {
+        let (Ready::Any { queue } | Ready::Suspect { queue }) = ready;
+        let is_fresh = |(pos, _): &&(i64, i64)| self.memory.fresh.get(*pos).is_some();
+        let cold: Vec<(i64, i64)> = entries.iter().filter(|entry| !is_fresh(entry)).copied().collect();
+        let mut read = Vec::new();
+        if !cold.is_empty() {
+            let positions: Vec<i64> = cold.iter().map(|(pos, _)| *pos).collect();
+            read = self.database.deliveries_at(&positions)?;
+        }
+        let read =
+            read.into_iter().zip(&cold).map(|(row, (_, due))| row.and_then(|row| ready_as(row, queue, *due)));
+        let mut cold: HashMap<i64, Row> =
+            self.memory.damage.sound(read.collect())?.into_iter().map(|row| (row.pos, row)).collect();
+        let row = |(pos, _): &(i64, i64)| self.memory.fresh.get(*pos).cloned().or_else(|| cold.remove(pos));
+        Ok(entries.iter().filter_map(row).collect())
     }
 
     /// Replaces the one of each windowed lane that is ready by the lane's first rows.
@@ -130,17 +120,11 @@ impl Writer {
             };
             if lanes.insert(lane) {
                 let most = window.min(WINDOW_MAX);
-                let of_lane = params![row.queue, lane, 0, most];
-                let read =
-                    rows(&self.connection, sql::DELIVERIES_OF_LANE, of_lane, |cells| Ok(Row::load(cells)))?;
+                let read = self.database.lane(row.queue, &lane, most)?;
                 widened.push(Candidate::Lane(self.memory.damage.sound_prefix(read)?));
             }
         }
         Ok(widened)
-    }
-
-    fn ready_next(&self, queue: i64, now: i64) -> Result<Option<i64>, CommitError> {
-        Ok(rows(&self.connection, sql::READY_NEXT, params![queue, now], |mut cells| cells.take())?.pop())
     }
 }
 

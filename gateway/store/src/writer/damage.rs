@@ -12,8 +12,8 @@ use gatepost_core::delivery::Event;
 use super::Writer;
 use super::group::conclude;
 use super::turn::{Extra, Turn};
+use crate::backend::{Backend, CommitError};
 use crate::call::DamagedLease;
-use crate::database::CommitError;
 use crate::ops::{AuditNote, StoreError};
 use crate::row::Row;
 
@@ -64,9 +64,10 @@ impl Damage {
     }
 }
 
-impl Writer {
+impl<B: Backend> Writer<B> {
     /// Ends deliveries whose message is damaged as dead, if they are leased as they were when that was seen.
     pub(crate) fn end_damaged(&mut self, leased: &[DamagedLease]) -> Result<(), StoreError> {
+        self.database.number(&mut self.memory)?;
         let now = self.clock.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
@@ -81,7 +82,7 @@ impl Writer {
                 turn.probe_lost(queue, id)?;
             }
         }
-        let committed = conclude(&self.connection, turn)?;
+        let committed = conclude(&mut self.database, turn)?;
         self.install(committed, 0);
         let damage = leased.iter().map(|lease| Err::<(), _>(lease.damage.clone())).collect();
         self.memory.damage.sound(damage).map(drop)
@@ -94,19 +95,22 @@ impl Writer {
         if untold.is_empty() {
             return Ok(());
         }
+        let untold: Vec<((&'static str, String), &'static str)> =
+            untold.into_iter().map(|(row, column)| (row.clone(), *column)).collect();
+        self.database.number(&mut self.memory)?;
         let now = self.clock.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         let mut told = Vec::new();
         for ((table, row), column) in untold {
             tracing::error!(table, column, row, "a damaged row; `gatepost doctor` looks at all of them");
-            self.health.damage_found(table, row);
+            self.health.damage_found(table, &row);
             let mut note = AuditNote::new(LeafEvent::DamageFound, self.gateway.clone());
             note.target = Some(format!("{table} {row}"));
             turn.note(&note)?;
-            told.push((*table, row.clone()));
+            told.push((table, row));
         }
-        let committed = conclude(&self.connection, turn)?;
+        let committed = conclude(&mut self.database, turn)?;
         self.install(committed, 0);
         self.memory.damage.told.extend(told);
         Ok(())

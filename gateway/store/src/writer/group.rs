@@ -2,19 +2,16 @@
 
 use std::collections::HashMap;
 
-use rusqlite::Connection;
-
 use super::accept::KnownKeys;
 use super::candidates::Candidates;
 use super::cold;
-use super::commit::{begin, commit, roll_back};
 use super::lease::{Claim, Given};
 use super::memory::Queue;
 use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
+use crate::backend::{Backend, CommitError};
 use crate::call::{Claimed, ClaimedDelivery, Op};
-use crate::database::{CommitError, rows};
 use crate::leaves::Runs;
 use crate::ops::{
     Accept, AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, SettleAnswer,
@@ -24,7 +21,6 @@ use crate::prepared::Prepared;
 use crate::recent::RecentMessage;
 use crate::row::Row;
 use crate::seal::Index;
-use crate::sql;
 
 /// Payload bytes after which a group is closed, so that nobody waits long for another's bulk.
 const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -56,7 +52,7 @@ pub(crate) struct Outcome {
     next_pos: i64,
 }
 
-impl Writer {
+impl<B: Backend> Writer<B> {
     /// Runs operations in groups; one that changes what others depend on stands alone.
     pub(crate) fn groups(&mut self, ops: Vec<Op>) {
         let mut group = Vec::with_capacity(ops.len());
@@ -139,9 +135,9 @@ impl Writer {
     /// Decides and commits. An error means that nothing was written.
     fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
         // The reads belong to the transaction too: each outside of it would take the file's locks for itself.
-        begin(&self.connection)?;
+        self.database.begin()?;
         let attempted = self.attempt_open(ops);
-        roll_back(&self.connection)?;
+        self.database.roll_back()?;
         attempted
     }
 
@@ -149,6 +145,7 @@ impl Writer {
     fn attempt_open(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
         let found = self.find(ops)?;
         let mut candidates = self.candidates(ops)?;
+        self.database.number(&mut self.memory)?;
         let now = self.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
@@ -165,7 +162,7 @@ impl Writer {
                 decided[position] = Some(Decided::Lease(lease));
             }
         }
-        let committed = conclude(&self.connection, turn)?;
+        let committed = conclude(&mut self.database, turn)?;
         self.install(committed, ops.len());
         Ok(decided.into_iter().flatten().collect())
     }
@@ -227,7 +224,7 @@ impl Writer {
                 (Op::Settle { answer, .. }, Decided::Settle(result)) => drop(answer.send(result)),
                 (Op::Lease(_, answer), Decided::Lease(result)) => {
                     if let Ok(claimed) = &result {
-                        cold::fetch(&self.connection, &self.recent, &claimed.deliveries);
+                        cold::fetch(&mut self.database, &self.recent, &claimed.deliveries);
                     }
                     drop(answer.send(result));
                 }
@@ -286,25 +283,25 @@ impl Writer {
     /// Whether there may be more to do.
     fn sweep_once(&mut self) -> Result<bool, CommitError> {
         let now = self.now();
-        let most = SWEEP_DELIVERIES_MAX as i64 + i64::from(self.memory.damage.passed_over());
-        let past = rusqlite::params![now.as_micros(), most];
-        let read = rows(&self.connection, sql::DELIVERIES_PAST_EXPIRY, past, |cells| Ok(Row::load(cells)))?;
+        let most = SWEEP_DELIVERIES_MAX + self.memory.damage.passed_over();
+        let read = self.database.past_expiry(now, most)?;
         let rows = self.memory.damage.sound(read)?;
+        self.database.number(&mut self.memory)?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        turn.sweep_leases(SWEEP_DELIVERIES_MAX)?;
+        turn.sweep_leases(SWEEP_DELIVERIES_MAX as usize)?;
         turn.sweep_expiry(rows)?;
-        let committed = conclude(&self.connection, turn)?;
+        let committed = conclude(&mut self.database, turn)?;
         Ok(self.install(committed, 0))
     }
 }
 
 /// Commits what a turn has decided and ends the turn; `None` when it changes nothing.
-pub(crate) fn conclude(connection: &Connection, turn: Turn<'_>) -> Result<Option<Outcome>, CommitError> {
+pub(crate) fn conclude(database: &mut impl Backend, turn: Turn<'_>) -> Result<Option<Outcome>, CommitError> {
     if turn.is_empty() {
         return Ok(None);
     }
-    commit(connection, &turn)?;
+    database.commit(&turn)?;
     Ok(Some(Outcome::of(turn)))
 }
 

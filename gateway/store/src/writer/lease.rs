@@ -133,7 +133,7 @@ impl Turn<'_> {
 
     /// Leases candidates in their order until the call is satisfied. `most` is what the call could take when its candidates
     /// were read; `claim` what it may take now.
-    pub(crate) fn give(
+    pub(super) fn give(
         &mut self,
         request: &LeaseRequest,
         claim: Claim,

@@ -3,20 +3,17 @@
 
 use std::time::Duration;
 
-use gatepost_audit::Event as LeafEvent;
-use rusqlite::params;
-
-use super::commit::{begin, commit, roll_back};
 use super::group::Outcome;
 use super::turn::Turn;
 use super::{Condition, Writer};
-use crate::database::{CommitError, rows};
+use crate::backend::{Backend, CommitError};
 use crate::ops::AuditNote;
 use crate::seal::{Owner, Place};
-use crate::sql;
+use gatepost_audit::Event as LeafEvent;
+use gatepost_core::Timestamp;
 
 /// Messages looked at in one step.
-const STEP_MESSAGES: i64 = 500;
+const STEP_MESSAGES: u32 = 500;
 /// Pause between two looks once everything old has been done.
 const REST: Duration = Duration::from_secs(60);
 /// After this long unsettled messages that were passed over are looked at again.
@@ -33,11 +30,11 @@ pub(crate) struct Purge {
 struct Progress {
     /// Messages up to this one have been looked at in this round.
     through: i64,
-    rest_until: Option<gatepost_core::Timestamp>,
-    round_ends: Option<gatepost_core::Timestamp>,
+    rest_until: Option<Timestamp>,
+    round_ends: Option<Timestamp>,
 }
 
-impl Writer {
+impl<B: Backend> Writer<B> {
     pub(crate) fn purge_some(&mut self) {
         for step in [Self::purge_payloads, Self::purge_keys] {
             if self.condition != Condition::Working {
@@ -56,43 +53,43 @@ impl Writer {
         self.purge.payloads = progress;
         let Some((after, through)) = step? else { return Ok(()) };
         // One transaction with its leaf: killed half way, nothing has been purged.
-        begin(&self.connection)?;
+        self.database.begin()?;
         let emptied = self.empty(after, through);
-        roll_back(&self.connection)?;
+        self.database.roll_back()?;
         emptied
     }
 
     /// Empties the settled messages of a range, within the open transaction, and commits it if there were any.
     fn empty(&mut self, after: i64, through: i64) -> Result<(), CommitError> {
-        let settled = rows(&self.connection, sql::PURGE_READ, params![after, through], |mut cells| {
-            let (seq, id, sealed): (i64, [u8; 16], Vec<u8>) = (cells.take()?, cells.take()?, cells.take()?);
-            let place = Place { table: "message", column: "attributes", row: seq };
-            let owner = Owner::Attributes { message: &id };
-            let attributes = match self.vault.open(&sealed, owner, place) {
-                Ok(attributes) => remains(attributes),
-                // What is damaged must go in time too; it does not become valid by that.
-                Err(_) => return Ok((seq, Vec::new())),
-            };
-            Ok((seq, self.vault.seal(&attributes, owner)))
-        })?;
+        let read = self.database.purge_read(after, through)?;
+        let settled: Vec<(i64, Vec<u8>)> =
+            read.iter().map(|(seq, id, sealed)| (*seq, self.sealed_remains(*seq, id, sealed))).collect();
         if settled.is_empty() {
             return Ok(());
         }
-        for (seq, attributes) in &settled {
-            self.execute(sql::PURGE_MESSAGE, params![seq, attributes])?;
-        }
-        self.execute(sql::PURGE_REPLIES, params![after, through])?;
-        self.execute(sql::PURGE_DETAILS, params![after, through])?;
+        self.database.purge(&settled, after, through)?;
         let mut note = AuditNote::new(LeafEvent::PayloadPurged, self.gateway.clone());
         note.count = Some(settled.len() as u64);
+        self.database.number(&mut self.memory)?;
         let now = self.clock.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.note(&note)?;
-        commit(&self.connection, &turn)?;
+        self.database.commit(&turn)?;
         let outcome = Outcome::of(turn);
         self.install(Some(outcome), 0);
         Ok(())
+    }
+
+    /// What stays of a message's attributes.
+    fn sealed_remains(&self, seq: i64, id: &[u8; 16], sealed: &[u8]) -> Vec<u8> {
+        let place = Place { table: "message", column: "attributes", row: seq };
+        let owner = Owner::Attributes { message: id };
+        match self.vault.open(sealed, owner, place) {
+            Ok(attributes) => self.vault.seal(&remains(attributes), owner),
+            // What is damaged must go in time too; it does not become valid by that.
+            Err(_) => Vec::new(),
+        }
     }
 
     fn purge_keys(&mut self) -> Result<(), CommitError> {
@@ -103,8 +100,7 @@ impl Writer {
         let step = self.next_step(&mut progress, window, keyed);
         self.purge.keys = progress;
         let Some((after, through)) = step? else { return Ok(()) };
-        self.execute(sql::PURGE_DEDUP, params![after, through])?;
-        Ok(())
+        self.database.purge_keys(after, through)
     }
 
     /// The next messages older than `age`, as a range that excludes its beginning.
@@ -122,9 +118,9 @@ impl Writer {
             progress.through = 0;
             progress.round_ends = Some(now + ROUND);
         }
-        let before = now.as_micros().saturating_sub(i64::try_from(age.as_micros()).unwrap_or(i64::MAX));
-        let range = params![progress.through, before, STEP_MESSAGES, newest];
-        let found: Vec<i64> = rows(&self.connection, sql::PURGE_FIND, range, |mut cells| cells.take())?;
+        let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
+        let before = Timestamp::from_micros(now.as_micros().saturating_sub(age));
+        let found = self.database.purge_find(progress.through, before, STEP_MESSAGES, newest)?;
         let Some(&through) = found.last() else {
             progress.rest_until = Some(now + REST);
             return Ok(None);
@@ -135,7 +131,7 @@ impl Writer {
 }
 
 /// Which message it was; the rest of an event, as its subject and its extensions, may be about somebody.
-fn remains(attributes: &[u8]) -> Vec<u8> {
+pub(crate) fn remains(attributes: &[u8]) -> Vec<u8> {
     const KEPT: [&str; 6] = ["specversion", "id", "source", "type", "time", "datacontenttype"];
     let event: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(attributes).unwrap_or_default();

@@ -7,37 +7,31 @@
 
 use std::collections::HashMap;
 
-use gatepost_core::Order;
-use gatepost_core::delivery::{Change, Event, Record};
-use gatepost_core::principal::Actor;
-use rusqlite::params;
-
 use super::candidates::WINDOW_MAX;
-use super::commit::{begin, roll_back};
 use super::group::conclude;
 use super::turn::{Extra, Turn};
 use super::{Writer, unavailable};
-use crate::database::{CommitError, rows};
+use crate::backend::{Backend, CommitError, ToMove};
 use crate::ops::{MoveError, MoveStep, Moved, QueueKind, StoreError};
 use crate::row::Row;
 use crate::seal::{Domain, Index, Owner, Place};
-use crate::sql;
+use gatepost_core::Order;
+use gatepost_core::delivery::{Change, Event, Record};
+use gatepost_core::principal::Actor;
 
 /// Most deliveries moved in one commit.
-const STEP_DELIVERIES_MAX: i64 = 250;
-/// Most positions looked at for them, whosever they are, so that nobody waits long for the writer.
-const STEP_POSITIONS_MAX: i64 = 10_000;
+const STEP_DELIVERIES_MAX: u32 = 250;
 
-impl Writer {
+impl<B: Backend> Writer<B> {
     /// One step: moves what stands next after a position, and says where to go on.
     pub(super) fn rehome(&mut self, step: &MoveStep) -> Result<Moved, MoveError> {
         if let Some(error) = unavailable(&self.condition) {
             return Err(error.into());
         }
         let (from, to) = self.ends(step)?;
-        let moved = begin(&self.connection).and_then(|()| {
+        let moved = self.database.begin().and_then(|()| {
             let moved = self.rehome_open(step, from, to);
-            roll_back(&self.connection)?;
+            self.database.roll_back()?;
             moved
         });
         moved.map_err(|error| {
@@ -60,18 +54,17 @@ impl Writer {
 
     /// Leaves the transaction open when there is nothing to write, or on an error.
     fn rehome_open(&mut self, step: &MoveStep, from: i64, to: i64) -> Result<Moved, CommitError> {
-        let last = (step.after + STEP_POSITIONS_MAX).min(self.memory.next_pos);
-        let range = params![from, step.after, last, STEP_DELIVERIES_MAX];
-        let found = rows(&self.connection, sql::DELIVERIES_TO_MOVE, range, Row::load)?;
-        let full = i64::try_from(found.len()).is_ok_and(|found| found == STEP_DELIVERIES_MAX);
-        let through = found.last().filter(|_| full).map_or(last, |row| row.pos);
+        let ToMove { rows: found, through, more } =
+            self.database.to_move(from, step.after, STEP_DELIVERIES_MAX)?;
         let mut stuck: HashMap<Index, bool> = HashMap::new();
         let mut going = Vec::with_capacity(found.len());
         for row in found {
             if let Some(lane) = row.lane {
                 let stays = match stuck.get(&lane) {
                     Some(stays) => *stays,
-                    None => self.stuck(from, &lane, through)?,
+                    // It may stand behind the ones looked at: to move those would be in order, but its lane is soon asked for
+                    // again anyway.
+                    None => self.database.lane_stuck(from, &lane, through)?,
                 };
                 stuck.insert(lane, stays);
                 if stays {
@@ -81,54 +74,42 @@ impl Writer {
             let lane = self.lane_at(to, &row)?;
             going.push((row, lane));
         }
+        self.database.number(&mut self.memory)?;
         let now = self.now();
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        let mut moved =
-            Moved { next: (through < self.memory.next_pos).then_some(through), ..Moved::default() };
+        let mut moved = Moved { next: more.then_some(through), ..Moved::default() };
         turn.rehome(&step.operator, to, going, &step.reason, &mut moved)?;
-        let committed = conclude(&self.connection, turn)?;
+        let committed = conclude(&mut self.database, turn)?;
         self.install(committed, 1);
         Ok(moved)
     }
 
-    /// Whether a delivery that must stay stands in a lane. It may stand behind the ones looked at: to move those would be in
-    /// order, but its lane is soon asked for again anyway.
-    fn stuck(&self, queue: i64, lane: &Index, through: i64) -> Result<bool, CommitError> {
-        let found = rows(&self.connection, sql::LANE_STUCK, params![queue, lane, through], |mut cells| {
-            cells.take::<i64>()
-        })?;
-        Ok(!found.is_empty())
-    }
-
     /// The lane that the delivery has at its new destination, by that one's order.
-    fn lane_at(&self, to: i64, row: &Row) -> Result<Option<Index>, CommitError> {
+    fn lane_at(&mut self, to: i64, row: &Row) -> Result<Option<Index>, CommitError> {
         let Some(queue) = self.memory.queues.get(&to) else { return Ok(None) };
-        let name = queue.setup.name.as_bytes();
+        let (order, name) = (queue.setup.policy.order, queue.setup.name.clone());
         // It has lost its place in a lane once, by a replay, and goes beside the others here too.
         if row.delivery.replayed && row.lane.is_none() {
             return Ok(None);
         }
-        Ok(match queue.setup.policy.order {
+        Ok(match order {
             Order::None => None,
-            Order::Strict => Some(self.vault.index(Domain::Lane, &[name])),
+            Order::Strict => Some(self.vault.index(Domain::Lane, &[name.as_bytes()])),
             Order::Key => self
                 .partition_key(row.message_seq)?
-                .map(|key| self.vault.index(Domain::Lane, &[name, key.as_bytes()])),
+                .map(|key| self.vault.index(Domain::Lane, &[name.as_bytes(), key.as_bytes()])),
         })
     }
 
     /// The ordering key of a message. It stands in the sealed attributes only; a purged message has none any more.
-    fn partition_key(&self, seq: i64) -> Result<Option<String>, CommitError> {
+    fn partition_key(&mut self, seq: i64) -> Result<Option<String>, CommitError> {
+        let Some((id, sealed)) = self.database.attributes(seq)? else { return Ok(None) };
         let place = Place { table: "message", column: "attributes", row: seq };
-        let read = rows(&self.connection, sql::MESSAGE_ATTRIBUTES, params![seq], |mut cells| {
-            let (id, sealed): ([u8; 16], Vec<u8>) = (cells.take()?, cells.take()?);
-            let attributes = self.vault.open(&sealed, Owner::Attributes { message: &id }, place)?;
-            let attributes: serde_json::Value =
-                serde_json::from_slice(attributes).map_err(|_| place.corrupt())?;
-            Ok(attributes["partitionkey"].as_str().map(str::to_owned))
-        })?;
-        Ok(read.into_iter().next().flatten())
+        let attributes = self.vault.open(&sealed, Owner::Attributes { message: &id }, place)?;
+        let attributes: serde_json::Value =
+            serde_json::from_slice(attributes).map_err(|_| place.corrupt())?;
+        Ok(attributes["partitionkey"].as_str().map(str::to_owned))
     }
 }
 

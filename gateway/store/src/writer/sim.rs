@@ -15,7 +15,7 @@ mod power;
 mod repro;
 mod run;
 
-pub(super) use power::at_commit;
+pub(crate) use power::at_commit;
 
 mod shrink;
 mod tests;

@@ -8,7 +8,7 @@ use super::{Building, sum_of};
 use crate::leaves::Runs;
 use crate::row::QUEUE_COLUMNS;
 use crate::sql;
-use crate::writer::{StoreRow, execute_summed};
+use crate::sqlite::{StoreRow, execute_summed};
 
 /// Starts that are skipped where their count is lost: lease tokens of any of them must not come again.
 const STARTS_SKIPPED: u32 = 1000;

@@ -13,13 +13,13 @@ use sha2::{Digest as _, Sha256};
 use super::super::table::Table;
 use super::super::{Damage, Fate, SalvageError, at};
 use super::{Building, Salvaged};
-use crate::database::rows as read_rows;
 use crate::leaves::Runs;
 use crate::open::sign_empty;
 use crate::row::Row;
 use crate::seal::{Owner, commitment};
 use crate::sql;
-use crate::writer::execute_summed;
+use crate::sqlite::connection::rows as read_rows;
+use crate::sqlite::execute_summed;
 use crate::writer::leaf::{actor, leaf_state};
 
 /// Entries of the database are in rows from a tile's border on.

@@ -9,13 +9,14 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 
 use super::machine::PAYLOAD_RETENTION;
-use crate::database::rows;
 use crate::leaves::Run;
 use crate::ops::QueueKind;
 use crate::row::Row;
 use crate::seal::Index;
 use crate::sql;
-use crate::writer::{Condition, Memory, Writer, load_memory};
+use crate::sqlite::connection::rows;
+use crate::sqlite::{Sqlite, load_memory};
+use crate::writer::{Condition, Memory, Writer};
 
 /// A law that did not hold, and what was seen.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,9 +149,9 @@ pub(super) fn messages(connection: &Connection, after: i64) -> Vec<Stored> {
 }
 
 /// What a writer keeps in memory is what its tables say.
-pub(super) fn memory_is_the_tables(writer: &Writer) -> Result<(), Broken> {
+pub(super) fn memory_is_the_tables(writer: &Writer<Sqlite>) -> Result<(), Broken> {
     const LAW: &str = "memory is what the tables say";
-    let loaded = load_memory(&writer.connection, &writer.vault, writer.keys_in_memory)
+    let loaded = load_memory(&writer.database.connection, &writer.vault, writer.keys_in_memory)
         .map_err(|error| Broken::new("memory can be loaded", error))?;
     let kept = &writer.memory;
     let numbers =
@@ -158,7 +159,7 @@ pub(super) fn memory_is_the_tables(writer: &Writer) -> Result<(), Broken> {
     law(LAW, numbers(kept) == numbers(&loaded), || format!("{:?}, {:?}", numbers(kept), numbers(&loaded)))?;
     law(LAW, kept.hot == loaded.hot, || format!("leased: {:?}, {:?}", kept.hot, loaded.hot))?;
     for fresh in kept.fresh.iter() {
-        let row = rows(&writer.connection, sql::DELIVERY_BY_POS, params![fresh.pos], Row::load);
+        let row = rows(&writer.database.connection, sql::DELIVERY_BY_POS, params![fresh.pos], Row::load);
         let row = row.map_err(|error| Broken::new("a row can be read", format!("{error:?}")))?.pop();
         law(LAW, row.as_ref() == Some(fresh), || format!("fresh: {fresh:?}, {row:?}"))?;
     }

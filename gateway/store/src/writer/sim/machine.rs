@@ -16,6 +16,7 @@ use crate::hints::Hints;
 use crate::open::{Opened, open_database};
 use crate::random::Random;
 use crate::seal::Vault;
+use crate::sqlite::Sqlite;
 use crate::writer::{Condition, Health, Writer};
 
 pub(super) const DEDUP_WINDOW: Duration = Duration::from_secs(86_400);
@@ -83,7 +84,7 @@ impl Machine {
     }
 
     /// Opens the disk's database as a start of the gateway does.
-    pub(super) fn start(&mut self) -> Result<Writer, String> {
+    pub(super) fn start(&mut self) -> Result<Writer<Sqlite>, String> {
         self.starts += 1;
         self.keep_reserve();
         let Opened { connection, clock, instance_epoch, memory } =
@@ -93,8 +94,7 @@ impl Machine {
         let health = Arc::new(Health::default());
         health.set_audit_size(memory.leaf_count);
         Ok(Writer {
-            connection,
-            data_dir: DataDir::new(&self.disk()),
+            database: Sqlite::new(connection, DataDir::new(&self.disk()), None),
             clock,
             instance_epoch,
             memory,
@@ -111,8 +111,6 @@ impl Machine {
             keys_in_memory: KEYS_IN_MEMORY,
             condition: Condition::Working,
             purge: Default::default(),
-            wal: crate::database::Checkpointed::Whole,
-            backfill: None,
             own_leases_ended: false,
         })
     }
@@ -124,7 +122,7 @@ impl Machine {
     }
 
     /// Ends the gateway where it stands. What is on the disk stays: the database, and its WAL as far as it was written.
-    pub(super) fn cut(&mut self, writer: Box<Writer>) {
+    pub(super) fn cut(&mut self, writer: Box<Writer<Sqlite>>) {
         let from = self.disk();
         self.disk += 1;
         let to = self.disk();
@@ -141,10 +139,10 @@ impl Machine {
 
     /// Looks at the disk while nobody has it open.
     pub(super) fn look(&self) -> Connection {
-        crate::database::connect(&self.database()).expect("the database opens")
+        crate::sqlite::connection::connect(&self.database()).expect("the database opens")
     }
 
-    pub(super) fn now(&self, writer: &Writer) -> i64 {
+    pub(super) fn now(&self, writer: &Writer<Sqlite>) -> i64 {
         let clock: &Clock = &writer.clock;
         clock.now().as_micros()
     }
@@ -156,7 +154,7 @@ fn template() -> &'static [u8] {
     TEMPLATE.get_or_init(|| {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("gatepost.db");
-        let connection = crate::database::connect(&path).expect("a database");
+        let connection = crate::sqlite::connection::connect(&path).expect("a database");
         for (version, migration) in crate::sql::MIGRATIONS {
             connection.execute_batch(migration).expect("a migration");
             connection.pragma_update(None, "user_version", version).expect("its number");

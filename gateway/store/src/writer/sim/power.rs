@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use super::ops::{Fault, Kind};
-use crate::database::CommitError;
+use crate::backend::CommitError;
 
 /// The payload with which a simulated crash unwinds.
 pub(super) struct Crash;

@@ -22,6 +22,7 @@ use crate::call::Op as StoreOp;
 use crate::dice::Dice;
 use crate::ops::AuditNote;
 use crate::seal::Index;
+use crate::sqlite::Sqlite;
 use crate::writer::{Chore, Condition, Writer};
 
 /// Starts that may fail in a row before a run is stuck.
@@ -79,7 +80,7 @@ impl Consumer {
 
 pub(super) struct Sim {
     pub(super) machine: Machine,
-    pub(super) writer: Option<Box<Writer>>,
+    pub(super) writer: Option<Box<Writer<Sqlite>>>,
     pub(super) dice: Dice,
     pub(super) setups: Vec<Setup>,
     pub(super) requests: Vec<Request>,
@@ -169,7 +170,7 @@ impl Sim {
         format!("{what:?}").hash(&mut self.hasher);
     }
 
-    pub(super) fn writer(&self) -> &Writer {
+    pub(super) fn writer(&self) -> &Writer<Sqlite> {
         self.writer.as_ref().expect("the gateway runs")
     }
 
@@ -214,7 +215,7 @@ impl Sim {
     }
 
     /// What the writer does for nobody in particular.
-    fn beside(&mut self, fault: Option<Fault>, act: impl FnOnce(&mut Writer)) -> Result<(), Broken> {
+    fn beside(&mut self, fault: Option<Fault>, act: impl FnOnce(&mut Writer<Sqlite>)) -> Result<(), Broken> {
         let condition = self.writer().condition.clone();
         power::arm(fault);
         let fate = self.drive(act);
@@ -235,7 +236,7 @@ impl Sim {
     }
 
     /// Calls into the writer. A simulated crash takes it away.
-    fn drive(&mut self, act: impl FnOnce(&mut Writer)) -> Result<Fate, Broken> {
+    fn drive(&mut self, act: impl FnOnce(&mut Writer<Sqlite>)) -> Result<Fate, Broken> {
         let mut writer = self.writer.take().expect("the gateway runs");
         let called = catch_unwind(AssertUnwindSafe(|| act(&mut writer)));
         match called {
@@ -377,11 +378,11 @@ impl Sim {
     /// Reads what a step has left in the tables, and asks whether it could be so.
     pub(super) fn take_stock(&mut self, asked: &[Asked]) -> Result<(), Broken> {
         let writer = self.writer.take().expect("the gateway runs");
-        if self.is_quiet(&writer.connection) {
+        if self.is_quiet(&writer.database.connection) {
             self.writer = Some(writer);
             return Ok(());
         }
-        let stock = self.take_in(&writer.connection, asked).and_then(|()| {
+        let stock = self.take_in(&writer.database.connection, asked).and_then(|()| {
             if matches!(writer.condition, Condition::Broken(_)) {
                 // Memory may be behind what the disk has after all; it is read anew before it is used again.
                 return Ok(());
@@ -443,8 +444,9 @@ impl Sim {
     }
 
     /// Every key within its window is found by a gateway that has just started.
-    fn keys_are_known(&self) -> Result<(), Broken> {
-        let (writer, now) = (self.writer(), self.now());
+    fn keys_are_known(&mut self) -> Result<(), Broken> {
+        let now = self.now();
+        let writer = self.writer.as_mut().expect("the gateway runs");
         for (key, known) in &self.known {
             if now - known.at >= i64::try_from(DEDUP_WINDOW.as_micros()).unwrap_or(i64::MAX) {
                 continue;

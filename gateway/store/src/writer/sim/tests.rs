@@ -8,7 +8,8 @@ use super::machine::Machine;
 use super::ops::steps;
 use super::run::{Trace, run};
 use super::shrink::{as_test, shrink};
-use crate::writer::{BackfillError, Condition};
+use crate::sqlite::{BackfillError, Sqlite};
+use crate::writer::{Condition, Writer};
 
 /// Seeds of the short form.
 const SEEDS: u64 = 2_000;
@@ -102,14 +103,19 @@ fn a_sync_beside_the_writer_that_failed_needs_a_new_start_and_a_checkpoint_that_
         let io = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
         BackfillError::Checkpoint(rusqlite::Error::SqliteFailure(io, None))
     };
+    let backfilled = |writer: &mut Writer<Sqlite>, done| {
+        if let Err(error) = writer.database.backfilled(done) {
+            writer.failed(&error);
+        }
+    };
     let mut machine = Machine::new(1);
     let mut writer = machine.start().unwrap();
-    writer.backfilled(Err(checkpoint()));
+    backfilled(&mut writer, Err(checkpoint()));
     assert!(matches!(writer.condition, Condition::Broken(_)), "{:?}", writer.condition);
     writer.reopen();
     assert_eq!(writer.condition, Condition::Working);
-    writer.backfilled(Ok(()));
+    backfilled(&mut writer, Ok(()));
     assert_eq!(writer.condition, Condition::Working);
-    writer.backfilled(Err(sync()));
+    backfilled(&mut writer, Err(sync()));
     assert_eq!(writer.condition, Condition::Lost);
 }

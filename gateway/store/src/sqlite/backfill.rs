@@ -10,18 +10,15 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use rusqlite::Connection;
-use rusqlite::config::DbConfig;
-use tokio::sync::mpsc;
-
-use super::Chore;
+use super::connection::{self, CheckpointMode};
 use super::writeback::Writeback;
 use crate::data_dir::DataDir;
-use crate::database::{self, CheckpointMode};
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 /// Pages by which the WAL grows from the beginning of one to that of the next.
 const STEP_PAGES: u32 = if gatepost_faults::ON { 1 } else { 1500 };
@@ -41,7 +38,8 @@ pub(crate) enum BackfillError {
 
 /// The thread that does it; ends when this is dropped.
 pub(crate) struct Backfill {
-    requests: Option<std::sync::mpsc::Sender<()>>,
+    requests: Option<mpsc::Sender<()>>,
+    outcomes: mpsc::Receiver<Result<(), BackfillError>>,
     thread: Option<JoinHandle<()>>,
     runs: bool,
     /// Pages that the WAL had when the newest one began.
@@ -53,8 +51,9 @@ pub(crate) struct Backfill {
 impl Backfill {
     /// `file` is the database's, to be synced only. It has to outlive every connection: when it is closed, the process loses its
     /// locks on the file.
-    pub(crate) fn start(data_dir: &DataDir, file: Arc<File>, done: mpsc::Sender<Chore>) -> io::Result<Self> {
-        let (requests, asked) = std::sync::mpsc::channel();
+    pub(crate) fn start(data_dir: &DataDir, file: Arc<File>) -> io::Result<Self> {
+        let (requests, asked) = mpsc::channel();
+        let (done, outcomes) = mpsc::channel();
         let pages = Arc::new(AtomicU32::new(0));
         let mut work = Work {
             writeback: Writeback::new(data_dir.wal()),
@@ -66,13 +65,13 @@ impl Backfill {
         let work = move || {
             for () in asked {
                 let outcome = work.backfill();
-                if done.blocking_send(Chore::Backfilled(outcome)).is_err() {
+                if done.send(outcome).is_err() {
                     return;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("backfill".to_owned()).spawn(work)?;
-        Ok(Self { requests: Some(requests), thread: Some(thread), runs: false, began_at: 0, pages })
+        Ok(Self { requests: Some(requests), outcomes, thread: Some(thread), runs: false, began_at: 0, pages })
     }
 
     /// Begins one if the WAL, which has `pages` now, has grown enough since the last.
@@ -89,9 +88,11 @@ impl Backfill {
         }
     }
 
-    /// The outcome has arrived.
-    pub(crate) fn ended(&mut self) {
+    /// What became of the newest one, once it has ended.
+    pub(crate) fn outcome(&mut self) -> Option<Result<(), BackfillError>> {
+        let outcome = self.outcomes.try_recv().ok()?;
         self.runs = false;
+        Some(outcome)
     }
 }
 
@@ -123,14 +124,14 @@ impl Work {
         let open = match self.connection.take() {
             Some(open) => open,
             None => {
-                let open = database::connect(&self.database)?;
+                let open = connection::connect(&self.database)?;
                 // The last connection does what is left to do, and is the writer's.
                 open.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
                 open
             }
         };
         let begun = self.wal_pages.load(Ordering::Relaxed);
-        let checkpoint = || database::checkpoint(&open, CheckpointMode::Passive);
+        let checkpoint = || connection::checkpoint(&open, CheckpointMode::Passive);
         let brought = gatepost_faults::during("store.wal_checkpoint", checkpoint)?;
         self.connection = Some(open);
         let wal_pages = || self.wal_pages.load(Ordering::Relaxed);
@@ -151,7 +152,7 @@ mod tests {
     fn what_is_brought_in_is_synced_whatever_sqlite_says_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gatepost.db");
-        let writer = database::connect(&path).unwrap();
+        let writer = connection::connect(&path).unwrap();
         writer.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1);").unwrap();
         let work = |file: &str| Work {
             database: path.clone(),

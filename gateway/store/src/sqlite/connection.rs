@@ -7,6 +7,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use rusqlite::types::FromSql;
 
+use crate::backend::CommitError;
 use crate::ops::StoreError;
 
 /// Pages in the WAL from which on the writer itself checkpoints, so that it begins anew. In laboratory builds always, so that a
@@ -140,36 +141,6 @@ pub(crate) fn quick_check(connection: &Connection) -> Result<(), String> {
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
         .map_err(|error| error.to_string())?;
     if verdict == "ok" { Ok(()) } else { Err(verdict) }
-}
-
-/// Kinds of failure that the writer treats differently.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum CommitError {
-    /// No space; nothing was written.
-    Full,
-    /// The file or its disk can no longer be trusted in this connection.
-    Broken(String),
-    /// A statement refused: a fault of ours or a damaged row; nothing was written.
-    Refused(String),
-}
-
-impl From<CommitError> for StoreError {
-    fn from(error: CommitError) -> Self {
-        match error {
-            CommitError::Full => Self::Full,
-            CommitError::Broken(text) => Self::ReadOnly(text),
-            CommitError::Refused(text) => Self::Database(text),
-        }
-    }
-}
-
-impl From<StoreError> for CommitError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Full => Self::Full,
-            other => Self::Refused(other.to_string()),
-        }
-    }
 }
 
 impl From<rusqlite::Error> for CommitError {

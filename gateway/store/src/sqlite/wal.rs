@@ -193,7 +193,7 @@ mod tests {
     fn log() -> (Vec<u8>, usize) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.db");
-        let connection = crate::database::connect(&path).unwrap();
+        let connection = crate::sqlite::connection::connect(&path).unwrap();
         connection.execute_batch("CREATE TABLE t (x)").unwrap();
         for n in 0..5 {
             connection.execute("INSERT INTO t VALUES (zeroblob(?1))", [n * 3000]).unwrap();
@@ -268,9 +268,9 @@ mod tests {
     fn the_pages_of_frames_are_those_that_a_checkpoint_writes() {
         let dir = tempfile::tempdir().unwrap();
         let (path, log) = (dir.path().join("a.db"), dir.path().join("a.db-wal"));
-        let connection = crate::database::connect(&path).unwrap();
+        let connection = crate::sqlite::connection::connect(&path).unwrap();
         connection.execute_batch("CREATE TABLE t (x)").unwrap();
-        let reader = crate::database::connect(&path).unwrap();
+        let reader = crate::sqlite::connection::connect(&path).unwrap();
         let (mut before, mut reached, mut begun_anew) = (Vec::new(), 0, 0);
         for round in 0..20 {
             let rows = if round % 7 == 0 { 2000 } else { 3 };
@@ -285,9 +285,12 @@ mod tests {
             if round % 5 != 0 {
                 reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
             }
-            let frames = crate::database::checkpoint(&connection, crate::database::CheckpointMode::Passive)
-                .unwrap()
-                .frames;
+            let frames = crate::sqlite::connection::checkpoint(
+                &connection,
+                crate::sqlite::connection::CheckpointMode::Passive,
+            )
+            .unwrap()
+            .frames;
             if frames < reached {
                 (reached, begun_anew) = (0, begun_anew + 1);
             }

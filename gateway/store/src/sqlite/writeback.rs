@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use crate::wal;
+use crate::sqlite::wal;
 
 /// Between two runs. A disk writes one in less, so that a commit finds it idle or busy with one.
 const PAUSE: Duration = Duration::from_micros(150);
@@ -105,7 +105,7 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
-    use crate::database::{self, CheckpointMode};
+    use crate::sqlite::connection::{self, CheckpointMode};
 
     /// A table with a page for each row, and what a checkpoint after some change is worth.
     struct Table {
@@ -117,9 +117,9 @@ mod tests {
 
     impl Table {
         fn new(dir: &Path) -> Self {
-            let connection = database::connect(&dir.join("a.db")).unwrap();
+            let connection = connection::connect(&dir.join("a.db")).unwrap();
             connection.execute_batch("CREATE TABLE t (x)").unwrap();
-            let reader = database::connect(&dir.join("a.db")).unwrap();
+            let reader = connection::connect(&dir.join("a.db")).unwrap();
             reader.execute_batch("BEGIN").unwrap();
             Self { connection, reader, writeback: Writeback::new(dir.join("a.db-wal")) }
         }
@@ -127,7 +127,7 @@ mod tests {
         fn brought_in(&self, change: &str) -> u64 {
             self.connection.execute_batch(change).unwrap();
             self.reader.execute_batch("ROLLBACK; BEGIN; SELECT count(*) FROM t").unwrap();
-            database::checkpoint(&self.connection, CheckpointMode::Passive).unwrap().frames
+            connection::checkpoint(&self.connection, CheckpointMode::Passive).unwrap().frames
         }
 
         fn scattered(&mut self, change: &str) -> usize {

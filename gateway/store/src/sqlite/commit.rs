@@ -2,11 +2,10 @@
 
 use rusqlite::{Connection, ToSql, params};
 
-use super::memory::Queue;
-use super::turn::{MessageRow, Touched, Turn};
-use crate::database::CommitError;
+use crate::backend::CommitError;
 use crate::row::{form_code, micros};
 use crate::seal::{Index, Owner};
+use crate::writer::{MessageRow, Queue, Touched, Turn};
 use crate::{sql, sum};
 
 /// Begins a transaction that nothing else can get in the way of.
@@ -39,7 +38,7 @@ pub(super) fn at_commit<T>(commit: impl FnOnce() -> Result<T, CommitError>) -> R
     commit()
 }
 #[cfg(test)]
-pub(super) use super::sim::at_commit;
+pub(super) use crate::writer::sim_at_commit as at_commit;
 
 /// Ends a transaction without a trace, if it is still open.
 pub(crate) fn roll_back(connection: &Connection) -> Result<(), CommitError> {

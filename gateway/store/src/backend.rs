@@ -1,0 +1,169 @@
+//! What the writer asks of a database. It decides in memory and knows no statement; a backend knows statements and decides
+//! nothing.
+//!
+//! All of it runs on the writer's thread, one call after the other. Rows that a backend finds damaged it gives back as what they
+//! are; the writer passes them over and says so.
+
+use gatepost_core::{DeliveryId, MessageId, Timestamp};
+
+use crate::ops::StoreError;
+use crate::recent::RecentMessage;
+use crate::row::Row;
+use crate::seal::{Index, Vault};
+use crate::writer::{Memory, Queue, Turn};
+
+/// Rows as they were read: a damaged one is an error of its own.
+pub(crate) type Read<T> = Vec<Result<T, StoreError>>;
+
+pub(crate) trait Backend: Send + 'static {
+    // === a transaction ===
+
+    /// Begins a transaction that nothing else can get in the way of.
+    fn begin(&mut self) -> Result<(), CommitError>;
+    /// Ends a transaction without a trace, if one is open.
+    fn roll_back(&mut self) -> Result<(), CommitError>;
+    /// Gives the next turn the numbers that its messages, deliveries and leaves begin with, after everything was read that it is
+    /// decided on.
+    fn number(&mut self, memory: &mut Memory) -> Result<(), CommitError>;
+    /// Commits what a turn has decided, in the open transaction if there is one, or leaves the database as it was before that.
+    fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError>;
+    /// Writes a queue as the configuration has it, in the open transaction.
+    fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError>;
+
+    // === reads ===
+
+    fn deliveries(&mut self, ids: &[DeliveryId]) -> Result<Read<Row>, CommitError>;
+    /// Deliveries by their positions, in that order; one that is not there is a damaged one.
+    fn deliveries_at(&mut self, positions: &[i64]) -> Result<Read<Row>, CommitError>;
+    /// Position and time of at most so many deliveries that may be leased, longest due first.
+    fn ready(&mut self, ready: Ready, now: Timestamp, most: u32) -> Result<Vec<(i64, i64)>, CommitError>;
+    /// When the next one will be due.
+    fn ready_next(&mut self, queue: i64, now: Timestamp) -> Result<Option<i64>, CommitError>;
+    /// The first deliveries that stand in a lane, in order.
+    fn lane(&mut self, queue: i64, lane: &Index, most: u32) -> Result<Read<Row>, CommitError>;
+    /// A delivery of a lane, up to a position, that must stay where it is: it is leased or in doubt.
+    fn lane_stuck(&mut self, queue: i64, lane: &Index, through: i64) -> Result<bool, CommitError>;
+    fn past_expiry(&mut self, now: Timestamp, most: u32) -> Result<Read<Row>, CommitError>;
+    /// What waits or is dead in a queue behind a position, in accept order.
+    fn to_move(&mut self, queue: i64, after: i64, most: u32) -> Result<ToMove, CommitError>;
+    /// What is known of keys that messages used; of a key that nobody used, nothing.
+    fn keys_used(&mut self, memory: &Memory, keys: &[Index]) -> Result<Vec<KeyUse>, CommitError>;
+    /// Id and sealed attributes of a message.
+    fn attributes(&mut self, seq: i64) -> Result<Option<([u8; 16], Vec<u8>)>, CommitError>;
+    /// Messages as they were stored, of those that are small, sound and not purged.
+    fn messages_small(
+        &mut self,
+        seqs: &[i64],
+        found: &mut dyn FnMut(MessageId, RecentMessage) -> More,
+    ) -> Result<(), StoreError>;
+    /// Keys and values of an adapter's state.
+    fn adapter_state(&mut self, adapter: &str, vault: &Vault) -> Result<Vec<(String, Vec<u8>)>, CommitError>;
+
+    // === retention ===
+
+    /// Messages behind `after` that were accepted before `before`, at most so many, none behind `newest`; in accept order.
+    fn purge_find(
+        &mut self,
+        after: i64,
+        before: Timestamp,
+        most: u32,
+        newest: i64,
+    ) -> Result<Vec<i64>, CommitError>;
+    /// Settled messages of a range that excludes its beginning and have content still: number, id, sealed attributes.
+    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<(i64, [u8; 16], Vec<u8>)>, CommitError>;
+    /// Takes the content of these messages, each with what stays of its attributes, and what came of their deliveries; in the
+    /// open transaction.
+    fn purge(&mut self, messages: &[(i64, Vec<u8>)], after: i64, through: i64) -> Result<(), CommitError>;
+    /// Drops idempotency keys of messages of a range.
+    fn purge_keys(&mut self, after: i64, through: i64) -> Result<(), CommitError>;
+
+    // === beside the operations ===
+
+    /// Leaves below this index stand in durable files.
+    fn leaves_filed(&mut self, below: u64) -> Result<(), CommitError>;
+    /// What is to be done now and then, between commits.
+    fn tend(&mut self) -> Result<(), CommitError>;
+    /// Bytes of a log that waits to be brought into the database.
+    fn log_bytes(&self) -> u64;
+    /// There is no space: gives up what was set aside for that.
+    fn release_reserve(&mut self);
+    /// Whether there is space again, something set aside included.
+    fn has_space(&mut self) -> bool;
+    /// Connects anew after a failure, if the database is sound, and reads what memory holds.
+    fn reopen(&mut self, vault: &Vault, keys_in_memory: usize) -> Result<Memory, String>;
+    /// Gives up everything so that closing it does not do what only a new start can do well.
+    fn abandon(&mut self);
+}
+
+/// Whether a queue's row is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Put {
+    Add,
+    Change,
+}
+
+/// Which deliveries of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    Any { queue: i64 },
+    Suspect { queue: i64 },
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum More {
+    Yes,
+    No,
+}
+
+/// A part of a queue's deliveries.
+pub(crate) struct ToMove {
+    pub(crate) rows: Vec<Row>,
+    /// The position up to which all of them were looked at.
+    pub(crate) through: i64,
+    /// Whether there may be more behind that.
+    pub(crate) more: bool,
+}
+
+/// The message that used an idempotency key last.
+#[derive(Debug)]
+pub(crate) struct KeyUse {
+    pub(crate) key: Index,
+    pub(crate) fingerprint: Index,
+    pub(crate) message: MessageId,
+    pub(crate) accepted_at: Timestamp,
+    /// Its deliveries, each with its queue and the number of its state.
+    pub(crate) deliveries: Vec<(DeliveryId, i64, i64)>,
+}
+
+/// Kinds of failure that the writer treats differently.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CommitError {
+    /// No space; nothing was written.
+    Full,
+    /// The database can no longer be trusted in this connection.
+    Broken(String),
+    /// Only a new start of the gateway can repair the database.
+    Lost(String),
+    /// A statement refused: a fault of ours or a damaged row; nothing was written.
+    Refused(String),
+}
+
+impl From<CommitError> for StoreError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Full => Self::Full,
+            CommitError::Broken(text) | CommitError::Lost(text) => Self::ReadOnly(text),
+            CommitError::Refused(text) => Self::Database(text),
+        }
+    }
+}
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full => Self::Full,
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}

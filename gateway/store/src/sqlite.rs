@@ -1,0 +1,308 @@
+//! The store on SQLite: one file, one connection that writes.
+
+mod backfill;
+mod commit;
+pub(crate) mod connection;
+mod load;
+mod reads;
+pub(crate) mod wal;
+mod writeback;
+
+use std::path::Path;
+
+use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use rusqlite::{CachedStatement, Connection, params};
+
+pub(crate) use backfill::{Backfill, BackfillError};
+pub(crate) use commit::{StoreRow, execute_summed};
+pub(crate) use load::{load_memory, load_store};
+
+use crate::backend::{Backend, CommitError, KeyUse, More, Put, Read, Ready, ToMove};
+use crate::data_dir::{DataDir, RESERVE_BYTES};
+use crate::ops::StoreError;
+use crate::recent::RecentMessage;
+use crate::row::Row;
+use crate::seal::{Index, Place, Vault};
+use crate::sql;
+use crate::writer::{Memory, Queue, Turn};
+use commit::at_commit;
+use connection::{CheckpointMode, Checkpointed, rows};
+
+/// The disk is taken for usable again when this much is free beside the reserve.
+const FREE_BYTES_TO_RESUME: u64 = 2 * RESERVE_BYTES;
+/// Most positions looked at for a part of a queue, whosever they are, so that nobody waits long for the writer.
+const POSITIONS_MAX: i64 = 10_000;
+
+pub(crate) struct Sqlite {
+    pub(crate) connection: Connection,
+    data_dir: DataDir,
+    /// Whether what the last checkpoint that did not fail brought into the database is durable there.
+    wal: Checkpointed,
+    /// Without it the writer checkpoints alone.
+    backfill: Option<Backfill>,
+}
+
+impl Sqlite {
+    pub(crate) fn new(connection: Connection, data_dir: DataDir, backfill: Option<Backfill>) -> Self {
+        Self { connection, data_dir, wal: Checkpointed::Whole, backfill }
+    }
+
+    /// Takes note of what became of bringing a part of the WAL into the database beside the writer.
+    pub(crate) fn backfilled(&mut self, done: Result<(), BackfillError>) -> Result<(), CommitError> {
+        match done {
+            Ok(()) => self.wal = Checkpointed::Whole,
+            Err(BackfillError::Checkpoint(error)) => return self.checkpoint_failed(error.into()),
+            Err(error @ BackfillError::Sync(_)) => {
+                self.wal = Checkpointed::Partly;
+                return self.checkpoint_failed(CommitError::Broken(error.to_string()));
+            }
+        }
+        if connection::wal_is_long() { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Brings the WAL into the database. A checkpoint that failed is simply made again: it starts where the last good one ended.
+    /// Unless that one could not be whole: then pages that it wrote may be among those that the failed sync has lost, and only
+    /// a start, which reads the whole WAL, writes them anew.
+    fn checkpoint(&mut self) -> Result<(), CommitError> {
+        let checkpoint = || connection::checkpoint(&self.connection, CheckpointMode::Passive);
+        match gatepost_faults::during("store.wal_checkpoint", checkpoint) {
+            Ok(brought) => self.wal = brought.how,
+            Err(error) => return self.checkpoint_failed(error.into()),
+        }
+        Ok(())
+    }
+
+    fn checkpoint_failed(&mut self, error: CommitError) -> Result<(), CommitError> {
+        match error {
+            CommitError::Broken(text) if self.wal == Checkpointed::Partly => Err(CommitError::Lost(text)),
+            error => Err(error),
+        }
+    }
+
+    /// A write of its own, outside any turn.
+    fn execute(&self, statement: &'static str, params: impl rusqlite::Params) -> Result<usize, CommitError> {
+        let execute = || Ok(self.connection.prepare_cached(statement)?.execute(params)?);
+        // Within a transaction it is that one's commit which counts.
+        if self.connection.is_autocommit() { at_commit(execute) } else { execute() }
+    }
+
+    fn statement(&self, sql: &'static str) -> rusqlite::Result<CachedStatement<'_>> {
+        self.connection.prepare_cached(sql)
+    }
+}
+
+impl Backend for Sqlite {
+    fn begin(&mut self) -> Result<(), CommitError> {
+        commit::begin(&self.connection)
+    }
+
+    fn roll_back(&mut self) -> Result<(), CommitError> {
+        commit::roll_back(&self.connection)
+    }
+
+    /// Memory has them: nobody else writes.
+    fn number(&mut self, _: &mut Memory) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
+        commit::commit(&self.connection, turn)
+    }
+
+    fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError> {
+        let statement = match put {
+            Put::Add => sql::QUEUE_ADD,
+            Put::Change => sql::QUEUE_CHANGE,
+        };
+        if commit::change_queue(&mut self.statement(statement)?, queue)? != 1 {
+            return Err(Place { table: "queue", column: "name", row: queue.id }.corrupt().into());
+        }
+        Ok(())
+    }
+
+    fn deliveries(&mut self, ids: &[DeliveryId]) -> Result<Read<Row>, CommitError> {
+        let mut found = Vec::with_capacity(ids.len());
+        for id in ids {
+            let id = params![id.as_bytes()];
+            found.extend(rows(&self.connection, sql::DELIVERY_BY_ID, id, |cells| Ok(Row::load(cells)))?);
+        }
+        Ok(found)
+    }
+
+    fn deliveries_at(&mut self, positions: &[i64]) -> Result<Read<Row>, CommitError> {
+        let mut found = Vec::with_capacity(positions.len());
+        for &pos in positions {
+            let mut read = rows(&self.connection, sql::DELIVERY_BY_POS, [pos], |cells| Ok(Row::load(cells)))?;
+            let missing = || Err(Place { table: "delivery", column: "pos", row: pos }.corrupt());
+            found.push(read.pop().unwrap_or_else(missing));
+        }
+        Ok(found)
+    }
+
+    fn ready(&mut self, ready: Ready, now: Timestamp, most: u32) -> Result<Vec<(i64, i64)>, CommitError> {
+        let (statement, queue) = match ready {
+            Ready::Any { queue } => (sql::DELIVERIES_READY, queue),
+            Ready::Suspect { queue } => (sql::DELIVERIES_READY_SUSPECT, queue),
+        };
+        rows(&self.connection, statement, params![queue, now.as_micros(), most], |mut cells| {
+            Ok((cells.take()?, cells.take()?))
+        })
+    }
+
+    fn ready_next(&mut self, queue: i64, now: Timestamp) -> Result<Option<i64>, CommitError> {
+        let next = params![queue, now.as_micros()];
+        Ok(rows(&self.connection, sql::READY_NEXT, next, |mut cells| cells.take())?.pop())
+    }
+
+    fn lane(&mut self, queue: i64, lane: &Index, most: u32) -> Result<Read<Row>, CommitError> {
+        let of_lane = params![queue, lane, 0, most];
+        rows(&self.connection, sql::DELIVERIES_OF_LANE, of_lane, |cells| Ok(Row::load(cells)))
+    }
+
+    fn lane_stuck(&mut self, queue: i64, lane: &Index, through: i64) -> Result<bool, CommitError> {
+        let found = rows(&self.connection, sql::LANE_STUCK, params![queue, lane, through], |mut cells| {
+            cells.take::<i64>()
+        })?;
+        Ok(!found.is_empty())
+    }
+
+    fn past_expiry(&mut self, now: Timestamp, most: u32) -> Result<Read<Row>, CommitError> {
+        let past = params![now.as_micros(), most];
+        rows(&self.connection, sql::DELIVERIES_PAST_EXPIRY, past, |cells| Ok(Row::load(cells)))
+    }
+
+    fn to_move(&mut self, queue: i64, after: i64, most: u32) -> Result<ToMove, CommitError> {
+        let newest = rows(&self.connection, sql::SEQUENCES_LOAD, [], |mut cells| {
+            let _message: i64 = cells.take()?;
+            cells.take::<i64>()
+        })?;
+        let newest = newest.first().copied().unwrap_or(0);
+        let last = (after + POSITIONS_MAX).min(newest);
+        let range = params![queue, after, last, most];
+        let rows = rows(&self.connection, sql::DELIVERIES_TO_MOVE, range, Row::load)?;
+        let through = rows.last().filter(|_| rows.len() == most as usize).map_or(last, |row| row.pos);
+        Ok(ToMove { rows, through, more: through < newest })
+    }
+
+    fn keys_used(&mut self, memory: &Memory, keys: &[Index]) -> Result<Vec<KeyUse>, CommitError> {
+        let mut used = Vec::new();
+        for key in keys {
+            used.extend(reads::key_used(&self.connection, memory, key)?);
+        }
+        Ok(used)
+    }
+
+    fn attributes(&mut self, seq: i64) -> Result<Option<([u8; 16], Vec<u8>)>, CommitError> {
+        let read = rows(&self.connection, sql::MESSAGE_ATTRIBUTES, [seq], |mut cells| {
+            Ok((cells.take()?, cells.take()?))
+        })?;
+        Ok(read.into_iter().next())
+    }
+
+    fn messages_small(
+        &mut self,
+        seqs: &[i64],
+        found: &mut dyn FnMut(MessageId, RecentMessage) -> More,
+    ) -> Result<(), StoreError> {
+        let read = reads::messages_small(&self.connection, seqs, found);
+        read.map_err(|error| StoreError::Database(error.to_string()))
+    }
+
+    fn adapter_state(&mut self, adapter: &str, vault: &Vault) -> Result<Vec<(String, Vec<u8>)>, CommitError> {
+        rows(&self.connection, sql::ADAPTER_STATE_LOAD, [adapter], |mut cells| {
+            let (_adapter, key, value) = load::open_state(&mut cells, vault)?;
+            Ok((key, value))
+        })
+    }
+
+    fn purge_find(
+        &mut self,
+        after: i64,
+        before: Timestamp,
+        most: u32,
+        newest: i64,
+    ) -> Result<Vec<i64>, CommitError> {
+        let range = params![after, before.as_micros(), most, newest];
+        rows(&self.connection, sql::PURGE_FIND, range, |mut cells| cells.take())
+    }
+
+    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<(i64, [u8; 16], Vec<u8>)>, CommitError> {
+        rows(&self.connection, sql::PURGE_READ, [after, through], |mut cells| {
+            Ok((cells.take()?, cells.take()?, cells.take()?))
+        })
+    }
+
+    fn purge(&mut self, messages: &[(i64, Vec<u8>)], after: i64, through: i64) -> Result<(), CommitError> {
+        for (seq, attributes) in messages {
+            self.execute(sql::PURGE_MESSAGE, params![seq, attributes])?;
+        }
+        self.execute(sql::PURGE_REPLIES, [after, through])?;
+        self.execute(sql::PURGE_DETAILS, [after, through])?;
+        Ok(())
+    }
+
+    fn purge_keys(&mut self, after: i64, through: i64) -> Result<(), CommitError> {
+        self.execute(sql::PURGE_DEDUP, [after, through]).map(drop)
+    }
+
+    fn leaves_filed(&mut self, below: u64) -> Result<(), CommitError> {
+        let below = i64::try_from(below).unwrap_or(i64::MAX);
+        self.execute(sql::LEAVES_DROP, [below]).map(drop)
+    }
+
+    /// The larger part of the WAL is brought into the database beside the writer, the rest here.
+    fn tend(&mut self) -> Result<(), CommitError> {
+        let Some(backfill) = &mut self.backfill else {
+            return if connection::wal_is_long() { self.checkpoint() } else { Ok(()) };
+        };
+        let done = backfill.outcome();
+        if done.is_none() {
+            backfill.tend(connection::wal_pages());
+        }
+        done.map_or(Ok(()), |done| self.backfilled(done))
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.data_dir.wal().metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    fn release_reserve(&mut self) {
+        if let Err(error) = self.data_dir.release_reserve() {
+            tracing::error!(%error, "the reserve cannot be released");
+        }
+    }
+
+    fn has_space(&mut self) -> bool {
+        let free = free_bytes(self.data_dir.root());
+        if free < FREE_BYTES_TO_RESUME {
+            return false;
+        }
+        if let Err(error) = self.data_dir.keep_reserve() {
+            tracing::warn!(%error, "the reserve cannot be set aside yet");
+            return false;
+        }
+        tracing::info!(free_bytes = free, "the disk has space again");
+        true
+    }
+
+    fn reopen(&mut self, vault: &Vault, keys_in_memory: usize) -> Result<Memory, String> {
+        let connection = connection::connect(&self.data_dir.database()).map_err(|error| error.to_string())?;
+        connection::quick_check(&connection)?;
+        let memory =
+            load::load_memory(&connection, vault, keys_in_memory).map_err(|error| error.to_string())?;
+        self.connection = connection;
+        Ok(memory)
+    }
+
+    fn abandon(&mut self) {
+        let leave = rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        if let Err(error) = self.connection.set_db_config(leave, true) {
+            tracing::error!(%error, "SQLite does not leave the WAL as it is");
+        }
+    }
+}
+
+/// Free bytes of the file system that holds `path`, for those without privileges; 0 when it cannot be asked.
+fn free_bytes(path: &Path) -> u64 {
+    nix::sys::statvfs::statvfs(path).map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
+}
