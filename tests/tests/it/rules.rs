@@ -7,13 +7,16 @@ use gatepost_tests::source;
 use serde_json::Value;
 
 /// Who may import whom, also for tests.
-const IMPORTS: [(&str, &[&str]); 12] = [
+const IMPORTS: [(&str, &[&str]); 13] = [
     ("gatepost-faults", &[]),
     ("gatepost-replay", &[]),
     ("gatepost-api", &["gatepost-replay"]),
     ("gatepost-core", &[]),
     ("gatepost-audit", &["gatepost-faults", "gatepost-replay"]),
-    ("gatepost-store", &["gatepost-core", "gatepost-audit", "gatepost-faults", "gatepost-replay"]),
+    (
+        "gatepost-store",
+        &["gatepost-core", "gatepost-audit", "gatepost-faults", "gatepost-replay", "gatepost-postgres"],
+    ),
     (
         "gatepost",
         &[
@@ -28,8 +31,9 @@ const IMPORTS: [(&str, &[&str]); 12] = [
     ("gatepost-adapter", &["gatepost-api", "gatepost-faults"]),
     ("gatepost-http", &["gatepost-adapter", "gatepost-replay"]),
     ("gatepost-hl7", &["gatepost-adapter", "gatepost-faults", "gatepost-replay"]),
-    ("gatepost-tests", &["gatepost-faults"]),
+    ("gatepost-tests", &["gatepost-faults", "gatepost-postgres"]),
     ("gatepost-peers", &[]),
+    ("gatepost-postgres", &[]),
 ];
 const BACKENDS: [(&str, &[&str]); 2] = [("sqlx", &["gatepost-store"]), ("axum", &["gatepost"])];
 
