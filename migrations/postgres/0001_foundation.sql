@@ -16,8 +16,7 @@ CREATE TABLE store (
     store_key   bytea NOT NULL,                     -- HMAC of nothing: whether the key is the one that all this was written with
     log_key     text NOT NULL,                      -- public key of the audit log, in the form of a note's verifier
     clock       bigint NOT NULL,                    -- a store time that has passed; time never goes back behind it
-    sequenced   bigint NOT NULL,                    -- size of the audit tree: index of the next leaf
-    next_bucket integer NOT NULL DEFAULT 0          -- unused numbers of nodes begin here
+    sequenced   bigint NOT NULL                     -- size of the audit tree: index of the next leaf
 );
 
 -- One row for each start of a gateway. It is the node's right to write: every transaction holds a lock on its row and looks at its
@@ -97,11 +96,13 @@ CREATE TABLE payload (
     data       bytea NOT NULL,       -- sealed payload
     PRIMARY KEY (day, seq)
 ) PARTITION BY RANGE (day);
+CREATE TABLE payload_other PARTITION OF payload DEFAULT; -- of days that have no partition (any more)
 
 -- Idempotency keys whose window has not passed. Not partitioned by time: only so is a key unique.
 CREATE TABLE dedup (
-    key     bytea PRIMARY KEY,       -- HMAC of sender and idempotency key
-    message bigint NOT NULL          -- message.seq
+    key         bytea PRIMARY KEY,   -- HMAC of sender and idempotency key
+    message     bigint NOT NULL,     -- message.seq
+    accepted_at bigint NOT NULL      -- message.accepted_at
 );
 
 CREATE TABLE delivery (
@@ -204,6 +205,7 @@ CREATE TABLE detail (
     body     bytea NOT NULL,         -- sealed JSON: reason, evidence
     PRIMARY KEY (day, delivery, leaf)
 ) PARTITION BY RANGE (day);
+CREATE TABLE detail_other PARTITION OF detail DEFAULT; -- of days that have no partition (any more)
 
 CREATE TABLE reply (
     day      integer NOT NULL,       -- message.day
@@ -211,6 +213,7 @@ CREATE TABLE reply (
     body     bytea NOT NULL,         -- sealed JSON: datacontenttype, data or data_base64
     PRIMARY KEY (day, delivery)
 ) PARTITION BY RANGE (day);
+CREATE TABLE reply_other PARTITION OF reply DEFAULT; -- of days that have no partition (any more)
 
 CREATE TABLE adapter_state (
     adapter text NOT NULL,
@@ -226,6 +229,7 @@ CREATE TABLE leaf (
     bytes  bytea NOT NULL,           -- each leaf after its length, two bytes, big endian
     PRIMARY KEY (day, number)
 ) PARTITION BY RANGE (day);
+CREATE TABLE leaf_other PARTITION OF leaf DEFAULT; -- of days that have no partition (any more)
 
 -- Runs that have no place in the tree yet.
 CREATE TABLE leaf_new (

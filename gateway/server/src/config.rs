@@ -83,6 +83,8 @@ pub(crate) struct Config {
 pub(crate) struct Gateway {
     /// Origin of the audit log; the host's name unless given.
     pub(crate) name: String,
+    /// Name of this node among several; the host's name unless given.
+    pub(crate) node: String,
     pub(crate) data_dir: PathBuf,
     /// Largest payload of one message, bytes.
     pub(crate) max_message: u64,
@@ -95,11 +97,16 @@ pub(crate) struct Gateway {
 }
 
 /// `[store]`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Store {
     /// SQLite in the data directory.
     #[default]
     Sqlite,
+    /// Shared with other nodes.
+    Postgres {
+        /// The file that holds its address; absolute.
+        url_file: PathBuf,
+    },
 }
 
 /// Which kind of principal a socket serves.
@@ -238,6 +245,7 @@ impl Config {
         let (was, will) = (&self.gateway, &new.gateway);
         let fixed = [
             ("gateway.name", was.name != will.name),
+            ("gateway.node", was.node != will.node),
             ("gateway.data_dir", was.data_dir != will.data_dir),
             ("gateway.dedup_window", was.dedup_window != will.dedup_window),
             ("gateway.retention", was.retention != will.retention),

@@ -5,12 +5,13 @@
 //! what requests have begun is finished; the last leaf is written; the store signs and closes.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use gatepost_audit::leaf::Event;
 use gatepost_core::principal::{Actor, ActorKind};
-use gatepost_store::{AuditNote, Store, StoreTask};
+use gatepost_store::{AuditNote, Database, Store, StoreTask};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -33,6 +34,8 @@ pub(crate) enum ServeError {
     Adapters(Vec<config::Fault>),
     #[error(transparent)]
     Store(#[from] gatepost_store::OpenError),
+    #[error("cannot read {path}, which holds the database's address: {source}")]
+    UrlFile { path: PathBuf, source: std::io::Error },
     #[error("the store does not take the configuration's queues: {0}")]
     Queues(#[from] gatepost_store::StoreError),
     #[error("{}", with_causes(.0))]
@@ -163,6 +166,7 @@ async fn open_store(config: &Config) -> Result<(Store, StoreTask), ServeError> {
     let gateway = &config.gateway;
     let options = gatepost_store::Options {
         data_dir: gateway.data_dir.clone(),
+        database: database(config)?,
         origin: gateway.name.clone(),
         dedup_window: gateway.dedup_window,
         payload_retention: gateway.retention,
@@ -179,6 +183,14 @@ async fn open_store(config: &Config) -> Result<(Store, StoreTask), ServeError> {
         return Err(error.into());
     }
     Ok((store, task))
+}
+
+/// Where the messages are; an address that holds a password is read only now.
+pub(crate) fn database(config: &Config) -> Result<Database, ServeError> {
+    let config::Store::Postgres { url_file } = &config.store else { return Ok(Database::Sqlite) };
+    let url = std::fs::read_to_string(url_file)
+        .map_err(|source| ServeError::UrlFile { path: url_file.clone(), source })?;
+    Ok(Database::Postgres { url: url.trim().to_owned(), node: config.gateway.node.clone() })
 }
 
 async fn note(store: &Store, name: &str, event: Event) {

@@ -6,16 +6,13 @@ use std::sync::Arc;
 
 use gatepost_audit::{Checkpoint, DirTiles, Exporter, Fault, Report, Tail, VerifierKey, verify_dir};
 use gatepost_core::DeliveryId;
-use sqlx::SqlitePool;
 
-use crate::audit_log::{Check, Published, Signed, read_leaves};
-use crate::clock::{Clock, Source};
+use crate::audit_log::{Published, Signed};
+use crate::clock::{self, Clock};
 use crate::data_dir::DataDir;
 use crate::ops::StoreError;
-use crate::reader::{Reader, Receipt};
-use crate::row::get;
+use crate::reader::{Check, Reader, Receipt, Source, SqliteSource};
 use crate::seal::Vault;
-use crate::sql;
 use crate::writer::Health;
 
 /// Entries of a full bundle.
@@ -51,7 +48,7 @@ pub enum ArchiveError {
 pub struct Archive {
     dir: PathBuf,
     database: PathBuf,
-    pool: SqlitePool,
+    source: SqliteSource,
     reader: Reader,
     key: VerifierKey,
     signed: Vec<u8>,
@@ -72,14 +69,22 @@ impl Archive {
             .ok_or(ArchiveError::BadKey(key_path))?;
         let signed = read(dir.join("checkpoint"))?;
         let database = |error: sqlx::Error| StoreError::Database(error.to_string());
-        let pool = crate::open::readers(&data.database()).await.map_err(database)?;
+        let source =
+            crate::sqlite::readers(&data.database()).await.map(SqliteSource::new).map_err(database)?;
         let published = Arc::new(Published::default());
         // Nothing sealed is read here, so no key is needed.
         let vault = Vault::new(&[0; 32]);
-        let clock = Clock::start(Source::Machine, gatepost_core::Timestamp::default());
+        let clock = Clock::start(clock::Source::Machine, gatepost_core::Timestamp::default());
         let health = Arc::new(Health::default());
-        let reader = Reader::new(pool.clone(), vault, dir.clone(), Arc::clone(&published), health, clock);
-        let archive = Self { dir, database: data.database(), pool, reader, key, signed };
+        let reader = Reader::new(
+            Source::Sqlite(source.clone()),
+            vault,
+            dir.clone(),
+            Arc::clone(&published),
+            health,
+            clock,
+        );
+        let archive = Self { dir, database: data.database(), source, reader, key, signed };
         published.publish(archive.edge().await?);
         Ok(archive)
     }
@@ -126,7 +131,7 @@ impl Archive {
     }
 
     async fn as_they_are(&self, from: u64, to: u64) -> Result<Vec<Vec<u8>>, ArchiveError> {
-        let rows = read_leaves(&self.pool, from, to, Check::Nothing).await?;
+        let rows = self.source.leaves(from, to, Check::Nothing).await?;
         if rows.len() as u64 != to - from {
             return Err(self.gap(from, to).await?);
         }
@@ -135,26 +140,23 @@ impl Archive {
 
     /// What is wrong with `from..to`, which the database has not as a whole.
     async fn gap(&self, from: u64, to: u64) -> Result<ArchiveError, ArchiveError> {
-        let rows = read_leaves(&self.pool, from, to, Check::Nothing).await?;
+        let rows = self.source.leaves(from, to, Check::Nothing).await?;
         let present = (from..).zip(&rows).take_while(|(expected, (index, _))| expected == index).count();
         let missing = from + present as u64;
-        let later = read_leaves(&self.pool, missing, u64::MAX >> 1, Check::Nothing).await?;
+        let later = self.source.leaves(missing, u64::MAX >> 1, Check::Nothing).await?;
         Ok(if later.is_empty() { ArchiveError::Ends(missing) } else { ArchiveError::Missing(missing) })
     }
 
     /// The first entry that stands in the database, at a tile's border.
     async fn filed(&self, size: u64) -> Result<u64, ArchiveError> {
-        let database = |error: sqlx::Error| StoreError::Database(error.to_string());
-        let bounds = sqlx::query(sql::LEAF_FIRST).fetch_one(&self.pool).await.map_err(database)?;
-        let first: i64 = sqlx::Row::try_get(&bounds, 0).map_err(database)?;
-        Ok(u64::try_from(first).unwrap_or(size).min(size) / BUNDLE_ENTRIES * BUNDLE_ENTRIES)
+        let first = self.source.leaf_first().await?;
+        Ok(first.unwrap_or(size).min(size) / BUNDLE_ENTRIES * BUNDLE_ENTRIES)
     }
 
     /// Entries committed so far, signed or not.
     pub async fn size(&self) -> Result<u64, ArchiveError> {
-        let database = |error: sqlx::Error| StoreError::Database(error.to_string());
-        let row = sqlx::query(sql::STORE_LOAD).fetch_one(&self.pool).await.map_err(database)?;
-        Ok(u64::try_from(get::<i64>(&row, "leaf_count")?).unwrap_or(0))
+        let size = self.source.tree_size().await?;
+        Ok(size.ok_or_else(|| StoreError::Database("the store has no row".to_owned()))?)
     }
 
     /// Entries `from..to`, at most as many as one page holds.
@@ -179,10 +181,10 @@ impl Archive {
     ) -> Result<Report, Fault> {
         let runtime = tokio::runtime::Handle::current();
         let verified = tokio::task::spawn_blocking(move || {
-            let pool = self.pool.clone();
+            let source = self.source.clone();
             let tail = move |from: u64| -> io::Result<Tail> {
                 let leaves = runtime
-                    .block_on(read_leaves(&pool, from, u64::MAX >> 1, Check::Nothing))
+                    .block_on(source.leaves(from, u64::MAX >> 1, Check::Nothing))
                     .map_err(io::Error::other)?;
                 let start = leaves.first().map_or(from, |(index, _)| *index);
                 // What stands behind a gap is not the next entry.
@@ -236,11 +238,6 @@ impl Archive {
         &self,
         message: gatepost_core::MessageId,
     ) -> Result<Vec<DeliveryId>, ArchiveError> {
-        let row = sqlx::query(sql::DELIVERIES_OF_MESSAGE_ID)
-            .bind(message.as_bytes().to_vec())
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|error| StoreError::Database(error.to_string()))?;
-        row.iter().map(|row| Ok(DeliveryId::from_bytes(crate::row::bytes(row, "id", 0)?))).collect()
+        Ok(self.source.delivery_ids_of_message(message).await?)
     }
 }

@@ -12,15 +12,12 @@ use gatepost_audit::{
     Checkpoint, DirTiles, FullTile, Hash, NodeSource, SignerKey, TILE_WIDTH, TileEdge, TileError,
     entries_path, leaf_hash, tile_path, write_checkpoint,
 };
-use sqlx::SqlitePool;
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::leaves::{Handed, Run};
+use crate::leaves::Handed;
 use crate::ops::StoreError;
-use crate::row::get;
-use crate::seal::Place;
+use crate::reader::{Check, Source};
 use crate::writer::{Chore, Health};
-use crate::{sql, sum};
 
 /// A checkpoint at most this long after the tree has grown.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,8 +28,6 @@ const TILES_PER_SYNC: usize = 128;
 /// Bundles whose leaf rows the writer drops in one go; it serves others in between.
 const BUNDLES_PER_DROP: usize = 8;
 
-/// Columns of a leaf that its sum covers.
-const LEAF_COLUMNS: usize = 2;
 /// Levels of full tiles that a tree of 2^63 entries can have.
 const TILE_LEVELS: u8 = 7;
 
@@ -124,7 +119,7 @@ pub enum LogFault {
 
 pub(crate) struct AuditLog {
     dir: PathBuf,
-    pool: SqlitePool,
+    source: Source,
     signer: SignerKey,
     edge: TileEdge,
     /// Entries that stood in files only when the log was opened.
@@ -143,17 +138,15 @@ impl AuditLog {
     /// Takes up the tree from the files and the database. Entries below `filed` stand in files only.
     pub(crate) async fn open(
         dir: PathBuf,
-        pool: SqlitePool,
+        source: Source,
         signer: SignerKey,
         health: Arc<Health>,
         chores: mpsc::Sender<Chore>,
     ) -> Result<Self, LogFault> {
-        let bounds = sqlx::query(sql::LEAF_FIRST).fetch_one(&pool).await.map_err(tiles_error)?;
-        let first: i64 = sqlx::Row::try_get(&bounds, 0).map_err(tiles_error)?;
-        let leaves = sqlx::query(sql::STORE_LOAD).fetch_optional(&pool).await.map_err(tiles_error)?;
-        let size = leaves.map_or(Ok(0), |row| get::<i64>(&row, "leaf_count")).map_err(tiles_error)?;
+        let first = source.leaf_first().await.map_err(tiles_error)?;
+        let size = source.tree_size().await.map_err(tiles_error)?.unwrap_or(0);
         // With no rows left, everything has been filed.
-        let filed = u64::try_from(if first < 0 { size } else { first }).unwrap_or(0);
+        let filed = first.unwrap_or(size);
         if !filed.is_multiple_of(u64::from(TILE_WIDTH)) {
             return Err(LogFault::EntryMissing(filed.saturating_sub(1)));
         }
@@ -161,7 +154,7 @@ impl AuditLog {
         let published = Arc::new(Published::default());
         Ok(Self {
             dir,
-            pool,
+            source,
             signer,
             edge,
             filed,
@@ -250,7 +243,7 @@ impl AuditLog {
         while self.edge.size() < size {
             let from = self.edge.size();
             let to = size.min(from + PAGE_LEAVES);
-            let leaves = read_leaves(&self.pool, from, to, Check::Sums).await;
+            let leaves = self.source.leaves(from, to, Check::Sums).await;
             let leaves = leaves.map_err(|error| match error {
                 StoreError::Corrupt { row, .. } => LogFault::EntryDamaged(row),
                 other => tiles_error(other),
@@ -438,39 +431,6 @@ fn put(dir: &Path, path: &str, bytes: &[u8]) -> std::io::Result<(PathBuf, PathBu
     let temporary = path.with_extension("tmp");
     std::fs::write(&temporary, bytes)?;
     Ok((temporary, path))
-}
-
-/// Whether leaves must have their sums. The verifier looks at them as they are, since it can say more of what is wrong.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Check {
-    Sums,
-    Nothing,
-}
-
-/// Leaves `from..to` that the database holds, with their indices.
-pub(crate) async fn read_leaves(
-    pool: &SqlitePool,
-    from: u64,
-    to: u64,
-    check: Check,
-) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-    let bound = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    // A run that holds `from` begins in its tile.
-    let query = sqlx::query(sql::LEAVES).bind(bound(Run::tile_start(from))).bind(bound(to));
-    let rows = query.fetch_all(pool).await.map_err(|error| StoreError::Database(error.to_string()))?;
-    let mut leaves = Vec::new();
-    for row in &rows {
-        let index: i64 = get(row, "idx")?;
-        let place = |column| Place { table: "leaf", column, row: index };
-        if check == Check::Sums && !sum::holds_read(row, 0, LEAF_COLUMNS)? {
-            return Err(place("sum").corrupt());
-        }
-        let run = Run { first: place("idx").count(index)?, bytes: get(row, "bytes")? };
-        let of_run = run.leaves().map_err(|_| place("bytes").corrupt())?;
-        let wanted = of_run.filter(|(index, _)| (from..to).contains(index));
-        leaves.extend(wanted.map(|(index, leaf)| (index, leaf.to_vec())));
-    }
-    Ok(leaves)
 }
 
 fn tiles_error(error: impl std::fmt::Display) -> LogFault {

@@ -25,6 +25,10 @@ pub(crate) trait Backend: Send + 'static {
     /// Gives the next turn the numbers that its messages, deliveries and leaves begin with, after everything was read that it is
     /// decided on.
     fn number(&mut self, memory: &mut Memory) -> Result<(), CommitError>;
+    /// Whether leaves have their place in the tree with their commit; else somebody else gives it to them later.
+    fn places_leaves(&self) -> bool;
+    /// Brings memory in line with what others have written; a queue's policy stays.
+    fn catch_up(&mut self, memory: &mut Memory, vault: &Vault) -> Result<(), CommitError>;
     /// Commits what a turn has decided, in the open transaction if there is one, or leaves the database as it was before that.
     fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError>;
     /// Writes a queue as the configuration has it, in the open transaction.
@@ -48,8 +52,7 @@ pub(crate) trait Backend: Send + 'static {
     fn to_move(&mut self, queue: i64, after: i64, most: u32) -> Result<ToMove, CommitError>;
     /// What is known of keys that messages used; of a key that nobody used, nothing.
     fn keys_used(&mut self, memory: &Memory, keys: &[Index]) -> Result<Vec<KeyUse>, CommitError>;
-    /// Id and sealed attributes of a message.
-    fn attributes(&mut self, seq: i64) -> Result<Option<([u8; 16], Vec<u8>)>, CommitError>;
+    fn attributes(&mut self, seq: i64) -> Result<Option<Attributes>, CommitError>;
     /// Messages as they were stored, of those that are small, sound and not purged.
     fn messages_small(
         &mut self,
@@ -69,8 +72,8 @@ pub(crate) trait Backend: Send + 'static {
         most: u32,
         newest: i64,
     ) -> Result<Vec<i64>, CommitError>;
-    /// Settled messages of a range that excludes its beginning and have content still: number, id, sealed attributes.
-    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<(i64, [u8; 16], Vec<u8>)>, CommitError>;
+    /// Settled messages of a range that excludes its beginning and have content still.
+    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<Attributes>, CommitError>;
     /// Takes the content of these messages, each with what stays of its attributes, and what came of their deliveries; in the
     /// open transaction.
     fn purge(&mut self, messages: &[(i64, Vec<u8>)], after: i64, through: i64) -> Result<(), CommitError>;
@@ -90,7 +93,10 @@ pub(crate) trait Backend: Send + 'static {
     /// Whether there is space again, something set aside included.
     fn has_space(&mut self) -> bool;
     /// Connects anew after a failure, if the database is sound, and reads what memory holds.
+    /// A start counts as another one when it comes back after others have taken its place.
     fn reopen(&mut self, vault: &Vault, keys_in_memory: usize) -> Result<Memory, String>;
+    /// Which start this is now; part of every lease token.
+    fn instance_epoch(&self, opened: u32) -> u32;
     /// Gives up everything so that closing it does not do what only a new start can do well.
     fn abandon(&mut self);
 }
@@ -114,6 +120,13 @@ pub(crate) enum Ready {
 pub(crate) enum More {
     Yes,
     No,
+}
+
+/// A message's attributes.
+pub(crate) struct Attributes {
+    pub(crate) seq: i64,
+    pub(crate) message: [u8; 16],
+    pub(crate) sealed: Vec<u8>,
 }
 
 /// A part of a queue's deliveries.
@@ -145,6 +158,8 @@ pub(crate) enum CommitError {
     Broken(String),
     /// Only a new start of the gateway can repair the database.
     Lost(String),
+    /// Others have written meanwhile, and what was decided no longer fits; nothing was written.
+    Stale(String),
     /// A statement refused: a fault of ours or a damaged row; nothing was written.
     Refused(String),
 }
@@ -154,7 +169,7 @@ impl From<CommitError> for StoreError {
         match error {
             CommitError::Full => Self::Full,
             CommitError::Broken(text) | CommitError::Lost(text) => Self::ReadOnly(text),
-            CommitError::Refused(text) => Self::Database(text),
+            CommitError::Refused(text) | CommitError::Stale(text) => Self::Database(text),
         }
     }
 }

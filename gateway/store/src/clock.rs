@@ -1,16 +1,27 @@
-//! Store time: what the wall clock, or the newest time in the store, said at start, plus the boot-time clock since then. It
-//! never steps while the gateway runs, and never goes back behind what was written before.
+//! Store time. It never steps while the gateway runs, and never goes back behind what was written before.
+//!
+//! On SQLite: what the wall clock, or the newest time in the store, said at start, plus the boot-time clock since then. On
+//! PostgreSQL: what the database said last, plus the boot-time clock since then.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use gatepost_core::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Clock {
     source: Source,
-    base_micros: i64,
-    boot_micros_at_base: i64,
+    time: Arc<Time>,
+}
+
+#[derive(Debug)]
+struct Time {
+    /// Store time when the boot-time clock was at zero.
+    offset_micros: AtomicI64,
+    /// The newest that was told.
+    newest_micros: AtomicI64,
 }
 
 /// Where the two clocks are read that store time is made of.
@@ -25,19 +36,35 @@ pub(crate) enum Source {
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(crate) struct Simulated {
-    pub(crate) wall: std::sync::atomic::AtomicI64,
-    pub(crate) boot: std::sync::atomic::AtomicI64,
+    pub(crate) wall: AtomicI64,
+    pub(crate) boot: AtomicI64,
 }
 
 impl Clock {
     pub(crate) fn start(source: Source, newest_stored: Timestamp) -> Self {
-        let base_micros = source.wall_micros().max(newest_stored.as_micros());
-        Self { source, base_micros, boot_micros_at_base: source.boot_micros() }
+        Self::at(source, source.wall_micros().max(newest_stored.as_micros()))
+    }
+
+    /// Begins with what the database says.
+    pub(crate) fn following(now: Timestamp) -> Self {
+        Self::at(Source::Machine, now.as_micros())
+    }
+
+    fn at(source: Source, now: i64) -> Self {
+        let offset_micros = AtomicI64::new(now - source.boot_micros());
+        Self { source, time: Arc::new(Time { offset_micros, newest_micros: AtomicI64::new(now) }) }
     }
 
     pub(crate) fn now(&self) -> Timestamp {
-        let since_base = self.source.boot_micros() - self.boot_micros_at_base;
-        Timestamp::from_micros(self.base_micros + since_base)
+        let now = self.time.offset_micros.load(Ordering::Relaxed) + self.source.boot_micros();
+        let newest = self.time.newest_micros.fetch_max(now, Ordering::Relaxed);
+        Timestamp::from_micros(now.max(newest))
+    }
+
+    /// Takes over what the database says now. Where that is behind what was told, time stands still until it is not.
+    pub(crate) fn follow(&self, now: Timestamp) {
+        let offset = now.as_micros() - self.source.boot_micros();
+        self.time.offset_micros.store(offset, Ordering::Relaxed);
     }
 }
 
@@ -46,7 +73,7 @@ impl Source {
         match self {
             Self::Machine => wall_micros(),
             #[cfg(test)]
-            Self::Simulated(clocks) => clocks.wall.load(std::sync::atomic::Ordering::Relaxed),
+            Self::Simulated(clocks) => clocks.wall.load(Ordering::Relaxed),
         }
     }
 
@@ -54,7 +81,7 @@ impl Source {
         match self {
             Self::Machine => boot_micros(),
             #[cfg(test)]
-            Self::Simulated(clocks) => clocks.boot.load(std::sync::atomic::Ordering::Relaxed),
+            Self::Simulated(clocks) => clocks.boot.load(Ordering::Relaxed),
         }
     }
 }

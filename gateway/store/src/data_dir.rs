@@ -55,6 +55,11 @@ impl DataDir {
         self.root.join("gatepost.db-wal")
     }
 
+    /// Which node the newest start was, among those that share a database.
+    pub(crate) fn node(&self) -> PathBuf {
+        self.root.join("node")
+    }
+
     pub(crate) fn audit(&self) -> PathBuf {
         self.root.join("audit")
     }
@@ -120,15 +125,15 @@ impl DataDir {
 
     /// Loads the keys, or makes them where there is no data yet.
     pub(crate) fn keys(&self, origin: &str) -> Result<Keys, DataDirError> {
-        let data_exists = self.database().exists();
+        let data = [self.database(), self.node()].into_iter().find(|data| data.exists());
         let (store_key, audit_key) = (self.store_key(), self.audit_key());
         let mut created = false;
         for key in [&store_key, &audit_key] {
             if key.exists() {
                 continue;
             }
-            if data_exists {
-                return Err(DataDirError::KeyMissing { data: self.database(), key: key.clone() });
+            if let Some(data) = data {
+                return Err(DataDirError::KeyMissing { data, key: key.clone() });
             }
             created = true;
         }

@@ -1,46 +1,39 @@
 //! Opening the store: directory, lock, keys, database, audit log; each is checked before anything is served.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::str::FromStr as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost_audit::{Checkpoint, Event as LeafEvent, empty_root, write_checkpoint};
 use gatepost_core::principal::{Actor, ActorKind};
-use rusqlite::Connection;
-use sqlx::SqlitePool;
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use sqlx::{PgPool, SqlitePool};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::audit_log::{AuditLog, LogFault};
+use crate::backend::Backend;
 use crate::clock::{Clock, Source};
 use crate::data_dir::{DataDir, DataDirError, Keys};
 use crate::hints::Hints;
 use crate::ops::{AuditNote, StoreError};
+use crate::postgres::{self, Node, NodeError, Postgres, Sequencer};
+use crate::prepared::Remains;
 use crate::random::Random;
-use crate::reader::Reader;
+use crate::reader::{self, Reader};
 use crate::recent::Recent;
 use crate::seal::Vault;
-use crate::sql;
-use crate::sqlite::wal::{self, WalState};
-use crate::sqlite::{Backfill, Sqlite, StoreRow, connection, execute_summed};
+use crate::sqlite::{self, Backfill, Sqlite};
 use crate::store::Store;
-use crate::writer::{Condition, Health, Memory, OPS_WAITING_MAX, Writer, WriterThread};
+use crate::writer::{Chore, Condition, Health, Memory, OPS_WAITING_MAX, Writer, WriterThread};
 
-/// The first SQLite without the WAL-reset corruption bug, as `sqlite3_libversion_number` says it.
-const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// See [`Options::keys_in_memory`]: with the run that is on its way, a few MiB at most.
 pub const KEYS_IN_MEMORY: usize = 32_768;
-const READERS: u32 = 3;
-/// Longest that a reader may hold a snapshot; the WAL cannot be reset while one is held.
-pub(crate) const READER_WAIT: Duration = Duration::from_secs(5);
-
 const REPAIR: &str = "`gatepost doctor --repair NEW` saves what is sound into a new directory";
 
 pub struct Options {
     pub data_dir: PathBuf,
+    pub database: Database,
     /// The audit log's origin: the gateway's name. Fixed once the log exists.
     pub origin: String,
     pub dedup_window: Duration,
@@ -49,6 +42,20 @@ pub struct Options {
     pub keys_in_memory: usize,
     /// Go on from a log that does not extend its last checkpoint, at an operator's word.
     pub adopt: Option<Adopt>,
+}
+
+/// Where messages are kept. Keys and the audit log's files are in the data directory in any case.
+#[derive(Clone)]
+pub enum Database {
+    /// A file in the data directory.
+    Sqlite,
+    /// Shared with other nodes.
+    Postgres {
+        /// `postgres://…`; may hold a password.
+        url: String,
+        /// What people call this node.
+        node: String,
+    },
 }
 
 /// An operator's decision to go on from the log as it is.
@@ -85,96 +92,268 @@ pub enum OpenError {
         "{0}. If you know why, `gatepost audit adopt --reason TEXT` goes on from the log as it is and records that"
     )]
     Log(#[from] LogFault),
+    #[error("the address of the PostgreSQL database is none: {0}")]
+    Url(String),
+    #[error(
+        "the database is used by another gateway, or by another node of this one whose directory `keys` has not been copied here"
+    )]
+    KeysElsewhere,
+    #[error("PostgreSQL: {0}")]
+    Postgres(String),
     #[error("the store: {0}")]
     Store(#[from] StoreError),
 }
 
 /// The store's tasks; `stop` ends them in order.
 pub struct StoreTask {
-    writer: WriterThread<Sqlite>,
+    running: Running,
     audit: JoinHandle<()>,
     stop_audit: watch::Sender<bool>,
-    pool: SqlitePool,
     /// The data directory was created by this start.
     pub created: bool,
-    /// Closed after every connection, since that costs the process its locks on the file.
-    _database_file: Arc<File>,
     _lock: File,
+}
+
+/// What is particular to a database.
+enum Running {
+    Sqlite {
+        writer: WriterThread<Sqlite>,
+        pool: SqlitePool,
+        /// Closed after every connection, since that costs the process its locks on the file.
+        file: Arc<File>,
+    },
+    Postgres {
+        writer: WriterThread<Postgres>,
+        pool: PgPool,
+        sequencer: JoinHandle<()>,
+        stop_sequencer: watch::Sender<bool>,
+    },
 }
 
 impl StoreTask {
     /// Waits until the writer has done what was asked, signs the last checkpoint and closes the database.
     pub async fn stop(self) {
-        let writer = self.writer.stop().await;
-        let _ = self.stop_audit.send(true);
-        if let Err(error) = self.audit.await {
-            tracing::error!(%error, "the audit log's task did not end well");
-        }
-        // The writer's connection closes last: the last one brings the WAL into the database, and readers cannot.
-        self.pool.close().await;
-        match writer.map(|database| database.connection.close()) {
-            Some(Ok(())) => {}
-            Some(Err((_, error))) => tracing::error!(%error, "the database did not close well"),
-            None => tracing::error!("the writer did not end well"),
+        let Self { running, audit, stop_audit, .. } = self;
+        let end_audit = async {
+            let _ = stop_audit.send(true);
+            if let Err(error) = audit.await {
+                tracing::error!(%error, "the audit log's task did not end well");
+            }
+        };
+        match running {
+            Running::Sqlite { writer, pool, file } => {
+                let writer = writer.stop().await;
+                end_audit.await;
+                // The writer's connection closes last: the last one brings the WAL into the database, and readers cannot.
+                pool.close().await;
+                match writer.map(Sqlite::close) {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => tracing::error!(%error, "the database did not close well"),
+                    None => tracing::error!("the writer did not end well"),
+                }
+                drop(file);
+            }
+            Running::Postgres { writer, pool, sequencer, stop_sequencer } => {
+                let writer = writer.stop().await;
+                // What was committed last gets its place before the last checkpoint.
+                let _ = stop_sequencer.send(true);
+                if let Err(error) = sequencer.await {
+                    tracing::error!(%error, "the audit log's sequencer did not end well");
+                }
+                end_audit.await;
+                pool.close().await;
+                match writer {
+                    Some(database) => drop(tokio::task::spawn_blocking(move || database.close()).await),
+                    None => tracing::error!("the writer did not end well"),
+                }
+            }
         }
     }
 }
 
+/// A database as the writer takes it over.
+struct Opened<B> {
+    database: B,
+    clock: Clock,
+    instance_epoch: u32,
+    memory: Memory,
+    source: reader::Source,
+    /// Leaves of the audit log that have their place.
+    size: u64,
+    /// Nothing was ever written to the log.
+    first: bool,
+    remains: Remains,
+}
+
+/// What every database is opened with.
+struct Ground {
+    data_dir: DataDir,
+    vault: Vault,
+    health: Arc<Health>,
+    chores: (mpsc::Sender<Chore>, mpsc::Receiver<Chore>),
+    created: bool,
+    lock: File,
+}
+
 /// Opens the store, creating the data directory where there is none.
 pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
-    check_sqlite()?;
+    match &options.database {
+        Database::Sqlite => open_sqlite(&options).await,
+        Database::Postgres { url, node } => open_postgres(&options, url, node).await,
+    }
+}
+
+async fn open_sqlite(options: &Options) -> Result<(Store, StoreTask), OpenError> {
+    sqlite::check_library()?;
     let data_dir = DataDir::new(&options.data_dir);
     data_dir.create()?;
     let lock = data_dir.lock()?;
     let keys = data_dir.keys(&options.origin)?;
-    let database = data_dir.database();
-    let created = !database.exists();
+    let path = data_dir.database();
+    let created = !path.exists();
     if created {
-        // Before the first leaf can exist there is a checkpoint that it extends. One that is there already stays: if it signs
-        // entries, then a database has been lost, and the start must end there.
-        if !data_dir.audit().join("checkpoint").exists() {
-            sign_empty(&data_dir, &keys)?;
-        }
+        begin_log(&data_dir, &keys)?;
         data_dir.create_database()?;
     }
-    check_wal(&data_dir)?;
+    sqlite::check_wal(&data_dir)?;
     if let Err(error) = data_dir.keep_reserve() {
         tracing::warn!(%error, "no reserve could be set aside for a full disk");
     }
-    let fail = |text: String| OpenError::Database { path: database.clone(), text };
+    let fail = |text: String| OpenError::Database { path: path.clone(), text };
     let vault = Vault::new(&keys.store);
-    let Opened { connection, clock, instance_epoch, memory } =
-        open_database(&database, &vault, Source::Machine, options.keys_in_memory)?;
-    let pool = readers(&database).await.map_err(|error| fail(error.to_string()))?;
+    let opened = sqlite::open_database(&path, &vault, Source::Machine, options.keys_in_memory)?;
+    let pool = sqlite::readers(&path).await.map_err(|error| fail(error.to_string()))?;
+    let file = Arc::new(File::open(&path).map_err(|error| fail(error.to_string()))?);
+    let backfill = Backfill::start(&data_dir, Arc::clone(&file)).map_err(|error| fail(error.to_string()))?;
+    let size = opened.memory.leaf_count;
+    let opened = Opened {
+        database: Sqlite::new(opened.connection, data_dir.clone(), Some(backfill)),
+        clock: opened.clock,
+        instance_epoch: opened.instance_epoch,
+        memory: opened.memory,
+        source: reader::Source::sqlite(pool.clone()),
+        size,
+        // Told by the log itself: a start that was killed half way may have made the database already.
+        first: size == 0,
+        remains: Remains::Within,
+    };
+    let ground = Ground { data_dir, vault, health: Arc::default(), chores: mpsc::channel(16), created, lock };
+    let assembled = assemble(options, ground, opened, keys, Arc::default()).await?;
+    assembled.start(options, |writer| Ok(Running::Sqlite { writer, pool, file })).await
+}
 
-    let health = Arc::new(Health::default());
-    // Told by the log itself: a start that was killed half way may have made the database already.
-    let first = memory.leaf_count == 0;
-    health.set_audit_size(memory.leaf_count);
-    let (chores_in, chores) = mpsc::channel(16);
-    let database_file = Arc::new(File::open(&database).map_err(|error| fail(error.to_string()))?);
-    let backfill = Backfill::start(&data_dir, Arc::clone(&database_file));
-    let backfill = backfill.map_err(|error| fail(error.to_string()))?;
+async fn open_postgres(options: &Options, url: &str, node: &str) -> Result<(Store, StoreTask), OpenError> {
+    let data_dir = DataDir::new(&options.data_dir);
+    data_dir.create()?;
+    let lock = data_dir.lock()?;
+    let connect =
+        postgres::options(&url.parse().map_err(|error: sqlx::Error| OpenError::Url(error.to_string()))?);
+    let has_keys = data_dir.store_key().exists() && data_dir.audit_key().exists();
+    if !has_keys && !data_dir.node().exists() && postgres::is_in_use(&connect).await? {
+        return Err(OpenError::KeysElsewhere);
+    }
+    let keys = data_dir.keys(&options.origin)?;
+    let created = !data_dir.node().exists();
+    if created {
+        begin_log(&data_dir, &keys)?;
+    }
+    let vault = Vault::new(&keys.store);
+    let node = Node {
+        options: connect.clone(),
+        data_dir: data_dir.clone(),
+        name: node.to_owned(),
+        log_key: keys.signer.verifier().to_string(),
+        dedup_window: options.dedup_window,
+        vault: vault.clone(),
+    };
+    let opened = tokio::task::spawn_blocking(move || postgres::open(node)).await;
+    let opened = opened.map_err(|error| OpenError::Postgres(error.to_string()))??;
+    let pool = postgres::readers(connect.clone());
+    let epoch = opened.database.epoch();
+    let opened = Opened {
+        instance_epoch: opened.database.instance_epoch(0),
+        database: opened.database,
+        clock: opened.clock,
+        memory: opened.memory,
+        source: reader::Source::postgres(pool.clone()),
+        size: opened.size,
+        first: opened.first,
+        remains: Remains::Apart,
+    };
+    let ground = Ground { data_dir, vault, health: Arc::default(), chores: mpsc::channel(16), created, lock };
+    let added: Arc<Notify> = Arc::default();
+    let assembled = assemble(options, ground, opened, keys, Arc::clone(&added)).await?;
+    let (stop_sequencer, stopped) = watch::channel(false);
+    let sequencer = Sequencer {
+        options: connect,
+        epoch,
+        health: Arc::clone(&assembled.writer.health),
+        added,
+        grown: Arc::clone(&assembled.grown),
+    };
+    let start = |writer| {
+        let sequencer = tokio::spawn(sequencer.run(stopped));
+        Ok(Running::Postgres { writer, pool, sequencer, stop_sequencer })
+    };
+    assembled.start(options, start).await
+}
+
+impl From<NodeError> for OpenError {
+    fn from(error: NodeError) -> Self {
+        match error {
+            NodeError::KeyForeign => Self::KeyForeign,
+            NodeError::Newer { found, known } => Self::Newer { found, known },
+            NodeError::Io { path, source } => DataDirError::Io { path, source }.into(),
+            NodeError::Store(error) => Self::Postgres(error.to_string()),
+        }
+    }
+}
+
+/// Before the first leaf can exist there is a checkpoint that it extends. One that is there already stays: if it signs entries,
+/// then a database has been lost, and the start must end there.
+fn begin_log(data_dir: &DataDir, keys: &Keys) -> Result<(), OpenError> {
+    if data_dir.audit().join("checkpoint").exists() { Ok(()) } else { sign_empty(data_dir, keys) }
+}
+
+/// A store of which nothing runs yet.
+struct Assembled<B> {
+    store: Store,
+    writer: Writer<B>,
+    ops: mpsc::Receiver<crate::call::Op>,
+    chores: mpsc::Receiver<Chore>,
+    audit: AuditLog,
+    /// Rings the audit log.
+    grown: Arc<Notify>,
+    first: bool,
+    adopted: bool,
+    created: bool,
+    lock: File,
+}
+
+/// Checks the audit log and puts everything together. `added` is rung after each commit that added leaves; where leaves have
+/// their place with their commit, that is the audit log's own bell.
+async fn assemble<B: Backend>(
+    options: &Options,
+    ground: Ground,
+    opened: Opened<B>,
+    keys: Keys,
+    added: Arc<Notify>,
+) -> Result<Assembled<B>, OpenError> {
+    let Ground { data_dir, vault, health, chores: (chores_in, chores), created, lock } = ground;
+    let Opened { database, clock, instance_epoch, memory, source, size, first, remains } = opened;
+    health.set_audit_size(size);
     let mut audit =
-        AuditLog::open(data_dir.audit(), pool.clone(), keys.signer, Arc::clone(&health), chores_in).await?;
-    let verified = audit.verify(memory.leaf_count).await;
-    let adopted = settle_verdict(&mut audit, verified, &options, &data_dir, memory.leaf_count).await?;
+        AuditLog::open(data_dir.audit(), source.clone(), keys.signer, Arc::clone(&health), chores_in).await?;
+    let verified = audit.verify(size).await;
+    let adopted = settle_verdict(&mut audit, verified, options, &data_dir, size).await?;
     audit.sign().await?;
-
-    let hints = Arc::new(Hints::default());
-    let recent = Arc::new(Recent::default());
-    let grown = Arc::new(Notify::new());
-    let reader = Reader::new(
-        pool.clone(),
-        vault.clone(),
-        data_dir.audit(),
-        Arc::clone(&audit.published),
-        Arc::clone(&health),
-        clock,
-    );
+    let grown = if database.places_leaves() { Arc::clone(&added) } else { Arc::default() };
+    let (hints, recent) = (Arc::new(Hints::default()), Arc::new(Recent::default()));
+    let (published, audit_dir) = (Arc::clone(&audit.published), data_dir.audit());
+    let reader = Reader::new(source, vault.clone(), audit_dir, published, Arc::clone(&health), clock.clone());
     let writer = Writer {
-        database: Sqlite::new(connection, data_dir, Some(backfill)),
-        clock,
+        database,
+        clock: clock.clone(),
         instance_epoch,
         memory,
         vault: vault.clone(),
@@ -182,7 +361,7 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         gateway: Actor::new(ActorKind::Gateway, options.origin.clone()),
         hints: Arc::clone(&hints),
         health: Arc::clone(&health),
-        leaves_added: Arc::clone(&grown),
+        leaves_added: added,
         leaves_handed: Arc::clone(&audit.handed),
         recent: Arc::clone(&recent),
         dedup_window: options.dedup_window,
@@ -193,47 +372,29 @@ pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
         own_leases_ended: false,
     };
     let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);
-    let (stop_audit, audit_stopped) = watch::channel(false);
-    let store = Store::new(ops_in, reader, vault, clock, hints, health, recent);
-    let task = StoreTask {
-        writer: writer.start(ops, chores).map_err(|error| fail(error.to_string()))?,
-        audit: tokio::spawn(audit.run(grown, audit_stopped)),
-        stop_audit,
-        pool,
-        created,
-        _database_file: database_file,
-        _lock: lock,
-    };
-    note_start(&store, &options, first, adopted).await?;
-    Ok((store, task))
+    let store = Store { ops: ops_in, reader, vault, clock, hints, health, recent, remains };
+    Ok(Assembled { store, writer, ops, chores, audit, grown, first, adopted, created, lock })
 }
 
-/// The database as the writer takes it over.
-pub(crate) struct Opened {
-    pub(crate) connection: Connection,
-    pub(crate) clock: Clock,
-    pub(crate) instance_epoch: u32,
-    pub(crate) memory: Memory,
-}
-
-/// Opens the database, brings it up to date, counts this start and reads what the writer keeps in memory.
-pub(crate) fn open_database(
-    database: &Path,
-    vault: &Vault,
-    time: Source,
-    keys_in_memory: usize,
-) -> Result<Opened, OpenError> {
-    let fail = |error: rusqlite::Error| OpenError::Database {
-        path: database.to_path_buf(),
-        text: error.to_string(),
-    };
-    let connection = connection::connect(database).map_err(fail)?;
-    read_back(&connection)?;
-    empty_the_wal(&connection, database)?;
-    migrate(&connection, database)?;
-    let (clock, instance_epoch) = start_clock(&connection, vault, time)?;
-    let memory = crate::sqlite::load_memory(&connection, vault, keys_in_memory)?;
-    Ok(Opened { connection, clock, instance_epoch, memory })
+impl<B: Backend> Assembled<B> {
+    async fn start(
+        self,
+        options: &Options,
+        running: impl FnOnce(WriterThread<B>) -> Result<Running, OpenError>,
+    ) -> Result<(Store, StoreTask), OpenError> {
+        let (stop_audit, audit_stopped) = watch::channel(false);
+        let writer = self.writer.start(self.ops, self.chores);
+        let writer = writer.map_err(|error| StoreError::Database(error.to_string()))?;
+        let task = StoreTask {
+            running: running(writer)?,
+            audit: tokio::spawn(self.audit.run(self.grown, audit_stopped)),
+            stop_audit,
+            created: self.created,
+            _lock: self.lock,
+        };
+        note_start(&self.store, options, self.first, self.adopted).await?;
+        Ok((self.store, task))
+    }
 }
 
 async fn note_start(store: &Store, options: &Options, first: bool, adopted: bool) -> Result<(), StoreError> {
@@ -275,120 +436,8 @@ async fn settle_verdict(
     Ok(true)
 }
 
-/// The version of SQLite that this program is linked with.
-pub fn sqlite_version() -> String {
-    String::from_utf8_lossy(libsqlite3_sys::SQLITE_VERSION.to_bytes()).into_owned()
-}
-
-fn check_sqlite() -> Result<(), OpenError> {
-    if libsqlite3_sys::SQLITE_VERSION_NUMBER < SQLITE_VERSION_MIN {
-        return Err(OpenError::SqliteTooOld(sqlite_version()));
-    }
-    Ok(())
-}
-
-/// Before SQLite sees it: it would take a damaged log for one that ends early, and write its own.
-fn check_wal(data_dir: &DataDir) -> Result<(), OpenError> {
-    let path = data_dir.wal();
-    let at = match wal::state(&path).map_err(|source| DataDirError::Io { path: path.clone(), source })? {
-        WalState::Whole => return Ok(()),
-        WalState::HeaderDamaged => "in its header".to_owned(),
-        WalState::FrameDamaged(frame) => format!("at frame {frame}"),
-    };
-    Err(OpenError::Wal { path, at })
-}
-
 pub(crate) fn sign_empty(data_dir: &DataDir, keys: &Keys) -> Result<(), OpenError> {
     let checkpoint = Checkpoint { origin: keys.signer.name().to_owned(), size: 0, root: empty_root() };
     let text = checkpoint.sign(&keys.signer).map_err(|error| LogFault::Write(error.to_string()))?;
     Ok(write_checkpoint(&data_dir.audit(), &text).map_err(|error| LogFault::Write(error.to_string()))?)
-}
-
-pub(crate) async fn readers(database: &Path) -> Result<SqlitePool, sqlx::Error> {
-    let options = SqliteConnectOptions::from_str("sqlite://")?
-        .filename(database)
-        .read_only(true)
-        .busy_timeout(READER_WAIT)
-        .pragma("cell_size_check", "ON")
-        .pragma("mmap_size", "0");
-    SqlitePoolOptions::new().max_connections(READERS).acquire_timeout(READER_WAIT).connect_with(options).await
-}
-
-/// Settings on which the promise rests are read back, not believed.
-fn read_back(connection: &Connection) -> Result<(), OpenError> {
-    let settings = connection::settings(connection).map_err(|error| OpenError::Setting(error.to_string()))?;
-    for (name, found) in settings {
-        let kept = match name {
-            "journal_mode" => found == "wal",
-            "synchronous" => found == connection::synchronous().1,
-            "foreign_keys" => found == "1",
-            "mmap_size" => found.is_empty() || found == "0",
-            _ => true,
-        };
-        if !kept {
-            return Err(OpenError::Setting(format!("PRAGMA {name} is {found:?}")));
-        }
-    }
-    Ok(())
-}
-
-/// After a sync that failed, the system shows bytes of the WAL that never reach the disk, and calls later syncs good. So before
-/// anybody is told anything, whatever can be read of the WAL is brought into the database: that is written and synced anew.
-fn empty_the_wal(connection: &Connection, database: &Path) -> Result<(), OpenError> {
-    let emptied = connection::checkpoint(connection, connection::CheckpointMode::Truncate);
-    match emptied.map(|brought| brought.how) {
-        Ok(connection::Checkpointed::Whole) => Ok(()),
-        Ok(connection::Checkpointed::Partly) => {
-            let text = "another program reads it and keeps the WAL from being emptied".to_owned();
-            Err(OpenError::Database { path: database.to_path_buf(), text })
-        }
-        Err(error) => Err(OpenError::Database { path: database.to_path_buf(), text: error.to_string() }),
-    }
-}
-
-pub(crate) fn migrate(connection: &Connection, database: &Path) -> Result<(), OpenError> {
-    let fail = |error: rusqlite::Error| OpenError::Database {
-        path: database.to_path_buf(),
-        text: error.to_string(),
-    };
-    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
-    let known = sql::MIGRATIONS.last().map_or(0, |(version, _)| *version);
-    if found > known {
-        return Err(OpenError::Newer { found, known });
-    }
-    for (version, text) in sql::MIGRATIONS.iter().filter(|(version, _)| *version > found) {
-        // One transaction with its number: killed half way, a migration has not happened.
-        let script = format!("BEGIN IMMEDIATE;\n{text}\nPRAGMA user_version = {version};");
-        connection.execute_batch(&script).map_err(fail)?;
-        gatepost_faults::point("store.in_migration");
-        connection.execute_batch("COMMIT").map_err(fail)?;
-        gatepost_faults::point("store.after_migration");
-    }
-    Ok(())
-}
-
-/// Counts this start and begins store time behind everything written before.
-fn start_clock(connection: &Connection, vault: &Vault, time: Source) -> Result<(Clock, u32), OpenError> {
-    let found = crate::sqlite::load_store(connection)?;
-    let newest = found.as_ref().map_or(0, |store| store.clock);
-    let clock = Clock::start(time, gatepost_core::Timestamp::from_micros(newest));
-    let key_mark = vault.key_mark();
-    let store = match found {
-        Some(store) if store.key_mark != key_mark => {
-            return Err(OpenError::KeyForeign);
-        }
-        Some(store) => StoreRow {
-            instance_epoch: store.instance_epoch.saturating_add(1),
-            clock: newest.max(clock.now().as_micros()),
-            ..store
-        },
-        None => {
-            StoreRow { clock: clock.now().as_micros(), instance_epoch: 1, leaf_count: 0, keyed: 0, key_mark }
-        }
-    };
-    let started = connection
-        .prepare_cached(sql::STORE_START)
-        .and_then(|mut start| store.with_columns(|columns| execute_summed(&mut start, columns, &[])));
-    started.map_err(crate::backend::CommitError::from).map_err(StoreError::from)?;
-    Ok((clock, store.instance_epoch))
 }

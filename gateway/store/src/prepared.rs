@@ -26,6 +26,8 @@ pub(crate) struct Prepared {
     pub(crate) content: [u8; 32],
     /// Sealed.
     pub(crate) attributes: Vec<u8>,
+    /// Sealed: what stays of the attributes when the content goes, if that stands apart from them.
+    pub(crate) remains: Option<Vec<u8>>,
     /// Sealed.
     pub(crate) data: Vec<u8>,
     /// Of the payload, bytes.
@@ -39,8 +41,9 @@ impl Prepared {
         sender: &Actor,
         message: &mut NewMessage,
         now: Timestamp,
+        remains: Remains,
     ) -> Result<Self, getrandom::Error> {
-        Ok(Self::with(vault, sender, message, now, &random::of_thread()?))
+        Ok(Self::with(vault, sender, message, now, remains, &random::of_thread()?))
     }
 
     /// As [`Prepared::new`], with the randomness that its salt and its id are made of.
@@ -49,6 +52,7 @@ impl Prepared {
         sender: &Actor,
         message: &mut NewMessage,
         now: Timestamp,
+        remains: Remains,
         random: &[u8; RANDOM_BYTES],
     ) -> Self {
         let (mut salt, mut unique) = ([0; 32], [0; 10]);
@@ -68,12 +72,37 @@ impl Prepared {
             correlation: index(Domain::Correlation, &message.correlation_id),
             content: commitment(&salt, &message.data),
             salt,
+            remains: match remains {
+                Remains::Within => None,
+                Remains::Apart => {
+                    Some(vault.seal(&remains_of(&message.attributes), Owner::Attributes { message: of }))
+                }
+            },
             attributes: vault
                 .seal(&std::mem::take(&mut message.attributes), Owner::Attributes { message: of }),
             size: message.data.len() as u64,
             data: vault.seal(&std::mem::take(&mut message.data), Owner::Data { message: of, salt: &salt }),
         }
     }
+}
+
+/// Where that part of a message's attributes stands which stays when its content goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remains {
+    /// With the others, which are taken out then.
+    Within,
+    Apart,
+}
+
+/// Which message it was; the rest of an event, as its subject and its extensions, may be about somebody.
+pub(crate) fn remains_of(attributes: &[u8]) -> Vec<u8> {
+    const KEPT: [&str; 6] = ["specversion", "id", "source", "type", "time", "datacontenttype"];
+    let event: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(attributes).unwrap_or_default();
+    let kept: serde_json::Map<_, _> =
+        event.into_iter().filter(|(name, _)| KEPT.contains(&name.as_str())).collect();
+    // Serialising a map of strings cannot fail.
+    serde_json::to_vec(&kept).unwrap_or_default()
 }
 
 /// The key of a hand-in and its fingerprint.

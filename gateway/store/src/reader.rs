@@ -2,6 +2,10 @@
 
 mod audit;
 mod lists;
+mod postgres;
+mod record;
+mod source;
+mod sqlite;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -9,21 +13,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gatepost_audit::{DirTiles, Leaf};
-use gatepost_core::principal::{Actor, ActorKind};
+use gatepost_core::message::INLINE_DATA_BYTES_MAX;
+use gatepost_core::principal::Actor;
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use serde_json::value::RawValue;
-use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Row as _, SqlitePool};
 
 pub use audit::Receipt;
+pub(crate) use source::{Check, Source};
+pub(crate) use sqlite::SqliteSource;
 
 use crate::audit_log::Published;
 use crate::clock::Clock;
 use crate::ops::{DeliveryRow, HistoryRow, MessageDetail, StoreError, StoredMessage};
-use crate::row::{DELIVERY_COLUMNS, MESSAGE_COLUMNS, bytes, form_of, get, opt_bytes, state_name};
 use crate::seal::{Domain, Owner, Place, Vault};
 use crate::writer::{DetailBody, Health};
-use crate::{sql, sum};
+use record::{DeliveryLeaves, MessageRecord, Payload, ReplyRecord};
 
 #[derive(Clone)]
 pub struct Reader {
@@ -31,7 +35,7 @@ pub struct Reader {
 }
 
 struct Inner {
-    pool: SqlitePool,
+    source: Source,
     vault: Vault,
     files: DirTiles,
     published: Arc<Published>,
@@ -41,7 +45,7 @@ struct Inner {
 
 impl Reader {
     pub(crate) fn new(
-        pool: SqlitePool,
+        source: Source,
         vault: Vault,
         audit_dir: PathBuf,
         published: Arc<Published>,
@@ -49,12 +53,19 @@ impl Reader {
         clock: Clock,
     ) -> Self {
         Self {
-            inner: Arc::new(Inner { pool, vault, files: DirTiles::new(audit_dir), published, health, clock }),
+            inner: Arc::new(Inner {
+                source,
+                vault,
+                files: DirTiles::new(audit_dir),
+                published,
+                health,
+                clock,
+            }),
         }
     }
 
-    fn pool(&self) -> &SqlitePool {
-        &self.inner.pool
+    fn source(&self) -> &Source {
+        &self.inner.source
     }
 
     /// Store time.
@@ -64,16 +75,14 @@ impl Reader {
 
     /// A message by its id, with its payload if asked for and still kept.
     pub async fn message(&self, id: MessageId, data: Data) -> Result<Option<StoredMessage>, StoreError> {
-        let Some(row) = self.optional(sqlx::query(sql::MESSAGE_BY_ID).bind(id.as_bytes().to_vec())).await?
-        else {
-            return Ok(None);
-        };
-        let mut message = self.stored_message(&row)?;
+        let Some(record) = self.source().message_by_id(id).await? else { return Ok(None) };
+        let seq = record.head.seq;
+        let mut message = self.stored_message(record)?;
         if data == Data::Include && !message.purged {
-            let seq: i64 = get(&row, "seq")?;
-            let row = self.optional(sqlx::query(sql::MESSAGE_DATA).bind(seq)).await?;
-            let row = row.ok_or_else(|| Place { table: "message", column: "seq", row: seq }.corrupt())?;
-            message.data = self.data(&row, message.id, seq)?;
+            let payload = self.source().message_payload(seq).await?;
+            let payload =
+                payload.ok_or_else(|| Place { table: "message", column: "seq", row: seq }.corrupt())?;
+            message.data = self.data(payload, message.id, seq)?;
             // It may have been purged between the two reads.
             message.purged = message.data.is_none();
         }
@@ -88,35 +97,23 @@ impl Reader {
         if seqs.is_empty() {
             return Ok(HashMap::new());
         }
-        let inline = i64::try_from(gatepost_core::message::INLINE_DATA_BYTES_MAX).unwrap_or(i64::MAX);
-        let query =
-            sqlx::query(sql::MESSAGES_BY_SEQ).bind(sql::seq_list(seqs)).bind(seqs.len() as i64).bind(inline);
-        let mut messages = HashMap::with_capacity(seqs.len());
-        for row in self.all(query).await? {
-            let seq: i64 = get(&row, "seq")?;
-            let message = self.stored_message(&row).and_then(|mut message| {
-                if message.size <= gatepost_core::message::INLINE_DATA_BYTES_MAX && !message.purged {
-                    message.data = self.data(&row, message.id, seq)?;
-                }
-                Ok(message)
-            });
-            messages.insert(seq, message);
-        }
-        Ok(messages)
+        let listed = self.source().messages_by_seq(seqs, INLINE_DATA_BYTES_MAX).await?;
+        let messages = listed.into_iter().map(|listed| {
+            let message = listed.row.and_then(|record| self.stored_message(record));
+            (listed.number, message)
+        });
+        Ok(messages.collect())
     }
 
     /// A message with its deliveries, their replies and every step.
     pub async fn message_detail(&self, id: MessageId) -> Result<Option<MessageDetail>, StoreError> {
-        let Some(row) = self.optional(sqlx::query(sql::MESSAGE_BY_ID).bind(id.as_bytes().to_vec())).await?
-        else {
-            return Ok(None);
-        };
-        let seq: i64 = get(&row, "seq")?;
-        let message = self.stored_message(&row)?;
+        let Some(record) = self.source().message_by_id(id).await? else { return Ok(None) };
+        let seq = record.head.seq;
+        let message = self.stored_message(record)?;
         let deliveries = self.deliveries_of(id).await?;
         let mut history = Vec::new();
-        for row in self.all(sqlx::query(sql::DELIVERIES_LEAVES_OF_MESSAGE).bind(seq)).await? {
-            history.extend(self.history(&row).await?);
+        for delivery in self.source().delivery_leaves_of_message(seq).await? {
+            history.extend(self.history(delivery).await?);
         }
         Ok(Some(MessageDetail { message, deliveries, history }))
     }
@@ -127,93 +124,70 @@ impl Reader {
         &self,
         id: MessageId,
     ) -> Result<Vec<(DeliveryRow, Option<String>)>, StoreError> {
-        let Some(row) = self.optional(sqlx::query(sql::MESSAGE_BY_ID).bind(id.as_bytes().to_vec())).await?
-        else {
-            return Ok(Vec::new());
-        };
-        let seq: i64 = get(&row, "seq")?;
+        let Some(seq) = self.source().message_seq(id).await? else { return Ok(Vec::new()) };
         let mut deliveries = Vec::new();
-        for row in self.all(sqlx::query(sql::DELIVERY_ITEMS_OF_MESSAGE).bind(seq)).await? {
-            let delivery = delivery_row(&row)?;
-            let reply = match self.reply(get(&row, "pos")?).await? {
-                Some(reply) => Some(reply),
-                None => self.correlated_reply(id, &delivery.destination).await?,
+        for listed in self.source().deliveries_of_message(seq).await? {
+            let delivery = listed.row?;
+            let reply = match self.source().delivery_reply(delivery.pos).await? {
+                Some(reply) => Some(self.reply(reply)?),
+                None => self.correlated_reply(id, &delivery.item.destination).await?,
             };
-            deliveries.push((delivery, reply));
+            deliveries.push((delivery.item, reply));
         }
         Ok(deliveries)
     }
 
     pub async fn delivery(&self, id: DeliveryId) -> Result<Option<DeliveryRow>, StoreError> {
-        let row = self.optional(sqlx::query(sql::DELIVERY_ITEM).bind(id.as_bytes().to_vec())).await?;
-        row.map(|row| delivery_row(&row)).transpose()
+        Ok(self.source().delivery_by_id(id).await?.map(|delivery| delivery.item))
     }
 
     /// Who sent the message of a delivery.
     pub async fn delivery_sender(&self, id: DeliveryId) -> Result<Option<Actor>, StoreError> {
-        let row = self.optional(sqlx::query(sql::DELIVERY_LEAVES).bind(id.as_bytes().to_vec())).await?;
-        let Some(row) = row else { return Ok(None) };
-        sound_delivery(&row)?;
-        let seq: i64 = get(&row, "message")?;
-        let row = self.optional(sqlx::query(sql::SENDER_OF_MESSAGE).bind(seq)).await?;
-        let Some(row) = row else {
-            return Err(Place { table: "message", column: "seq", row: seq }.corrupt());
-        };
-        sound_message(&row)?;
-        sender(&row).map(Some)
+        self.source().delivery_sender(id).await
     }
 
     /// Whether a delivery of the message is leased now in one of `queues`.
     pub async fn message_leased_in(&self, id: MessageId, queues: &[String]) -> Result<bool, StoreError> {
-        let rows = self.all(sqlx::query(sql::MESSAGE_LEASED_IN).bind(id.as_bytes().to_vec())).await?;
-        for row in rows {
-            if queues.contains(&get::<String>(&row, "name")?) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(self.source().message_leases(id).await?.iter().any(|queue| queues.contains(queue)))
     }
 
-    async fn reply(&self, pos: i64) -> Result<Option<String>, StoreError> {
-        let row = self.optional(sqlx::query(sql::REPLY_OF_DELIVERY).bind(pos)).await?;
-        let Some(row) = row else { return Ok(None) };
-        let place = Place { table: "reply", column: "body", row: pos };
-        let body = self.unseal(get(&row, "body")?, Owner::Reply { delivery: pos }, place)?;
-        text(&body, Place { table: "reply", column: "body", row: pos }).map(Some)
+    fn reply(&self, reply: ReplyRecord) -> Result<String, StoreError> {
+        let place = Place { table: "reply", column: "body", row: reply.pos };
+        let body = self.unseal(reply.body, Owner::Reply { delivery: reply.pos }, place)?;
+        String::from_utf8(body.to_vec()).map_err(|_| place.corrupt())
     }
 
     async fn correlated_reply(&self, id: MessageId, adapter: &str) -> Result<Option<String>, StoreError> {
         let correlation = self.inner.vault.index(Domain::Correlation, &[id.to_string().as_bytes()]);
-        let query =
-            sqlx::query(sql::REPLY_BY_CORRELATION).bind(correlation.to_vec()).bind(adapter.to_owned());
-        let Some(row) = self.optional(query).await? else { return Ok(None) };
-        let seq: i64 = get(&row, "seq")?;
-        let message = self.stored_message(&row)?;
-        let Some(data) = self.data(&row, message.id, seq)? else { return Ok(None) };
-        let place = Place { table: "message", column: "form", row: seq };
+        let record = self.source().message_by_correlation(correlation, adapter).await?;
+        let Some(record) = record else { return Ok(None) };
+        let place = Place { table: "message", column: "form", row: record.head.seq };
+        let message = self.stored_message(record)?;
+        let Some(data) = message.data else { return Ok(None) };
         reply_json(message.form, &data, &message.attributes).ok_or_else(|| place.corrupt()).map(Some)
     }
 
     /// The steps of one delivery, from its leaves and what the database keeps beside them.
-    async fn history(&self, row: &SqliteRow) -> Result<Vec<HistoryRow>, StoreError> {
-        let pos: i64 = get(row, "pos")?;
-        sound_delivery(row)?;
-        let delivery = DeliveryId::from_bytes(bytes(row, "id", pos)?);
+    async fn history(&self, delivery: DeliveryLeaves) -> Result<Vec<HistoryRow>, StoreError> {
+        let DeliveryLeaves { pos, id, numbers } = delivery;
         let mut details = HashMap::new();
-        for row in self.all(sqlx::query(sql::DETAILS_OF_DELIVERY).bind(pos)).await? {
-            let leaf: i64 = get(&row, "leaf")?;
+        for detail in self.source().delivery_details(pos).await? {
+            let leaf = detail.leaf;
             let place = Place { table: "detail", column: "body", row: leaf };
-            details
-                .insert(leaf, self.unseal(get(&row, "body")?, Owner::Detail { leaf, delivery: pos }, place)?);
+            details.insert(leaf, self.unseal(detail.body, Owner::Detail { leaf, delivery: pos }, place)?);
         }
         let mut history = Vec::new();
-        for index in leaf_indices(get(row, "leaves")?) {
-            let entry = self.entry(index).await?;
+        let indices = self.source().leaf_indices(&numbers).await?;
+        for (number, index) in numbers.into_iter().zip(indices) {
+            let entry = match index {
+                Some(index) => self.entry(index).await?,
+                None => self.entry_without_place(number).await?,
+            };
             let leaf = Leaf::parse(&entry).map_err(|error| StoreError::Audit(error.to_string()))?;
-            let detail = details.get(&i64::try_from(index).unwrap_or(-1));
+            let detail = details.get(&i64::try_from(number).unwrap_or(-1));
             let detail = detail.and_then(|body| serde_json::from_slice::<OwnedDetail>(body).ok());
             history.push(HistoryRow {
-                delivery,
+                delivery: id,
                 at: Timestamp::from_micros(leaf.at),
                 event: leaf.event.as_str().to_owned(),
                 attempt: leaf.attempt,
@@ -226,56 +200,36 @@ impl Reader {
         Ok(history)
     }
 
-    fn stored_message(&self, row: &SqliteRow) -> Result<StoredMessage, StoreError> {
-        let seq: i64 = get(row, "seq")?;
-        sound_message(row)?;
-        let form = form_of(get(row, "form")?);
-        let id = bytes(row, "id", seq)?;
-        let place = Place { table: "message", column: "attributes", row: seq };
+    fn stored_message(&self, record: MessageRecord) -> Result<StoredMessage, StoreError> {
+        let MessageRecord { head, attributes, payload } = record;
+        let place = Place { table: "message", column: "attributes", row: head.seq };
+        let owner = Owner::Attributes { message: head.id.as_bytes() };
+        let attributes = self.unseal(attributes, owner, place)?;
+        let purged = matches!(payload, Payload::Purged);
         Ok(StoredMessage {
-            id: MessageId::from_bytes(id),
-            sender: sender(row)?,
-            accepted_at: Timestamp::from_micros(get(row, "accepted_at")?),
-            attributes: self.unseal(get(row, "attributes")?, Owner::Attributes { message: &id }, place)?,
-            form: form.ok_or_else(|| Place { table: "message", column: "form", row: seq }.corrupt())?,
-            size: Place { table: "message", column: "size", row: seq }.count(get(row, "size")?)?,
-            data: None,
-            purged: get::<Option<&[u8]>>(row, "salt")?.is_none(),
+            id: head.id,
+            sender: head.sender,
+            accepted_at: head.accepted_at,
+            attributes,
+            form: head.form,
+            size: head.size,
+            data: self.data(payload, head.id, head.seq)?,
+            purged,
         })
     }
 
-    /// The payload; `None` if it is purged.
-    fn data(&self, row: &SqliteRow, message: MessageId, seq: i64) -> Result<Option<Bytes>, StoreError> {
+    /// The payload, if it has been read.
+    fn data(&self, payload: Payload, message: MessageId, seq: i64) -> Result<Option<Bytes>, StoreError> {
+        let Payload::Read { salt, sealed } = payload else { return Ok(None) };
         let place = Place { table: "message", column: "data", row: seq };
-        let sealed = get::<Option<Vec<u8>>>(row, "data")?;
-        match (opt_bytes(row, "salt", seq)?, sealed) {
-            (Some(salt), Some(sealed)) => {
-                let owner = Owner::Data { message: message.as_bytes(), salt: &salt };
-                self.unseal(sealed, owner, place).map(Some)
-            }
-            (None, None) => Ok(None),
-            (Some(_), None) | (None, Some(_)) => Err(place.corrupt()),
-        }
+        let owner = Owner::Data { message: message.as_bytes(), salt: &salt };
+        self.unseal(sealed, owner, place).map(Some)
     }
 
     fn unseal(&self, sealed: Vec<u8>, owner: Owner<'_>, place: Place) -> Result<Bytes, StoreError> {
         let content = self.inner.vault.open(&sealed, owner, place)?;
         let skipped = sealed.len() - content.len();
         Ok(Bytes::from(sealed).slice(skipped..))
-    }
-
-    async fn all(
-        &self,
-        query: sqlx::query::Query<'_, sqlx::Sqlite, SqliteArguments>,
-    ) -> Result<Vec<SqliteRow>, StoreError> {
-        query.fetch_all(self.pool()).await.map_err(|error| StoreError::Database(error.to_string()))
-    }
-
-    async fn optional(
-        &self,
-        query: sqlx::query::Query<'_, sqlx::Sqlite, SqliteArguments>,
-    ) -> Result<Option<SqliteRow>, StoreError> {
-        query.fetch_optional(self.pool()).await.map_err(|error| StoreError::Database(error.to_string()))
     }
 }
 
@@ -331,61 +285,6 @@ fn reply_json(form: gatepost_core::message::DataForm, data: &[u8], attributes: &
     serde_json::to_string(&ReplyJson { datacontenttype, data, data_base64 }).ok()
 }
 
-fn leaf_indices(leaves: &[u8]) -> impl Iterator<Item = u64> + '_ {
-    leaves.chunks_exact(8).map(|index| index.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-}
-
-/// Refuses a row that begins with a delivery's columns if they do not have the sum that stands behind them.
-fn sound_delivery(row: &SqliteRow) -> Result<(), StoreError> {
-    let place = Place { table: "delivery", column: "sum", row: get(row, "pos")? };
-    if sum::holds_read(row, 0, DELIVERY_COLUMNS)? { Ok(()) } else { Err(place.corrupt()) }
-}
-
-/// As [`sound_delivery`], for a message.
-fn sound_message(row: &SqliteRow) -> Result<(), StoreError> {
-    let place = Place { table: "message", column: "sum", row: get(row, "seq")? };
-    if sum::holds_read(row, 0, MESSAGE_COLUMNS)? { Ok(()) } else { Err(place.corrupt()) }
-}
-
-fn sender(row: &SqliteRow) -> Result<Actor, StoreError> {
-    let kind = ActorKind::from_name(get(row, "sender_kind")?)
-        .ok_or_else(|| Place { table: "message", column: "sender_kind", row: 0 }.corrupt())?;
-    Ok(Actor::new(kind, get::<String>(row, "sender")?))
-}
-
-fn delivery_row(row: &SqliteRow) -> Result<DeliveryRow, StoreError> {
-    let pos: i64 = get(row, "pos")?;
-    sound_delivery(row)?;
-    let code: i64 = get(row, "state")?;
-    let state =
-        state_name(code).ok_or_else(|| Place { table: "delivery", column: "state", row: pos }.corrupt())?;
-    let due = get::<Option<i64>>(row, "due")?.map(Timestamp::from_micros);
-    let dead = get::<Option<&str>>(row, "reason")?.and_then(gatepost_core::delivery::Reason::from_code);
-    let held = state == "in_doubt" && due.is_none();
-    let count = |column| {
-        let corrupt = |_| Place { table: "delivery", column, row: pos }.corrupt();
-        u32::try_from(get::<i64>(row, column)?).map_err(corrupt)
-    };
-    Ok(DeliveryRow {
-        id: DeliveryId::from_bytes(bytes(row, "id", pos)?),
-        message: MessageId::from_bytes(opt_bytes(row, "message_id", pos)?.unwrap_or_default()),
-        destination: get::<String>(row, "queue_name")?,
-        state,
-        reason: dead.map(gatepost_core::delivery::Reason::as_str).or(held.then_some("held")),
-        attempts: count("attempts")?,
-        series: count("series")?,
-        doubt: get(row, "doubt")?,
-        replayed: get(row, "replayed")?,
-        accepted_at: Timestamp::from_micros(get(row, "accepted_at")?),
-        changed_at: Timestamp::from_micros(get(row, "changed_at")?),
-        due,
-    })
-}
-
-fn text(bytes: &[u8], place: Place) -> Result<String, StoreError> {
-    String::from_utf8(bytes.to_vec()).map_err(|_| place.corrupt())
-}
-
 /// The largest row number there is: pages begin before it.
 const FROM_NEWEST: i64 = i64::MAX;
 
@@ -393,15 +292,4 @@ fn cursor_position(cursor: Option<&str>) -> Result<i64, StoreError> {
     cursor.map_or(Ok(FROM_NEWEST), |cursor| {
         cursor.parse::<i64>().ok().filter(|&at| at > 0).ok_or(StoreError::BadCursor)
     })
-}
-
-fn column_error(error: sqlx::Error) -> StoreError {
-    StoreError::Database(error.to_string())
-}
-
-fn scalar<'r, T>(row: &'r SqliteRow) -> Result<T, StoreError>
-where
-    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
-{
-    row.try_get(0).map_err(column_error)
 }

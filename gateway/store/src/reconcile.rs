@@ -12,10 +12,10 @@ use gatepost_core::{DeliveryId, MessageId};
 use rusqlite::{Connection, OpenFlags, Row};
 
 use crate::archive::{Archive, ArchiveError};
-use crate::open::READER_WAIT;
 use crate::ops::StoreError;
 use crate::row::state_name;
 use crate::sql;
+use crate::sqlite::READER_WAIT;
 
 /// Disagreements that are told; all are counted.
 pub const TOLD_MAX: usize = 20;

@@ -206,7 +206,7 @@ fn bind(statement: &mut CachedStatement<'_>, columns: &[&dyn ToSql]) -> rusqlite
     (1..).zip(columns).try_for_each(|(number, column)| statement.raw_bind_parameter(number, column))
 }
 
-fn reason_of(state: &State) -> Option<Reason> {
+pub(crate) fn reason_of(state: &State) -> Option<Reason> {
     match state {
         State::Dead { reason, .. } => Some(*reason),
         State::Waiting { .. }
@@ -263,13 +263,13 @@ pub(crate) const fn form_of(code: i64) -> Option<DataForm> {
 }
 
 /// The columns that say where a delivery stands.
-struct Standing {
-    code: i64,
-    blocks: bool,
-    due: Option<Timestamp>,
-    token: Option<[u8; 16]>,
-    until: Option<i64>,
-    session: Option<i64>,
+pub(crate) struct Standing {
+    pub(crate) code: i64,
+    pub(crate) blocks: bool,
+    pub(crate) due: Option<Timestamp>,
+    pub(crate) token: Option<[u8; 16]>,
+    pub(crate) until: Option<i64>,
+    pub(crate) session: Option<i64>,
 }
 
 impl Standing {
@@ -284,7 +284,7 @@ impl Standing {
         })
     }
 
-    fn state(&self, late: bool, reason: Option<Reason>, pos: i64) -> Result<State, StoreError> {
+    pub(crate) fn state(&self, late: bool, reason: Option<Reason>, pos: i64) -> Result<State, StoreError> {
         let place = |column| Place { table: "delivery", column, row: pos };
         match self.code {
             0 => Ok(State::Waiting { due: self.due.ok_or_else(|| place("due").corrupt())? }),

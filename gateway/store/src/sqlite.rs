@@ -4,6 +4,7 @@ mod backfill;
 mod commit;
 pub(crate) mod connection;
 mod load;
+mod open;
 mod reads;
 pub(crate) mod wal;
 mod writeback;
@@ -16,8 +17,12 @@ use rusqlite::{CachedStatement, Connection, params};
 pub(crate) use backfill::{Backfill, BackfillError};
 pub(crate) use commit::{StoreRow, execute_summed};
 pub(crate) use load::{load_memory, load_store};
+#[cfg(test)]
+pub(crate) use open::Opened;
+pub use open::sqlite_version;
+pub(crate) use open::{READER_WAIT, check_library, check_wal, migrate, open_database, readers};
 
-use crate::backend::{Backend, CommitError, KeyUse, More, Put, Read, Ready, ToMove};
+use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, ToMove};
 use crate::data_dir::{DataDir, RESERVE_BYTES};
 use crate::ops::StoreError;
 use crate::recent::RecentMessage;
@@ -45,6 +50,10 @@ pub(crate) struct Sqlite {
 impl Sqlite {
     pub(crate) fn new(connection: Connection, data_dir: DataDir, backfill: Option<Backfill>) -> Self {
         Self { connection, data_dir, wal: Checkpointed::Whole, backfill }
+    }
+
+    pub(crate) fn close(self) -> rusqlite::Result<()> {
+        self.connection.close().map_err(|(_, error)| error)
     }
 
     /// Takes note of what became of bringing a part of the WAL into the database beside the writer.
@@ -102,6 +111,15 @@ impl Backend for Sqlite {
 
     /// Memory has them: nobody else writes.
     fn number(&mut self, _: &mut Memory) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    fn places_leaves(&self) -> bool {
+        true
+    }
+
+    /// Nobody else writes.
+    fn catch_up(&mut self, _: &mut Memory, _: &Vault) -> Result<(), CommitError> {
         Ok(())
     }
 
@@ -192,9 +210,9 @@ impl Backend for Sqlite {
         Ok(used)
     }
 
-    fn attributes(&mut self, seq: i64) -> Result<Option<([u8; 16], Vec<u8>)>, CommitError> {
+    fn attributes(&mut self, seq: i64) -> Result<Option<Attributes>, CommitError> {
         let read = rows(&self.connection, sql::MESSAGE_ATTRIBUTES, [seq], |mut cells| {
-            Ok((cells.take()?, cells.take()?))
+            Ok(Attributes { seq, message: cells.take()?, sealed: cells.take()? })
         })?;
         Ok(read.into_iter().next())
     }
@@ -226,9 +244,9 @@ impl Backend for Sqlite {
         rows(&self.connection, sql::PURGE_FIND, range, |mut cells| cells.take())
     }
 
-    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<(i64, [u8; 16], Vec<u8>)>, CommitError> {
+    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<Attributes>, CommitError> {
         rows(&self.connection, sql::PURGE_READ, [after, through], |mut cells| {
-            Ok((cells.take()?, cells.take()?, cells.take()?))
+            Ok(Attributes { seq: cells.take()?, message: cells.take()?, sealed: cells.take()? })
         })
     }
 
@@ -292,6 +310,10 @@ impl Backend for Sqlite {
             load::load_memory(&connection, vault, keys_in_memory).map_err(|error| error.to_string())?;
         self.connection = connection;
         Ok(memory)
+    }
+
+    fn instance_epoch(&self, opened: u32) -> u32 {
+        opened
     }
 
     fn abandon(&mut self) {

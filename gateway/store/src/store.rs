@@ -22,7 +22,7 @@ use crate::ops::{
     MoveError, MoveStep, Moved, OperateError, Pause, QueueSetup, Session, SessionEnd, Settle, SettleAnswer,
     SettleError, StoreError, StoredMessage, Verb,
 };
-use crate::prepared::{Prepared, identity};
+use crate::prepared::{Prepared, Remains, identity};
 use crate::reader::Reader;
 use crate::recent::{Recent, RecentMessage};
 use crate::seal::{Owner, Place, Vault};
@@ -33,28 +33,17 @@ const PREPARED_INLINE_BYTES_MAX: usize = 256 * 1024;
 
 #[derive(Clone)]
 pub struct Store {
-    ops: mpsc::Sender<Op>,
-    reader: Reader,
-    vault: Vault,
-    clock: Clock,
-    hints: Arc<Hints>,
-    health: Arc<Health>,
-    recent: Arc<Recent>,
+    pub(crate) ops: mpsc::Sender<Op>,
+    pub(crate) reader: Reader,
+    pub(crate) vault: Vault,
+    pub(crate) clock: Clock,
+    pub(crate) hints: Arc<Hints>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) recent: Arc<Recent>,
+    pub(crate) remains: Remains,
 }
 
 impl Store {
-    pub(crate) fn new(
-        ops: mpsc::Sender<Op>,
-        reader: Reader,
-        vault: Vault,
-        clock: Clock,
-        hints: Arc<Hints>,
-        health: Arc<Health>,
-        recent: Arc<Recent>,
-    ) -> Self {
-        Self { ops, reader, vault, clock, hints, health, recent }
-    }
-
     /// Accepts messages: all of them or none. A message whose idempotency key was used before with the same content is
     /// answered as the first time, with `duplicate`.
     pub async fn message_accept(&self, accept: Accept) -> Result<Vec<Accepted>, AcceptError> {
@@ -84,9 +73,10 @@ impl Store {
         message_of: fn(&mut T) -> &mut NewMessage,
     ) -> Result<(Vec<T>, Vec<Prepared>), StoreError> {
         let bytes: usize = items.iter_mut().map(|item| message_of(item).data.len()).sum();
-        let (vault, now) = (self.vault.clone(), self.clock.now());
+        let (vault, now, remains) = (self.vault.clone(), self.clock.now(), self.remains);
         let prepare = move || {
-            let prepared = items.iter_mut().map(|item| Prepared::new(&vault, &sender, message_of(item), now));
+            let prepared =
+                items.iter_mut().map(|item| Prepared::new(&vault, &sender, message_of(item), now, remains));
             prepared.collect::<Result<_, _>>().map(|prepared| (items, prepared))
         };
         let prepared = if bytes <= PREPARED_INLINE_BYTES_MAX {

@@ -267,6 +267,12 @@ impl<B: Backend> Writer<B> {
                 tracing::error!(error = %text, "the database lost what it was given: only a new start can repair it");
                 self.condition = Condition::Lost;
             }
+            CommitError::Stale(text) => {
+                tracing::debug!(text, "others have written meanwhile");
+                if let Err(error) = self.database.catch_up(&mut self.memory, &self.vault) {
+                    self.failed(&error);
+                }
+            }
             CommitError::Refused(text) => tracing::error!(error = %text, "a commit was refused"),
         }
     }

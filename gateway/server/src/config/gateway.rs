@@ -37,6 +37,9 @@ pub(super) fn read(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>)
         name: section
             .and_then(|section| section.text("name"))
             .map_or_else(host_name, |name| named(name, report)),
+        node: section
+            .and_then(|section| section.text("node"))
+            .map_or_else(host_name, |name| named(name, report)),
         data_dir: data_dir.map_or_else(|| DATA_DIR.into(), |dir| base.resolve(&dir, report)),
         max_message: max_message.map_or(MESSAGE_BYTES_MAX, |size| size.value),
         dedup_window: dedup_window(section).map_or(DEDUP_WINDOW, |window| window.value),
@@ -73,9 +76,13 @@ pub(super) fn check_dedup_window(root: &Section<'_>, config: &Config, report: &m
     );
 }
 
-/// `[store]`: its only key is refused by the check of the shape.
-pub(super) fn store() -> Store {
-    Store::Sqlite
+/// `[store]`
+pub(super) fn store(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Store {
+    let postgres = root.table("store").and_then(|store| store.table("postgres"));
+    match postgres.as_ref().and_then(|postgres| postgres.text("url_file")) {
+        Some(path) => Store::Postgres { url_file: base.existing(&path, report) },
+        None => Store::Sqlite,
+    }
 }
 
 fn dedup_window(section: Option<&Section<'_>>) -> Option<Item<Duration>> {

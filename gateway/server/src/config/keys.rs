@@ -46,8 +46,6 @@ pub(super) enum Shape {
     Named(Groups),
     /// A table of the adapter's own.
     Free,
-    /// Known, and refused with this text.
-    Unsupported(&'static str),
 }
 
 /// The keys of a table, as groups that several tables share.
@@ -102,6 +100,11 @@ const GATEWAY: Groups = &[&[
         Shape::Text(Some("^[A-Za-z0-9._-]{1,64}$")),
         "Name of this gateway and origin of its audit log. Default: the host's name.",
     ),
+    key(
+        "node",
+        Shape::Text(Some("^[A-Za-z0-9._-]{1,64}$")),
+        "Name of this node among several on one PostgreSQL. Default: the host's name.",
+    ),
     key("data_dir", PLAIN, "Directory of the store, the keys and the audit log. Default: /var/lib/gatepost."),
     key("max_message", Shape::Size, "Largest payload of a message, at most 64MiB. Default: 64MiB."),
     key(
@@ -124,10 +127,14 @@ const GATEWAY: Groups = &[&[
 
 const STORE: Groups = &[&[key(
     "postgres",
-    Shape::Unsupported(
-        "PostgreSQL is not supported by this version: remove the key, the store is SQLite in `data_dir`",
-    ),
-    "Not supported by this version.",
+    Shape::Table(POSTGRES),
+    "A PostgreSQL database that several nodes share. Keys and the audit log's files stay in `data_dir`.",
+)]];
+
+const POSTGRES: Groups = &[&[required(
+    "url_file",
+    PLAIN,
+    "File that holds the database's address: `postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full&sslrootcert=FILE`.",
 )]];
 
 const LISTEN: Groups = &[&[

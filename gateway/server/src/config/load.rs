@@ -107,7 +107,7 @@ fn assemble(
         file: file.to_owned(),
         digest: hex(&Sha256::digest(text.as_bytes())),
         gateway: gateway::read(&root, base, report),
-        store: gateway::store(),
+        store: gateway::store(&root, base, report),
         listens: listens::read(&root, base, report),
         apps: principals::apps(&root, &names, report),
         operators: principals::operators(&root, report),

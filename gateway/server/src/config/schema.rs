@@ -50,7 +50,6 @@ fn value(shape: Shape) -> Map<String, Value> {
             "additionalProperties": object(groups),
         }),
         Shape::Free => json!({ "type": "object" }),
-        Shape::Unsupported(_) => json!({ "not": {} }),
     })
 }
 

@@ -86,7 +86,6 @@ fn check_value(value: &Value<'_>, shape: Shape, spot: &Spot, report: &mut Report
         Shape::Free => {
             expect(value, DeValue::as_table, "a table", spot, report);
         }
-        Shape::Unsupported(why) => report.add(spot, why),
     }
 }
 

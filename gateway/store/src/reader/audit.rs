@@ -4,11 +4,9 @@ use bytes::Bytes;
 use gatepost_audit::{NodeSource as _, Proof, TILE_WIDTH, encode_bundle, inclusion_proof, parse_bundle};
 use gatepost_core::DeliveryId;
 
-use super::{Reader, leaf_indices, sound_delivery};
-use crate::audit_log::{Check, TreeView, read_leaves};
+use super::{Check, Reader};
+use crate::audit_log::TreeView;
 use crate::ops::StoreError;
-use crate::row::get;
-use crate::sql;
 
 /// Proofs of everything that the log says of a delivery.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,9 +63,15 @@ impl Reader {
         entries.pop().ok_or_else(|| StoreError::Audit(format!("entry {index} is missing")))
     }
 
+    /// An entry that is committed and has no place in the tree yet, or had none a moment ago.
+    pub(super) async fn entry_without_place(&self, number: u64) -> Result<Vec<u8>, StoreError> {
+        let entry = self.source().leaf_by_number(number).await?;
+        entry.ok_or_else(|| StoreError::Audit(format!("the entry with number {number} is missing")))
+    }
+
     /// Entries of one bundle, from the database or, once filed, from its file.
     pub(crate) async fn entry_range(&self, from: u64, to: u64) -> Result<Vec<Vec<u8>>, StoreError> {
-        let rows = read_leaves(self.pool(), from, to, Check::Sums).await?;
+        let rows = self.source().leaves(from, to, Check::Sums).await?;
         if rows.len() as u64 == to - from {
             return Ok(rows.into_iter().map(|(_, bytes)| bytes).collect());
         }
@@ -88,14 +92,13 @@ impl Reader {
 
     /// Proves every leaf of a delivery against the newest checkpoint.
     pub async fn receipt(&self, delivery: DeliveryId) -> Result<Receipt, StoreError> {
-        let row = self.optional(sqlx::query(sql::DELIVERY_LEAVES).bind(delivery.as_bytes().to_vec())).await?;
-        let Some(row) = row else { return Ok(Receipt::Unknown) };
-        sound_delivery(&row)?;
-        let indices: Vec<u64> = leaf_indices(get(&row, "leaves")?).collect();
+        let leaves = self.source().delivery_leaves(delivery).await?;
+        let Some(leaves) = leaves else { return Ok(Receipt::Unknown) };
+        let indices = self.source().leaf_indices(&leaves.numbers).await?;
         let signed = self.inner.published.signed();
-        if indices.iter().any(|&index| index >= signed.size) {
-            return Ok(Receipt::Pending);
-        }
+        let signed_only = |index: Option<u64>| index.filter(|&index| index < signed.size);
+        let indices: Option<Vec<u64>> = indices.into_iter().map(signed_only).collect();
+        let Some(indices) = indices else { return Ok(Receipt::Pending) };
         let mut entries = Vec::with_capacity(indices.len());
         for index in indices {
             entries.push((index, self.entry(index).await?));

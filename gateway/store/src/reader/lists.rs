@@ -1,16 +1,13 @@
 //! Lists, newest first, in pages. A filter that no index serves looks at a bounded number of rows and then hands out a
 //! cursor, so that no search holds a snapshot for long.
 
-use std::fmt::Write as _;
+use gatepost_core::State;
 
-use gatepost_core::{MessageId, State, Timestamp};
-use sqlx::sqlite::SqliteRow;
-
-use super::{Reader, cursor_position, delivery_row, scalar, sender, sound_message};
+use super::record::{Listed, MessageHead};
+use super::source::{DeliverySearch, MessageSearch};
+use super::{Reader, cursor_position};
 use crate::ops::{DeliveryFilter, DeliveryRow, MessageFilter, MessageRow, Page, QueueRow, StoreError};
-use crate::row::{bytes, get};
-use crate::seal::{Domain, Place};
-use crate::sql;
+use crate::seal::Domain;
 
 /// Messages looked at for one page when the filter is not served by an index.
 const SCAN_MESSAGES_MAX: i64 = 5000;
@@ -30,15 +27,11 @@ impl Reader {
                 None => return Ok(Page { items: Vec::new(), next: None }),
             },
         };
-        let sql = sql::delivery_list(state, filter.held, filter.destination.is_some());
-        let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(before).bind(i64::from(limit) + 1);
-        if let Some(destination) = &filter.destination {
-            query = query.bind(destination.clone());
-        }
-        let rows = self.all(query).await?;
-        let (rows, next) = page(rows, limit, "pos")?;
-        let items = self.sound(rows.iter().map(delivery_row))?;
-        Ok(Page { items, next })
+        let search = DeliverySearch { state, held: filter.held, destination: filter.destination.as_deref() };
+        let rows = self.source().delivery_page(&search, before, i64::from(limit) + 1).await?;
+        let (rows, next) = page(rows, limit);
+        let items = self.sound(rows.into_iter().map(|listed| listed.row))?;
+        Ok(Page { items: items.into_iter().map(|delivery| delivery.item).collect(), next })
     }
 
     pub async fn message_list(
@@ -48,91 +41,42 @@ impl Reader {
         limit: u32,
     ) -> Result<Page<MessageRow>, StoreError> {
         let mut before = cursor_position(cursor)?;
-        let sql = self.message_sql(filter);
-        let mut items = Vec::new();
-        loop {
-            let rows = self.message_rows(&sql, filter, before).await?;
-            let scanned_all = (rows.len() as i64) < SCAN_MESSAGES_MAX;
-            for row in &rows {
-                before = get(row, "seq")?;
-                if get::<bool>(row, "matches")? {
-                    if items.len() == limit as usize {
-                        // One more than the page: the next page begins with it.
-                        return Ok(Page { items, next: Some((before + 1).to_string()) });
-                    }
-                    let item = self.message_item(row, filter).await;
-                    items.extend(self.sound([item])?.into_iter().flatten());
-                }
-            }
-            if scanned_all {
-                return Ok(Page { items, next: None });
-            }
-            if !items.is_empty() || rows.len() as i64 >= SCAN_MESSAGES_MAX {
-                return Ok(Page { items, next: Some(before.to_string()) });
-            }
-        }
-    }
-
-    /// The inner query walks an index where the filter has one; the rest of the filter only marks rows.
-    fn message_sql(&self, filter: &MessageFilter) -> String {
-        let mut matches = String::from("1");
-        let mut within = String::from("seq < $1");
-        for (given, clause) in
-            [(filter.subject.is_some(), " AND subject = $2"), (filter.key.is_some(), " AND key = $3")]
-        {
-            if given {
-                within.push_str(clause);
-            }
-        }
-        for (given, clause) in [
-            (filter.app.is_some(), " AND sender = $4"),
-            (filter.kind.is_some(), " AND kind = $5"),
-            (filter.since.is_some(), " AND accepted_at >= $6"),
-            (filter.until.is_some(), " AND accepted_at < $7"),
-        ] {
-            if given {
-                matches.push_str(clause);
-            }
-        }
-        let mut sql = String::new();
-        let _ = write!(
-            sql,
-            "/* message_list */ SELECT seq, id, accepted_at, sender_kind, sender, kind, form, size, sum, ({matches}) AS matches \
-             FROM message WHERE {within} ORDER BY seq DESC LIMIT {SCAN_MESSAGES_MAX}"
-        );
-        sql
-    }
-
-    async fn message_rows(
-        &self,
-        sql: &str,
-        filter: &MessageFilter,
-        before: i64,
-    ) -> Result<Vec<SqliteRow>, StoreError> {
         let index = |domain, text: &Option<String>| {
-            text.as_ref().map(|text| self.inner.vault.index(domain, &[text.as_bytes()]).to_vec())
+            text.as_ref().map(|text| self.inner.vault.index(domain, &[text.as_bytes()]))
         };
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql.to_owned()))
-            .bind(before)
-            .bind(index(Domain::Subject, &filter.subject))
-            .bind(index(Domain::Key, &filter.key))
-            .bind(filter.app.clone())
-            .bind(filter.kind.clone())
-            .bind(filter.since.map(Timestamp::as_micros))
-            .bind(filter.until.map(Timestamp::as_micros));
-        self.all(query).await
+        let search = MessageSearch {
+            subject: index(Domain::Subject, &filter.subject),
+            key: index(Domain::Key, &filter.key),
+            filter,
+        };
+        let mut items = Vec::new();
+        let rows = self.source().message_page(&search, before, SCAN_MESSAGES_MAX).await?;
+        let scanned_all = (rows.len() as i64) < SCAN_MESSAGES_MAX;
+        for listed in rows {
+            before = listed.number;
+            let Some(row) = listed.row.transpose() else { continue };
+            if items.len() == limit as usize {
+                // One more than the page: the next page begins with it.
+                return Ok(Page { items, next: Some((before + 1).to_string()) });
+            }
+            let item = match row {
+                Ok(head) => self.message_item(head, filter).await,
+                Err(error) => Err(error),
+            };
+            items.extend(self.sound([item])?.into_iter().flatten());
+        }
+        Ok(Page { items, next: (!scanned_all).then(|| before.to_string()) })
     }
 
     /// `None` when none of its deliveries fits the filter.
     async fn message_item(
         &self,
-        row: &SqliteRow,
+        head: MessageHead,
         filter: &MessageFilter,
     ) -> Result<Option<MessageRow>, StoreError> {
-        let seq: i64 = get(row, "seq")?;
-        sound_message(row)?;
-        let rows = self.all(sqlx::query(sql::DELIVERY_ITEMS_OF_MESSAGE).bind(seq)).await?;
-        let deliveries: Vec<DeliveryRow> = self.sound(rows.iter().map(delivery_row))?;
+        let rows = self.source().deliveries_of_message(head.seq).await?;
+        let sound = self.sound(rows.into_iter().map(|listed| listed.row))?;
+        let deliveries: Vec<DeliveryRow> = sound.into_iter().map(|delivery| delivery.item).collect();
         let wanted = |delivery: &DeliveryRow| {
             filter.state.as_ref().is_none_or(|state| state == delivery.state)
                 && filter.destination.as_ref().is_none_or(|name| *name == delivery.destination)
@@ -140,14 +84,8 @@ impl Reader {
         if (filter.state.is_some() || filter.destination.is_some()) && !deliveries.iter().any(wanted) {
             return Ok(None);
         }
-        Ok(Some(MessageRow {
-            id: MessageId::from_bytes(bytes(row, "id", seq)?),
-            sender: sender(row)?,
-            kind: get(row, "kind")?,
-            accepted_at: Timestamp::from_micros(get(row, "accepted_at")?),
-            size: Place { table: "message", column: "size", row: seq }.count(get(row, "size")?)?,
-            deliveries,
-        }))
+        let MessageHead { id, sender, kind, accepted_at, size, .. } = head;
+        Ok(Some(MessageRow { id, sender, kind, accepted_at, size, deliveries }))
     }
 
     /// The sound ones of rows just read. One that is damaged must not keep a list from who looks for it: health names it.
@@ -181,33 +119,22 @@ impl Reader {
 
     async fn add_ages(&self, row: &mut QueueRow) -> Result<(), StoreError> {
         let now = self.now();
-        let Some(id) = self.optional(sqlx::query(sql::QUEUE_ID).bind(row.name.clone())).await? else {
-            return Ok(());
-        };
-        let id: i64 = scalar(&id)?;
-        let ready = self.optional(sqlx::query(sql::OLDEST_READY).bind(id)).await?;
-        if let Some(ready) = ready {
-            let ready = Timestamp::from_micros(scalar(&ready)?);
+        let Some(id) = self.source().queue_id(&row.name).await? else { return Ok(()) };
+        if let Some(ready) = self.source().queue_oldest_ready(id).await? {
             row.stats.oldest_ready = (ready <= now).then(|| now.since(ready));
         }
-        if let Some(born) = self.optional(sqlx::query(sql::OLDEST_BORN).bind(id)).await? {
-            let born: Option<i64> = scalar(&born)?;
-            row.stats.oldest = born.map(|born| now.since(Timestamp::from_micros(born)));
-        }
+        let born = self.source().queue_oldest_born(id).await?;
+        row.stats.oldest = born.map(|born| now.since(born));
         Ok(())
     }
 }
 
-/// Cuts the row beyond the page off and makes it the cursor.
-fn page(
-    mut rows: Vec<SqliteRow>,
-    limit: u32,
-    column: &str,
-) -> Result<(Vec<SqliteRow>, Option<String>), StoreError> {
+/// Cuts the row beyond the page off; the last one that stays is the cursor.
+fn page<T>(mut rows: Vec<Listed<T>>, limit: u32) -> (Vec<Listed<T>>, Option<String>) {
     if rows.len() <= limit as usize {
-        return Ok((rows, None));
+        return (rows, None);
     }
     rows.truncate(limit as usize);
-    let last: i64 = rows.last().map_or(Ok(1), |row| get(row, column))?;
-    Ok((rows, Some(last.to_string())))
+    let last = rows.last().map_or(1, |row| row.number);
+    (rows, Some(last.to_string()))
 }

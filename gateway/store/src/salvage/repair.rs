@@ -18,8 +18,8 @@ use super::{Damage, SalvageError, Survey, at, inspect, lock};
 use crate::clock::{Clock, Source};
 use crate::data_dir::DataDir;
 use crate::leaves::Runs;
-use crate::open::migrate;
 use crate::seal::Vault;
+use crate::sqlite::migrate;
 use crate::sum;
 
 pub struct Repair<'a> {

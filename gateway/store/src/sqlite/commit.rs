@@ -77,8 +77,8 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
     each(connection, sql::DETAIL_ADD, &turn.details, |statement, detail| {
         statement.execute(params![whole(detail.leaf), detail.delivery, detail.body])
     })?;
-    each(connection, sql::REPLY_PUT, &turn.replies, |statement, (delivery, body)| {
-        statement.execute(params![delivery, body])
+    each(connection, sql::REPLY_PUT, &turn.replies, |statement, reply| {
+        statement.execute(params![reply.delivery, reply.body])
     })?;
     for ((adapter, key), value) in &turn.states {
         match value {

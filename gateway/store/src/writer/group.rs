@@ -25,6 +25,9 @@ use crate::seal::Index;
 /// Payload bytes after which a group is closed, so that nobody waits long for another's bulk.
 const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// How often a group is decided anew because others have written meanwhile, before its operations stand alone.
+const STALE_ATTEMPTS_MAX: u32 = 3;
+
 /// What was decided of an operation; sent when the commit has succeeded.
 enum Decided {
     Accept(Result<Vec<Accepted>, AcceptError>),
@@ -108,18 +111,18 @@ impl<B: Backend> Writer<B> {
         if self.condition == Condition::Full {
             ops = refuse_accepts(ops);
         }
-        match self.attempt(&ops) {
+        match self.attempt_anew(&ops) {
             Ok(decided) => self.answer(ops, decided),
             Err(CommitError::Full) => {
                 self.failed(&CommitError::Full);
                 // The reserve is free now: everything but new messages goes on.
                 let ops = refuse_accepts(ops);
-                match self.attempt(&ops) {
+                match self.attempt_anew(&ops) {
                     Ok(decided) => self.answer(ops, decided),
                     Err(error) => refuse_all(ops, &error.into()),
                 }
             }
-            Err(CommitError::Refused(_)) if ops.len() > 1 => {
+            Err(CommitError::Refused(_) | CommitError::Stale(_)) if ops.len() > 1 => {
                 // One of them cannot be written; the others must not pay for it.
                 for op in ops {
                     self.group(vec![op]);
@@ -130,6 +133,18 @@ impl<B: Backend> Writer<B> {
                 refuse_all(ops, &error.into());
             }
         }
+    }
+
+    /// As [`Writer::attempt`], and again if others have written what was decided on meanwhile.
+    fn attempt_anew(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
+        let mut attempted = self.attempt(ops);
+        for _ in 0..STALE_ATTEMPTS_MAX {
+            let Err(CommitError::Stale(text)) = &attempted else { break };
+            tracing::debug!(text, "others have written meanwhile: deciding anew");
+            self.database.catch_up(&mut self.memory, &self.vault)?;
+            attempted = self.attempt(ops);
+        }
+        attempted
     }
 
     /// Decides and commits. An error means that nothing was written.
@@ -174,7 +189,11 @@ impl<B: Backend> Writer<B> {
         self.memory.committed_at = outcome.at;
         self.memory.next_seq = outcome.next_seq;
         self.memory.next_pos = outcome.next_pos;
-        self.memory.leaf_count += outcome.leaves.count();
+        let placed = self.database.places_leaves();
+        if placed {
+            self.memory.leaf_count += outcome.leaves.count();
+            self.health.set_audit_size(self.memory.leaf_count);
+        }
         self.memory.keys.committed(outcome.keys, outcome.keys_moved);
         let (mut accepted, mut settled) = (0, 0);
         for (queue, traffic) in outcome.traffic {
@@ -196,7 +215,7 @@ impl<B: Backend> Writer<B> {
             changed.iter().filter_map(|(id, _)| Self::queue_row(&mut self.memory, *id, now)).collect();
         self.health.update_queues(rows.into_iter());
         let micros = u64::try_from(now.since(outcome.at).as_micros()).unwrap_or(u64::MAX);
-        self.health.committed(ops as u64, micros, accepted, settled, self.memory.leaf_count);
+        self.health.committed(ops as u64, micros, accepted, settled);
         for (_, name) in &changed {
             self.hints.queue_changed(name);
         }
@@ -206,7 +225,9 @@ impl<B: Backend> Writer<B> {
             }
         }
         if outcome.leaves.count() > 0 {
-            self.leaves_handed.give(outcome.leaves.into_runs());
+            if placed {
+                self.leaves_handed.give(outcome.leaves.into_runs());
+            }
             self.leaves_added.notify_one();
         }
         true

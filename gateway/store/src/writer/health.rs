@@ -102,20 +102,12 @@ impl Health {
         }
     }
 
-    pub(crate) fn committed(
-        &self,
-        operations: u64,
-        micros: u64,
-        accepted: u64,
-        settled: u64,
-        audit_size: u64,
-    ) {
+    pub(crate) fn committed(&self, operations: u64, micros: u64, accepted: u64, settled: u64) {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.operations.fetch_add(operations, Ordering::Relaxed);
         self.commit_micros.fetch_add(micros, Ordering::Relaxed);
         self.accepted.fetch_add(accepted, Ordering::Relaxed);
         self.settled.fetch_add(settled, Ordering::Relaxed);
-        self.audit_size.store(audit_size, Ordering::Relaxed);
     }
 
     pub(crate) fn set_audit_size(&self, size: u64) {

@@ -165,7 +165,9 @@ impl<B: Backend> Writer<B> {
                 self.health.set_obstacle(None);
                 self.publish_queues();
                 // A commit that was said to have failed may be on the disk all the same, with leaves that are to be signed.
-                self.health.set_audit_size(self.memory.leaf_count);
+                if self.database.places_leaves() {
+                    self.health.set_audit_size(self.memory.leaf_count);
+                }
                 self.leaves_added.notify_one();
             }
             Err(text) => {
@@ -178,6 +180,7 @@ impl<B: Backend> Writer<B> {
 
     fn try_reopen(&mut self) -> Result<(), String> {
         let mut memory = self.database.reopen(&self.vault, self.keys_in_memory)?;
+        self.instance_epoch = self.database.instance_epoch(self.instance_epoch);
         let in_force: HashMap<i64, QueueSetup> =
             self.memory.queues.values().map(|queue| (queue.id, queue.setup.clone())).collect();
         for queue in memory.queues.values_mut() {

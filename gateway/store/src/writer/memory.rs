@@ -89,6 +89,22 @@ impl Counts {
         self.count(row, 1);
     }
 
+    /// What has come to them since they were `before`.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            waiting: self.waiting - before.waiting,
+            leased: self.leased - before.leased,
+            sending: self.sending - before.sending,
+            sent: self.sent - before.sent,
+            in_doubt: self.in_doubt - before.in_doubt,
+            held: self.held - before.held,
+            dead: self.dead - before.dead,
+            suspects: self.suspects - before.suspects,
+            held_lanes: self.held_lanes - before.held_lanes,
+            bytes: self.bytes - before.bytes,
+        }
+    }
+
     pub(crate) fn remove(&mut self, row: &Row) {
         self.count(row, -1);
     }
@@ -212,6 +228,19 @@ impl Memory {
                     members.push((row.id, lease.token));
                 }
                 self.hot.insert(row.id, row);
+            }
+        }
+    }
+
+    /// Takes over what was read anew. Policies are the configuration's, rates and damage this gateway's own.
+    pub(crate) fn catch_up(&mut self, read: Self) {
+        let before = std::mem::replace(self, read);
+        self.rates = before.rates;
+        self.damage = before.damage;
+        self.committed_at = before.committed_at;
+        for queue in self.queues.values_mut() {
+            if let Some(known) = before.queues.get(&queue.id) {
+                queue.setup.policy = known.setup.policy;
             }
         }
     }

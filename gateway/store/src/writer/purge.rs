@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::group::Outcome;
 use super::turn::Turn;
 use super::{Condition, Writer};
-use crate::backend::{Backend, CommitError};
+use crate::backend::{Attributes, Backend, CommitError};
 use crate::ops::AuditNote;
+use crate::prepared::remains_of;
 use crate::seal::{Owner, Place};
 use gatepost_audit::Event as LeafEvent;
 use gatepost_core::Timestamp;
@@ -63,7 +64,7 @@ impl<B: Backend> Writer<B> {
     fn empty(&mut self, after: i64, through: i64) -> Result<(), CommitError> {
         let read = self.database.purge_read(after, through)?;
         let settled: Vec<(i64, Vec<u8>)> =
-            read.iter().map(|(seq, id, sealed)| (*seq, self.sealed_remains(*seq, id, sealed))).collect();
+            read.iter().map(|message| (message.seq, self.sealed_remains(message))).collect();
         if settled.is_empty() {
             return Ok(());
         }
@@ -82,11 +83,11 @@ impl<B: Backend> Writer<B> {
     }
 
     /// What stays of a message's attributes.
-    fn sealed_remains(&self, seq: i64, id: &[u8; 16], sealed: &[u8]) -> Vec<u8> {
-        let place = Place { table: "message", column: "attributes", row: seq };
-        let owner = Owner::Attributes { message: id };
-        match self.vault.open(sealed, owner, place) {
-            Ok(attributes) => self.vault.seal(&remains(attributes), owner),
+    fn sealed_remains(&self, of: &Attributes) -> Vec<u8> {
+        let place = Place { table: "message", column: "attributes", row: of.seq };
+        let owner = Owner::Attributes { message: &of.message };
+        match self.vault.open(&of.sealed, owner, place) {
+            Ok(attributes) => self.vault.seal(&remains_of(attributes), owner),
             // What is damaged must go in time too; it does not become valid by that.
             Err(_) => Vec::new(),
         }
@@ -128,15 +129,4 @@ impl<B: Backend> Writer<B> {
         let after = std::mem::replace(&mut progress.through, through);
         Ok(Some((after, through)))
     }
-}
-
-/// Which message it was; the rest of an event, as its subject and its extensions, may be about somebody.
-pub(crate) fn remains(attributes: &[u8]) -> Vec<u8> {
-    const KEPT: [&str; 6] = ["specversion", "id", "source", "type", "time", "datacontenttype"];
-    let event: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(attributes).unwrap_or_default();
-    let kept: serde_json::Map<_, _> =
-        event.into_iter().filter(|(name, _)| KEPT.contains(&name.as_str())).collect();
-    // Serialising a map of strings cannot fail.
-    serde_json::to_vec(&kept).unwrap_or_default()
 }

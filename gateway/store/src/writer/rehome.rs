@@ -11,7 +11,7 @@ use super::candidates::WINDOW_MAX;
 use super::group::conclude;
 use super::turn::{Extra, Turn};
 use super::{Writer, unavailable};
-use crate::backend::{Backend, CommitError, ToMove};
+use crate::backend::{Attributes, Backend, CommitError, ToMove};
 use crate::ops::{MoveError, MoveStep, Moved, QueueKind, StoreError};
 use crate::row::Row;
 use crate::seal::{Domain, Index, Owner, Place};
@@ -104,9 +104,11 @@ impl<B: Backend> Writer<B> {
 
     /// The ordering key of a message. It stands in the sealed attributes only; a purged message has none any more.
     fn partition_key(&mut self, seq: i64) -> Result<Option<String>, CommitError> {
-        let Some((id, sealed)) = self.database.attributes(seq)? else { return Ok(None) };
+        let Some(Attributes { message, sealed, .. }) = self.database.attributes(seq)? else {
+            return Ok(None);
+        };
         let place = Place { table: "message", column: "attributes", row: seq };
-        let attributes = self.vault.open(&sealed, Owner::Attributes { message: &id }, place)?;
+        let attributes = self.vault.open(&sealed, Owner::Attributes { message: &message }, place)?;
         let attributes: serde_json::Value =
             serde_json::from_slice(attributes).map_err(|_| place.corrupt())?;
         Ok(attributes["partitionkey"].as_str().map(str::to_owned))

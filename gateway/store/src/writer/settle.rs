@@ -10,7 +10,7 @@ use gatepost_core::{Delivery, DeliveryId, Level, Outcome, State};
 
 use super::accept::KnownKeys;
 use super::lease::LEASE_MARGIN;
-use super::turn::{Extra, Turn, went_back};
+use super::turn::{Extra, Reply, Turn, went_back};
 use crate::ops::{AcceptError, Settle, SettleAnswer, SettleError, SettleItem, SettledItem, StoreError};
 use crate::prepared::Prepared;
 use crate::row::Row;
@@ -129,7 +129,8 @@ impl<'a> Turn<'a> {
         if let Some(reply) = &item.reply
             && change.delivery.state == State::Delivered
         {
-            self.replies.push((was.pos, self.vault.seal(reply, Owner::Reply { delivery: was.pos })));
+            let body = self.vault.seal(reply, Owner::Reply { delivery: was.pos });
+            self.replies.push(Reply { delivery: was.pos, accepted_at: was.accepted_at, body });
         }
         self.brake(&was, item, change)?;
         if went_back(&was.delivery, &change.delivery) {

@@ -39,8 +39,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) keys_new: HashMap<Index, NewKey>,
     pub(crate) messages: Vec<MessageRow<'a>>,
     pub(crate) details: Vec<Detail>,
-    /// Sealed replies by delivery.
-    pub(crate) replies: Vec<(i64, Vec<u8>)>,
+    pub(crate) replies: Vec<Reply>,
     /// The last word on each key of an adapter's state.
     pub(crate) states: BTreeMap<(String, String), Option<Vec<u8>>>,
     /// Lanes are looked through to this width, whatever their queue's window is now: it was another before.
@@ -69,6 +68,17 @@ pub(crate) struct MessageRow<'a> {
 pub(crate) struct Detail {
     pub(crate) leaf: u64,
     pub(crate) delivery: i64,
+    /// The message; what is said of its deliveries goes with its content.
+    pub(crate) accepted_at: Timestamp,
+    /// Sealed.
+    pub(crate) body: Vec<u8>,
+}
+
+/// What a partner answered.
+pub(crate) struct Reply {
+    pub(crate) delivery: i64,
+    /// As [`Detail::accepted_at`].
+    pub(crate) accepted_at: Timestamp,
     /// Sealed.
     pub(crate) body: Vec<u8>,
 }
@@ -315,7 +325,8 @@ impl<'a> Turn<'a> {
         // Serialising two strings cannot fail.
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let owner = Owner::Detail { leaf: i64::try_from(leaf).unwrap_or(i64::MAX), delivery: row.pos };
-        self.details.push(Detail { leaf, delivery: row.pos, body: self.vault.seal(&json, owner) });
+        let body = self.vault.seal(&json, owner);
+        self.details.push(Detail { leaf, delivery: row.pos, accepted_at: row.accepted_at, body });
     }
 
     /// Adds a leaf and returns its index in the tree.

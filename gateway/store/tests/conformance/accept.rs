@@ -46,13 +46,13 @@ async fn the_same_key_gives_the_same_receipt_and_other_content_is_refused() {
     assert!(again[0].duplicate);
     assert_eq!(again[0].id, first[0].id);
     assert_eq!(again[0].deliveries, first[0].deliveries);
-    let leaves = fixture.leaves();
+    let leaves = fixture.leaves().await;
     let mismatch = fixture
         .accept(vec![message("2", None, "x", &["lab"]), message("1", Some("k"), "other", &["lab"])])
         .await;
     assert!(matches!(mismatch, Err(AcceptError::Mismatch(1))), "{mismatch:?}");
     assert_eq!(fixture.stats("lab").await.waiting, 1, "the batch with a mismatch left nothing");
-    assert_eq!(fixture.leaves(), leaves, "and no leaf");
+    assert_eq!(fixture.leaves().await, leaves, "and no leaf");
 }
 
 #[tokio::test]
@@ -168,11 +168,11 @@ async fn r13_5_a_full_backlog_by_messages_refuses_the_whole_batch() {
     let fixture = Fixture::new(vec![queue("lab", limited(3, u64::MAX)), queue("other", quick())]).await;
     let batch = |names: [&str; 2]| names.map(|id| message(id, None, "x", &["other", "lab"])).to_vec();
     fixture.accept(batch(["1", "2"])).await.unwrap();
-    let leaves = fixture.leaves();
+    let leaves = fixture.leaves().await;
     let refused = fixture.accept(batch(["3", "4"])).await;
     assert!(matches!(&refused, Err(AcceptError::QueueFull(name)) if name == "lab"), "{refused:?}");
     assert_eq!((fixture.stats("lab").await.waiting, fixture.stats("other").await.waiting), (2, 2));
-    assert_eq!(fixture.leaves(), leaves);
+    assert_eq!(fixture.leaves().await, leaves);
     fixture.accept(vec![message("3", None, "x", &["lab"])]).await.unwrap();
     let twin = fixture.accept(vec![message("3", None, "x", &["lab"])]).await.unwrap();
     assert!(twin[0].duplicate, "what is stored already needs no room");

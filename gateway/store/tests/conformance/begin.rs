@@ -23,9 +23,9 @@ async fn r13_2_with_resend_the_lease_is_the_begin() {
     let leased = fixture.lease_one("lab", session).await;
     assert_eq!(fixture.state(delivery).await, "sending");
     assert_eq!(fixture.events(delivery).await, ["accepted", "attempt"], "before bytes leave");
-    let leaves = fixture.leaves();
+    let leaves = fixture.leaves().await;
     assert_eq!(fixture.taken("lab", session, &leased, BEGIN).await, "sending");
-    assert_eq!(fixture.leaves(), leaves, "an explicit begin says nothing new");
+    assert_eq!(fixture.leaves().await, leaves, "an explicit begin says nothing new");
 }
 
 #[tokio::test]

@@ -1,10 +1,14 @@
 //! Looks into a backend behind the store's back: counts rows anew, checks the claim index, verifies the audit log as an
 //! auditor would.
 
+#[path = "check/postgres.rs"]
+mod postgres;
+
 use std::collections::HashMap;
 use std::path::Path;
 
 use gatepost_audit::{DirTiles, Leaf, Options, Report, Tail, VerifierKey, verify_dir};
+use gatepost_store::Database;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 
@@ -13,46 +17,6 @@ use crate::fixture::Place;
 pub(crate) async fn connect(place: &Place) -> SqliteConnection {
     let options = SqliteConnectOptions::new().filename(place.path().join("gatepost.db"));
     SqliteConnection::connect_with(&options).await.unwrap()
-}
-
-/// Runs a script on the database, as somebody with the file in hand could.
-pub(crate) async fn tamper(place: &Place, script: &'static str) {
-    let mut connection = connect(place).await;
-    sqlx::raw_sql(script).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
-}
-
-/// Columns of table `store` that its sum covers.
-pub(crate) const STORE: [&str; 6] = ["id", "clock", "instance_epoch", "leaf_count", "keyed", "store_key"];
-
-/// Gives every row of a table the sum of these columns, as somebody who knows how it is made could.
-pub(crate) async fn resum(place: &Place, table: &str, key: &str, columns: &[&str]) {
-    let mut connection = connect(place).await;
-    let select = format!("SELECT {}, {key} AS row_key FROM {table}", columns.join(", "));
-    for row in sqlx::query(sqlx::AssertSqlSafe(select)).fetch_all(&mut connection).await.unwrap() {
-        let mut summand = Vec::new();
-        for column in 0..columns.len() {
-            if let Ok(number) = row.try_get::<i64, _>(column) {
-                summand.push(1);
-                summand.extend_from_slice(&number.to_le_bytes());
-            } else {
-                let bytes: &[u8] = row.try_get(column).unwrap();
-                summand.push(3);
-                summand.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-                summand.extend_from_slice(bytes);
-            }
-        }
-        let update = format!("UPDATE {table} SET sum = ? WHERE {key} = ?");
-        let sum = xxhash_rust::xxh3::xxh3_64(&summand).cast_signed();
-        let row_key: i64 = row.get("row_key");
-        sqlx::query(sqlx::AssertSqlSafe(update))
-            .bind(sum)
-            .bind(row_key)
-            .execute(&mut connection)
-            .await
-            .unwrap();
-    }
-    connection.close().await.unwrap();
 }
 
 /// Recounts what each queue says of itself from its deliveries.
@@ -78,6 +42,9 @@ const FORGOTTEN: &str = "SELECT d.pos FROM delivery d WHERE d.due IS NOT NULL AN
 
 /// The counts of every queue are those of its deliveries, and the claim index holds what may be claimed.
 pub(crate) async fn assert_sound(place: &Place, context: &str) {
+    if let Database::Postgres { url, .. } = &place.database {
+        return postgres::assert_sound(url, context).await;
+    }
     const COUNTS: [&str; 10] = [
         "waiting",
         "leased",
@@ -107,6 +74,9 @@ pub(crate) async fn assert_sound(place: &Place, context: &str) {
 
 /// Every entry of the log, from its files and, for the newest, from the database.
 pub(crate) async fn entries(place: &Place) -> Vec<Vec<u8>> {
+    if let Database::Postgres { url, .. } = &place.database {
+        return postgres::entries(url).await;
+    }
     let mut connection = connect(place).await;
     let rows =
         sqlx::query("SELECT idx, bytes FROM leaf ORDER BY idx").fetch_all(&mut connection).await.unwrap();
@@ -128,6 +98,26 @@ pub(crate) async fn entries(place: &Place) -> Vec<Vec<u8>> {
         entries.extend(run.into_iter().map(<[u8]>::to_vec));
     }
     entries
+}
+
+/// Leaves that have been committed, whether or not they have their place in the tree.
+pub(crate) async fn leaves(place: &Place) -> u64 {
+    let statement = [
+        "SELECT leaf_count FROM store",
+        "SELECT sequenced + (SELECT coalesce(sum(count), 0) FROM leaf_new)::bigint FROM store",
+    ];
+    u64::try_from(number(place, statement).await).unwrap()
+}
+
+/// The one number that a statement gives, in SQLite's words and in PostgreSQL's.
+pub(crate) async fn number(place: &Place, [sqlite, postgres]: [&'static str; 2]) -> i64 {
+    match &place.database {
+        Database::Sqlite => {
+            let mut connection = connect(place).await;
+            sqlx::query(sqlite).fetch_one(&mut connection).await.unwrap().get(0)
+        }
+        Database::Postgres { url, .. } => postgres::number(url, postgres).await,
+    }
 }
 
 pub(crate) fn vkey(dir: &Path) -> VerifierKey {

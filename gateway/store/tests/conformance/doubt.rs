@@ -227,7 +227,7 @@ async fn r13_2_before_the_begin_no_outcome_of_sending_is_taken_and_nothing_is_wr
         let (fixture, session) = with(on_doubt).await;
         fixture.send("1", None, "lab").await;
         let leased = fixture.lease_one("lab", session).await;
-        let leaves = fixture.leaves();
+        let leaves = fixture.leaves().await;
         for outcome in [DELIVERED, SENT, Outcome::InDoubt] {
             let refused = fixture.settle("lab", session, &leased, outcome).await;
             let not_begun = matches!(
@@ -236,6 +236,6 @@ async fn r13_2_before_the_begin_no_outcome_of_sending_is_taken_and_nothing_is_wr
             );
             assert!(not_begun, "{on_doubt}: {outcome:?}");
         }
-        assert_eq!((fixture.leaves(), fixture.state(leased.delivery).await), (leaves, "leased"));
+        assert_eq!((fixture.leaves().await, fixture.state(leased.delivery).await), (leaves, "leased"));
     }
 }

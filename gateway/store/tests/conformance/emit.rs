@@ -64,7 +64,7 @@ async fn r13_3_an_emit_that_cannot_be_taken_refuses_the_whole_settle() {
     let first = fixture.settling("lab", session, Vec::new());
     let first = gatepost_store::Settle { emit: vec![emit("e", &["results"])], ..first };
     fixture.store.delivery_settle(first).await.unwrap();
-    let leaves = fixture.leaves();
+    let leaves = fixture.leaves().await;
     let with = |event: Emit| {
         let mut settle = fixture.settling("lab", session, vec![item(&leased, DELIVERED)]);
         settle.emit = vec![emit("fresh", &["results"]), event];
@@ -78,7 +78,7 @@ async fn r13_3_an_emit_that_cannot_be_taken_refuses_the_whole_settle() {
     assert!(matches!(&refused, Err(SettleError::QueueFull(name)) if name == "full"), "{refused:?}");
     let refused = fixture.store.delivery_settle(with(emit("f", &["nowhere"]))).await;
     assert!(matches!(&refused, Err(SettleError::Store(_))), "{refused:?}");
-    assert_eq!((fixture.leaves(), fixture.state(leased.delivery).await), (leaves, "sending"));
+    assert_eq!((fixture.leaves().await, fixture.state(leased.delivery).await), (leaves, "sending"));
     assert_eq!(fixture.stats("results").await.waiting, 1);
     assert!(fixture.store.session_open("lab".into(), None).await.unwrap().state.is_empty());
 }

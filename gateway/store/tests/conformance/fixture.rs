@@ -13,9 +13,9 @@ use gatepost_core::{
     DeliveryId, LeaseToken, Level, OnDoubt, Order, Outcome, QueuePolicy, Resolution, RetryPolicy, RetryScope,
 };
 use gatepost_store::{
-    Accept, AcceptError, Accepted, Adopt, DeliveryRow, Emit, LeaseAnswer, LeaseError, LeaseRequest, Leased,
-    OpenError, OperateError, Options, QueueKind, QueueSetup, QueueStats, Settle, SettleAnswer, SettleError,
-    SettleItem, Store, StoreTask, Verb,
+    Accept, AcceptError, Accepted, Adopt, Database, DeliveryRow, Emit, LeaseAnswer, LeaseError, LeaseRequest,
+    Leased, OpenError, OperateError, Options, QueueKind, QueueSetup, QueueStats, Settle, SettleAnswer,
+    SettleError, SettleItem, Store, StoreTask, Verb,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -27,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) dir: Arc<TempDir>,
+    pub(crate) database: Database,
     pub(crate) queues: Vec<QueueSetup>,
     pub(crate) dedup_window: Duration,
     pub(crate) payload_retention: Duration,
@@ -45,6 +46,7 @@ impl Place {
     pub(crate) fn new(queues: Vec<QueueSetup>) -> Self {
         Self {
             dir: Arc::new(tempfile::tempdir().unwrap()),
+            database: crate::database(),
             queues,
             dedup_window: Duration::from_secs(8 * 86_400),
             payload_retention: Duration::from_secs(30 * 86_400),
@@ -59,6 +61,7 @@ impl Place {
     pub(crate) fn options(&self) -> Options {
         Options {
             data_dir: self.path().to_path_buf(),
+            database: self.database.clone(),
             origin: "test-gateway".into(),
             dedup_window: self.dedup_window,
             payload_retention: self.payload_retention,
@@ -296,8 +299,12 @@ impl Fixture {
         detail.history.into_iter().filter(|step| step.delivery == delivery).map(|step| step.event).collect()
     }
 
-    pub(crate) fn leaves(&self) -> u64 {
-        self.store.health().audit_size()
+    /// Leaves that have been committed.
+    pub(crate) async fn leaves(&self) -> u64 {
+        match &self.place.database {
+            Database::Sqlite => self.store.health().audit_size(),
+            Database::Postgres { .. } => crate::check::leaves(&self.place).await,
+        }
     }
 
     /// Waits for what time brings about.
@@ -308,7 +315,7 @@ impl Fixture {
     /// Waits until the newest checkpoint covers every leaf.
     pub(crate) async fn until_signed(&self) {
         let health = self.store.health();
-        until("the checkpoint covers the log", async || health.checkpoint_size() == health.audit_size())
+        until("the checkpoint covers the log", async || health.checkpoint_size() == self.leaves().await)
             .await;
     }
 }

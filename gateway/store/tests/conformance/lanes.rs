@@ -218,7 +218,7 @@ async fn r13_11_a_replayed_one_holds_nobody_up_even_over_a_restart() {
 async fn operators_verbs_are_refused_in_other_states() {
     let (fixture, session) = with(keyed()).await;
     let delivery = fixture.send("1", None, "lab").await;
-    let leaves = fixture.leaves();
+    let leaves = fixture.leaves().await;
     for verb in [Verb::Replay, Verb::Discard, Verb::Resolve(Resolution::Delivered)] {
         assert!(fixture.operate(delivery, verb).await.is_err(), "{verb:?} of a waiting one");
     }
@@ -226,7 +226,7 @@ async fn operators_verbs_are_refused_in_other_states() {
     for verb in [Verb::Replay, Verb::Discard, Verb::Resolve(Resolution::Delivered)] {
         assert!(fixture.operate(delivery, verb).await.is_err(), "{verb:?} of a sending one");
     }
-    assert_eq!(fixture.leaves(), leaves + 1, "only the attempt is in the log");
+    assert_eq!(fixture.leaves().await, leaves + 1, "only the attempt is in the log");
     fixture.taken("lab", session, &leased, DELIVERED).await;
     let nobody = gatepost_core::DeliveryId::from_bytes([7; 16]);
     let missing = fixture.operate(nobody, Verb::Discard).await;

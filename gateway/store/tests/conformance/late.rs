@@ -87,7 +87,7 @@ async fn r13_4_evidence_below_confirm_is_refused_and_changes_nothing() {
     let session = fixture.session("lab").await;
     fixture.send("1", None, "lab").await;
     let leased = fixture.lease_one("lab", session).await;
-    let leaves = fixture.leaves();
+    let leaves = fixture.leaves().await;
     for level in [Level::Sent, Level::Transport] {
         let refused = fixture.settle("lab", session, &leased, Outcome::Delivered { level }).await;
         assert!(
@@ -95,7 +95,7 @@ async fn r13_4_evidence_below_confirm_is_refused_and_changes_nothing() {
             "{refused:?}"
         );
     }
-    assert_eq!(fixture.leaves(), leaves);
+    assert_eq!(fixture.leaves().await, leaves);
     let enough = Outcome::Delivered { level: Level::Business };
     assert_eq!(fixture.taken("lab", session, &leased, enough).await, "delivered");
 }

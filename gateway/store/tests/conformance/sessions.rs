@@ -29,7 +29,7 @@ async fn r13_3_an_older_session_is_superseded_and_writes_nothing() {
     let leased = fixture.lease_one("lab", old).await;
     let new = fixture.session("lab").await;
     assert!(new > old);
-    let leaves = fixture.leaves();
+    let leaves = fixture.leaves().await;
     for epoch in [old, 0, new + 1] {
         let lease = fixture.try_lease(fixture.request("lab", epoch, 1)).await;
         assert!(matches!(lease, Err(LeaseError::Superseded)), "{epoch}: {lease:?}");
@@ -43,7 +43,7 @@ async fn r13_3_an_older_session_is_superseded_and_writes_nothing() {
         let accept = fixture.store.message_accept(accept).await;
         assert!(matches!(accept, Err(AcceptError::Superseded)), "{epoch}: {accept:?}");
     }
-    assert_eq!((fixture.leaves(), fixture.stats("other").await.waiting), (leaves, 0));
+    assert_eq!((fixture.leaves().await, fixture.stats("other").await.waiting), (leaves, 0));
     assert!(state(&fixture).await.is_empty());
     assert_sound(&fixture.stop().await, "superseded").await;
 }
@@ -102,10 +102,10 @@ async fn r13_3_the_same_token_and_outcome_is_ok_until_the_next_lease_and_another
     fixture.send("1", None, "lab").await;
     let leased = fixture.lease_one("lab", session).await;
     fixture.taken("lab", session, &leased, RETRY).await;
-    let leaves = fixture.leaves();
+    let leaves = fixture.leaves().await;
     assert_eq!(fixture.taken("lab", session, &leased, RETRY).await, "waiting");
     assert_eq!(fixture.stale("lab", session, &leased, DELIVERED).await, "waiting");
-    assert_eq!(fixture.leaves(), leaves, "a repetition is not a change");
+    assert_eq!(fixture.leaves().await, leaves, "a repetition is not a change");
     assert_eq!(fixture.row(leased.delivery).await.attempts, 1);
     fixture.lease_in_time("lab", session, 1).await;
     assert_eq!(fixture.stale("lab", session, &leased, RETRY).await, "sending");
@@ -145,7 +145,7 @@ async fn r13_3_a_refused_atomic_settle_leaves_nothing() {
     fixture.send("2", None, "lab").await;
     let leased = fixture.lease("lab", session, 2).await;
     fixture.taken("lab", session, &leased[0], DELIVERED).await;
-    let leaves = fixture.leaves();
+    let leaves = fixture.leaves().await;
     let settle = |atomic, state, emits| {
         let items = vec![item(&leased[0], Outcome::Reject), item(&leased[1], DELIVERED)];
         let mut settle = fixture.settling("lab", session, items);
@@ -166,7 +166,7 @@ async fn r13_3_a_refused_atomic_settle_leaves_nothing() {
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!(fixture.leaves(), leaves, "not even a leaf");
+        assert_eq!(fixture.leaves().await, leaves, "not even a leaf");
         assert_eq!(fixture.state(leased[1].delivery).await, "sending");
         assert_eq!(fixture.stats("other").await.waiting, 0);
     }

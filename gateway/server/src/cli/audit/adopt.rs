@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Context, chain, failure, text};
 use crate::cli::failure::{EXIT_AUDIT, Failure};
 use crate::config::Config;
+use crate::serve::database;
 
 pub(super) async fn adopt(context: &Context, reason: &str) -> Result<(), Failure> {
     if reason.trim().is_empty() {
@@ -58,6 +59,7 @@ async fn is_intact(data_dir: &Path) -> Result<bool, Failure> {
 async fn go_on(config: &Config, operator: String, digest: &str) -> Result<(), Failure> {
     let options = Options {
         data_dir: config.gateway.data_dir.clone(),
+        database: database(config).map_err(|error| Failure::unsuccessful(chain(&error)))?,
         origin: config.gateway.name.clone(),
         dedup_window: config.gateway.dedup_window,
         payload_retention: config.gateway.retention,

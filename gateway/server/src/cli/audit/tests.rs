@@ -41,6 +41,7 @@ impl Log {
             origin: "test".into(),
             dedup_window: Duration::from_secs(1),
             payload_retention: Duration::from_secs(1),
+            database: gatepost_store::Database::Sqlite,
             keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
             adopt: None,
         };

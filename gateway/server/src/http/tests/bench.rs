@@ -323,6 +323,7 @@ async fn open(data_dir: &Path, config: &Config) -> (Store, StoreTask) {
         origin: "test".into(),
         dedup_window: config.gateway.dedup_window,
         payload_retention: config.gateway.retention,
+        database: gatepost_store::Database::Sqlite,
         keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
         adopt: None,
     };

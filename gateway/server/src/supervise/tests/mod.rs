@@ -87,6 +87,7 @@ impl Rig {
             origin: "test".into(),
             dedup_window: DAY,
             payload_retention: DAY,
+            database: gatepost_store::Database::Sqlite,
             keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
             adopt: None,
         })

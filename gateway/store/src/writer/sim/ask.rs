@@ -28,7 +28,7 @@ use crate::ops::{
     MoveStep, Moved, OperateError, QueueKind, QueueSetup, Session, SessionEnd, Settle, SettleAnswer,
     SettleError, SettleItem, StoreError, Verb,
 };
-use crate::prepared::{Prepared, RANDOM_BYTES};
+use crate::prepared::{Prepared, RANDOM_BYTES, Remains};
 use crate::seal::Index;
 
 type Answer<T, E> = Receiver<Result<T, E>>;
@@ -258,7 +258,7 @@ impl Sim {
         }
         let text = message.data.clone();
         let now = Timestamp::from_micros(self.now());
-        let prepared = Prepared::with(&self.machine.vault, sender, message, now, &random);
+        let prepared = Prepared::with(&self.machine.vault, sender, message, now, Remains::Within, &random);
         self.texts.insert(prepared.fingerprint, text);
         prepared
     }

@@ -13,10 +13,10 @@ use tokio::sync::Notify;
 use crate::clock::{Clock, Simulated, Source};
 use crate::data_dir::{DataDir, RESERVE_BYTES};
 use crate::hints::Hints;
-use crate::open::{Opened, open_database};
 use crate::random::Random;
 use crate::seal::Vault;
 use crate::sqlite::Sqlite;
+use crate::sqlite::{Opened, open_database};
 use crate::writer::{Condition, Health, Writer};
 
 pub(super) const DEDUP_WINDOW: Duration = Duration::from_secs(86_400);

@@ -1,0 +1,454 @@
+//! The store on PostgreSQL, which several nodes share.
+//!
+//! A node's right to write is its row in table `node`: every transaction locks it and looks at its deadline. Nothing is held
+//! while anything else than the database is waited for.
+
+mod commit;
+mod connection;
+mod load;
+mod node;
+mod partitions;
+pub(crate) mod row;
+mod sequencer;
+pub(crate) mod sql;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
+use std::time::Duration;
+
+use gatepost_core::{DeliveryId, MessageId, Timestamp};
+
+pub(crate) use connection::options;
+pub(crate) use node::{Node, NodeError, is_in_use, open, readers};
+pub(crate) use sequencer::Sequencer;
+pub(crate) use sql::MIGRATIONS;
+
+use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, ToMove};
+use crate::clock::Clock;
+use crate::data_dir::DataDir;
+use crate::ops::StoreError;
+use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
+use crate::row::Row;
+use crate::seal::{Index, Place, Vault};
+use crate::writer::{Memory, Queue, Turn};
+use commit::{Context, queue_id};
+use connection::Connection;
+use row::Cells;
+
+/// Bits of a number below those of its turn.
+const TURN_BITS: u32 = 20;
+/// Most positions looked at for a part of a queue, whosever they are, so that nobody waits long for the writer.
+const POSITIONS_MAX: i64 = 10_000;
+/// How often a node renews its lease.
+const RENEW_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Buckets that this node owns, by queue.
+pub(crate) type Owned = HashMap<i64, Vec<i16>>;
+
+pub(crate) struct Postgres {
+    connection: Connection,
+    clock: Clock,
+    data_dir: DataDir,
+    name: String,
+    epoch: Arc<AtomicI32>,
+    dedup_window: Duration,
+    /// Of the turn that is decided now.
+    number: i64,
+    is_open: bool,
+    owned: Owned,
+    /// Of the queues' rows, as they were read or written last.
+    versions: HashMap<i64, i64>,
+    leases: LeaseGroups,
+    renewed_at: Timestamp,
+    partitions: partitions::Partitions,
+}
+
+/// Which deliveries of each group of leases still stand.
+#[derive(Default)]
+struct LeaseGroups {
+    of: HashMap<i64, i64>,
+    members: HashMap<i64, HashSet<i64>>,
+    /// Groups of which nothing stands any more.
+    over: Vec<i64>,
+}
+
+impl LeaseGroups {
+    fn lease(&mut self, pos: i64, group: i64) {
+        self.end(pos);
+        self.of.insert(pos, group);
+        self.members.entry(group).or_default().insert(pos);
+    }
+
+    fn end(&mut self, pos: i64) {
+        let Some(group) = self.of.remove(&pos) else { return };
+        if let Some(members) = self.members.get_mut(&group) {
+            members.remove(&pos);
+            if members.is_empty() {
+                self.members.remove(&group);
+                self.over.push(group);
+            }
+        }
+    }
+}
+
+impl Postgres {
+    /// Ends the node in good order: whoever comes next need not wait for its lease to run out.
+    pub(crate) fn close(mut self) {
+        if let Err(error) = self.leave() {
+            tracing::warn!(?error, "the node could not say that it leaves");
+        }
+        self.connection.close();
+    }
+
+    fn buckets(&self, queue: i64) -> Vec<i16> {
+        self.owned.get(&queue).cloned().unwrap_or_default()
+    }
+
+    /// Takes note of what a commit has done.
+    fn committed(&mut self, turn: &Turn<'_>) {
+        for touched in turn.touched.values() {
+            let (was, now) = (touched.was.delivery.lease(), touched.now.delivery.lease());
+            match now {
+                Some(lease) if was.map(|was| was.token) != Some(lease.token) => {
+                    self.leases.lease(touched.now.pos, self.number);
+                }
+                Some(_) => {}
+                None => self.leases.end(touched.now.pos),
+            }
+        }
+        for queue in turn.queues.values() {
+            let before = turn.memory.queues.get(&queue.id);
+            if before.is_some_and(|before| before.control != queue.control || before.session != queue.session)
+            {
+                *self.versions.entry(queue.id).or_default() += 1;
+            }
+        }
+    }
+
+    fn version(&self, queue: i64) -> i64 {
+        self.versions.get(&queue).copied().unwrap_or(0)
+    }
+}
+
+impl Backend for Postgres {
+    fn begin(&mut self) -> Result<(), CommitError> {
+        let begun = self.connection.script_row(format!(
+            "BEGIN; SELECT greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock), n.until \
+             FROM node n, store s WHERE n.epoch = {} FOR KEY SHARE OF n",
+            self.node()
+        ));
+        self.is_open = true;
+        let fence = begun.and_then(|row| {
+            let row =
+                row.ok_or_else(|| CommitError::Broken("another node has taken this one's place".to_owned()))?;
+            let mut cells = Cells::new(&row);
+            Ok((Timestamp::from_micros(cells.take()?), Timestamp::from_micros(cells.take()?)))
+        });
+        let fence = fence.and_then(|(now, until)| {
+            if now < until {
+                Ok(now)
+            } else {
+                Err(CommitError::Broken("this node's lease is over".to_owned()))
+            }
+        });
+        match fence {
+            Ok(now) => self.clock.follow(now),
+            Err(error) => {
+                self.roll_back()?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn roll_back(&mut self) -> Result<(), CommitError> {
+        if std::mem::take(&mut self.is_open) {
+            // Where that fails there is no connection any more, and so no transaction.
+            self.connection.script("ROLLBACK".to_owned())?;
+        }
+        Ok(())
+    }
+
+    fn number(&mut self, memory: &mut Memory) -> Result<(), CommitError> {
+        let row = self.connection.row(sqlx::query(sql::TURN_NEXT))?;
+        let row = row.ok_or_else(|| CommitError::Broken("there is no sequence".to_owned()))?;
+        self.number = Cells::new(&row).take::<i64>()? << TURN_BITS;
+        memory.next_seq = self.number;
+        memory.next_pos = self.number;
+        memory.leaf_count = u64::try_from(self.number).unwrap_or(0);
+        Ok(())
+    }
+
+    fn places_leaves(&self) -> bool {
+        false
+    }
+
+    fn catch_up(&mut self, memory: &mut Memory, vault: &Vault) -> Result<(), CommitError> {
+        let fresh = self.load_memory(vault)?;
+        memory.catch_up(fresh);
+        Ok(())
+    }
+
+    fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
+        if !self.is_open {
+            self.begin()?;
+        }
+        let dedup_before = (turn.now.as_micros())
+            .saturating_sub(i64::try_from(self.dedup_window.as_micros()).unwrap_or(i64::MAX));
+        let versions = &self.versions;
+        let context = Context {
+            epoch: self.node(),
+            number: self.number,
+            owned: &self.owned,
+            version: &|queue| versions.get(&queue).copied().unwrap_or(0),
+            dedup_before,
+        };
+        let written = commit::write(&mut self.connection, turn, &context);
+        gatepost_faults::point("store.before_commit");
+        let ended = written.and_then(|()| self.connection.script("COMMIT".to_owned()));
+        match ended {
+            Ok(()) => self.is_open = false,
+            Err(error) => {
+                self.roll_back()?;
+                return Err(error);
+            }
+        }
+        gatepost_faults::point("store.after_commit");
+        self.committed(turn);
+        Ok(())
+    }
+
+    fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError> {
+        match put {
+            Put::Add => {
+                let statement = sqlx::query(sql::QUEUE_ADD)
+                    .bind(queue_id(queue.id))
+                    .bind(queue.setup.name.as_str())
+                    .bind(queue.setup.kind.as_str());
+                self.connection.execute(statement)?;
+                self.versions.insert(queue.id, 1);
+                self.add_buckets(queue.id)
+            }
+            Put::Change => {
+                let version = self.version(queue.id);
+                commit::change_queue(&mut self.connection, queue, version)?;
+                *self.versions.entry(queue.id).or_default() += 1;
+                self.add_buckets(queue.id)
+            }
+        }
+    }
+
+    fn deliveries(&mut self, ids: &[DeliveryId]) -> Result<Read<Row>, CommitError> {
+        let ids: Vec<&[u8]> = ids.iter().map(|id| id.as_bytes().as_slice()).collect();
+        self.load_rows(sqlx::query(sql::DELIVERIES_BY_ID).bind(ids))
+    }
+
+    fn deliveries_at(&mut self, positions: &[i64]) -> Result<Read<Row>, CommitError> {
+        let read = self.load_rows(sqlx::query(sql::DELIVERIES_BY_POS).bind(positions.to_vec()))?;
+        let mut found: HashMap<i64, Row> = HashMap::with_capacity(read.len());
+        for row in read {
+            let row = row?;
+            found.insert(row.pos, row);
+        }
+        let missing = |pos: i64| Place { table: "delivery", column: "pos", row: pos }.corrupt();
+        Ok(positions.iter().map(|pos| found.remove(pos).ok_or_else(|| missing(*pos))).collect())
+    }
+
+    fn ready(&mut self, ready: Ready, now: Timestamp, most: u32) -> Result<Vec<(i64, i64)>, CommitError> {
+        let (statement, queue) = match ready {
+            Ready::Any { queue } => (sql::DELIVERIES_READY, queue),
+            Ready::Suspect { queue } => (sql::DELIVERIES_READY_SUSPECT, queue),
+        };
+        let statement = sqlx::query(statement)
+            .bind(queue_id(queue))
+            .bind(self.buckets(queue))
+            .bind(now.as_micros())
+            .bind(i64::from(most));
+        let rows = self.connection.rows(statement)?;
+        rows.iter()
+            .map(|row| {
+                let mut cells = Cells::new(row);
+                Ok((cells.take()?, cells.take()?))
+            })
+            .collect()
+    }
+
+    fn ready_next(&mut self, queue: i64, now: Timestamp) -> Result<Option<i64>, CommitError> {
+        let statement = sqlx::query(sql::READY_NEXT)
+            .bind(queue_id(queue))
+            .bind(self.buckets(queue))
+            .bind(now.as_micros());
+        let row = self.connection.row(statement)?;
+        row.map_or(Ok(None), |row| Ok(Cells::new(&row).take()?))
+    }
+
+    fn lane(&mut self, queue: i64, lane: &Index, most: u32) -> Result<Read<Row>, CommitError> {
+        let statement = sqlx::query(sql::DELIVERIES_OF_LANE)
+            .bind(queue_id(queue))
+            .bind(lane.as_slice())
+            .bind(i64::from(most));
+        self.load_rows(statement)
+    }
+
+    fn lane_stuck(&mut self, queue: i64, lane: &Index, through: i64) -> Result<bool, CommitError> {
+        let statement =
+            sqlx::query(sql::LANE_STUCK).bind(queue_id(queue)).bind(lane.as_slice()).bind(through);
+        Ok(self.connection.row(statement)?.is_some())
+    }
+
+    fn past_expiry(&mut self, now: Timestamp, most: u32) -> Result<Read<Row>, CommitError> {
+        let past = |sql| sqlx::query(sql).bind(now.as_micros()).bind(i64::from(most));
+        let rows = self.load_rows(past(sql::DELIVERIES_PAST_EXPIRY))?;
+        if rows.is_empty() {
+            self.connection.execute(past(sql::EXPIRY_DROP))?;
+        }
+        Ok(rows)
+    }
+
+    fn to_move(&mut self, queue: i64, after: i64, most: u32) -> Result<ToMove, CommitError> {
+        let newest = self.position(sqlx::query(sql::POSITION_NEWEST))?.unwrap_or(0);
+        let last = self.position(sqlx::query(sql::POSITION_AFTER).bind(after).bind(POSITIONS_MAX))?;
+        let last = last.unwrap_or(newest);
+        let statement = sqlx::query(sql::DELIVERIES_TO_MOVE)
+            .bind(queue_id(queue))
+            .bind(after)
+            .bind(i64::from(most))
+            .bind(POSITIONS_MAX);
+        let rows: Vec<Row> = self.load_rows(statement)?.into_iter().collect::<Result<_, _>>()?;
+        let through = rows.last().filter(|_| rows.len() == most as usize).map_or(last, |row| row.pos);
+        Ok(ToMove { rows, through, more: through < newest })
+    }
+
+    fn keys_used(&mut self, _: &Memory, keys: &[Index]) -> Result<Vec<KeyUse>, CommitError> {
+        let keys: Vec<&[u8]> = keys.iter().map(Index::as_slice).collect();
+        let rows = self.connection.rows(sqlx::query(sql::KEYS_USED).bind(keys))?;
+        let mut used: Vec<KeyUse> = Vec::new();
+        for row in &rows {
+            let place = Place { table: "dedup", column: "message", row: 0 };
+            let mut cells = Cells::new(row);
+            let (key, fingerprint) = (cells.take_bytes(place)?, cells.take_bytes(place)?);
+            let message = MessageId::from_bytes(cells.take_bytes(place)?);
+            let accepted_at = Timestamp::from_micros(cells.take()?);
+            if used.last().is_none_or(|last| last.key != key) {
+                used.push(KeyUse { key, fingerprint, message, accepted_at, deliveries: Vec::new() });
+            }
+            let delivery = cells.take_opt_bytes(place)?.map(DeliveryId::from_bytes);
+            let (queue, state) = (cells.take::<Option<i32>>()?, cells.take::<Option<i16>>()?);
+            if let (Some(delivery), Some(queue), Some(state), Some(used)) =
+                (delivery, queue, state, used.last_mut())
+            {
+                used.deliveries.push((delivery, i64::from(queue), i64::from(state)));
+            }
+        }
+        Ok(used)
+    }
+
+    fn attributes(&mut self, seq: i64) -> Result<Option<Attributes>, CommitError> {
+        let row = self.connection.row(sqlx::query(sql::MESSAGE_ATTRIBUTES).bind(seq))?;
+        Ok(row.map(|row| load::attributes(&row)).transpose()?)
+    }
+
+    fn messages_small(
+        &mut self,
+        seqs: &[i64],
+        found: &mut dyn FnMut(MessageId, RecentMessage) -> More,
+    ) -> Result<(), StoreError> {
+        let most = i64::try_from(MESSAGE_BYTES_MAX).unwrap_or(i64::MAX);
+        let statement = sqlx::query(sql::MESSAGES_SMALL).bind(seqs.to_vec()).bind(most);
+        for row in self.connection.rows(statement)? {
+            if let Ok(Some((id, message))) = load::message(&row)
+                && found(id, message) == More::No
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn adapter_state(&mut self, adapter: &str, vault: &Vault) -> Result<Vec<(String, Vec<u8>)>, CommitError> {
+        let rows = self.connection.rows(sqlx::query(sql::ADAPTER_STATE_LOAD).bind(adapter))?;
+        Ok(rows.iter().map(|row| load::state(row, vault)).collect::<Result<_, _>>()?)
+    }
+
+    fn purge_find(
+        &mut self,
+        after: i64,
+        before: Timestamp,
+        most: u32,
+        newest: i64,
+    ) -> Result<Vec<i64>, CommitError> {
+        let statement = sqlx::query(sql::PURGE_FIND)
+            .bind(after)
+            .bind(before.as_micros())
+            .bind(i64::from(most))
+            .bind(newest);
+        let rows = self.connection.rows(statement)?;
+        Ok(rows.iter().map(|row| Cells::new(row).take()).collect::<Result<_, _>>()?)
+    }
+
+    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<Attributes>, CommitError> {
+        let rows = self.connection.rows(sqlx::query(sql::PURGE_READ).bind(after).bind(through))?;
+        Ok(rows.iter().map(load::attributes).collect::<Result<_, _>>()?)
+    }
+
+    fn purge(&mut self, messages: &[(i64, Vec<u8>)], _: i64, _: i64) -> Result<(), CommitError> {
+        let seqs: Vec<i64> = messages.iter().map(|(seq, _)| *seq).collect();
+        self.connection.execute(sqlx::query(sql::PURGE_CONTENT).bind(seqs)).map(drop)
+    }
+
+    fn purge_keys(&mut self, after: i64, through: i64) -> Result<(), CommitError> {
+        self.connection.execute(sqlx::query(sql::PURGE_KEYS).bind(after).bind(through)).map(drop)
+    }
+
+    fn leaves_filed(&mut self, below: u64) -> Result<(), CommitError> {
+        let statement = sqlx::query(sql::NODE_FILED).bind(self.node()).bind(commit::whole(below));
+        self.connection.execute(statement).map(drop)
+    }
+
+    fn tend(&mut self) -> Result<(), CommitError> {
+        self.renew()?;
+        self.partitions.tend(&mut self.connection, self.clock.now())?;
+        if !self.leases.over.is_empty() {
+            let over = std::mem::take(&mut self.leases.over);
+            self.connection.execute(sqlx::query(sql::LEASES_DROP).bind(over))?;
+        }
+        Ok(())
+    }
+
+    fn log_bytes(&self) -> u64 {
+        0
+    }
+
+    fn release_reserve(&mut self) {}
+
+    /// Nobody but the server knows: the next one who accepts will see.
+    fn has_space(&mut self) -> bool {
+        true
+    }
+
+    fn reopen(&mut self, vault: &Vault, _: usize) -> Result<Memory, String> {
+        let text = |error: CommitError| StoreError::from(error).to_string();
+        self.is_open = false;
+        self.connection.reopen().map_err(text)?;
+        self.come_back().map_err(text)?;
+        self.load_memory(vault).map_err(|error| error.to_string())
+    }
+
+    fn instance_epoch(&self, _: u32) -> u32 {
+        self.node().cast_unsigned()
+    }
+
+    fn abandon(&mut self) {}
+}
+
+impl Postgres {
+    fn load_rows(&mut self, statement: connection::Statement<'_>) -> Result<Read<Row>, CommitError> {
+        Ok(self.connection.rows(statement)?.iter().map(row::load).collect())
+    }
+
+    fn position(&mut self, statement: connection::Statement<'_>) -> Result<Option<i64>, CommitError> {
+        let row = self.connection.row(statement)?;
+        row.map_or(Ok(None), |row| Ok(Some(Cells::new(&row).take()?)))
+    }
+}

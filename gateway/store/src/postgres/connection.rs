@@ -1,0 +1,173 @@
+//! A connection to PostgreSQL for somebody who is not asynchronous: the writer's thread waits for each answer, but never longer
+//! than the server may take.
+//!
+//! Nothing here is ever cancelled half way: a call that takes too long ends its connection.
+
+use std::future::Future;
+use std::time::Duration;
+
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{Connection as _, Executor as _, Postgres};
+use tokio::runtime::Runtime;
+
+use crate::backend::CommitError;
+
+/// Longest that a call may take before its connection is given up.
+const CALL_WAIT: Duration = Duration::from_secs(20);
+/// Longest that connecting may take.
+const CONNECT_WAIT: Duration = Duration::from_secs(5);
+/// Statements kept prepared; more than there are.
+const STATEMENTS: usize = 200;
+
+/// What every connection of ours is told: how commits are synced, and that whoever keeps a transaction open without a word is
+/// cut off, so that a node that is gone keeps no lock for long.
+///
+/// Every statement of the hot path names its rows by keys. Joins other than nested loops over an index are switched off for
+/// them, because a plan that was made while a table was small would read all of it when it is large.
+const SETTINGS: &[(&str, &str)] = &[
+    ("application_name", "gatepost"),
+    ("search_path", "gatepost"),
+    ("synchronous_commit", "on"),
+    ("default_transaction_isolation", "read committed"),
+    ("idle_in_transaction_session_timeout", "2000"),
+    ("lock_timeout", "10000"),
+    ("statement_timeout", "15000"),
+    ("jit", "off"),
+    ("client_min_messages", "warning"),
+];
+const PLANS: &[(&str, &str)] = &[
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_bitmapscan", "off"),
+];
+
+/// How to reach the database, without what only one kind of connection wants.
+pub(crate) fn options(url: &PgConnectOptions) -> PgConnectOptions {
+    url.clone().options(SETTINGS.iter().copied()).statement_cache_capacity(STATEMENTS)
+}
+
+/// One connection, used by one thread.
+pub(super) struct Connection {
+    runtime: Waiting,
+    open: Option<PgConnection>,
+    options: PgConnectOptions,
+}
+
+/// A runtime that may be dropped anywhere: nothing runs on it but what is waited for.
+struct Waiting(Option<Runtime>);
+
+impl Waiting {
+    fn new() -> std::io::Result<Self> {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map(|runtime| Self(Some(runtime)))
+    }
+
+    /// Longest `wait`; `None` when it takes longer.
+    fn on<T>(&self, wait: Duration, call: impl Future<Output = T>) -> Option<T> {
+        self.0.as_ref()?.block_on(async { tokio::time::timeout(wait, call).await.ok() })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
+
+impl Connection {
+    /// `options` as [`options`] gives them.
+    pub(super) fn open(options: &PgConnectOptions) -> Result<Self, CommitError> {
+        let runtime = Waiting::new().map_err(|error| CommitError::Broken(error.to_string()))?;
+        let mut connection =
+            Self { runtime, open: None, options: options.clone().options(PLANS.iter().copied()) };
+        connection.reopen()?;
+        Ok(connection)
+    }
+
+    /// Ends the connection, if it is open, and makes a new one.
+    pub(super) fn reopen(&mut self) -> Result<(), CommitError> {
+        self.open = None;
+        let connected = self.runtime.on(CONNECT_WAIT, PgConnection::connect_with(&self.options));
+        let connected = connected.ok_or_else(|| CommitError::Broken("it does not answer".to_owned()))?;
+        self.open = Some(connected.map_err(commit_error)?);
+        Ok(())
+    }
+
+    /// Ends the connection well.
+    pub(super) fn close(mut self) {
+        if let Some(open) = self.open.take() {
+            drop(self.runtime.on(CONNECT_WAIT, open.close()));
+        }
+    }
+
+    /// Runs statements that give no rows, without parameters.
+    pub(super) fn script(&mut self, sql: String) -> Result<(), CommitError> {
+        self.call(async |open| sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(open).await.map(drop))
+    }
+
+    /// Runs statements without parameters of which one gives a row.
+    pub(super) fn script_row(&mut self, sql: String) -> Result<Option<PgRow>, CommitError> {
+        self.call(async |open| sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_optional(open).await)
+    }
+
+    /// How many rows it has changed.
+    pub(super) fn execute(&mut self, statement: Statement<'_>) -> Result<u64, CommitError> {
+        self.call(async |open| open.execute(statement).await.map(|done| done.rows_affected()))
+    }
+
+    pub(super) fn rows(&mut self, statement: Statement<'_>) -> Result<Vec<PgRow>, CommitError> {
+        self.call(async |open| open.fetch_all(statement).await)
+    }
+
+    pub(super) fn row(&mut self, statement: Statement<'_>) -> Result<Option<PgRow>, CommitError> {
+        self.call(async |open| open.fetch_optional(statement).await)
+    }
+
+    fn call<T>(
+        &mut self,
+        call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, CommitError> {
+        let Some(open) = &mut self.open else { return Err(CommitError::Broken("it is away".to_owned())) };
+        let answered = self.runtime.on(CALL_WAIT, call(open));
+        let answer = answered.unwrap_or_else(|| Err(sqlx::Error::Protocol("no answer in time".to_owned())));
+        answer.map_err(|error| {
+            let error = commit_error(error);
+            if matches!(error, CommitError::Broken(_)) {
+                self.open = None;
+            }
+            error
+        })
+    }
+}
+
+/// Sorts errors by what the writer does about them (SQLSTATE: PostgreSQL's appendix A).
+pub(super) fn commit_error(error: sqlx::Error) -> CommitError {
+    let sqlx::Error::Database(database) = &error else {
+        return match error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::Encode(_) => {
+                CommitError::Refused(error.to_string())
+            }
+            other => CommitError::Broken(other.to_string()),
+        };
+    };
+    let code = database.code().unwrap_or_default();
+    // The message alone: the detail may show a row.
+    let text = format!("{} ({code})", database.message());
+    match code.as_ref() {
+        "53100" => CommitError::Full,
+        // Others were there at the same time: serialization, deadlock, lock timeout, a key that is taken by now.
+        "40001" | "40P01" | "55P03" | "23505" => CommitError::Stale(text),
+        // Read only: it is a standby now. Corrupt; I/O.
+        "25006" | "XX001" | "XX002" | "58030" | "25P03" => CommitError::Broken(text),
+        code if ["08", "53", "57", "28", "3D"].iter().any(|class| code.starts_with(class)) => {
+            CommitError::Broken(text)
+        }
+        _ => CommitError::Refused(text),
+    }
+}

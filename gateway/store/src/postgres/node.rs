@@ -1,0 +1,304 @@
+//! A node among others: how it comes, renews its right to write, leaves, and takes the place of one that is gone.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use gatepost_core::Timestamp;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{Connection as _, PgPool, Row as _};
+
+use super::connection::Connection;
+use super::partitions::Partitions;
+use super::row::{BUCKETS, Cells};
+use super::{MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, sql};
+use crate::backend::{Backend as _, CommitError};
+use crate::clock::Clock;
+use crate::data_dir::DataDir;
+use crate::ops::StoreError;
+use crate::random;
+use crate::seal::Vault;
+use crate::writer::Memory;
+
+/// For how long a node may write after it has renewed its lease.
+const LEASE_MICROS: i64 = 5_000_000;
+
+/// Held while migrations are applied; any number that nobody else's program uses.
+const MIGRATION_LOCK: i64 = 0x6761_7465_706f_7374;
+/// Connections that read.
+const READERS: u32 = 4;
+/// Longest that a reader waits for one of them.
+const READER_WAIT: Duration = Duration::from_secs(5);
+
+/// What a node is opened with.
+pub(crate) struct Node {
+    pub(crate) options: PgConnectOptions,
+    pub(crate) data_dir: DataDir,
+    /// For people.
+    pub(crate) name: String,
+    /// The audit log's public key, which all nodes share.
+    pub(crate) log_key: String,
+    pub(crate) dedup_window: Duration,
+    pub(crate) vault: Vault,
+}
+
+/// The database as the writer takes it over.
+pub(crate) struct Opened {
+    pub(crate) database: Postgres,
+    pub(crate) clock: Clock,
+    pub(crate) memory: Memory,
+    /// Leaves of the audit log that have their place.
+    pub(crate) size: u64,
+    /// Nothing was ever written to the log.
+    pub(crate) first: bool,
+}
+
+/// What is wrong with a database that answers.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the data was written with another key")]
+    KeyForeign,
+    #[error("the database has migration {found}, this program knows {known}")]
+    Newer { found: i64, known: i64 },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+impl From<CommitError> for NodeError {
+    fn from(error: CommitError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// Connects, brings the tables up to date and registers this start as a node. Blocks.
+pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
+    let mut connection = Connection::open(&node.options)?;
+    migrate(&mut connection)?;
+    let (mark, log_key) = (node.vault.key_mark().to_vec(), node.log_key.as_str());
+    connection.execute(sqlx::query(sql::STORE_ADD).bind(mark).bind(log_key).bind(0_i64))?;
+    connection.execute(sqlx::query(sql::ROLE_ADD).bind("sequencer"))?;
+    let clock = check_store(&mut connection, &node)?;
+    let mut partitions = Partitions::default();
+    partitions.tend(&mut connection, clock.now())?;
+    let mut database = Postgres {
+        connection,
+        clock: clock.clone(),
+        data_dir: node.data_dir,
+        name: node.name,
+        epoch: Arc::default(),
+        dedup_window: node.dedup_window,
+        number: 0,
+        is_open: false,
+        owned: Owned::new(),
+        versions: Default::default(),
+        leases: Default::default(),
+        renewed_at: clock.now(),
+        partitions,
+    };
+    database.come()?;
+    let memory = database.load_memory(&node.vault)?;
+    let (size, first) = database.log_size()?;
+    Ok(Opened { database, clock, memory, size, first })
+}
+
+/// Whether a gateway has used the database before.
+pub(crate) async fn is_in_use(options: &PgConnectOptions) -> Result<bool, NodeError> {
+    let database = |error: sqlx::Error| NodeError::from(super::connection::commit_error(error));
+    let mut open = PgConnection::connect_with(options).await.map_err(database)?;
+    let row = sqlx::raw_sql("SELECT to_regclass('gatepost.store') IS NOT NULL").fetch_one(&mut open).await;
+    let found = row.and_then(|row| row.try_get(0)).map_err(database)?;
+    drop(open.close().await);
+    Ok(found)
+}
+
+/// Connections for everybody who only reads.
+pub(crate) fn readers(options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new().max_connections(READERS).acquire_timeout(READER_WAIT).connect_lazy_with(options)
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), NodeError> {
+    connection.script(format!(
+        "SET client_min_messages = error; CREATE SCHEMA IF NOT EXISTS gatepost; SET client_min_messages = warning; \
+         SELECT pg_advisory_lock({MIGRATION_LOCK}); \
+         CREATE TABLE IF NOT EXISTS gatepost.migration (version bigint PRIMARY KEY)"
+    ))?;
+    let migrated = migrate_locked(connection);
+    connection.script(format!("SELECT pg_advisory_unlock({MIGRATION_LOCK})"))?;
+    migrated
+}
+
+fn migrate_locked(connection: &mut Connection) -> Result<(), NodeError> {
+    let row = connection.script_row("SELECT coalesce(max(version), 0) FROM gatepost.migration".to_owned())?;
+    let found: i64 = row.map_or(Ok(0), |row| Cells::new(&row).take())?;
+    let known = MIGRATIONS.last().map_or(0, |(version, _)| *version);
+    if found > known {
+        return Err(NodeError::Newer { found, known });
+    }
+    for (version, text) in MIGRATIONS.iter().filter(|(version, _)| *version > found) {
+        // One transaction with its number: killed half way, a migration has not happened.
+        connection.script(format!("BEGIN;\n{text}\n;INSERT INTO migration (version) VALUES ({version})"))?;
+        gatepost_faults::point("store.in_migration");
+        connection.script("COMMIT".to_owned())?;
+        gatepost_faults::point("store.after_migration");
+    }
+    Ok(())
+}
+
+/// Store time, if the database is one of ours.
+fn check_store(connection: &mut Connection, node: &Node) -> Result<Clock, NodeError> {
+    let row = connection.script_row(
+        "SELECT store_key, log_key, greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, clock) FROM store"
+            .to_owned(),
+    )?;
+    let row = row.ok_or_else(|| StoreError::Database("table store is empty".to_owned()))?;
+    let mut cells = Cells::new(&row);
+    let (store_key, found): (Vec<u8>, String) = (cells.take()?, cells.take()?);
+    if store_key != node.vault.key_mark() || found != node.log_key {
+        return Err(NodeError::KeyForeign);
+    }
+    Ok(Clock::following(Timestamp::from_micros(cells.take()?)))
+}
+
+impl Postgres {
+    /// The node that this is now, for who is not the writer.
+    pub(crate) fn epoch(&self) -> Arc<AtomicI32> {
+        Arc::clone(&self.epoch)
+    }
+
+    pub(super) fn node(&self) -> i32 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    fn log_size(&mut self) -> Result<(u64, bool), StoreError> {
+        let row = self.connection.row(sqlx::query(sql::LOG_SIZE))?;
+        let row = row.ok_or_else(|| StoreError::Database("table store is empty".to_owned()))?;
+        let mut cells = Cells::new(&row);
+        let size = u64::try_from(cells.take::<i64>()?).unwrap_or(0);
+        Ok((size, size == 0 && cells.take::<bool>()?))
+    }
+
+    /// Registers this start. Whoever held the data directory before is gone: this process holds its lock now.
+    fn come(&mut self) -> Result<(), NodeError> {
+        let path = self.data_dir.node();
+        let before = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+        self.register()?;
+        if let Some(before) = before {
+            self.take_place(before)?;
+        }
+        std::fs::write(&path, format!("{}\n", self.node()))
+            .map_err(|source| NodeError::Io { path, source })?;
+        self.take_leases_of_nobody()?;
+        Ok(())
+    }
+
+    fn register(&mut self) -> Result<(), CommitError> {
+        let random: [u8; 4] = random::of_thread().map_err(|error| CommitError::Broken(error.to_string()))?;
+        let epoch = i32::from_be_bytes(random);
+        let statement = sqlx::query(sql::NODE_ADD)
+            .bind(epoch)
+            .bind(self.name.as_str())
+            .bind(env!("CARGO_PKG_VERSION"))
+            .bind(LEASE_MICROS);
+        self.connection.execute(statement)?;
+        self.epoch.store(epoch, Ordering::Relaxed);
+        self.renewed_at = self.clock.now();
+        self.owned.clear();
+        Ok(())
+    }
+
+    /// After a failure: as the same node if it still is one, else as a new one.
+    pub(super) fn come_back(&mut self) -> Result<(), CommitError> {
+        let before = self.node();
+        if self.try_renew()? {
+            return Ok(());
+        }
+        self.register()?;
+        self.take_place(before)?;
+        self.take_leases_of_nobody()
+    }
+
+    pub(super) fn renew(&mut self) -> Result<(), CommitError> {
+        if self.clock.now().since(self.renewed_at) < RENEW_INTERVAL {
+            return Ok(());
+        }
+        if self.try_renew()? {
+            return Ok(());
+        }
+        Err(CommitError::Broken("this node's lease is over".to_owned()))
+    }
+
+    /// Whether it still was this node's.
+    fn try_renew(&mut self) -> Result<bool, CommitError> {
+        let statement = sqlx::query(sql::NODE_RENEW).bind(self.node()).bind(LEASE_MICROS);
+        let renewed = self.connection.execute(statement)? == 1;
+        if renewed {
+            self.connection.execute(sqlx::query(sql::CLOCK_NOTE))?;
+            self.renewed_at = self.clock.now();
+        }
+        Ok(renewed)
+    }
+
+    /// Takes over what a node had that is gone; nothing if it has left nothing. It waits for what that one still has under way.
+    fn take_place(&mut self, gone: i32) -> Result<(), CommitError> {
+        self.begin()?;
+        let taken = self.take_place_open(gone);
+        let ended = taken.and_then(|()| self.connection.script("COMMIT".to_owned()));
+        match ended {
+            Ok(()) => self.is_open = false,
+            Err(error) => {
+                self.roll_back()?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_place_open(&mut self, gone: i32) -> Result<(), CommitError> {
+        self.connection.row(sqlx::query(sql::NODE_LOCK).bind(gone))?;
+        self.connection.execute(sqlx::query(sql::LEASES_TAKE).bind(gone).bind(self.node()))?;
+        for statement in
+            [sql::BUCKETS_FREE, sql::ROLES_FREE, sql::COUNTS_CLOSE, sql::COUNTS_DROP, sql::NODE_DROP]
+        {
+            self.connection.execute(sqlx::query(statement).bind(gone))?;
+        }
+        Ok(())
+    }
+
+    /// Of nodes that left.
+    fn take_leases_of_nobody(&mut self) -> Result<(), CommitError> {
+        for row in self.connection.rows(sqlx::query(sql::LEASES_OF_NOBODY))? {
+            let gone: i32 = Cells::new(&row).take()?;
+            self.connection.execute(sqlx::query(sql::LEASES_TAKE).bind(gone).bind(self.node()))?;
+        }
+        Ok(())
+    }
+
+    /// Gives up everything but the leases, which the next start takes.
+    pub(super) fn leave(&mut self) -> Result<(), CommitError> {
+        let gone = self.node();
+        self.connection.script("BEGIN".to_owned())?;
+        self.is_open = true;
+        self.connection.row(sqlx::query(sql::NODE_LOCK).bind(gone))?;
+        for statement in
+            [sql::BUCKETS_FREE, sql::ROLES_FREE, sql::COUNTS_CLOSE, sql::COUNTS_DROP, sql::NODE_DROP]
+        {
+            self.connection.execute(sqlx::query(statement).bind(gone))?;
+        }
+        self.connection.script("COMMIT".to_owned())?;
+        self.is_open = false;
+        Ok(())
+    }
+
+    /// Makes a queue's buckets and takes those that nobody owns.
+    pub(super) fn add_buckets(&mut self, queue: i64) -> Result<(), CommitError> {
+        let id = super::commit::queue_id(queue);
+        self.connection.execute(sqlx::query(sql::BUCKETS_ADD).bind(id).bind(i32::from(BUCKETS)))?;
+        let taken = self.connection.rows(sqlx::query(sql::BUCKETS_TAKE).bind(id).bind(self.node()))?;
+        let taken: Vec<i16> = taken.iter().map(|row| Cells::new(row).take()).collect::<Result<_, _>>()?;
+        self.owned.entry(queue).or_default().extend(taken);
+        Ok(())
+    }
+}

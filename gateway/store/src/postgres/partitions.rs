@@ -1,0 +1,37 @@
+//! Tables whose rows go by whole days: their partitions are made ahead.
+
+use gatepost_core::Timestamp;
+
+use super::commit::day_of;
+use super::connection::Connection;
+use crate::backend::CommitError;
+
+/// Tables that are partitioned by day.
+const TABLES: [&str; 4] = ["payload", "detail", "reply", "leaf"];
+/// Days made ahead.
+const DAYS_AHEAD: i32 = 3;
+
+#[derive(Default)]
+pub(super) struct Partitions {
+    made_through: Option<i32>,
+}
+
+impl Partitions {
+    /// Makes the partitions of today and of the next days, unless that has been done. What finds none goes into a default one.
+    pub(super) fn tend(&mut self, connection: &mut Connection, now: Timestamp) -> Result<(), CommitError> {
+        let today = day_of(now);
+        if self.made_through.is_some_and(|through| through > today) {
+            return Ok(());
+        }
+        for day in today..=today + DAYS_AHEAD {
+            for table in TABLES {
+                let to = day + 1;
+                connection.script(format!(
+                    "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{day} PARTITION OF {table} FOR VALUES FROM ({day}) TO ({to})"
+                ))?;
+            }
+        }
+        self.made_through = Some(today + DAYS_AHEAD);
+        Ok(())
+    }
+}

@@ -1,0 +1,350 @@
+//! Every statement of the writer on PostgreSQL, as a named constant; each begins with its name, so that the server's logs and
+//! `pg_stat_statements` name it too.
+//!
+//! A test prepares each of them on a freshly migrated database.
+
+pub(crate) const MIGRATIONS: &[(i64, &str)] =
+    &[(1, include_str!("../../../../migrations/postgres/0001_foundation.sql"))];
+
+/// Columns of a delivery with what the writer needs of its message, in the order that `row::load` reads.
+macro_rules! delivery_columns {
+    () => {
+        "d.pos, d.id, d.message, d.queue, d.lane, d.state, d.blocks, d.due, d.token, d.until, d.session, d.batch, d.late, \
+         d.attempts, d.series, d.crashes, d.doubt, d.suspect, d.replayed, d.reason, d.expires_at, d.born, d.idle_at_birth, \
+         d.changed_at, d.settled_token, d.settled_as, d.leaves, m.id AS message_id, m.size, m.accepted_at, p.salt"
+    };
+}
+
+/// A delivery whose message is not there is a damaged row, not none.
+macro_rules! with_message {
+    () => {
+        " LEFT JOIN message m ON m.seq = d.message LEFT JOIN payload p ON p.day = m.day AND p.seq = m.seq "
+    };
+}
+
+/// Columns of a message, in the order that `reader::postgres` reads.
+macro_rules! message_columns {
+    () => {
+        "m.seq, m.id, m.accepted_at, m.sender_kind, m.sender, m.kind, m.form, m.size"
+    };
+}
+
+/// A message with what there is of its content, data apart.
+macro_rules! messages_from {
+    ($from:literal, $data:literal) => {
+        concat!(
+            "SELECT ",
+            message_columns!(),
+            ", coalesce(p.attributes, m.remains), p.salt, ",
+            $data,
+            " FROM ",
+            $from,
+            " LEFT JOIN payload p ON p.day = m.day AND p.seq = m.seq "
+        )
+    };
+}
+
+/// A delivery as lists show it.
+macro_rules! delivery_item {
+    ($from:literal) => {
+        concat!(
+            "SELECT d.pos, d.id, m.id, q.name, d.state, d.reason, d.attempts, d.series, d.doubt, d.replayed, m.accepted_at, \
+             d.changed_at, d.due FROM ",
+            $from,
+            " JOIN message m ON m.seq = d.message JOIN queue q ON q.id = d.queue "
+        )
+    };
+}
+
+macro_rules! statements {
+    ($($(#[$doc:meta])* $name:ident = $sql:expr;)+) => {
+        $($(#[$doc])* pub(crate) const $name: &str = $sql;)+
+
+        #[cfg(test)]
+        pub(crate) const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
+    };
+}
+
+statements! {
+    // === start ===
+    STORE_ADD = "/* store_add */ INSERT INTO store (id, store_key, log_key, clock, sequenced) VALUES (1, $1, $2, $3, 0) \
+        ON CONFLICT DO NOTHING";
+    NODE_ADD = "/* node_add */ INSERT INTO node (epoch, name, version, since, until, filed) \
+        SELECT $1, $2, $3, t.now, t.now + $4, 0 FROM (SELECT greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, \
+        s.clock) AS now FROM store s) t";
+    NODE_RENEW = "/* node_renew */ UPDATE node SET until = t.now + $2 FROM (SELECT greatest(\
+        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock) AS now FROM store s) t WHERE epoch = $1 AND until > t.now";
+    CLOCK_NOTE = "/* clock_note */ UPDATE store SET clock = greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, clock)";
+    /// Waits until nothing of it is under way any more.
+    NODE_LOCK = "/* node_lock */ SELECT epoch FROM node WHERE epoch = $1 FOR UPDATE";
+    NODE_DROP = "/* node_drop */ DELETE FROM node WHERE epoch = $1";
+    NODE_FILED = "/* node_filed */ UPDATE node SET filed = $2 WHERE epoch = $1";
+    LEASES_TAKE = "/* leases_take */ UPDATE lease_group SET epoch = $2 WHERE epoch = $1";
+    LEASES_OF_NOBODY = "/* leases_of_nobody */ SELECT DISTINCT epoch FROM lease_group g \
+        WHERE NOT EXISTS (SELECT 1 FROM node n WHERE n.epoch = g.epoch)";
+    BUCKETS_FREE = "/* buckets_free */ UPDATE bucket SET epoch = NULL WHERE epoch = $1";
+    ROLES_FREE = "/* roles_free */ UPDATE role SET epoch = NULL WHERE epoch = $1";
+    COUNTS_CLOSE = "/* counts_close */ INSERT INTO queue_count AS c (queue, epoch, waiting, leased, sending, sent, in_doubt, held, dead, \
+        suspects, held_lanes, bytes) SELECT queue, 0, waiting, leased, sending, sent, in_doubt, held, dead, suspects, held_lanes, bytes \
+        FROM queue_count WHERE epoch = $1 ORDER BY queue \
+        ON CONFLICT (queue, epoch) DO UPDATE SET waiting = c.waiting + excluded.waiting, leased = c.leased + excluded.leased, \
+        sending = c.sending + excluded.sending, sent = c.sent + excluded.sent, in_doubt = c.in_doubt + excluded.in_doubt, \
+        held = c.held + excluded.held, dead = c.dead + excluded.dead, suspects = c.suspects + excluded.suspects, \
+        held_lanes = c.held_lanes + excluded.held_lanes, bytes = c.bytes + excluded.bytes";
+    COUNTS_DROP = "/* counts_drop */ DELETE FROM queue_count WHERE epoch = $1";
+    BUCKETS_ADD = "/* buckets_add */ INSERT INTO bucket (queue, bucket) SELECT $1, b FROM generate_series(0, $2 - 1) b \
+        ON CONFLICT DO NOTHING";
+    BUCKETS_TAKE = "/* buckets_take */ UPDATE bucket SET epoch = $2 WHERE queue = $1 AND epoch IS NULL RETURNING bucket";
+
+    // === the writer's reads ===
+    QUEUES_LOAD = "/* queues_load */ SELECT q.id, q.name, q.kind, q.version, q.paused_since, q.trip_since, q.trip_reason, \
+        q.trip_failures, q.trip_due, q.idle_before, q.idle_since, q.session, c.waiting, c.leased, c.sending, c.sent, c.in_doubt, \
+        c.held, c.dead, c.suspects, c.held_lanes, c.bytes FROM queue q LEFT JOIN LATERAL (SELECT \
+        coalesce(sum(waiting), 0)::bigint AS waiting, coalesce(sum(leased), 0)::bigint AS leased, \
+        coalesce(sum(sending), 0)::bigint AS sending, coalesce(sum(sent), 0)::bigint AS sent, \
+        coalesce(sum(in_doubt), 0)::bigint AS in_doubt, coalesce(sum(held), 0)::bigint AS held, \
+        coalesce(sum(dead), 0)::bigint AS dead, coalesce(sum(suspects), 0)::bigint AS suspects, \
+        coalesce(sum(held_lanes), 0)::bigint AS held_lanes, coalesce(sum(bytes), 0)::bigint AS bytes \
+        FROM queue_count WHERE queue = q.id) c ON true ORDER BY q.id";
+    TURN_NEXT = "/* turn_next */ SELECT nextval('turn')";
+    DELIVERIES_BY_ID = concat!("/* deliveries_by_id */ SELECT ", delivery_columns!(), " FROM unnest($1::bytea[]) AS w(id) \
+        JOIN delivery d ON d.id = w.id", with_message!());
+    DELIVERIES_BY_POS = concat!("/* deliveries_by_pos */ SELECT ", delivery_columns!(), " FROM unnest($1::bigint[]) AS w(pos) \
+        JOIN delivery d ON d.pos = w.pos", with_message!());
+    DELIVERIES_LEASED = concat!("/* deliveries_leased */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT unnest(pos) AS pos \
+        FROM lease_group WHERE epoch = $1) w JOIN delivery d ON d.pos = w.pos", with_message!(), "WHERE d.token IS NOT NULL");
+    DELIVERIES_READY = "/* deliveries_ready */ WITH picked AS MATERIALIZED (SELECT b.bucket, r.due, r.pos \
+        FROM unnest($2::smallint[]) AS b(bucket) CROSS JOIN LATERAL (SELECT due, pos FROM ready WHERE queue = $1 AND bucket = b.bucket \
+        AND due <= $3 ORDER BY due, pos LIMIT $4) r ORDER BY r.due, r.pos LIMIT $4) \
+        SELECT r.pos, r.due FROM picked p JOIN ready r ON r.queue = $1 AND r.bucket = p.bucket AND r.due = p.due AND r.pos = p.pos \
+        ORDER BY r.due, r.pos FOR UPDATE OF r SKIP LOCKED";
+    DELIVERIES_READY_SUSPECT = "/* deliveries_ready_suspect */ SELECT pos, due FROM ready WHERE queue = $1 AND suspect \
+        AND bucket = ANY($2::smallint[]) AND due <= $3 ORDER BY due, pos LIMIT $4 FOR UPDATE SKIP LOCKED";
+    READY_NEXT = "/* ready_next */ SELECT min(r.due) FROM unnest($2::smallint[]) AS b(bucket) CROSS JOIN LATERAL (SELECT due FROM ready \
+        WHERE queue = $1 AND bucket = b.bucket AND due > $3 ORDER BY due LIMIT 1) r";
+    DELIVERIES_OF_LANE = concat!("/* deliveries_of_lane */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM lane WHERE queue = $1 \
+        AND lane = $2 ORDER BY pos LIMIT $3) w JOIN delivery d ON d.pos = w.pos", with_message!(), "ORDER BY d.pos");
+    LANE_STUCK = "/* lane_stuck */ SELECT l.pos FROM lane l JOIN delivery d ON d.pos = l.pos WHERE l.queue = $1 AND l.lane = $2 \
+        AND l.pos <= $3 AND d.state IN (1, 2, 3) LIMIT 1";
+    DELIVERIES_PAST_EXPIRY = concat!("/* deliveries_past_expiry */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM expiry \
+        WHERE at <= $1 ORDER BY at LIMIT $2) w JOIN delivery d ON d.pos = w.pos", with_message!(), "WHERE d.state = 0");
+    EXPIRY_DROP = "/* expiry_drop */ DELETE FROM expiry WHERE (at, pos) IN (SELECT e.at, e.pos FROM expiry e WHERE e.at <= $1 \
+        AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.pos = e.pos AND d.state IN (0, 1, 2, 3)) ORDER BY e.at LIMIT $2)";
+    DELIVERIES_TO_MOVE = concat!("/* deliveries_to_move */ SELECT ", delivery_columns!(), " FROM (SELECT pos, queue, state FROM delivery \
+        WHERE pos > $2 ORDER BY pos LIMIT $4) w JOIN delivery d ON d.pos = w.pos", with_message!(), "WHERE w.queue = $1 \
+        AND w.state IN (0, 5) ORDER BY d.pos LIMIT $3");
+    POSITION_AFTER = "/* position_after */ SELECT pos FROM (SELECT pos FROM delivery WHERE pos > $1 ORDER BY pos LIMIT $2) w \
+        ORDER BY pos DESC LIMIT 1";
+    POSITION_NEWEST = "/* position_newest */ SELECT pos FROM delivery ORDER BY pos DESC LIMIT 1";
+    KEYS_USED = "/* keys_used */ SELECT k.key, m.fingerprint, m.id, m.accepted_at, d.id, d.queue, d.state FROM unnest($1::bytea[]) AS w(key) \
+        JOIN dedup k ON k.key = w.key JOIN message m ON m.seq = k.message \
+        LEFT JOIN delivery d ON d.pos >= m.first_pos AND d.pos < m.first_pos + m.deliveries ORDER BY m.seq, d.pos";
+    MESSAGE_ATTRIBUTES = "/* message_attributes */ SELECT m.seq, m.id, coalesce(p.attributes, m.remains) FROM message m \
+        LEFT JOIN payload p ON p.day = m.day AND p.seq = m.seq WHERE m.seq = $1";
+    MESSAGES_SMALL = "/* messages_small */ SELECT m.id, m.accepted_at, m.sender_kind, m.sender, m.form, m.size, p.attributes, p.salt, p.data \
+        FROM unnest($1::bigint[]) AS w(seq) JOIN message m ON m.seq = w.seq JOIN payload p ON p.day = m.day AND p.seq = m.seq \
+        WHERE m.size <= $2";
+    ADAPTER_STATE_LOAD = "/* adapter_state_load */ SELECT adapter, key, value FROM adapter_state WHERE adapter = $1 ORDER BY key";
+    ADAPTER_STATES = "/* adapter_states */ SELECT adapter, key, value FROM adapter_state";
+
+    // === a turn's transaction ===
+    MESSAGES_ADD = "/* messages_add */ WITH n AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::bytea[], $5::text[], $6::text[], \
+        $7::text[], $8::smallint[], $9::bigint[], $10::bytea[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bigint[], \
+        $16::int[], $17::bytea[], $18::bytea[], $19::bytea[], $20::bytea[]) AS n(seq, id, sender_kind, sender, kind, form, size, dedup, \
+        fingerprint, subject, key, correlation, first_pos, deliveries, remains, attributes, salt, data)), \
+        m AS (INSERT INTO message (seq, id, day, accepted_at, sender_kind, sender, kind, form, size, dedup, fingerprint, subject, key, \
+        correlation, first_pos, deliveries, remains) SELECT seq, id, $3, $4, sender_kind, sender, kind, form, size, dedup, fingerprint, \
+        subject, key, correlation, first_pos, deliveries, remains FROM n), \
+        p AS (INSERT INTO payload (day, seq, attributes, salt, data) SELECT $3, seq, attributes, salt, data FROM n) \
+        INSERT INTO dedup AS k (key, message, accepted_at) SELECT dedup, seq, $4 FROM n ORDER BY dedup \
+        ON CONFLICT (key) DO UPDATE SET message = excluded.message, accepted_at = excluded.accepted_at WHERE k.accepted_at <= $21";
+    DELIVERIES_ADD = "/* deliveries_add */ WITH n AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::int[], \
+        $5::bytea[], $6::smallint[], $7::bool[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], \
+        $14::bytea[], $15::smallint[]) AS n(pos, id, message, queue, lane, state, blocks, due, reason, expires_at, born, idle_at_birth, \
+        changed_at, leaves, bucket)), \
+        l AS (INSERT INTO lane (queue, lane, pos) SELECT queue, lane, pos FROM n WHERE blocks AND lane IS NOT NULL), \
+        r AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT queue, bucket, due, pos, false FROM n WHERE lane IS NULL \
+        AND due IS NOT NULL), \
+        e AS (INSERT INTO expiry (at, pos) SELECT expires_at, pos FROM n WHERE expires_at IS NOT NULL AND state = 0), \
+        s AS (INSERT INTO stuck (state, pos, queue, held) SELECT state, pos, queue, false FROM n WHERE state = 5) \
+        INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, late, attempts, series, crashes, doubt, suspect, \
+        replayed, reason, expires_at, born, idle_at_birth, changed_at, leaves) SELECT pos, id, message, queue, lane, state, blocks, due, \
+        false, 0, 0, 0, false, false, false, reason, expires_at, born, idle_at_birth, changed_at, leaves FROM n";
+    /// The last two parameters are the old states and tokens.
+    DELIVERIES_CHANGE = "/* deliveries_change */ UPDATE delivery d SET queue = n.queue, lane = n.lane, state = n.state, blocks = n.blocks, \
+        due = n.due, token = n.token, until = n.until, session = n.session, batch = n.batch, late = n.late, attempts = n.attempts, \
+        series = n.series, crashes = n.crashes, doubt = n.doubt, suspect = n.suspect, replayed = n.replayed, reason = n.reason, \
+        born = n.born, idle_at_birth = n.idle_at_birth, changed_at = n.changed_at, settled_token = n.settled_token, \
+        settled_as = n.settled_as, leaves = n.leaves FROM unnest($1::bigint[], $2::int[], $3::bytea[], $4::smallint[], $5::bool[], \
+        $6::bigint[], $7::bytea[], $8::bigint[], $9::bigint[], $10::bytea[], $11::bool[], $12::int[], $13::int[], $14::int[], \
+        $15::bool[], $16::bool[], $17::bool[], $18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bytea[], $23::text[], \
+        $24::bytea[], $25::smallint[], $26::bytea[]) AS n(pos, queue, lane, state, blocks, due, token, until, session, batch, late, \
+        attempts, series, crashes, doubt, suspect, replayed, reason, born, idle_at_birth, changed_at, settled_token, settled_as, leaves, \
+        was_state, was_token) WHERE d.pos = n.pos AND d.state = n.was_state AND d.token IS NOT DISTINCT FROM n.was_token";
+    READY_DROP = "/* ready_drop */ DELETE FROM ready r USING unnest($1::int[], $2::smallint[], $3::bigint[], $4::bigint[]) \
+        AS n(queue, bucket, due, pos) WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
+    READY_ADD = "/* ready_add */ INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT * FROM unnest($1::int[], $2::smallint[], \
+        $3::bigint[], $4::bigint[], $5::bool[])";
+    LANE_LEAVE = "/* lane_leave */ DELETE FROM lane l USING unnest($1::int[], $2::bytea[], $3::bigint[]) AS n(queue, lane, pos) \
+        WHERE l.queue = n.queue AND l.lane = n.lane AND l.pos = n.pos";
+    LANE_ENTER = "/* lane_enter */ INSERT INTO lane (queue, lane, pos) SELECT * FROM unnest($1::int[], $2::bytea[], $3::bigint[])";
+    STUCK_DROP = "/* stuck_drop */ DELETE FROM stuck s USING unnest($1::smallint[], $2::bigint[]) AS n(state, pos) \
+        WHERE s.state = n.state AND s.pos = n.pos";
+    STUCK_ADD = "/* stuck_add */ INSERT INTO stuck (state, pos, queue, held) SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::int[], \
+        $4::bool[])";
+    EXPIRY_ADD = "/* expiry_add */ INSERT INTO expiry (at, pos) SELECT * FROM unnest($1::bigint[], $2::bigint[]) ON CONFLICT DO NOTHING";
+    /// Takes back what was ready in a lane: one may have come to stand before it since.
+    LANES_CLEAR = "/* lanes_clear */ DELETE FROM ready r USING (SELECT d.queue, l.bucket, d.due, d.pos FROM unnest($1::int[], \
+        $2::bytea[], $3::smallint[], $4::int[]) AS l(queue, lane, bucket, width) CROSS JOIN LATERAL (SELECT pos FROM lane m \
+        WHERE m.queue = l.queue AND m.lane = l.lane ORDER BY pos LIMIT l.width) h JOIN delivery d ON d.pos = h.pos \
+        WHERE d.due IS NOT NULL) n WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
+    /// Makes the first delivery of a lane ready that is not leased, if it is among the first of the lane's width and all before
+    /// it are leased to the queue's newest session. A dead or held one in front stays unready, and so does the rest of its lane.
+    LANES_ADVANCE = "/* lanes_advance */ INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT l.queue, l.bucket, f.due, f.pos, f.suspect \
+        FROM unnest($1::int[], $2::bytea[], $3::smallint[], $4::int[], $5::bigint[]) AS l(queue, lane, bucket, width, session) \
+        CROSS JOIN LATERAL (SELECT d.pos, d.due, d.suspect, d.state FROM (SELECT pos FROM lane m WHERE m.queue = l.queue \
+        AND m.lane = l.lane ORDER BY pos LIMIT l.width) h JOIN delivery d ON d.pos = h.pos WHERE d.state NOT IN (1, 2) \
+        ORDER BY d.pos LIMIT 1) f WHERE f.due IS NOT NULL AND f.state IN (0, 3) AND (l.width = 1 OR NOT EXISTS (SELECT 1 FROM (\
+        SELECT pos FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.pos < f.pos ORDER BY pos LIMIT l.width) h \
+        JOIN delivery e ON e.pos = h.pos WHERE e.session IS DISTINCT FROM l.session)) ON CONFLICT DO NOTHING";
+    LANES_CHANGED_ADD = "/* lanes_changed_add */ INSERT INTO lane_changed (queue, bucket, lane) SELECT * FROM unnest($1::int[], $2::smallint[], \
+        $3::bytea[]) ON CONFLICT DO NOTHING";
+    LEAVES_ADD = "/* leaves_add */ WITH n AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $3::int[], $4::bytea[]) AS n(number, count, bytes)), \
+        w AS (INSERT INTO leaf_new (number, day, count) SELECT number, $2, count FROM n) \
+        INSERT INTO leaf (day, number, bytes) SELECT $2, number, bytes FROM n";
+    DETAILS_ADD = "/* details_add */ INSERT INTO detail (day, delivery, leaf, body) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bigint[], \
+        $4::bytea[])";
+    REPLIES_PUT = "/* replies_put */ INSERT INTO reply (day, delivery, body) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bytea[]) \
+        ON CONFLICT (day, delivery) DO UPDATE SET body = excluded.body";
+    STATES_PUT = "/* states_put */ INSERT INTO adapter_state (adapter, key, value) SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) \
+        ON CONFLICT (adapter, key) DO UPDATE SET value = excluded.value";
+    STATES_DROP = "/* states_drop */ DELETE FROM adapter_state s USING unnest($1::text[], $2::text[]) AS n(adapter, key) \
+        WHERE s.adapter = n.adapter AND s.key = n.key";
+    QUEUE_ADD = "/* queue_add */ INSERT INTO queue (id, name, kind, version, trip_failures, idle_before, session) VALUES ($1, $2, $3, 1, 0, 0, 0)";
+    QUEUE_CHANGE = "/* queue_change */ UPDATE queue SET kind = $4, paused_since = $5, trip_since = $6, trip_reason = $7, trip_failures = $8, \
+        trip_due = $9, idle_before = $10, idle_since = $11, session = $12, version = version + 1 WHERE id = $1 AND name = $2 AND version = $3";
+    COUNTS_ADD = "/* counts_add */ INSERT INTO queue_count AS c (queue, epoch, waiting, leased, sending, sent, in_doubt, held, dead, suspects, \
+        held_lanes, bytes) SELECT n.queue, $2, n.waiting, n.leased, n.sending, n.sent, n.in_doubt, n.held, n.dead, n.suspects, n.held_lanes, \
+        n.bytes FROM unnest($1::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], \
+        $10::bigint[], $11::bigint[], $12::bigint[]) AS n(queue, waiting, leased, sending, sent, in_doubt, held, dead, suspects, \
+        held_lanes, bytes) \
+        ON CONFLICT (queue, epoch) DO UPDATE SET waiting = c.waiting + excluded.waiting, leased = c.leased + excluded.leased, \
+        sending = c.sending + excluded.sending, sent = c.sent + excluded.sent, in_doubt = c.in_doubt + excluded.in_doubt, \
+        held = c.held + excluded.held, dead = c.dead + excluded.dead, suspects = c.suspects + excluded.suspects, \
+        held_lanes = c.held_lanes + excluded.held_lanes, bytes = c.bytes + excluded.bytes";
+    LEASES_ADD = "/* leases_add */ INSERT INTO lease_group (id, epoch, pos) VALUES ($1, $2, $3)";
+    LEASES_LOAD = "/* leases_load */ SELECT id, pos FROM lease_group WHERE epoch = $1";
+    LEASES_DROP = "/* leases_drop */ DELETE FROM lease_group WHERE id = ANY($1::bigint[])";
+
+    // === the audit log's order ===
+    ROLE_ADD = "/* role_add */ INSERT INTO role (name) VALUES ($1) ON CONFLICT DO NOTHING";
+    /// Who has a role, and whether that one's lease stands. None while another looks.
+    ROLE_LOOK = "/* role_look */ SELECT r.epoch, EXISTS (SELECT 1 FROM node n, store s WHERE n.epoch = r.epoch \
+        AND n.until > greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock)) FROM role r WHERE r.name = $1 \
+        FOR UPDATE OF r SKIP LOCKED";
+    ROLE_TAKE = "/* role_take */ UPDATE role SET epoch = $2 WHERE name = $1";
+    LOG_SIZE = "/* log_size */ SELECT sequenced, NOT EXISTS (SELECT 1 FROM leaf_new) FROM store";
+    TREE_SIZE = "/* tree_size */ SELECT sequenced FROM store";
+    LEAVES_PLACE = "/* leaves_place */ WITH n AS (DELETE FROM leaf_new WHERE number IN (SELECT number FROM leaf_new ORDER BY number LIMIT $1) \
+        RETURNING number, day, count), s AS (UPDATE store SET sequenced = sequenced + (SELECT coalesce(sum(count), 0) FROM n) \
+        RETURNING sequenced - (SELECT coalesce(sum(count), 0) FROM n) AS first), \
+        p AS (INSERT INTO leaf_place (first, number, day, count) SELECT s.first + sum(n.count) OVER (ORDER BY n.number) - n.count, \
+        n.number, n.day, n.count FROM n, s) SELECT count(*) FROM n";
+
+    // === retention ===
+    PURGE_FIND = "/* purge_find */ SELECT seq FROM (SELECT seq, accepted_at FROM message WHERE seq > $1 AND seq <= $4 ORDER BY seq LIMIT $3) w \
+        WHERE accepted_at < $2 ORDER BY seq";
+    PURGE_READ = "/* purge_read */ SELECT m.seq, m.id, p.attributes FROM message m JOIN payload p ON p.day = m.day AND p.seq = m.seq \
+        WHERE m.seq > $1 AND m.seq <= $2 AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.pos >= m.first_pos \
+        AND d.pos < m.first_pos + m.deliveries AND d.state IN (0, 1, 2, 3)) ORDER BY m.seq";
+    PURGE_CONTENT = "/* purge_content */ WITH w AS MATERIALIZED (SELECT m.seq, m.day, m.first_pos, m.deliveries FROM message m \
+        WHERE m.seq = ANY($1::bigint[])), \
+        r AS (DELETE FROM reply y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
+        d AS (DELETE FROM detail y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \
+        DELETE FROM payload p USING w WHERE p.day = w.day AND p.seq = w.seq";
+    PURGE_KEYS = "/* purge_keys */ DELETE FROM dedup k USING message m WHERE m.seq > $1 AND m.seq <= $2 AND k.key = m.dedup AND k.message = m.seq";
+
+    // === reads for everybody else ===
+    MESSAGE_BY_ID = concat!("/* message_by_id */ ", messages_from!("message m", "NULL::bytea"), "WHERE m.id = $1");
+    MESSAGE_SEQ = "/* message_seq */ SELECT seq FROM message WHERE id = $1";
+    MESSAGE_PAYLOAD = concat!("/* message_payload */ ", messages_from!("message m", "p.data"), "WHERE m.seq = $1");
+    MESSAGES_BY_SEQ = concat!("/* messages_by_seq */ ", messages_from!("unnest($1::bigint[]) AS w(seq) JOIN message m ON m.seq = w.seq",
+        "CASE WHEN m.size <= $2 THEN p.data END"));
+    MESSAGE_BY_CORRELATION = concat!("/* message_by_correlation */ ", messages_from!("message m", "p.data"), "WHERE m.correlation = $1 \
+        AND m.sender_kind = 'adapter' AND m.sender = $2 ORDER BY m.seq LIMIT 1");
+    MESSAGE_LEASES = "/* message_leases */ SELECT q.name FROM message m JOIN delivery d ON d.pos >= m.first_pos \
+        AND d.pos < m.first_pos + m.deliveries JOIN queue q ON q.id = d.queue WHERE m.id = $1 AND d.token IS NOT NULL";
+    DELIVERY_ITEM = concat!("/* delivery_item */ ", delivery_item!("delivery d"), "WHERE d.id = $1");
+    DELIVERY_ITEMS_OF_MESSAGE = concat!("/* delivery_items_of_message */ ", delivery_item!("message o JOIN delivery d ON d.pos >= o.first_pos \
+        AND d.pos < o.first_pos + o.deliveries"), "WHERE o.seq = $1 ORDER BY d.pos");
+    DELIVERIES_ALL = concat!("/* deliveries_all */ ", delivery_item!("delivery d"), "WHERE d.pos < $1 AND ($3::int IS NULL OR d.queue = $3) \
+        AND ($4::smallint IS NULL OR d.state = $4) ORDER BY d.pos DESC LIMIT $2");
+    DELIVERIES_STUCK = concat!("/* deliveries_stuck */ ", delivery_item!("stuck s JOIN delivery d ON d.pos = s.pos"), "WHERE s.state = $4 \
+        AND s.pos < $1 AND ($3::int IS NULL OR s.queue = $3) AND (NOT $5 OR s.held) ORDER BY s.pos DESC LIMIT $2");
+    DELIVERY_SENDER = "/* delivery_sender */ SELECT m.sender_kind, m.sender FROM delivery d JOIN message m ON m.seq = d.message WHERE d.id = $1";
+    DELIVERY_LEAVES = "/* delivery_leaves */ SELECT pos, id, leaves FROM delivery WHERE id = $1";
+    DELIVERY_LEAVES_OF_MESSAGE = "/* delivery_leaves_of_message */ SELECT d.pos, d.id, d.leaves FROM message m JOIN delivery d \
+        ON d.pos >= m.first_pos AND d.pos < m.first_pos + m.deliveries WHERE m.seq = $1 ORDER BY d.pos";
+    DETAILS_OF_DELIVERY = "/* details_of_delivery */ SELECT y.leaf, y.body FROM delivery d JOIN message m ON m.seq = d.message \
+        JOIN detail y ON y.day = m.day AND y.delivery = d.pos WHERE d.pos = $1";
+    REPLY_OF_DELIVERY = "/* reply_of_delivery */ SELECT y.body FROM delivery d JOIN message m ON m.seq = d.message \
+        JOIN reply y ON y.day = m.day AND y.delivery = d.pos WHERE d.pos = $1";
+    QUEUE_ID = "/* queue_id */ SELECT id FROM queue WHERE name = $1";
+    OLDEST_READY = "/* oldest_ready */ SELECT min(r.due) FROM generate_series(0, 63) AS b(bucket) CROSS JOIN LATERAL (SELECT due FROM ready \
+        WHERE queue = $1 AND bucket = b.bucket ORDER BY due LIMIT 1) r";
+    /// Among a bounded number of those that are ready, leased or in doubt.
+    OLDEST_BORN = "/* oldest_born */ SELECT min(d.born) FROM ((SELECT pos FROM ready WHERE queue = $1 ORDER BY bucket, due LIMIT 1000) \
+        UNION ALL (SELECT unnest(pos) FROM lease_group LIMIT 1000) \
+        UNION ALL (SELECT pos FROM stuck WHERE state = 3 AND queue = $1 ORDER BY pos LIMIT 1000)) w JOIN delivery d ON d.pos = w.pos \
+        WHERE d.queue = $1 AND d.state IN (0, 1, 2, 3)";
+    LEAF_FIRST = "/* leaf_first */ SELECT min(first) FROM leaf_place";
+    /// From the run that holds the first one asked for.
+    LEAVES = "/* leaves */ SELECT p.first, l.bytes FROM leaf_place p JOIN leaf l ON l.day = p.day AND l.number = p.number \
+        WHERE p.first >= coalesce((SELECT max(first) FROM leaf_place WHERE first <= $1), 0) AND p.first < $2 ORDER BY p.first";
+    LEAF_INDICES = "/* leaf_indices */ SELECT w.number, p.first + w.number - p.number FROM unnest($1::bigint[]) AS w(number) \
+        CROSS JOIN LATERAL (SELECT first, number, count FROM leaf_place WHERE number <= w.number ORDER BY number DESC LIMIT 1) p \
+        WHERE w.number < p.number + p.count";
+    LEAF_BY_NUMBER = "/* leaf_by_number */ SELECT l.number, l.bytes FROM (SELECT day, number FROM \
+        ((SELECT day, number FROM leaf_new WHERE number <= $1 ORDER BY number DESC LIMIT 1) \
+        UNION ALL (SELECT day, number FROM leaf_place WHERE number <= $1 ORDER BY number DESC LIMIT 1)) w ORDER BY number DESC LIMIT 1) n \
+        JOIN leaf l ON l.day = n.day AND l.number = n.number";
+}
+
+/// Lists of messages, newest first: the inner query walks an index where the search has one; the rest of it only marks rows.
+pub(crate) fn message_page(subject: bool, key: bool, limit: i64) -> String {
+    let subject = if subject { " AND subject = $2" } else { "" };
+    let key = if key { " AND key = $3" } else { "" };
+    format!(
+        "/* message_page */ SELECT {}, ($4::text IS NULL OR m.sender = $4) AND ($5::text IS NULL OR m.kind = $5) \
+         AND ($6::bigint IS NULL OR m.accepted_at >= $6) AND ($7::bigint IS NULL OR m.accepted_at < $7) AND ($2::bytea IS NULL OR true) \
+         AND ($3::bytea IS NULL OR true) AS matches \
+         FROM message m WHERE m.seq < $1{subject}{key} ORDER BY m.seq DESC LIMIT {limit}",
+        message_columns!()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::{Connection as _, Executor as _, PgConnection, SqlStr};
+
+    #[tokio::test]
+    async fn every_statement_prepares_on_a_fresh_database() {
+        let url = gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        sqlx::raw_sql("CREATE SCHEMA gatepost; SET search_path = gatepost")
+            .execute(&mut connection)
+            .await
+            .unwrap();
+        for (_, migration) in MIGRATIONS {
+            sqlx::raw_sql(*migration).execute(&mut connection).await.unwrap();
+        }
+        let mut refused = Vec::new();
+        for (name, sql) in ALL {
+            if let Err(error) = connection.prepare(SqlStr::from_static(sql)).await {
+                refused.push(format!("{name}: {error}"));
+            }
+        }
+        assert!(refused.is_empty(), "{refused:#?}");
+    }
+}

@@ -1,0 +1,216 @@
+//! Where readers read: one method for each question, the same for each database.
+//!
+//! **Architecture invariant:** what is behind a source is the only part of the readers' side that knows a database. It turns rows
+//! into records and says which rows are corrupt; it opens no seal.
+
+use gatepost_core::principal::Actor;
+use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use sqlx::{PgPool, SqlitePool};
+
+use super::postgres::PgSource;
+use super::record::{
+    DeliveryLeaves, DeliveryRecord, DetailRecord, Listed, MessageHead, MessageRecord, Payload, ReplyRecord,
+};
+use super::sqlite::SqliteSource;
+use crate::ops::{MessageFilter, StoreError};
+use crate::seal::Index;
+
+#[derive(Clone)]
+pub(crate) enum Source {
+    Sqlite(SqliteSource),
+    Postgres(PgSource),
+}
+
+/// Whether leaves must be what was written. The verifier looks at them as they are, since it can say more of what is wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Check {
+    Sums,
+    Nothing,
+}
+
+/// Which messages a list shows, as far as their own rows can tell.
+pub(crate) struct MessageSearch<'a> {
+    pub(crate) subject: Option<Index>,
+    pub(crate) key: Option<Index>,
+    pub(crate) filter: &'a MessageFilter,
+}
+
+/// Which deliveries a list shows.
+pub(crate) struct DeliverySearch<'a> {
+    /// The number that stands for it, as in [`crate::row::state_code`].
+    pub(crate) state: Option<i64>,
+    pub(crate) held: bool,
+    pub(crate) destination: Option<&'a str>,
+}
+
+/// Asks the database that it is.
+macro_rules! ask {
+    ($source:ident . $question:ident ( $($argument:expr),* )) => {
+        match $source {
+            Self::Sqlite(source) => source.$question($($argument),*).await,
+            Self::Postgres(source) => source.$question($($argument),*).await,
+        }
+    };
+}
+
+impl Source {
+    pub(crate) fn sqlite(pool: SqlitePool) -> Self {
+        Self::Sqlite(SqliteSource::new(pool))
+    }
+
+    pub(crate) fn postgres(pool: PgPool) -> Self {
+        Self::Postgres(PgSource::new(pool))
+    }
+
+    // === messages ===
+
+    /// A message without its payload.
+    pub(crate) async fn message_by_id(&self, id: MessageId) -> Result<Option<MessageRecord>, StoreError> {
+        ask!(self.message_by_id(id))
+    }
+
+    /// A message's number, sound or not.
+    pub(crate) async fn message_seq(&self, id: MessageId) -> Result<Option<i64>, StoreError> {
+        ask!(self.message_seq(id))
+    }
+
+    /// `None` if there is no such message; never [`Payload::Unread`].
+    pub(crate) async fn message_payload(&self, seq: i64) -> Result<Option<Payload>, StoreError> {
+        ask!(self.message_payload(seq))
+    }
+
+    /// Those of these messages that exist, with payloads of at most `inline` bytes.
+    pub(crate) async fn messages_by_seq(
+        &self,
+        seqs: &[i64],
+        inline: u64,
+    ) -> Result<Vec<Listed<MessageRecord>>, StoreError> {
+        ask!(self.messages_by_seq(seqs, inline))
+    }
+
+    /// The newest `limit` messages before a number that an index finds, newest first; `None` for one that does not fit the rest of
+    /// the search.
+    pub(crate) async fn message_page(
+        &self,
+        search: &MessageSearch<'_>,
+        before: i64,
+        limit: i64,
+    ) -> Result<Vec<Listed<Option<MessageHead>>>, StoreError> {
+        ask!(self.message_page(search, before, limit))
+    }
+
+    /// Names of the queues in which a delivery of the message is leased now.
+    pub(crate) async fn message_leases(&self, id: MessageId) -> Result<Vec<String>, StoreError> {
+        ask!(self.message_leases(id))
+    }
+
+    /// The first message that the adapter has sent with this correlation, with its payload.
+    pub(crate) async fn message_by_correlation(
+        &self,
+        correlation: Index,
+        adapter: &str,
+    ) -> Result<Option<MessageRecord>, StoreError> {
+        ask!(self.message_by_correlation(correlation, adapter))
+    }
+
+    // === deliveries ===
+
+    pub(crate) async fn delivery_by_id(&self, id: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
+        ask!(self.delivery_by_id(id))
+    }
+
+    /// In accept order.
+    pub(crate) async fn deliveries_of_message(
+        &self,
+        seq: i64,
+    ) -> Result<Vec<Listed<DeliveryRecord>>, StoreError> {
+        ask!(self.deliveries_of_message(seq))
+    }
+
+    /// At most `limit` before a position, newest first.
+    pub(crate) async fn delivery_page(
+        &self,
+        search: &DeliverySearch<'_>,
+        before: i64,
+        limit: i64,
+    ) -> Result<Vec<Listed<DeliveryRecord>>, StoreError> {
+        ask!(self.delivery_page(search, before, limit))
+    }
+
+    /// Who sent the message of a delivery.
+    pub(crate) async fn delivery_sender(&self, id: DeliveryId) -> Result<Option<Actor>, StoreError> {
+        ask!(self.delivery_sender(id))
+    }
+
+    pub(crate) async fn delivery_leaves(&self, id: DeliveryId) -> Result<Option<DeliveryLeaves>, StoreError> {
+        ask!(self.delivery_leaves(id))
+    }
+
+    /// Of each delivery of the message, in accept order.
+    pub(crate) async fn delivery_leaves_of_message(
+        &self,
+        seq: i64,
+    ) -> Result<Vec<DeliveryLeaves>, StoreError> {
+        ask!(self.delivery_leaves_of_message(seq))
+    }
+
+    pub(crate) async fn delivery_details(&self, pos: i64) -> Result<Vec<DetailRecord>, StoreError> {
+        ask!(self.delivery_details(pos))
+    }
+
+    pub(crate) async fn delivery_reply(&self, pos: i64) -> Result<Option<ReplyRecord>, StoreError> {
+        ask!(self.delivery_reply(pos))
+    }
+
+    // === queues ===
+
+    pub(crate) async fn queue_id(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        ask!(self.queue_id(name))
+    }
+
+    /// When the first delivery of the queue may be leased, in the past or not.
+    pub(crate) async fn queue_oldest_ready(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {
+        ask!(self.queue_oldest_ready(queue))
+    }
+
+    /// When the series of its oldest unsettled delivery began, among a bounded number of them.
+    pub(crate) async fn queue_oldest_born(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {
+        ask!(self.queue_oldest_born(queue))
+    }
+
+    // === the audit log ===
+
+    /// Size of the audit tree; `None` before the store's first start.
+    pub(crate) async fn tree_size(&self) -> Result<Option<u64>, StoreError> {
+        ask!(self.tree_size())
+    }
+
+    /// Index of the first leaf that the database has.
+    pub(crate) async fn leaf_first(&self) -> Result<Option<u64>, StoreError> {
+        ask!(self.leaf_first())
+    }
+
+    /// Leaves `from..to` of the tree that the database has, with their indices, in order.
+    pub(crate) async fn leaves(
+        &self,
+        from: u64,
+        to: u64,
+        check: Check,
+    ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        match self {
+            Self::Sqlite(source) => source.leaves(from, to, check).await,
+            // It keeps no sums of rows: the tree says whether a leaf is what was written.
+            Self::Postgres(source) => source.leaves(from, to).await,
+        }
+    }
+
+    /// Where the leaves with these numbers stand in the tree, in the same order; `None` for one that has no place yet.
+    pub(crate) async fn leaf_indices(&self, numbers: &[u64]) -> Result<Vec<Option<u64>>, StoreError> {
+        ask!(self.leaf_indices(numbers))
+    }
+
+    /// A leaf by its number, whether it has a place in the tree or not.
+    pub(crate) async fn leaf_by_number(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        ask!(self.leaf_by_number(number))
+    }
+}

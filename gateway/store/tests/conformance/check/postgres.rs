@@ -1,0 +1,103 @@
+//! As `check`, of PostgreSQL's tables.
+
+use sqlx::postgres::PgRow;
+use sqlx::{Connection as _, PgConnection, Row as _};
+
+async fn connect(url: &str) -> PgConnection {
+    let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
+    PgConnection::connect_with(&options.options([("search_path", "gatepost")])).await.unwrap()
+}
+
+pub(super) async fn number(url: &str, statement: &'static str) -> i64 {
+    let mut connection = connect(url).await;
+    sqlx::query(statement).fetch_one(&mut connection).await.unwrap().get(0)
+}
+
+/// Recounts what each queue says of itself from its deliveries.
+const RECOUNT: &str = "SELECT q.name, c.counts, d.counts AS found FROM queue q \
+    CROSS JOIN LATERAL (SELECT array[coalesce(sum(waiting), 0), coalesce(sum(leased), 0), coalesce(sum(sending), 0), \
+    coalesce(sum(sent), 0), coalesce(sum(in_doubt), 0), coalesce(sum(held), 0), coalesce(sum(dead), 0), coalesce(sum(suspects), 0), \
+    coalesce(sum(held_lanes), 0), coalesce(sum(bytes), 0)]::bigint[] AS counts FROM queue_count WHERE queue = q.id) c \
+    CROSS JOIN LATERAL (SELECT array[count(*) FILTER (WHERE d.state = 0), count(*) FILTER (WHERE d.state = 1), \
+    count(*) FILTER (WHERE d.state = 2), count(*) FILTER (WHERE d.state = 2 AND d.late), count(*) FILTER (WHERE d.state = 3), \
+    count(*) FILTER (WHERE d.state = 3 AND d.due IS NULL), count(*) FILTER (WHERE d.state = 5), \
+    count(*) FILTER (WHERE d.state < 4 AND d.suspect), count(*) FILTER (WHERE d.lane IS NOT NULL AND ((d.state = 3 AND d.due IS NULL) \
+    OR (d.state = 5 AND d.blocks))), coalesce(sum(m.size) FILTER (WHERE d.state < 4), 0)]::bigint[] AS counts \
+    FROM delivery d JOIN message m ON m.seq = d.message WHERE d.queue = q.id) d";
+
+const COUNTS: [&str; 10] =
+    ["waiting", "leased", "sending", "sent", "in_doubt", "held", "dead", "suspects", "held_lanes", "bytes"];
+
+/// What must not be found, and what it would be.
+const UNSOUND: &[(&str, &str)] = &[
+    (
+        "could overtake",
+        "SELECT r.pos FROM ready r JOIN delivery d ON d.pos = r.pos WHERE d.lane IS NOT NULL AND EXISTS (SELECT 1 FROM delivery e \
+         WHERE e.queue = d.queue AND e.lane = d.lane AND e.pos < d.pos AND e.blocks AND e.state NOT IN (1, 2))",
+    ),
+    (
+        "is forgotten",
+        "SELECT d.pos FROM delivery d WHERE d.due IS NOT NULL AND NOT EXISTS (SELECT 1 FROM ready r WHERE r.pos = d.pos) \
+         AND NOT EXISTS (SELECT 1 FROM delivery e WHERE d.lane IS NOT NULL AND e.queue = d.queue AND e.lane = d.lane AND e.pos < d.pos \
+         AND e.blocks)",
+    ),
+    (
+        "is ready as another",
+        "SELECT r.pos FROM ready r LEFT JOIN delivery d ON d.pos = r.pos WHERE d.pos IS NULL OR d.queue <> r.queue \
+         OR d.due IS DISTINCT FROM r.due OR d.suspect <> r.suspect OR d.state NOT IN (0, 3)",
+    ),
+    (
+        "does not stand in its lane",
+        "SELECT coalesce(d.pos, l.pos) FROM (SELECT * FROM delivery WHERE lane IS NOT NULL AND blocks) d FULL JOIN lane l \
+         ON l.queue = d.queue AND l.lane = d.lane AND l.pos = d.pos WHERE d.pos IS NULL OR l.pos IS NULL",
+    ),
+    (
+        "is stuck or not",
+        "SELECT coalesce(d.pos, s.pos) FROM (SELECT * FROM delivery WHERE state IN (3, 5)) d FULL JOIN stuck s \
+         ON s.pos = d.pos AND s.state = d.state AND s.queue = d.queue AND s.held = (d.state = 3 AND d.due IS NULL) \
+         WHERE d.pos IS NULL OR s.pos IS NULL",
+    ),
+    (
+        "is leased and would not be found",
+        "SELECT d.pos FROM delivery d WHERE d.token IS NOT NULL AND NOT EXISTS (SELECT 1 FROM lease_group g WHERE d.pos = ANY(g.pos))",
+    ),
+    (
+        "will expire and would not be found",
+        "SELECT d.pos FROM delivery d WHERE d.state = 0 AND d.expires_at IS NOT NULL \
+         AND NOT EXISTS (SELECT 1 FROM expiry e WHERE e.at = d.expires_at AND e.pos = d.pos)",
+    ),
+];
+
+pub(super) async fn assert_sound(url: &str, context: &str) {
+    let mut connection = connect(url).await;
+    for row in sqlx::query(RECOUNT).fetch_all(&mut connection).await.unwrap() {
+        let queue: String = row.get("name");
+        let (kept, found): (Vec<i64>, Vec<i64>) = (row.get("counts"), row.get("found"));
+        for (count, (kept, found)) in COUNTS.iter().zip(kept.iter().zip(&found)) {
+            assert_eq!(kept, found, "{context}: {queue} says it has {kept} {count} and has {found}");
+        }
+    }
+    for (what, query) in UNSOUND {
+        let rows: Vec<PgRow> = sqlx::query(*query).fetch_all(&mut connection).await.unwrap();
+        assert!(rows.is_empty(), "{context}: delivery {} {what}", rows[0].get::<i64, _>(0));
+    }
+    connection.close().await.unwrap();
+}
+
+/// Every entry of the log that has its place.
+pub(super) async fn entries(url: &str) -> Vec<Vec<u8>> {
+    let mut connection = connect(url).await;
+    let rows = sqlx::query(
+        "SELECT p.first, p.count, l.bytes FROM leaf_place p JOIN leaf l ON l.day = p.day AND l.number = p.number ORDER BY p.first",
+    );
+    let rows = rows.fetch_all(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    let mut entries: Vec<Vec<u8>> = Vec::new();
+    for row in &rows {
+        assert_eq!(u64::try_from(row.get::<i64, _>("first")).unwrap(), entries.len() as u64, "a gap");
+        let run = gatepost_audit::parse_bundle(row.get("bytes")).unwrap();
+        assert_eq!(run.len(), usize::try_from(row.get::<i32, _>("count")).unwrap());
+        entries.extend(run.into_iter().map(<[u8]>::to_vec));
+    }
+    entries
+}
