@@ -62,6 +62,7 @@ macro_rules! statements {
         pub(crate) const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
     };
 }
+pub(crate) use statements;
 
 statements! {
     // === the writer's reads ===

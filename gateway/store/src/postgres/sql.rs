@@ -3,6 +3,8 @@
 //!
 //! A test prepares each of them on a freshly migrated database.
 
+use crate::sql::statements;
+
 pub(crate) const MIGRATIONS: &[(i64, &str)] =
     &[(1, include_str!("../../../../migrations/postgres/0001_foundation.sql"))];
 
@@ -19,49 +21,6 @@ macro_rules! delivery_columns {
 macro_rules! with_message {
     () => {
         " LEFT JOIN message m ON m.seq = d.message LEFT JOIN payload p ON p.day = m.day AND p.seq = m.seq "
-    };
-}
-
-/// Columns of a message, in the order that `reader::postgres` reads.
-macro_rules! message_columns {
-    () => {
-        "m.seq, m.id, m.accepted_at, m.sender_kind, m.sender, m.kind, m.form, m.size"
-    };
-}
-
-/// A message with what there is of its content, data apart.
-macro_rules! messages_from {
-    ($from:literal, $data:literal) => {
-        concat!(
-            "SELECT ",
-            message_columns!(),
-            ", coalesce(p.attributes, m.remains), p.salt, ",
-            $data,
-            " FROM ",
-            $from,
-            " LEFT JOIN payload p ON p.day = m.day AND p.seq = m.seq "
-        )
-    };
-}
-
-/// A delivery as lists show it.
-macro_rules! delivery_item {
-    ($from:literal) => {
-        concat!(
-            "SELECT d.pos, d.id, m.id, q.name, d.state, d.reason, d.attempts, d.series, d.doubt, d.replayed, m.accepted_at, \
-             d.changed_at, d.due FROM ",
-            $from,
-            " JOIN message m ON m.seq = d.message JOIN queue q ON q.id = d.queue "
-        )
-    };
-}
-
-macro_rules! statements {
-    ($($(#[$doc:meta])* $name:ident = $sql:expr;)+) => {
-        $($(#[$doc])* pub(crate) const $name: &str = $sql;)+
-
-        #[cfg(test)]
-        pub(crate) const ALL: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
     };
 }
 
@@ -263,64 +222,6 @@ statements! {
         d AS (DELETE FROM detail y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \
         DELETE FROM payload p USING w WHERE p.day = w.day AND p.seq = w.seq";
     PURGE_KEYS = "/* purge_keys */ DELETE FROM dedup k USING message m WHERE m.seq > $1 AND m.seq <= $2 AND k.key = m.dedup AND k.message = m.seq";
-
-    // === reads for everybody else ===
-    MESSAGE_BY_ID = concat!("/* message_by_id */ ", messages_from!("message m", "NULL::bytea"), "WHERE m.id = $1");
-    MESSAGE_SEQ = "/* message_seq */ SELECT seq FROM message WHERE id = $1";
-    MESSAGE_PAYLOAD = concat!("/* message_payload */ ", messages_from!("message m", "p.data"), "WHERE m.seq = $1");
-    MESSAGES_BY_SEQ = concat!("/* messages_by_seq */ ", messages_from!("unnest($1::bigint[]) AS w(seq) JOIN message m ON m.seq = w.seq",
-        "CASE WHEN m.size <= $2 THEN p.data END"));
-    MESSAGE_BY_CORRELATION = concat!("/* message_by_correlation */ ", messages_from!("message m", "p.data"), "WHERE m.correlation = $1 \
-        AND m.sender_kind = 'adapter' AND m.sender = $2 ORDER BY m.seq LIMIT 1");
-    MESSAGE_LEASES = "/* message_leases */ SELECT q.name FROM message m JOIN delivery d ON d.pos >= m.first_pos \
-        AND d.pos < m.first_pos + m.deliveries JOIN queue q ON q.id = d.queue WHERE m.id = $1 AND d.token IS NOT NULL";
-    DELIVERY_ITEM = concat!("/* delivery_item */ ", delivery_item!("delivery d"), "WHERE d.id = $1");
-    DELIVERY_ITEMS_OF_MESSAGE = concat!("/* delivery_items_of_message */ ", delivery_item!("message o JOIN delivery d ON d.pos >= o.first_pos \
-        AND d.pos < o.first_pos + o.deliveries"), "WHERE o.seq = $1 ORDER BY d.pos");
-    DELIVERIES_ALL = concat!("/* deliveries_all */ ", delivery_item!("delivery d"), "WHERE d.pos < $1 AND ($3::int IS NULL OR d.queue = $3) \
-        AND ($4::smallint IS NULL OR d.state = $4) ORDER BY d.pos DESC LIMIT $2");
-    DELIVERIES_STUCK = concat!("/* deliveries_stuck */ ", delivery_item!("stuck s JOIN delivery d ON d.pos = s.pos"), "WHERE s.state = $4 \
-        AND s.pos < $1 AND ($3::int IS NULL OR s.queue = $3) AND (NOT $5 OR s.held) ORDER BY s.pos DESC LIMIT $2");
-    DELIVERY_SENDER = "/* delivery_sender */ SELECT m.sender_kind, m.sender FROM delivery d JOIN message m ON m.seq = d.message WHERE d.id = $1";
-    DELIVERY_LEAVES = "/* delivery_leaves */ SELECT pos, id, leaves FROM delivery WHERE id = $1";
-    DELIVERY_LEAVES_OF_MESSAGE = "/* delivery_leaves_of_message */ SELECT d.pos, d.id, d.leaves FROM message m JOIN delivery d \
-        ON d.pos >= m.first_pos AND d.pos < m.first_pos + m.deliveries WHERE m.seq = $1 ORDER BY d.pos";
-    DETAILS_OF_DELIVERY = "/* details_of_delivery */ SELECT y.leaf, y.body FROM delivery d JOIN message m ON m.seq = d.message \
-        JOIN detail y ON y.day = m.day AND y.delivery = d.pos WHERE d.pos = $1";
-    REPLY_OF_DELIVERY = "/* reply_of_delivery */ SELECT y.body FROM delivery d JOIN message m ON m.seq = d.message \
-        JOIN reply y ON y.day = m.day AND y.delivery = d.pos WHERE d.pos = $1";
-    QUEUE_ID = "/* queue_id */ SELECT id FROM queue WHERE name = $1";
-    OLDEST_READY = "/* oldest_ready */ SELECT min(r.due) FROM generate_series(0, 63) AS b(bucket) CROSS JOIN LATERAL (SELECT due FROM ready \
-        WHERE queue = $1 AND bucket = b.bucket ORDER BY due LIMIT 1) r";
-    /// Among a bounded number of those that are ready, leased or in doubt.
-    OLDEST_BORN = "/* oldest_born */ SELECT min(d.born) FROM ((SELECT pos FROM ready WHERE queue = $1 ORDER BY bucket, due LIMIT 1000) \
-        UNION ALL (SELECT unnest(pos) FROM lease_group LIMIT 1000) \
-        UNION ALL (SELECT pos FROM stuck WHERE state = 3 AND queue = $1 ORDER BY pos LIMIT 1000)) w JOIN delivery d ON d.pos = w.pos \
-        WHERE d.queue = $1 AND d.state IN (0, 1, 2, 3)";
-    LEAF_FIRST = "/* leaf_first */ SELECT min(first) FROM leaf_place";
-    /// From the run that holds the first one asked for.
-    LEAVES = "/* leaves */ SELECT p.first, l.bytes FROM leaf_place p JOIN leaf l ON l.day = p.day AND l.number = p.number \
-        WHERE p.first >= coalesce((SELECT max(first) FROM leaf_place WHERE first <= $1), 0) AND p.first < $2 ORDER BY p.first";
-    LEAF_INDICES = "/* leaf_indices */ SELECT w.number, p.first + w.number - p.number FROM unnest($1::bigint[]) AS w(number) \
-        CROSS JOIN LATERAL (SELECT first, number, count FROM leaf_place WHERE number <= w.number ORDER BY number DESC LIMIT 1) p \
-        WHERE w.number < p.number + p.count";
-    LEAF_BY_NUMBER = "/* leaf_by_number */ SELECT l.number, l.bytes FROM (SELECT day, number FROM \
-        ((SELECT day, number FROM leaf_new WHERE number <= $1 ORDER BY number DESC LIMIT 1) \
-        UNION ALL (SELECT day, number FROM leaf_place WHERE number <= $1 ORDER BY number DESC LIMIT 1)) w ORDER BY number DESC LIMIT 1) n \
-        JOIN leaf l ON l.day = n.day AND l.number = n.number";
-}
-
-/// Lists of messages, newest first: the inner query walks an index where the search has one; the rest of it only marks rows.
-pub(crate) fn message_page(subject: bool, key: bool, limit: i64) -> String {
-    let subject = if subject { " AND subject = $2" } else { "" };
-    let key = if key { " AND key = $3" } else { "" };
-    format!(
-        "/* message_page */ SELECT {}, ($4::text IS NULL OR m.sender = $4) AND ($5::text IS NULL OR m.kind = $5) \
-         AND ($6::bigint IS NULL OR m.accepted_at >= $6) AND ($7::bigint IS NULL OR m.accepted_at < $7) AND ($2::bytea IS NULL OR true) \
-         AND ($3::bytea IS NULL OR true) AS matches \
-         FROM message m WHERE m.seq < $1{subject}{key} ORDER BY m.seq DESC LIMIT {limit}",
-        message_columns!()
-    )
 }
 
 #[cfg(test)]

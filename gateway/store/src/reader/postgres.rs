@@ -1,28 +1,30 @@
-//! Reading PostgreSQL. The content of a message that is purged is no longer there; what stays of its attributes stands with the
-//! message itself.
+//! Reading PostgreSQL. It has sums of its pages itself; what is found corrupt here is what no writer of this store writes.
+//!
+//! Content is partitioned by the day of its message: a message whose payload's row is not there is purged.
 
-use std::collections::HashMap;
+mod sql;
+#[cfg(test)]
+mod tests;
 
-use gatepost_core::principal::{Actor, ActorKind};
+use gatepost_core::principal::Actor;
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
-use sqlx::PgPool;
 use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::{PgPool, Row as _};
 
 use super::record::{
     DeliveryColumns, DeliveryLeaves, DeliveryRecord, DetailRecord, Listed, MessageColumns, MessageHead,
     MessageRecord, Payload, ReplyRecord, leaf_numbers,
 };
-use super::source::{DeliverySearch, MessageSearch};
+use super::source::{Check, DeliverySearch, MessageSearch};
 use crate::leaves::Run;
 use crate::ops::StoreError;
-use crate::postgres::row::Cells;
-use crate::postgres::sql;
 use crate::seal::{Index, Place};
 
-type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, PgArguments>;
+/// Numbers of the states whose deliveries stand in table `stuck`.
+const IN_DOUBT: i64 = 3;
+const DEAD: i64 = 5;
 
-/// The number that stands for deliveries in doubt, and for dead ones.
-const STUCK: [i64; 2] = [3, 5];
+type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, PgArguments>;
 
 #[derive(Clone)]
 pub(crate) struct PgSource {
@@ -41,12 +43,12 @@ impl PgSource {
 
     pub(super) async fn message_seq(&self, id: MessageId) -> Result<Option<i64>, StoreError> {
         let row = self.optional(sqlx::query(sql::MESSAGE_SEQ).bind(id.as_bytes().as_slice())).await?;
-        row.map(|row| Cells::new(&row).take()).transpose()
+        row.map(|row| get(&row, "seq")).transpose()
     }
 
     pub(super) async fn message_payload(&self, seq: i64) -> Result<Option<Payload>, StoreError> {
         let row = self.optional(sqlx::query(sql::MESSAGE_PAYLOAD).bind(seq)).await?;
-        row.map(|row| message_record(&row).map(|message| message.payload)).transpose()
+        row.map(|row| payload(&row, seq)).transpose()
     }
 
     pub(super) async fn messages_by_seq(
@@ -54,8 +56,8 @@ impl PgSource {
         seqs: &[i64],
         inline: u64,
     ) -> Result<Vec<Listed<MessageRecord>>, StoreError> {
-        let query = sqlx::query(sql::MESSAGES_BY_SEQ).bind(seqs.to_vec()).bind(bound(inline));
-        self.listed(query, message_record).await
+        let query = sqlx::query(sql::MESSAGES_BY_SEQ).bind(seqs).bind(bound(inline));
+        self.listed(query, "seq", message_record).await
     }
 
     pub(super) async fn message_page(
@@ -65,26 +67,36 @@ impl PgSource {
         limit: i64,
     ) -> Result<Vec<Listed<Option<MessageHead>>>, StoreError> {
         let filter = search.filter;
-        let sql = sql::message_page(search.subject.is_some(), search.key.is_some(), limit);
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(before)
-            .bind(search.subject.map(|subject| subject.to_vec()))
-            .bind(search.key.map(|key| key.to_vec()))
-            .bind(filter.app.clone())
-            .bind(filter.kind.clone())
-            .bind(filter.since.map(Timestamp::as_micros))
-            .bind(filter.until.map(Timestamp::as_micros));
-        self.listed(query, |row| {
-            let mut cells = Cells::new(row);
-            let head = message_head(&mut cells);
-            if cells.take::<bool>()? { head.map(Some) } else { Ok(None) }
-        })
+        let page = |statement| {
+            sqlx::query(statement)
+                .bind(before)
+                .bind(limit)
+                .bind(filter.app.as_deref())
+                .bind(filter.kind.as_deref())
+                .bind(filter.since.map(Timestamp::as_micros))
+                .bind(filter.until.map(Timestamp::as_micros))
+        };
+        let query = match (&search.subject, &search.key) {
+            (None, None) => page(sql::MESSAGE_PAGE),
+            (Some(subject), None) => page(sql::MESSAGE_PAGE_OF_SUBJECT).bind(subject.as_slice()),
+            (None, Some(key)) => page(sql::MESSAGE_PAGE_OF_KEY).bind(key.as_slice()),
+            (Some(subject), Some(key)) => {
+                page(sql::MESSAGE_PAGE_OF_SUBJECT_AND_KEY).bind(subject.as_slice()).bind(key.as_slice())
+            }
+        };
+        self.listed(
+            query,
+            "seq",
+            |row| {
+                if get(row, "matches")? { message_head(row).map(Some) } else { Ok(None) }
+            },
+        )
         .await
     }
 
     pub(super) async fn message_leases(&self, id: MessageId) -> Result<Vec<String>, StoreError> {
         let rows = self.all(sqlx::query(sql::MESSAGE_LEASES).bind(id.as_bytes().as_slice())).await?;
-        rows.iter().map(|row| Cells::new(row).take()).collect()
+        rows.iter().map(|row| get(row, "name")).collect()
     }
 
     pub(super) async fn message_by_correlation(
@@ -92,13 +104,13 @@ impl PgSource {
         correlation: Index,
         adapter: &str,
     ) -> Result<Option<MessageRecord>, StoreError> {
-        let query = sqlx::query(sql::MESSAGE_BY_CORRELATION).bind(correlation.to_vec()).bind(adapter);
+        let query = sqlx::query(sql::MESSAGE_BY_CORRELATION).bind(correlation.as_slice()).bind(adapter);
         let row = self.optional(query).await?;
         row.map(|row| message_record(&row)).transpose()
     }
 
     pub(super) async fn delivery_by_id(&self, id: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
-        let row = self.optional(sqlx::query(sql::DELIVERY_ITEM).bind(id.as_bytes().as_slice())).await?;
+        let row = self.optional(sqlx::query(sql::DELIVERY_BY_ID).bind(id.as_bytes().as_slice())).await?;
         row.map(|row| delivery_record(&row)).transpose()
     }
 
@@ -106,7 +118,7 @@ impl PgSource {
         &self,
         seq: i64,
     ) -> Result<Vec<Listed<DeliveryRecord>>, StoreError> {
-        self.listed(sqlx::query(sql::DELIVERY_ITEMS_OF_MESSAGE).bind(seq), delivery_record).await
+        self.listed(sqlx::query(sql::DELIVERIES_OF_MESSAGE).bind(seq), "pos", delivery_record).await
     }
 
     pub(super) async fn delivery_page(
@@ -115,35 +127,26 @@ impl PgSource {
         before: i64,
         limit: i64,
     ) -> Result<Vec<Listed<DeliveryRecord>>, StoreError> {
-        let queue = match search.destination {
-            None => None,
-            Some(name) => match self.queue_id(name).await? {
-                None => return Ok(Vec::new()),
-                Some(id) => Some(i32::try_from(id).unwrap_or(i32::MAX)),
-            },
+        // Held ones are in doubt; a dead one has no time at which it is due, so that there this asks for nothing more.
+        let (statement, state, held) = match (search.state, search.held) {
+            (Some(IN_DOUBT), held) => (sql::DELIVERY_PAGE_STUCK, Some(IN_DOUBT), held),
+            (None, true) => (sql::DELIVERY_PAGE_STUCK, Some(IN_DOUBT), true),
+            (Some(DEAD), _) => (sql::DELIVERY_PAGE_STUCK, Some(DEAD), false),
+            (state, held) => (sql::DELIVERY_PAGE, state, held),
         };
-        // Held ones are in doubt.
-        let state = if search.held { Some(STUCK[0]) } else { search.state };
-        if search.held && search.state.is_some_and(|state| state != STUCK[0]) {
-            return Ok(Vec::new());
-        }
-        let is_stuck = state.is_some_and(|state| STUCK.contains(&state));
-        let statement = if is_stuck { sql::DELIVERIES_STUCK } else { sql::DELIVERIES_ALL };
         let state = state.and_then(|state| i16::try_from(state).ok());
-        let mut query = sqlx::query(statement).bind(before).bind(limit).bind(queue).bind(state);
-        if is_stuck {
-            query = query.bind(search.held);
-        }
-        self.listed(query, delivery_record).await
+        let query =
+            sqlx::query(statement).bind(before).bind(limit).bind(state).bind(held).bind(search.destination);
+        self.listed(query, "pos", delivery_record).await
     }
 
     pub(super) async fn delivery_sender(&self, id: DeliveryId) -> Result<Option<Actor>, StoreError> {
         let row = self.optional(sqlx::query(sql::DELIVERY_SENDER).bind(id.as_bytes().as_slice())).await?;
         let Some(row) = row else { return Ok(None) };
-        let mut cells = Cells::new(&row);
-        let kind = ActorKind::from_name(cells.take()?);
-        let kind = kind.ok_or_else(|| Place { table: "message", column: "sender_kind", row: 0 }.corrupt())?;
-        Ok(Some(Actor::new(kind, cells.take::<&str>()?)))
+        if !get::<bool>(&row, "found")? {
+            return Err(Place { table: "message", column: "seq", row: get(&row, "message")? }.corrupt());
+        }
+        message_head(&row).map(|head| Some(head.sender))
     }
 
     pub(super) async fn delivery_leaves(&self, id: DeliveryId) -> Result<Option<DeliveryLeaves>, StoreError> {
@@ -160,72 +163,66 @@ impl PgSource {
     }
 
     pub(super) async fn delivery_details(&self, pos: i64) -> Result<Vec<DetailRecord>, StoreError> {
-        let rows = self.all(sqlx::query(sql::DETAILS_OF_DELIVERY).bind(pos)).await?;
-        let read = |row| {
-            let mut cells = Cells::new(row);
-            Ok(DetailRecord { leaf: cells.take()?, body: cells.take()? })
-        };
-        rows.iter().map(read).collect()
+        let rows = self.all(sqlx::query(sql::DELIVERY_DETAILS).bind(pos)).await?;
+        rows.iter().map(|row| Ok(DetailRecord { leaf: get(row, "leaf")?, body: get(row, "body")? })).collect()
     }
 
     pub(super) async fn delivery_reply(&self, pos: i64) -> Result<Option<ReplyRecord>, StoreError> {
-        let row = self.optional(sqlx::query(sql::REPLY_OF_DELIVERY).bind(pos)).await?;
-        row.map(|row| Ok(ReplyRecord { pos, body: Cells::new(&row).take()? })).transpose()
+        let row = self.optional(sqlx::query(sql::DELIVERY_REPLY).bind(pos)).await?;
+        row.map(|row| Ok(ReplyRecord { pos, body: get(&row, "body")? })).transpose()
     }
 
     pub(super) async fn queue_id(&self, name: &str) -> Result<Option<i64>, StoreError> {
         let row = self.optional(sqlx::query(sql::QUEUE_ID).bind(name)).await?;
-        row.map(|row| Cells::new(&row).take::<i32>().map(i64::from)).transpose()
+        row.map(|row| Ok(i64::from(get::<i32>(&row, "id")?))).transpose()
     }
 
     pub(super) async fn queue_oldest_ready(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {
-        self.time(sql::OLDEST_READY, queue).await
+        self.time(sqlx::query(sql::QUEUE_OLDEST_READY).bind(queue)).await
     }
 
     pub(super) async fn queue_oldest_born(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {
-        self.time(sql::OLDEST_BORN, queue).await
+        self.time(sqlx::query(sql::QUEUE_OLDEST_BORN).bind(queue)).await
     }
 
-    pub(crate) async fn tree_size(&self) -> Result<Option<u64>, StoreError> {
+    pub(super) async fn tree_size(&self) -> Result<Option<u64>, StoreError> {
         let row = self.optional(sqlx::query(sql::TREE_SIZE)).await?;
-        row.map(|row| Ok(u64::try_from(Cells::new(&row).take::<i64>()?).unwrap_or(0))).transpose()
+        let place = Place { table: "store", column: "sequenced", row: 1 };
+        row.map(|row| place.count(get(&row, "sequenced")?)).transpose()
     }
 
-    pub(crate) async fn leaf_first(&self) -> Result<Option<u64>, StoreError> {
-        let Some(row) = self.optional(sqlx::query(sql::LEAF_FIRST)).await? else { return Ok(None) };
-        Ok(Cells::new(&row).take::<Option<i64>>()?.and_then(|first| u64::try_from(first).ok()))
+    pub(super) async fn leaf_first(&self) -> Result<Option<u64>, StoreError> {
+        let row = self.optional(sqlx::query(sql::LEAF_FIRST)).await?;
+        let first = row.map(|row| get::<i64>(&row, "first")).transpose()?;
+        Ok(first.and_then(|first| u64::try_from(first).ok()))
     }
 
-    pub(crate) async fn leaves(&self, from: u64, to: u64) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    /// Rows have no sums, so that there is nothing more to check where leaves must be what was written: the tree is.
+    pub(super) async fn leaves(
+        &self,
+        from: u64,
+        to: u64,
+        _check: Check,
+    ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         let mut leaves = Vec::new();
         for row in &self.all(sqlx::query(sql::LEAVES).bind(bound(from)).bind(bound(to))).await? {
-            let run = run(row)?;
-            let place = Place { table: "leaf", column: "bytes", row: bound(run.first) };
-            let of_run = run.leaves().map_err(|_| place.corrupt())?;
-            let wanted = of_run.filter(|(index, _)| (from..to).contains(index));
-            leaves.extend(wanted.map(|(index, leaf)| (index, leaf.to_vec())));
+            let of_run = run(row, "first")?;
+            leaves.extend(of_run.into_iter().filter(|(index, _)| (from..to).contains(index)));
         }
         Ok(leaves)
     }
 
     pub(super) async fn leaf_indices(&self, numbers: &[u64]) -> Result<Vec<Option<u64>>, StoreError> {
-        let asked: Vec<i64> = numbers.iter().copied().map(bound).collect();
-        let mut found: HashMap<i64, u64> = HashMap::with_capacity(numbers.len());
-        for row in &self.all(sqlx::query(sql::LEAF_INDICES).bind(asked)).await? {
-            let mut cells = Cells::new(row);
-            let (number, index): (i64, i64) = (cells.take()?, cells.take()?);
-            found.insert(number, u64::try_from(index).unwrap_or(0));
-        }
-        Ok(numbers.iter().map(|number| found.get(&bound(*number)).copied()).collect())
+        let numbers: Vec<i64> = numbers.iter().copied().map(bound).collect();
+        let rows = self.all(sqlx::query(sql::LEAF_INDICES).bind(numbers)).await?;
+        let index = |row| Ok(get::<Option<i64>>(row, "index")?.and_then(|index| u64::try_from(index).ok()));
+        rows.iter().map(index).collect()
     }
 
     pub(super) async fn leaf_by_number(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let row = self.optional(sqlx::query(sql::LEAF_BY_NUMBER).bind(bound(number))).await?;
         let Some(row) = row else { return Ok(None) };
-        let run = run(&row)?;
-        let place = Place { table: "leaf", column: "bytes", row: bound(run.first) };
-        let mut leaves = run.leaves().map_err(|_| place.corrupt())?;
-        Ok(leaves.find(|(of, _)| *of == number).map(|(_, leaf)| leaf.to_vec()))
+        Ok(run(&row, "number")?.into_iter().find(|(of, _)| *of == number).map(|(_, leaf)| leaf))
     }
 
     async fn all(&self, query: Query<'_>) -> Result<Vec<PgRow>, StoreError> {
@@ -236,87 +233,104 @@ impl PgSource {
         query.fetch_optional(&self.pool).await.map_err(failed)
     }
 
-    /// Every row with its number, which stands first, damaged or not.
+    /// Every row with its number, damaged or not.
     async fn listed<T>(
         &self,
         query: Query<'_>,
+        number: &'static str,
         read: impl Fn(&PgRow) -> Result<T, StoreError>,
     ) -> Result<Vec<Listed<T>>, StoreError> {
         let rows = self.all(query).await?;
-        rows.iter().map(|row| Ok(Listed { number: Cells::new(row).take()?, row: read(row) })).collect()
+        rows.iter().map(|row| Ok(Listed { number: get(row, number)?, row: read(row) })).collect()
     }
 
-    /// The only column of the only row.
-    async fn time(&self, statement: &'static str, queue: i64) -> Result<Option<Timestamp>, StoreError> {
-        let queue = i32::try_from(queue).unwrap_or(i32::MAX);
-        let Some(row) = self.optional(sqlx::query(statement).bind(queue)).await? else { return Ok(None) };
-        Cells::new(&row).take_time()
+    async fn time(&self, query: Query<'_>) -> Result<Option<Timestamp>, StoreError> {
+        let Some(row) = self.optional(query).await? else { return Ok(None) };
+        Ok(get::<Option<i64>>(&row, "at")?.map(Timestamp::from_micros))
     }
 }
 
-fn message_head(cells: &mut Cells<'_>) -> Result<MessageHead, StoreError> {
-    let seq = cells.take()?;
-    let place = |column| Place { table: "message", column, row: seq };
+fn message_record(row: &PgRow) -> Result<MessageRecord, StoreError> {
+    let head = message_head(row)?;
+    let payload = payload(row, head.seq)?;
+    Ok(MessageRecord { head, attributes: get(row, "attributes")?, payload })
+}
+
+fn message_head(row: &PgRow) -> Result<MessageHead, StoreError> {
+    let seq: i64 = get(row, "seq")?;
     let columns = MessageColumns {
         seq,
-        id: cells.take_bytes(place("id"))?,
-        accepted_at: cells.take()?,
-        sender_kind: cells.take()?,
-        sender: cells.take()?,
-        kind: cells.take()?,
-        form: i64::from(cells.take::<i16>()?),
-        size: cells.take()?,
+        id: fixed(row, "id", Place { table: "message", column: "id", row: seq })?,
+        accepted_at: get(row, "accepted_at")?,
+        sender_kind: get(row, "sender_kind")?,
+        sender: get(row, "sender")?,
+        kind: get(row, "kind")?,
+        form: i64::from(get::<i16>(row, "form")?),
+        size: get(row, "size")?,
     };
     columns.read()
 }
 
-fn message_record(row: &PgRow) -> Result<MessageRecord, StoreError> {
-    let mut cells = Cells::new(row);
-    let head = message_head(&mut cells)?;
-    let attributes = cells.take()?;
-    let salt = cells.take_opt_bytes(Place { table: "payload", column: "salt", row: head.seq })?;
-    let payload = match (salt, cells.take::<Option<Vec<u8>>>()?) {
-        (Some(salt), Some(sealed)) => Payload::Read { salt, sealed },
-        (Some(_), None) => Payload::Unread,
-        (None, _) => Payload::Purged,
-    };
-    Ok(MessageRecord { head, attributes, payload })
+/// A payload's columns cannot be null: one without data was not asked for it.
+fn payload(row: &PgRow, seq: i64) -> Result<Payload, StoreError> {
+    if get::<Option<&[u8]>>(row, "salt")?.is_none() {
+        return Ok(Payload::Purged);
+    }
+    let Some(sealed) = get::<Option<Vec<u8>>>(row, "data")? else { return Ok(Payload::Unread) };
+    let salt = fixed(row, "salt", Place { table: "payload", column: "salt", row: seq })?;
+    Ok(Payload::Read { salt, sealed })
 }
 
 fn delivery_record(row: &PgRow) -> Result<DeliveryRecord, StoreError> {
-    let mut cells = Cells::new(row);
-    let pos = cells.take()?;
+    let pos: i64 = get(row, "pos")?;
     let place = |column| Place { table: "delivery", column, row: pos };
     let columns = DeliveryColumns {
         pos,
-        id: cells.take_bytes(place("id"))?,
-        message: cells.take_bytes(place("message"))?,
-        destination: cells.take()?,
-        state: i64::from(cells.take::<i16>()?),
-        reason: cells.take()?,
-        attempts: i64::from(cells.take::<i32>()?),
-        series: i64::from(cells.take::<i32>()?),
-        doubt: cells.take()?,
-        replayed: cells.take()?,
-        accepted_at: cells.take()?,
-        changed_at: cells.take()?,
-        due: cells.take()?,
+        id: fixed(row, "id", place("id"))?,
+        message: fixed(row, "message_id", place("message"))?,
+        destination: get(row, "queue_name")?,
+        state: i64::from(get::<i16>(row, "state")?),
+        reason: get(row, "reason")?,
+        attempts: i64::from(get::<i32>(row, "attempts")?),
+        series: i64::from(get::<i32>(row, "series")?),
+        doubt: get(row, "doubt")?,
+        replayed: get(row, "replayed")?,
+        accepted_at: get(row, "accepted_at")?,
+        changed_at: get(row, "changed_at")?,
+        due: get(row, "due")?,
     };
     columns.read()
 }
 
 fn leaves_of(row: &PgRow) -> Result<DeliveryLeaves, StoreError> {
-    let mut cells = Cells::new(row);
-    let pos = cells.take()?;
-    let id = DeliveryId::from_bytes(cells.take_bytes(Place { table: "delivery", column: "id", row: pos })?);
-    Ok(DeliveryLeaves { pos, id, numbers: leaf_numbers(cells.take()?) })
+    let pos: i64 = get(row, "pos")?;
+    let id = fixed(row, "id", Place { table: "delivery", column: "id", row: pos })?;
+    Ok(DeliveryLeaves { pos, id: DeliveryId::from_bytes(id), numbers: leaf_numbers(get(row, "leaves")?) })
 }
 
-/// A run of leaves after the number or the index of its first one.
-fn run(row: &PgRow) -> Result<Run, StoreError> {
-    let mut cells = Cells::new(row);
-    let first: i64 = cells.take()?;
-    Ok(Run { first: u64::try_from(first).unwrap_or(0), bytes: cells.take()? })
+/// The leaves of a run, counted from what the column says of its first one.
+fn run(row: &PgRow, first: &'static str) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+    let at: i64 = get(row, first)?;
+    let place = |column| Place { table: "leaf", column, row: at };
+    let run = Run { first: place(first).count(at)?, bytes: get(row, "bytes")? };
+    let leaves = run.leaves().map_err(|_| place("bytes").corrupt())?;
+    let leaves: Vec<(u64, Vec<u8>)> = leaves.map(|(index, leaf)| (index, leaf.to_vec())).collect();
+    // One more or less would shift every leaf behind it.
+    if i32::try_from(leaves.len()).ok() != Some(get(row, "count")?) {
+        return Err(place("count").corrupt());
+    }
+    Ok(leaves)
+}
+
+fn get<'r, T>(row: &'r PgRow, column: &str) -> Result<T, StoreError>
+where
+    T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    row.try_get(column).map_err(failed)
+}
+
+fn fixed<const N: usize>(row: &PgRow, column: &str, place: Place) -> Result<[u8; N], StoreError> {
+    get::<&[u8]>(row, column)?.try_into().map_err(|_| place.corrupt())
 }
 
 fn bound(value: u64) -> i64 {

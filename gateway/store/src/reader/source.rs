@@ -197,11 +197,7 @@ impl Source {
         to: u64,
         check: Check,
     ) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        match self {
-            Self::Sqlite(source) => source.leaves(from, to, check).await,
-            // It keeps no sums of rows: the tree says whether a leaf is what was written.
-            Self::Postgres(source) => source.leaves(from, to).await,
-        }
+        ask!(self.leaves(from, to, check))
     }
 
     /// Where the leaves with these numbers stand in the tree, in the same order; `None` for one that has no place yet.
