@@ -174,6 +174,13 @@ CREATE TABLE bucket (
     PRIMARY KEY (queue, bucket)
 ) WITH (fillfactor = 50);
 
+-- Which nodes have a consumer of a queue connected to them; its buckets are shared out among these.
+CREATE TABLE consumer (
+    queue integer NOT NULL,          -- queue.id
+    epoch integer NOT NULL,          -- node.epoch
+    PRIMARY KEY (queue, epoch)
+);
+
 -- Deliveries that a commit has leased, so that they are found when their node is gone. Some may have ended since.
 CREATE TABLE lease_group (
     id    bigint PRIMARY KEY,        -- number of the commit

@@ -63,6 +63,12 @@ impl LeaseToken {
         &self.0
     }
 
+    /// Which start of a gateway has given the lease.
+    pub fn instance_epoch(&self) -> u32 {
+        let [a, b, c, d, ..] = self.0;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// 32 hexadecimal digits, as it stands on the wire.
     pub fn to_wire(self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.0))

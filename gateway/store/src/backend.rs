@@ -84,8 +84,14 @@ pub(crate) trait Backend: Send + 'static {
 
     /// Leaves below this index stand in durable files.
     fn leaves_filed(&mut self, below: u64) -> Result<(), CommitError>;
-    /// What is to be done now and then, between commits.
-    fn tend(&mut self) -> Result<(), CommitError>;
+    /// What is to be done now and then, between commits. `consumed` are the queues that somebody here reads from.
+    fn tend(&mut self, memory: &mut Memory, vault: &Vault, consumed: &[i64]) -> Result<Tended, CommitError>;
+    /// Somebody asks for deliveries of a queue.
+    fn consume(&mut self, memory: &Memory, queue: i64) -> Result<(), CommitError>;
+    /// Makes sure, in the open transaction and until its end, that these sessions are their adapters' newest ones.
+    fn hold_sessions(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError>;
+    /// Brings what others have leased of a queue into memory, in the open transaction.
+    fn adopt(&mut self, memory: &mut Memory, queue: i64) -> Result<(), CommitError>;
     /// Bytes of a log that waits to be brought into the database.
     fn log_bytes(&self) -> u64;
     /// There is no space: gives up what was set aside for that.
@@ -99,6 +105,17 @@ pub(crate) trait Backend: Send + 'static {
     fn instance_epoch(&self, opened: u32) -> u32;
     /// Gives up everything so that closing it does not do what only a new start can do well.
     fn abandon(&mut self);
+}
+
+/// What has shown itself between commits.
+#[derive(Debug, Default)]
+pub(crate) struct Tended {
+    /// Queues that may have something to lease.
+    pub(crate) changed: Vec<i64>,
+    /// Leases of a gateway that is gone are this one's now.
+    pub(crate) took_leases: bool,
+    /// What others have done shows in the queues' rows.
+    pub(crate) queues_changed: bool,
 }
 
 /// Whether a queue's row is there already.

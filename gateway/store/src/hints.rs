@@ -29,6 +29,12 @@ impl Hints {
         notify
     }
 
+    /// Whether anybody holds a hint of the queue.
+    pub(crate) fn is_awaited(&self, queue: &str) -> bool {
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.get(queue).is_some_and(|notify| Arc::strong_count(notify) > 1)
+    }
+
     pub(crate) fn queue_changed(&self, queue: &str) {
         let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(notify) = queues.get(queue) {

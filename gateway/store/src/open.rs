@@ -369,6 +369,7 @@ async fn assemble<B: Backend>(
         keys_in_memory: options.keys_in_memory,
         condition: Condition::Working,
         purge: Default::default(),
+        asked: Default::default(),
         own_leases_ended: false,
     };
     let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);

@@ -18,7 +18,18 @@ pub const UNROUTED: &str = "unrouted";
 pub struct QueueSetup {
     pub name: String,
     pub kind: QueueKind,
+    pub sessions: Sessions,
     pub policy: QueuePolicy,
+}
+
+/// Whose earlier sessions the next session of an adapter ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sessions {
+    /// All of them: it runs once, whatever the number of nodes.
+    #[default]
+    One,
+    /// Those of the same node: it runs on each.
+    OfNode,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,6 +3,7 @@
 //! A node's right to write is its row in table `node`: every transaction locks it and looks at its deadline. Nothing is held
 //! while anything else than the database is waited for.
 
+mod buckets;
 mod commit;
 mod connection;
 mod load;
@@ -24,7 +25,7 @@ pub(crate) use node::{Node, NodeError, is_in_use, open, readers};
 pub(crate) use sequencer::Sequencer;
 pub(crate) use sql::MIGRATIONS;
 
-use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, ToMove};
+use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, Tended, ToMove};
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
 use crate::ops::StoreError;
@@ -32,6 +33,7 @@ use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
 use crate::row::Row;
 use crate::seal::{Index, Place, Vault};
 use crate::writer::{Memory, Queue, Turn};
+use buckets::{Buckets, Sharing};
 use commit::{Context, queue_id};
 use connection::Connection;
 use row::Cells;
@@ -42,9 +44,11 @@ const TURN_BITS: u32 = 20;
 const POSITIONS_MAX: i64 = 10_000;
 /// How often a node renews its lease.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a node looks after the others, and at what they have done to the queues.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Buckets that this node owns, by queue.
-pub(crate) type Owned = HashMap<i64, Vec<i16>>;
+type Owned = HashMap<i64, Buckets>;
 
 pub(crate) struct Postgres {
     connection: Connection,
@@ -57,10 +61,12 @@ pub(crate) struct Postgres {
     number: i64,
     is_open: bool,
     owned: Owned,
+    sharing: Sharing,
     /// Of the queues' rows, as they were read or written last.
     versions: HashMap<i64, i64>,
     leases: LeaseGroups,
     renewed_at: Timestamp,
+    watched_at: Option<Timestamp>,
     partitions: partitions::Partitions,
 }
 
@@ -102,7 +108,7 @@ impl Postgres {
     }
 
     fn buckets(&self, queue: i64) -> Vec<i16> {
-        self.owned.get(&queue).cloned().unwrap_or_default()
+        self.owned.get(&queue).copied().unwrap_or_default().list()
     }
 
     /// Takes note of what a commit has done.
@@ -206,14 +212,7 @@ impl Backend for Postgres {
         };
         let written = commit::write(&mut self.connection, turn, &context);
         gatepost_faults::point("store.before_commit");
-        let ended = written.and_then(|()| self.connection.script("COMMIT".to_owned()));
-        match ended {
-            Ok(()) => self.is_open = false,
-            Err(error) => {
-                self.roll_back()?;
-                return Err(error);
-            }
-        }
+        self.end(written)?;
         gatepost_faults::point("store.after_commit");
         self.committed(turn);
         Ok(())
@@ -228,15 +227,15 @@ impl Backend for Postgres {
                     .bind(queue.setup.kind.as_str());
                 self.connection.execute(statement)?;
                 self.versions.insert(queue.id, 1);
-                self.add_buckets(queue.id)
             }
             Put::Change => {
                 let version = self.version(queue.id);
                 commit::change_queue(&mut self.connection, queue, version)?;
                 *self.versions.entry(queue.id).or_default() += 1;
-                self.add_buckets(queue.id)
             }
         }
+        let buckets = sqlx::query(sql::BUCKETS_ADD).bind(queue_id(queue.id)).bind(i32::from(row::BUCKETS));
+        self.connection.execute(buckets).map(drop)
     }
 
     fn deliveries(&mut self, ids: &[DeliveryId]) -> Result<Read<Row>, CommitError> {
@@ -406,12 +405,48 @@ impl Backend for Postgres {
         self.connection.execute(statement).map(drop)
     }
 
-    fn tend(&mut self) -> Result<(), CommitError> {
+    fn tend(&mut self, memory: &mut Memory, vault: &Vault, consumed: &[i64]) -> Result<Tended, CommitError> {
         self.renew()?;
         self.partitions.tend(&mut self.connection, self.clock.now())?;
+        let mut tended = Tended::default();
+        if self.watched_at.is_none_or(|at| self.clock.now().since(at) >= WATCH_INTERVAL) {
+            self.watched_at = Some(self.clock.now());
+            tended.took_leases = self.take_places(memory, vault)?;
+            tended.queues_changed = self.follow_queues(memory)?;
+        }
+        if self.balance_is_due(consumed) {
+            tended.changed = self.balance(memory, consumed)?;
+            tended.changed.extend(self.ready_waits(consumed)?);
+        }
         if !self.leases.over.is_empty() {
             let over = std::mem::take(&mut self.leases.over);
             self.connection.execute(sqlx::query(sql::LEASES_DROP).bind(over))?;
+        }
+        Ok(tended)
+    }
+
+    fn consume(&mut self, memory: &Memory, queue: i64) -> Result<(), CommitError> {
+        self.take_share(memory, queue)
+    }
+
+    fn hold_sessions(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError> {
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        let statement = sqlx::query(sql::SESSIONS_HOLD)
+            .bind(sessions.iter().map(|(queue, _)| queue_id(*queue)).collect::<Vec<i32>>())
+            .bind(sessions.iter().map(|(_, session)| commit::whole(*session)).collect::<Vec<i64>>());
+        if self.connection.rows(statement)?.len() == sessions.len() {
+            return Ok(());
+        }
+        Err(CommitError::Stale("an adapter has opened its next session elsewhere".to_owned()))
+    }
+
+    fn adopt(&mut self, memory: &mut Memory, queue: i64) -> Result<(), CommitError> {
+        let statement = sqlx::query(sql::DELIVERIES_LEASED_ELSEWHERE).bind(self.node()).bind(queue_id(queue));
+        let leased = self.load_rows(statement)?;
+        for row in memory.damage.sound(leased)? {
+            memory.install(row);
         }
         Ok(())
     }
@@ -443,6 +478,59 @@ impl Backend for Postgres {
 }
 
 impl Postgres {
+    /// Commits the open transaction if what was done in it went well, and ends it otherwise.
+    fn end<T>(&mut self, done: Result<T, CommitError>) -> Result<T, CommitError> {
+        let ended = done.and_then(|done| self.connection.script("COMMIT".to_owned()).map(|()| done));
+        match ended {
+            Ok(done) => {
+                self.is_open = false;
+                Ok(done)
+            }
+            Err(error) => {
+                self.roll_back()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes over what others have done to the queues: brakes, sessions, counts.
+    fn follow_queues(&mut self, memory: &mut Memory) -> Result<bool, CommitError> {
+        let mut changed = false;
+        for (read, version) in self.load_queues()? {
+            changed |= self.versions.insert(read.id, version) != Some(version);
+            match memory.queues.get_mut(&read.id) {
+                Some(known) => {
+                    changed |= known.counts != read.counts;
+                    let mut read = read;
+                    read.keep_own(known);
+                    *known = read;
+                }
+                None => {
+                    changed = true;
+                    memory.by_name.insert(read.setup.name.clone(), read.id);
+                    memory.queues.insert(read.id, read);
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Consumed queues of which something is ready: hints may be lost, and so may whoever gave them.
+    fn ready_waits(&mut self, consumed: &[i64]) -> Result<Vec<i64>, CommitError> {
+        let owned = consumed.iter().flat_map(|queue| {
+            self.buckets(*queue).into_iter().map(|bucket| (queue_id(*queue), bucket)).collect::<Vec<_>>()
+        });
+        let (queues, buckets): (Vec<i32>, Vec<i16>) = owned.unzip();
+        if queues.is_empty() {
+            return Ok(Vec::new());
+        }
+        let now = self.clock.now().as_micros();
+        let rows =
+            self.connection.rows(sqlx::query(sql::READY_WAITS).bind(queues).bind(buckets).bind(now))?;
+        let ids: Result<Vec<i32>, _> = rows.iter().map(|row| Cells::new(row).take()).collect();
+        Ok(ids?.into_iter().map(i64::from).collect())
+    }
+
     fn load_rows(&mut self, statement: connection::Statement<'_>) -> Result<Read<Row>, CommitError> {
         Ok(self.connection.rows(statement)?.iter().map(row::load).collect())
     }

@@ -22,7 +22,7 @@ pub(crate) use open::Opened;
 pub use open::sqlite_version;
 pub(crate) use open::{READER_WAIT, check_library, check_wal, migrate, open_database, readers};
 
-use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, ToMove};
+use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, Tended, ToMove};
 use crate::data_dir::{DataDir, RESERVE_BYTES};
 use crate::ops::StoreError;
 use crate::recent::RecentMessage;
@@ -54,6 +54,18 @@ impl Sqlite {
 
     pub(crate) fn close(self) -> rusqlite::Result<()> {
         self.connection.close().map_err(|(_, error)| error)
+    }
+
+    /// The larger part of the WAL is brought into the database beside the writer, the rest here.
+    fn tend_the_wal(&mut self) -> Result<(), CommitError> {
+        let Some(backfill) = &mut self.backfill else {
+            return if connection::wal_is_long() { self.checkpoint() } else { Ok(()) };
+        };
+        let done = backfill.outcome();
+        if done.is_none() {
+            backfill.tend(connection::wal_pages());
+        }
+        done.map_or(Ok(()), |done| self.backfilled(done))
     }
 
     /// Takes note of what became of bringing a part of the WAL into the database beside the writer.
@@ -268,16 +280,21 @@ impl Backend for Sqlite {
         self.execute(sql::LEAVES_DROP, [below]).map(drop)
     }
 
-    /// The larger part of the WAL is brought into the database beside the writer, the rest here.
-    fn tend(&mut self) -> Result<(), CommitError> {
-        let Some(backfill) = &mut self.backfill else {
-            return if connection::wal_is_long() { self.checkpoint() } else { Ok(()) };
-        };
-        let done = backfill.outcome();
-        if done.is_none() {
-            backfill.tend(connection::wal_pages());
-        }
-        done.map_or(Ok(()), |done| self.backfilled(done))
+    fn tend(&mut self, _: &mut Memory, _: &Vault, _: &[i64]) -> Result<Tended, CommitError> {
+        self.tend_the_wal().map(|()| Tended::default())
+    }
+
+    /// Nobody else leases, opens sessions or decides anything.
+    fn consume(&mut self, _: &Memory, _: i64) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    fn hold_sessions(&mut self, _: &[(i64, u64)]) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    fn adopt(&mut self, _: &mut Memory, _: i64) -> Result<(), CommitError> {
+        Ok(())
     }
 
     fn log_bytes(&self) -> u64 {

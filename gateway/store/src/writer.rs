@@ -24,6 +24,7 @@ mod settle;
 mod sim;
 mod turn;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -42,7 +43,7 @@ pub(crate) use memory::{Counts, Memory, Queue};
 pub(crate) use sim::at_commit as sim_at_commit;
 pub(crate) use turn::{DetailBody, MessageRow, Touched, Turn};
 
-use crate::backend::{Backend, CommitError};
+use crate::backend::{Backend, CommitError, Tended};
 use crate::call::Op;
 use crate::clock::Clock;
 use crate::hints::Hints;
@@ -56,6 +57,8 @@ use crate::seal::Vault;
 const OPS_PER_COMMIT_MAX: usize = 512;
 /// Operations that may wait for the writer before senders wait themselves.
 pub(crate) const OPS_WAITING_MAX: usize = 4096;
+/// How long a queue counts as consumed after it was asked for deliveries.
+const CONSUMER_STAYS: Duration = Duration::from_millis(700);
 /// How often time is looked at while nothing else happens.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Most deliveries that one sweep ends in one commit.
@@ -88,6 +91,8 @@ pub(crate) struct Writer<B> {
     pub(crate) keys_in_memory: usize,
     pub(crate) condition: Condition,
     pub(crate) purge: purge::Purge,
+    /// When each queue was asked for deliveries last.
+    pub(crate) asked: HashMap<i64, Timestamp>,
     /// The leases that did not outlive the gateway's last run have been ended, which happens once, with the first configuration.
     pub(crate) own_leases_ended: bool,
 }
@@ -228,9 +233,40 @@ impl<B: Backend> Writer<B> {
     }
 
     fn tend(&mut self) {
-        if let Err(error) = self.database.tend() {
+        let consumed = self.consumed();
+        match self.database.tend(&mut self.memory, &self.vault, &consumed) {
+            Ok(tended) => self.tended(&tended),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn tended(&mut self, tended: &Tended) {
+        if tended.took_leases
+            && self.own_leases_ended
+            && let Err(error) = self.end_others_leases()
+        {
             self.failed(&error);
         }
+        if tended.queues_changed || tended.took_leases {
+            self.publish_queues();
+        }
+        for id in &tended.changed {
+            if let Some(queue) = self.memory.queues.get(id) {
+                self.hints.queue_changed(&queue.setup.name);
+            }
+        }
+    }
+
+    /// Queues that somebody waits for, or has asked for a moment ago.
+    fn consumed(&mut self) -> Vec<i64> {
+        let now = self.now();
+        self.asked.retain(|_, at| now.since(*at) < CONSUMER_STAYS);
+        let awaited = self.memory.queues.values().filter(|queue| self.hints.is_awaited(&queue.setup.name));
+        let mut consumed: Vec<i64> =
+            awaited.map(|queue| queue.id).chain(self.asked.keys().copied()).collect();
+        consumed.sort_unstable();
+        consumed.dedup();
+        consumed
     }
 
     fn chore(&mut self, chore: Chore) {
@@ -269,7 +305,7 @@ impl<B: Backend> Writer<B> {
             }
             CommitError::Stale(text) => {
                 tracing::debug!(text, "others have written meanwhile");
-                if let Err(error) = self.database.catch_up(&mut self.memory, &self.vault) {
+                if let Err(error) = self.catch_up() {
                     self.failed(&error);
                 }
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use gatepost_audit::leaf::Event;
 use gatepost_core::principal::Actor;
-use gatepost_store::{AuditNote, QueueKind, QueueSetup, Store, StoreError};
+use gatepost_store::{AuditNote, QueueKind, QueueSetup, Sessions, Store, StoreError};
 use nix::sys::signal::{Signal, kill};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -22,7 +22,7 @@ use super::instance::{AlreadyRunning, Instance, running_instance};
 use super::launch::Launcher;
 use super::manifest::validate_adapters;
 use super::{Supervisor, chain, shared};
-use crate::config::{AdapterProcess, Config, ListenAt, LoadError, TlsFiles, UNROUTED};
+use crate::config::{AdapterProcess, Config, ListenAt, LoadError, Nodes, TlsFiles, UNROUTED};
 use crate::listen::ServerTls;
 
 const STATUS_FILE: &str = "config-status.json";
@@ -268,9 +268,18 @@ pub(crate) fn queue_setups(config: &Config) -> Vec<QueueSetup> {
         None if name == UNROUTED => QueueKind::Builtin,
         None => QueueKind::Inbox,
     };
+    let sessions = |name: &str| match config.adapters.get(name).map(|adapter| adapter.nodes) {
+        Some(Nodes::Each) => Sessions::OfNode,
+        Some(Nodes::One) | None => Sessions::One,
+    };
     config
         .queues()
-        .map(|(name, policy)| QueueSetup { name: name.to_owned(), kind: kind(name), policy })
+        .map(|(name, policy)| QueueSetup {
+            name: name.to_owned(),
+            kind: kind(name),
+            sessions: sessions(name),
+            policy,
+        })
         .collect()
 }
 

@@ -164,7 +164,10 @@ fn changes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), Comm
         .bind(each_ref(rows, |row| row.delivery.settled.map(|(_, kind)| kind.as_str())))
         .bind(each_ref(rows, |row| row.leaves.as_slice()))
         .bind(each_ref(&was, |row| small(state_code(&row.delivery.state))))
-        .bind(each_ref(&was, token));
+        .bind(each_ref(&was, token))
+        .bind(each_ref(&was, |row| row.delivery.lease().map(|lease| lease.until.as_micros())))
+        .bind(each_ref(&was, |row| queue_id(row.queue)))
+        .bind(each_ref(&was, due));
     exactly(connection, statement, rows.len(), "deliveries_change")
 }
 
@@ -272,13 +275,13 @@ fn stuck(connection: &mut Connection, touched: &[&Touched]) -> Result<(), Commit
 }
 
 /// A lane that a turn has touched.
-struct Lane<'l> {
-    queue: i64,
-    name: &'l Index,
+pub(super) struct Lane<'l> {
+    pub(super) queue: i64,
+    pub(super) name: &'l Index,
     /// As wide as its queue's window is now, and as it may have been.
-    width: u32,
-    widest: u32,
-    session: u64,
+    pub(super) width: u32,
+    pub(super) widest: u32,
+    pub(super) session: u64,
 }
 
 /// Brings what is ready in the touched lanes in line with who stands in them now: where this node owns the bucket. Elsewhere
@@ -287,7 +290,7 @@ fn lanes(connection: &mut Connection, turn: &Turn<'_>, context: &Context<'_>) ->
     let mut touched: Vec<&(i64, Index)> = turn.lanes.iter().collect();
     touched.sort_unstable();
     let is_owned = |(queue, lane): &&(i64, Index)| {
-        context.owned.get(queue).is_some_and(|buckets| buckets.contains(&bucket_of_lane(lane)))
+        context.owned.get(queue).is_some_and(|buckets| buckets.has(bucket_of_lane(lane)))
     };
     type Lanes<'t> = Vec<&'t (i64, Index)>;
     let (owned, others): (Lanes<'_>, Lanes<'_>) = touched.into_iter().partition(is_owned);
@@ -307,7 +310,7 @@ fn lanes(connection: &mut Connection, turn: &Turn<'_>, context: &Context<'_>) ->
     advance(connection, &lanes.collect::<Vec<_>>())
 }
 
-fn advance(connection: &mut Connection, lanes: &[Lane<'_>]) -> Result<(), CommitError> {
+pub(super) fn advance(connection: &mut Connection, lanes: &[Lane<'_>]) -> Result<(), CommitError> {
     if lanes.is_empty() {
         return Ok(());
     }
@@ -425,7 +428,7 @@ pub(super) fn change_queue(
         .bind(trip.map(|trip| trip.probe_due.as_micros()))
         .bind(micros(control.idle_before))
         .bind(control.idle_since.map(|time| time.as_micros()))
-        .bind(whole(queue.session));
+        .bind(whole(queue.newest_session));
     exactly(connection, statement, 1, "queue_change")
 }
 

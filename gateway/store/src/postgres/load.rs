@@ -38,14 +38,18 @@ impl Postgres {
         for row in self.connection.rows(sqlx::query(sql::ADAPTER_STATES))? {
             state(&row, vault)?;
         }
-        for row in self.connection.rows(sqlx::query(sql::QUEUES_LOAD))? {
-            let (queue, version) = queue(&row)?;
+        for (queue, version) in self.load_queues()? {
             self.versions.insert(queue.id, version);
             memory.by_name.insert(queue.setup.name.clone(), queue.id);
             memory.queues.insert(queue.id, queue);
         }
         self.load_leases(&mut memory)?;
         Ok(memory)
+    }
+
+    /// Queues, each with the version of its row.
+    pub(super) fn load_queues(&mut self) -> Result<Vec<(Queue, i64)>, StoreError> {
+        self.connection.rows(sqlx::query(sql::QUEUES_LOAD))?.iter().map(queue).collect()
     }
 
     fn load_leases(&mut self, memory: &mut Memory) -> Result<(), StoreError> {
@@ -136,8 +140,8 @@ fn queue(row: &PgRow) -> Result<(Queue, i64), StoreError> {
         held_lanes: cells.take()?,
         bytes: cells.take()?,
     };
-    let setup = QueueSetup { name, kind, policy: Default::default() };
-    Ok((Queue { id, setup, control, session, counts }, version))
+    let setup = QueueSetup { name, kind, sessions: Default::default(), policy: Default::default() };
+    Ok((Queue { id, setup, control, session, newest_session: session, counts }, version))
 }
 
 /// A row of [`sql::MESSAGES_SMALL`]; `None` if it is damaged.

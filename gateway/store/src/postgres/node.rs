@@ -9,9 +9,10 @@ use gatepost_core::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{Connection as _, PgPool, Row as _};
 
+use super::buckets::Sharing;
 use super::connection::Connection;
 use super::partitions::Partitions;
-use super::row::{BUCKETS, Cells};
+use super::row::Cells;
 use super::{MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, sql};
 use crate::backend::{Backend as _, CommitError};
 use crate::clock::Clock;
@@ -26,6 +27,15 @@ const LEASE_MICROS: i64 = 5_000_000;
 
 /// Held while migrations are applied; any number that nobody else's program uses.
 const MIGRATION_LOCK: i64 = 0x6761_7465_706f_7374;
+/// What a node has besides its leases, in the order in which it is taken from it.
+const HAD: [&str; 6] = [
+    sql::BUCKETS_FREE,
+    sql::CONSUMERS_FREE,
+    sql::ROLES_FREE,
+    sql::COUNTS_CLOSE,
+    sql::COUNTS_DROP,
+    sql::NODE_DROP,
+];
 /// Connections that read.
 const READERS: u32 = 4;
 /// Longest that a reader waits for one of them.
@@ -93,9 +103,11 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         number: 0,
         is_open: false,
         owned: Owned::new(),
+        sharing: Sharing::new(),
         versions: Default::default(),
         leases: Default::default(),
         renewed_at: clock.now(),
+        watched_at: None,
         partitions,
     };
     database.come()?;
@@ -206,6 +218,7 @@ impl Postgres {
         self.epoch.store(epoch, Ordering::Relaxed);
         self.renewed_at = self.clock.now();
         self.owned.clear();
+        self.sharing = Sharing::new();
         Ok(())
     }
 
@@ -244,24 +257,41 @@ impl Postgres {
     /// Takes over what a node had that is gone; nothing if it has left nothing. It waits for what that one still has under way.
     fn take_place(&mut self, gone: i32) -> Result<(), CommitError> {
         self.begin()?;
-        let taken = self.take_place_open(gone);
-        let ended = taken.and_then(|()| self.connection.script("COMMIT".to_owned()));
-        match ended {
-            Ok(()) => self.is_open = false,
-            Err(error) => {
-                self.roll_back()?;
-                return Err(error);
+        let taken = self.connection.row(sqlx::query(sql::NODE_LOCK).bind(gone));
+        let taken = taken.and_then(|_| self.take_place_open(gone));
+        self.end(taken)
+    }
+
+    /// Takes the places of nodes whose lease is over; whether there were leases among what they had.
+    pub(super) fn take_places(&mut self, memory: &mut Memory, vault: &Vault) -> Result<bool, CommitError> {
+        let mut took = false;
+        for row in self.connection.rows(sqlx::query(sql::NODES_OVER))? {
+            let gone: i32 = Cells::new(&row).take()?;
+            if gone == self.node() {
+                return Err(CommitError::Broken("this node's lease is over".to_owned()));
             }
+            self.begin()?;
+            let taken = self.take_place_if_over(gone);
+            took |= self.end(taken)?;
         }
-        Ok(())
+        if took {
+            self.catch_up(memory, vault)?;
+        }
+        Ok(took)
+    }
+
+    fn take_place_if_over(&mut self, gone: i32) -> Result<bool, CommitError> {
+        let locked = self.connection.row(sqlx::query(sql::NODE_LOCK_OVER).bind(gone))?;
+        if locked.is_none() {
+            return Ok(false);
+        }
+        tracing::warn!(node = gone, "a node's lease is over: this one takes its place");
+        self.take_place_open(gone).map(|()| true)
     }
 
     fn take_place_open(&mut self, gone: i32) -> Result<(), CommitError> {
-        self.connection.row(sqlx::query(sql::NODE_LOCK).bind(gone))?;
         self.connection.execute(sqlx::query(sql::LEASES_TAKE).bind(gone).bind(self.node()))?;
-        for statement in
-            [sql::BUCKETS_FREE, sql::ROLES_FREE, sql::COUNTS_CLOSE, sql::COUNTS_DROP, sql::NODE_DROP]
-        {
+        for statement in HAD {
             self.connection.execute(sqlx::query(statement).bind(gone))?;
         }
         Ok(())
@@ -281,24 +311,10 @@ impl Postgres {
         let gone = self.node();
         self.connection.script("BEGIN".to_owned())?;
         self.is_open = true;
-        self.connection.row(sqlx::query(sql::NODE_LOCK).bind(gone))?;
-        for statement in
-            [sql::BUCKETS_FREE, sql::ROLES_FREE, sql::COUNTS_CLOSE, sql::COUNTS_DROP, sql::NODE_DROP]
-        {
-            self.connection.execute(sqlx::query(statement).bind(gone))?;
-        }
-        self.connection.script("COMMIT".to_owned())?;
-        self.is_open = false;
-        Ok(())
-    }
-
-    /// Makes a queue's buckets and takes those that nobody owns.
-    pub(super) fn add_buckets(&mut self, queue: i64) -> Result<(), CommitError> {
-        let id = super::commit::queue_id(queue);
-        self.connection.execute(sqlx::query(sql::BUCKETS_ADD).bind(id).bind(i32::from(BUCKETS)))?;
-        let taken = self.connection.rows(sqlx::query(sql::BUCKETS_TAKE).bind(id).bind(self.node()))?;
-        let taken: Vec<i16> = taken.iter().map(|row| Cells::new(row).take()).collect::<Result<_, _>>()?;
-        self.owned.entry(queue).or_default().extend(taken);
-        Ok(())
+        let left = self.connection.row(sqlx::query(sql::NODE_LOCK).bind(gone));
+        let left = left.and_then(|_| {
+            HAD.iter().try_for_each(|had| self.connection.execute(sqlx::query(*had).bind(gone)).map(drop))
+        });
+        self.end(left)
     }
 }

@@ -53,7 +53,24 @@ statements! {
     COUNTS_DROP = "/* counts_drop */ DELETE FROM queue_count WHERE epoch = $1";
     BUCKETS_ADD = "/* buckets_add */ INSERT INTO bucket (queue, bucket) SELECT $1, b FROM generate_series(0, $2 - 1) b \
         ON CONFLICT DO NOTHING";
-    BUCKETS_TAKE = "/* buckets_take */ UPDATE bucket SET epoch = $2 WHERE queue = $1 AND epoch IS NULL RETURNING bucket";
+    BUCKETS_RELEASE = "/* buckets_release */ UPDATE bucket SET epoch = NULL WHERE queue = $1 AND epoch = $2 AND bucket = ANY($3::smallint[])";
+    BUCKETS_ACQUIRE = "/* buckets_acquire */ UPDATE bucket b SET epoch = $2 WHERE b.queue = $1 AND b.bucket = ANY($3::smallint[]) \
+        AND (b.epoch IS NULL OR b.epoch = $2 OR NOT EXISTS (SELECT 1 FROM node n WHERE n.epoch = b.epoch)) RETURNING b.bucket";
+    BUCKETS_OWNED = "/* buckets_owned */ SELECT queue, bucket FROM bucket WHERE epoch = $1";
+    CONSUMERS_ADD = "/* consumers_add */ INSERT INTO consumer (queue, epoch) SELECT q, $1 FROM unnest($2::int[]) AS q ON CONFLICT DO NOTHING";
+    CONSUMERS_DROP = "/* consumers_drop */ DELETE FROM consumer WHERE epoch = $1 AND queue <> ALL($2::int[])";
+    CONSUMERS_FREE = "/* consumers_free */ DELETE FROM consumer WHERE epoch = $1";
+    /// Of nodes whose lease is over too, until somebody takes their place: their buckets are not free before.
+    CONSUMERS = "/* consumers */ SELECT queue, epoch FROM consumer";
+    NODES_OVER = "/* nodes_over */ SELECT n.epoch FROM node n, store s WHERE n.until <= greatest((extract(epoch FROM clock_timestamp()) \
+        * 1000000)::bigint, s.clock)";
+    /// Not while something of it is under way: that one's connection is cut off before long.
+    NODE_LOCK_OVER = "/* node_lock_over */ SELECT n.epoch FROM node n, store s WHERE n.epoch = $1 AND n.until <= \
+        greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock) FOR UPDATE OF n SKIP LOCKED";
+    SESSIONS_HOLD = "/* sessions_hold */ SELECT q.id FROM unnest($1::int[], $2::bigint[]) AS w(id, session) JOIN queue q ON q.id = w.id \
+        AND q.session = w.session FOR SHARE OF q";
+    READY_WAITS = "/* ready_waits */ SELECT DISTINCT o.queue FROM unnest($1::int[], $2::smallint[]) AS o(queue, bucket) \
+        WHERE EXISTS (SELECT 1 FROM ready r WHERE r.queue = o.queue AND r.bucket = o.bucket AND r.due <= $3)";
 
     // === the writer's reads ===
     QUEUES_LOAD = "/* queues_load */ SELECT q.id, q.name, q.kind, q.version, q.paused_since, q.trip_since, q.trip_reason, \
@@ -129,7 +146,7 @@ statements! {
         INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, late, attempts, series, crashes, doubt, suspect, \
         replayed, reason, expires_at, born, idle_at_birth, changed_at, leaves) SELECT pos, id, message, queue, lane, state, blocks, due, \
         false, 0, 0, 0, false, false, false, reason, expires_at, born, idle_at_birth, changed_at, leaves FROM n";
-    /// The last two parameters are the old states and tokens.
+    /// The last parameters are what must stand there still: another node may have changed it.
     DELIVERIES_CHANGE = "/* deliveries_change */ UPDATE delivery d SET queue = n.queue, lane = n.lane, state = n.state, blocks = n.blocks, \
         due = n.due, token = n.token, until = n.until, session = n.session, batch = n.batch, late = n.late, attempts = n.attempts, \
         series = n.series, crashes = n.crashes, doubt = n.doubt, suspect = n.suspect, replayed = n.replayed, reason = n.reason, \
@@ -137,9 +154,11 @@ statements! {
         settled_as = n.settled_as, leaves = n.leaves FROM unnest($1::bigint[], $2::int[], $3::bytea[], $4::smallint[], $5::bool[], \
         $6::bigint[], $7::bytea[], $8::bigint[], $9::bigint[], $10::bytea[], $11::bool[], $12::int[], $13::int[], $14::int[], \
         $15::bool[], $16::bool[], $17::bool[], $18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bytea[], $23::text[], \
-        $24::bytea[], $25::smallint[], $26::bytea[]) AS n(pos, queue, lane, state, blocks, due, token, until, session, batch, late, \
+        $24::bytea[], $25::smallint[], $26::bytea[], $27::bigint[], $28::int[], $29::bigint[]) AS n(pos, queue, lane, state, blocks, due, token, until, session, batch, late, \
         attempts, series, crashes, doubt, suspect, replayed, reason, born, idle_at_birth, changed_at, settled_token, settled_as, leaves, \
-        was_state, was_token) WHERE d.pos = n.pos AND d.state = n.was_state AND d.token IS NOT DISTINCT FROM n.was_token";
+        was_state, was_token, was_until, was_queue, was_due) WHERE d.pos = n.pos AND d.state = n.was_state \
+        AND d.token IS NOT DISTINCT FROM n.was_token AND d.until IS NOT DISTINCT FROM n.was_until AND d.queue = n.was_queue \
+        AND d.due IS NOT DISTINCT FROM n.was_due";
     READY_DROP = "/* ready_drop */ DELETE FROM ready r USING unnest($1::int[], $2::smallint[], $3::bigint[], $4::bigint[]) \
         AS n(queue, bucket, due, pos) WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
     READY_ADD = "/* ready_add */ INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT * FROM unnest($1::int[], $2::smallint[], \
@@ -168,6 +187,9 @@ statements! {
         JOIN delivery e ON e.pos = h.pos WHERE e.session IS DISTINCT FROM l.session)) ON CONFLICT DO NOTHING";
     LANES_CHANGED_ADD = "/* lanes_changed_add */ INSERT INTO lane_changed (queue, bucket, lane) SELECT * FROM unnest($1::int[], $2::smallint[], \
         $3::bytea[]) ON CONFLICT DO NOTHING";
+    LANES_CHANGED_TAKE = "/* lanes_changed_take */ DELETE FROM lane_changed c USING (SELECT w.queue, w.bucket, w.lane \
+        FROM unnest($1::int[], $2::smallint[]) AS o(queue, bucket) JOIN lane_changed w ON w.queue = o.queue AND w.bucket = o.bucket LIMIT $3) t \
+        WHERE c.queue = t.queue AND c.bucket = t.bucket AND c.lane = t.lane RETURNING c.queue, c.lane";
     LEAVES_ADD = "/* leaves_add */ WITH n AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $3::int[], $4::bytea[]) AS n(number, count, bytes)), \
         w AS (INSERT INTO leaf_new (number, day, count) SELECT number, $2, count FROM n) \
         INSERT INTO leaf (day, number, bytes) SELECT $2, number, bytes FROM n";
@@ -192,6 +214,9 @@ statements! {
         held = c.held + excluded.held, dead = c.dead + excluded.dead, suspects = c.suspects + excluded.suspects, \
         held_lanes = c.held_lanes + excluded.held_lanes, bytes = c.bytes + excluded.bytes";
     LEASES_ADD = "/* leases_add */ INSERT INTO lease_group (id, epoch, pos) VALUES ($1, $2, $3)";
+    DELIVERIES_LEASED_ELSEWHERE = concat!("/* deliveries_leased_elsewhere */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT \
+        unnest(pos) AS pos FROM lease_group WHERE epoch <> $1) w JOIN delivery d ON d.pos = w.pos AND d.queue = $2", with_message!(),
+        "WHERE d.token IS NOT NULL");
     LEASES_LOAD = "/* leases_load */ SELECT id, pos FROM lease_group WHERE epoch = $1";
     LEASES_DROP = "/* leases_drop */ DELETE FROM lease_group WHERE id = ANY($1::bigint[])";
 

@@ -171,8 +171,8 @@ fn load_queue(mut cells: Cells<'_>) -> Result<Queue, StoreError> {
         held_lanes: cells.take()?,
         bytes: cells.take()?,
     };
-    let setup = QueueSetup { name, kind, policy: Default::default() };
-    Ok(Queue { id, setup, control, session, counts })
+    let setup = QueueSetup { name, kind, sessions: Default::default(), policy: Default::default() };
+    Ok(Queue { id, setup, control, session, newest_session: session, counts })
 }
 
 fn time(cells: &mut Cells<'_>) -> Result<Option<Timestamp>, StoreError> {

@@ -7,6 +7,7 @@ use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, Illegal, State};
 
 use super::leaf::actor;
+use super::memory::Queue;
 use super::turn::{Extra, Turn};
 use crate::ops::Pause;
 use crate::ops::{AuditNote, DeliveryRow, OperateError, QueueKind, SessionEnd, StoreError, Verb};
@@ -21,8 +22,7 @@ impl Turn<'_> {
         let event = if kind == QueueKind::ExternalAdapter { Event::AdapterLost } else { Event::SessionEnded };
         self.end_leases(id, event)?;
         let queue = self.queue_mut(id)?;
-        queue.session += 1;
-        let epoch = queue.session;
+        let epoch = queue.next_session();
         let by = Actor::new(gatepost_core::principal::ActorKind::Adapter, adapter);
         let mut leaf = Leaf::new(self.now.as_micros(), actor(&by), LeafEvent::SessionOpened);
         leaf.session = Some(epoch);
@@ -38,13 +38,23 @@ impl Turn<'_> {
         };
         self.end_leases(id, event)?;
         // The dead process's session must not come back to life: its successor opens the next one.
-        self.queue_mut(id)?.session += 1;
+        self.queue_mut(id)?.next_session();
         Ok(())
     }
 
     /// Takes every lease of a queue back, except those of sent deliveries, whose proof may still come.
     pub(crate) fn end_leases(&mut self, queue: i64, event: Event) -> Result<(), StoreError> {
-        let mut held: Vec<Row> = self.memory.hot.values().filter(|row| row.queue == queue).cloned().collect();
+        self.end_leases_if(queue, event, |_| true)
+    }
+
+    fn end_leases_if(
+        &mut self,
+        queue: i64,
+        event: Event,
+        ends: impl Fn(&Row) -> bool,
+    ) -> Result<(), StoreError> {
+        let of_queue = self.memory.hot.values().filter(|row| row.queue == queue && ends(row));
+        let mut held: Vec<Row> = of_queue.cloned().collect();
         held.sort_by_key(|row| row.pos);
         let gateway = self.gateway.clone();
         for row in held {
@@ -57,6 +67,26 @@ impl Turn<'_> {
                 self.change(row, &change, &gateway, &Extra::default())?;
                 self.probe_lost(queue, id)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes back what another start of a gateway has leased, where leases end with it.
+    pub(crate) fn end_others_leases(&mut self) -> Result<(), StoreError> {
+        let here = self.instance_epoch;
+        let is_gone = |row: &Row| {
+            let given = row.delivery.lease().map(|lease| lease.token.instance_epoch());
+            let queue = self.memory.queues.get(&row.queue);
+            given.is_some_and(|given| given != here) && queue.is_some_and(Queue::leases_end_with_gateway)
+        };
+        let mut queues: Vec<i64> =
+            self.memory.hot.values().filter(|row| is_gone(row)).map(|row| row.queue).collect();
+        queues.sort_unstable();
+        queues.dedup();
+        for queue in queues {
+            self.end_leases_if(queue, Event::SessionEnded, |row| {
+                row.delivery.lease().is_some_and(|lease| lease.token.instance_epoch() != here)
+            })?;
         }
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use gatepost_core::principal::ActorKind;
+
 use super::accept::KnownKeys;
 use super::candidates::Candidates;
 use super::cold;
@@ -14,8 +16,8 @@ use crate::backend::{Backend, CommitError};
 use crate::call::{Claimed, ClaimedDelivery, Op};
 use crate::leaves::Runs;
 use crate::ops::{
-    Accept, AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, SettleAnswer,
-    SettleError, StoreError,
+    Accept, AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, Sessions,
+    SettleAnswer, SettleError, StoreError,
 };
 use crate::prepared::Prepared;
 use crate::recent::RecentMessage;
@@ -26,7 +28,7 @@ use crate::seal::Index;
 const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How often a group is decided anew because others have written meanwhile, before its operations stand alone.
-const STALE_ATTEMPTS_MAX: u32 = 3;
+pub(super) const STALE_ATTEMPTS_MAX: u32 = 3;
 
 /// What was decided of an operation; sent when the commit has succeeded.
 enum Decided {
@@ -141,15 +143,65 @@ impl<B: Backend> Writer<B> {
         for _ in 0..STALE_ATTEMPTS_MAX {
             let Err(CommitError::Stale(text)) = &attempted else { break };
             tracing::debug!(text, "others have written meanwhile: deciding anew");
-            self.database.catch_up(&mut self.memory, &self.vault)?;
+            self.catch_up()?;
             attempted = self.attempt(ops);
         }
         attempted
     }
 
+    /// Takes note of who asks for deliveries, before anything is decided: what nobody here asked for may be another's.
+    fn consume(&mut self, ops: &[Op]) -> Result<(), CommitError> {
+        let now = self.now();
+        for op in ops {
+            if let Op::Lease(request, _) = op
+                && let Some(id) = self.memory.queue(&request.queue).map(|queue| queue.id)
+            {
+                self.asked.insert(id, now);
+                self.database.consume(&self.memory, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The queues of the adapters that these operations come from, with their sessions, and those whose leases are taken from
+    /// whoever has them.
+    fn sessions(&self, ops: &[Op]) -> (Vec<(i64, u64)>, Vec<i64>) {
+        let (mut held, mut ended) = (Vec::new(), Vec::new());
+        for op in ops {
+            let by = match op {
+                Op::Accept { accept, .. } => accept.permit.sender(),
+                Op::Settle { settle, .. } => &settle.consumer,
+                Op::Lease(request, _) => &request.consumer,
+                Op::SessionOpen { adapter, .. } | Op::SessionEnd { adapter, .. } => {
+                    let queue = self.memory.queue(adapter);
+                    ended.extend(queue.filter(|of| of.setup.sessions == Sessions::One).map(|queue| queue.id));
+                    continue;
+                }
+                Op::Damaged { .. }
+                | Op::Operate { .. }
+                | Op::QueuePause { .. }
+                | Op::QueueTrip { .. }
+                | Op::Configure { .. }
+                | Op::Move { .. }
+                | Op::AcceptedBefore { .. }
+                | Op::Note(..) => continue,
+            };
+            if by.kind == ActorKind::Adapter
+                && let Some(queue) = self.memory.queue(&by.name)
+                && queue.setup.sessions == Sessions::One
+            {
+                held.push((queue.id, queue.session));
+            }
+        }
+        held.sort_unstable();
+        held.dedup();
+        (held, ended)
+    }
+
     /// Decides and commits. An error means that nothing was written.
     fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
         // The reads belong to the transaction too: each outside of it would take the file's locks for itself.
+        self.consume(ops)?;
         self.database.begin()?;
         let attempted = self.attempt_open(ops);
         self.database.roll_back()?;
@@ -158,6 +210,11 @@ impl<B: Backend> Writer<B> {
 
     /// Leaves the transaction open when there is nothing to write, or on an error.
     fn attempt_open(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
+        let (held, ended) = self.sessions(ops);
+        self.database.hold_sessions(&held)?;
+        for queue in ended {
+            self.database.adopt(&mut self.memory, queue)?;
+        }
         let found = self.find(ops)?;
         let mut candidates = self.candidates(ops)?;
         self.database.number(&mut self.memory)?;
@@ -288,6 +345,19 @@ impl<B: Backend> Writer<B> {
             };
             (prepared.id, recent, accepted.deliveries.len())
         }));
+    }
+
+    /// Ends leases that were given by a gateway that is gone, as its own start would have done. Those of apps and external
+    /// adapters run on: whoever holds them settles here.
+    pub(super) fn end_others_leases(&mut self) -> Result<(), CommitError> {
+        self.database.number(&mut self.memory)?;
+        let now = self.now();
+        let mut turn =
+            Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
+        turn.end_others_leases()?;
+        let committed = conclude(&mut self.database, turn)?;
+        self.install(committed, 0);
+        Ok(())
     }
 
     /// Ends what time has ended, as much of it as does not keep everybody else waiting.

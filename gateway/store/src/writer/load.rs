@@ -6,7 +6,7 @@ use gatepost_core::delivery::Event;
 use gatepost_core::queue::QueueControl;
 
 use super::candidates::WINDOW_MAX;
-use super::group::Outcome;
+use super::group::{Outcome, STALE_ATTEMPTS_MAX};
 use super::memory::{Counts, Queue};
 use super::turn::Turn;
 use super::{Condition, Writer, unavailable};
@@ -23,6 +23,7 @@ impl<B: Backend> Writer<B> {
         setups.push(QueueSetup {
             name: UNROUTED.to_owned(),
             kind: QueueKind::Builtin,
+            sessions: Default::default(),
             policy: Default::default(),
         });
         // At start nobody knows.
@@ -33,6 +34,11 @@ impl<B: Backend> Writer<B> {
             // The reserve is free now.
             configured = self.try_configure(&setups, &windows);
         }
+        for _ in 0..STALE_ATTEMPTS_MAX {
+            let Err(CommitError::Stale(_)) = &configured else { break };
+            self.catch_up()?;
+            configured = self.try_configure(&setups, &windows);
+        }
         if let Err(error) = configured {
             self.failed(&error);
             return Err(error.into());
@@ -41,6 +47,13 @@ impl<B: Backend> Writer<B> {
         for setup in &setups {
             self.hints.queue_changed(&setup.name);
         }
+        Ok(())
+    }
+
+    /// Brings memory in line with what others have written.
+    pub(super) fn catch_up(&mut self) -> Result<(), CommitError> {
+        self.database.catch_up(&mut self.memory, &self.vault)?;
+        self.publish_queues();
         Ok(())
     }
 
@@ -93,6 +106,7 @@ impl<B: Backend> Writer<B> {
                     setup,
                     control: QueueControl::default(),
                     session: 0,
+                    newest_session: 0,
                     counts: Counts::default(),
                 };
                 self.database.queue_put(&queue, Put::Add)?;

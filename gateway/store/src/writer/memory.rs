@@ -9,7 +9,7 @@ use gatepost_core::{DeliveryId, LeaseToken, State, Timestamp};
 
 use super::damage::Damage;
 use super::keys::Keys;
-use crate::ops::{QueueKind, QueueSetup};
+use crate::ops::{QueueKind, QueueSetup, Sessions};
 use crate::row::Row;
 use crate::seal::Index;
 
@@ -42,12 +42,36 @@ pub(crate) struct Queue {
     pub(crate) id: i64,
     pub(crate) setup: QueueSetup,
     pub(crate) control: QueueControl,
-    /// Epoch of the adapter's newest session.
+    /// Epoch of the adapter's newest session; where each node has its own, of this node's.
     pub(crate) session: u64,
+    /// The largest there ever was, on any node.
+    pub(crate) newest_session: u64,
     pub(crate) counts: Counts,
 }
 
 impl Queue {
+    /// Takes over from what was `known` what only this node knows.
+    pub(crate) fn keep_own(&mut self, known: &Self) {
+        self.setup.policy = known.setup.policy;
+        self.setup.sessions = known.setup.sessions;
+        self.setup.kind = known.setup.kind;
+        if known.setup.sessions == Sessions::OfNode {
+            self.session = known.session;
+        }
+        if let (Some(trip), Some(before)) = (&mut self.control.trip, known.control.trip)
+            && trip.since == before.since
+        {
+            trip.probe = before.probe;
+        }
+    }
+
+    /// Ends the session there is; the next one's epoch.
+    pub(crate) fn next_session(&mut self) -> u64 {
+        self.newest_session += 1;
+        self.session = self.newest_session;
+        self.session
+    }
+
     pub(crate) fn in_flight(&self) -> u32 {
         let counts = &self.counts;
         u32::try_from(counts.leased + counts.sending - counts.sent).unwrap_or(0)
@@ -240,7 +264,7 @@ impl Memory {
         self.committed_at = before.committed_at;
         for queue in self.queues.values_mut() {
             if let Some(known) = before.queues.get(&queue.id) {
-                queue.setup.policy = known.setup.policy;
+                queue.keep_own(known);
             }
         }
     }

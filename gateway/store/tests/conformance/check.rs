@@ -2,7 +2,7 @@
 //! auditor would.
 
 #[path = "check/postgres.rs"]
-mod postgres;
+pub(crate) mod postgres;
 
 use std::collections::HashMap;
 use std::path::Path;

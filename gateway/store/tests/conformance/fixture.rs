@@ -14,8 +14,8 @@ use gatepost_core::{
 };
 use gatepost_store::{
     Accept, AcceptError, Accepted, Adopt, Database, DeliveryRow, Emit, LeaseAnswer, LeaseError, LeaseRequest,
-    Leased, OpenError, OperateError, Options, QueueKind, QueueSetup, QueueStats, Settle, SettleAnswer,
-    SettleError, SettleItem, Store, StoreTask, Verb,
+    Leased, OpenError, OperateError, Options, QueueKind, QueueSetup, QueueStats, Sessions, Settle,
+    SettleAnswer, SettleError, SettleItem, Store, StoreTask, Verb,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -332,15 +332,16 @@ pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 // === queues ===
 
 pub(crate) fn queue(name: &str, policy: QueuePolicy) -> QueueSetup {
-    QueueSetup { name: name.into(), kind: QueueKind::Adapter, policy }
+    QueueSetup { name: name.into(), kind: QueueKind::Adapter, sessions: Sessions::One, policy }
 }
 
 pub(crate) fn external(name: &str, policy: QueuePolicy) -> QueueSetup {
-    QueueSetup { name: name.into(), kind: QueueKind::ExternalAdapter, policy }
+    QueueSetup { name: name.into(), kind: QueueKind::ExternalAdapter, sessions: Sessions::One, policy }
 }
 
 pub(crate) fn inbox(name: &str, policy: QueuePolicy) -> QueueSetup {
-    QueueSetup { name: name.into(), kind: QueueKind::Inbox, policy: QueuePolicy { confirm: None, ..policy } }
+    let policy = QueuePolicy { confirm: None, ..policy };
+    QueueSetup { name: name.into(), kind: QueueKind::Inbox, sessions: Sessions::One, policy }
 }
 
 /// Retries as fast as the floor allows, three times.

@@ -16,6 +16,8 @@ mod fixture;
 #[path = "../conformance/run.rs"]
 mod run;
 
+mod nodes;
+
 #[path = "../conformance/accept.rs"]
 mod accept;
 #[path = "../conformance/audit.rs"]

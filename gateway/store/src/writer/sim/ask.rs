@@ -534,7 +534,7 @@ fn queue_setup(setup: &Setup) -> QueueSetup {
         max_in_flight: setup.in_flight,
         max_backlog: (setup.backlog > 0).then_some(BacklogLimit { messages: setup.backlog, bytes: 1 << 20 }),
     };
-    QueueSetup { name: QUEUES[queue].to_owned(), kind, policy }
+    QueueSetup { name: QUEUES[queue].to_owned(), kind, sessions: Default::default(), policy }
 }
 
 fn message(id: &str, text: &str, lane: Option<String>, destinations: Vec<usize>) -> NewMessage {

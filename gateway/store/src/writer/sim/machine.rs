@@ -111,6 +111,7 @@ impl Machine {
             keys_in_memory: KEYS_IN_MEMORY,
             condition: Condition::Working,
             purge: Default::default(),
+            asked: Default::default(),
             own_leases_ended: false,
         })
     }

@@ -3,12 +3,12 @@
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
-async fn connect(url: &str) -> PgConnection {
+pub(crate) async fn connect(url: &str) -> PgConnection {
     let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
     PgConnection::connect_with(&options.options([("search_path", "gatepost")])).await.unwrap()
 }
 
-pub(super) async fn number(url: &str, statement: &'static str) -> i64 {
+pub(crate) async fn number(url: &str, statement: &'static str) -> i64 {
     let mut connection = connect(url).await;
     sqlx::query(statement).fetch_one(&mut connection).await.unwrap().get(0)
 }
@@ -39,7 +39,7 @@ const UNSOUND: &[(&str, &str)] = &[
         "is forgotten",
         "SELECT d.pos FROM delivery d WHERE d.due IS NOT NULL AND NOT EXISTS (SELECT 1 FROM ready r WHERE r.pos = d.pos) \
          AND NOT EXISTS (SELECT 1 FROM delivery e WHERE d.lane IS NOT NULL AND e.queue = d.queue AND e.lane = d.lane AND e.pos < d.pos \
-         AND e.blocks)",
+         AND e.blocks) AND NOT EXISTS (SELECT 1 FROM lane_changed c WHERE c.queue = d.queue AND c.lane = d.lane)",
     ),
     (
         "is ready as another",

@@ -1,0 +1,333 @@
+//! Several nodes on one database: what each promises alone they promise together.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gatepost_core::{DeliveryId, OnDoubt, Outcome};
+use gatepost_store::{Database, LeaseError, Leased, Pause, QueueSetup, Receipt, SettleError, Verb};
+
+use crate::check::postgres::connect;
+use crate::check::{assert_log, assert_sound, entries};
+use crate::fixture::{
+    BEGIN, DELIVERED, Fixture, Place, RETRY, doubting, external, inbox, keyed, message, operator, queue,
+    quick, text, until,
+};
+
+/// How long a node's right to write lasts without being renewed, and what the others may take to notice.
+const TAKEOVER: Duration = Duration::from_secs(6);
+
+/// Another node of the same gateway: a directory of its own with the same keys.
+fn beside(place: &Place, node: &str) -> Place {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("keys")).unwrap();
+    for key in ["store.key", "audit.key"] {
+        std::fs::copy(place.path().join("keys").join(key), dir.path().join("keys").join(key)).unwrap();
+    }
+    let Database::Postgres { url, .. } = &place.database else {
+        unreachable!("these places are PostgreSQL's")
+    };
+    let database = Database::Postgres { url: url.clone(), node: node.to_owned() };
+    Place { dir: Arc::new(dir), database, ..place.clone() }
+}
+
+async fn two(queues: Vec<QueueSetup>) -> (Fixture, Fixture) {
+    let one = Fixture::new(queues).await;
+    let other = beside(&one.place, "node-2").open().await.unwrap();
+    (one, other)
+}
+
+fn url(place: &Place) -> &str {
+    match &place.database {
+        Database::Postgres { url, .. } => url,
+        Database::Sqlite => unreachable!("these places are PostgreSQL's"),
+    }
+}
+
+/// Leases until there is something.
+async fn lease(fixture: &Fixture, queue: &str, session: u64, max: u32) -> Vec<Leased> {
+    fixture.lease_in_time(queue, session, max).await
+}
+
+/// Stops both and looks whether what they leave is sound.
+async fn assert_both_sound(one: Fixture, other: Fixture) {
+    let (one, other) = (one.stop().await, other.stop().await);
+    assert_sound(&one, "both stopped").await;
+    // The one that stopped first has not seen all of it.
+    assert_log(&one, "the first").await;
+    let report = assert_log(&other, "the last").await;
+    assert_eq!(report.size, entries(&other).await.len() as u64);
+}
+
+#[tokio::test]
+async fn what_one_node_accepts_the_other_delivers_in_order() {
+    let (one, other) = two(vec![inbox("in", keyed())]).await;
+    for number in 0..20 {
+        let node = if number % 2 == 0 { &one } else { &other };
+        node.send(&number.to_string(), Some("k"), "in").await;
+    }
+    for number in 0..20 {
+        let leased = lease(&other, "in", 0, 5).await;
+        assert_eq!(leased.len(), 1, "only the head of a lane");
+        assert_eq!(text(&leased[0]), number.to_string());
+        other.taken("in", 0, &leased[0], DELIVERED).await;
+    }
+    assert_both_sound(one, other).await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_moves_to_another_node_finds_everything_there() {
+    let (one, other) = two(vec![inbox("in", keyed())]).await;
+    for number in 0..40 {
+        one.send(&number.to_string(), Some(&number.to_string()), "in").await;
+    }
+    let first = lease(&one, "in", 0, 10).await;
+    assert_eq!(first.len(), 10);
+    let mut seen: BTreeSet<DeliveryId> = first.iter().map(|leased| leased.delivery).collect();
+    // What it has leased there it settles here, and with it the rest of each lane goes on here.
+    for leased in &first {
+        other.taken("in", 0, leased, DELIVERED).await;
+    }
+    let started = Instant::now();
+    while seen.len() < 40 {
+        for leased in other.lease("in", 0, 10).await {
+            assert!(seen.insert(leased.delivery), "leased twice");
+            other.taken("in", 0, &leased, DELIVERED).await;
+        }
+        assert!(started.elapsed() < TAKEOVER, "{} of 40", seen.len());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_both_sound(one, other).await;
+}
+
+#[tokio::test]
+async fn consumers_on_both_nodes_share_a_queue_and_every_lane_keeps_its_order() {
+    const LANES: usize = 60;
+    const PER_LANE: usize = 5;
+    let (one, other) = two(vec![inbox("in", keyed())]).await;
+    let (one, other) = (Arc::new(one), Arc::new(other));
+    let workers = [Arc::clone(&one), Arc::clone(&other)].map(|node| {
+        tokio::spawn(async move {
+            let (mut done, mut idle_since) = (Vec::new(), Instant::now());
+            while idle_since.elapsed() < Duration::from_secs(2) {
+                let leased = node.lease("in", 0, 8).await;
+                for leased in &leased {
+                    node.taken("in", 0, leased, DELIVERED).await;
+                    done.push((Instant::now(), text(leased)));
+                    idle_since = Instant::now();
+                }
+                if leased.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            done
+        })
+    });
+    for number in 0..PER_LANE {
+        for lane in 0..LANES {
+            let node = if (lane + number) % 2 == 0 { &one } else { &other };
+            node.send(&format!("{lane}:{number}"), Some(&lane.to_string()), "in").await;
+        }
+    }
+    let mut done = Vec::new();
+    let mut shares = Vec::new();
+    for worker in workers {
+        let of_worker = worker.await.unwrap();
+        shares.push(of_worker.len());
+        done.extend(of_worker);
+    }
+    assert_eq!(done.len(), LANES * PER_LANE, "each once: {shares:?}");
+    assert!(shares.iter().all(|share| *share > 0), "both had some: {shares:?}");
+    done.sort();
+    let mut next: HashMap<String, usize> = HashMap::new();
+    for (_, name) in done {
+        let (lane, number) = name.split_once(':').unwrap();
+        let expected = next.entry(lane.to_owned()).or_default();
+        assert_eq!(number.parse::<usize>().unwrap(), *expected, "lane {lane}");
+        *expected += 1;
+    }
+    let [one, other] = [one, other].map(|node| Arc::into_inner(node).unwrap());
+    assert_both_sound(one, other).await;
+}
+
+#[tokio::test]
+async fn twins_that_are_handed_to_both_nodes_at_once_are_one_message() {
+    let (one, other) = two(vec![queue("lab", quick())]).await;
+    for round in 0..20 {
+        let twin = || vec![message(&round.to_string(), None, "x", &["lab"])];
+        let (first, second) = tokio::join!(one.accept(twin()), other.accept(twin()));
+        let (first, second) = (first.unwrap().remove(0), second.unwrap().remove(0));
+        assert_eq!(first.id, second.id, "round {round}");
+        assert!(first.duplicate != second.duplicate, "round {round}");
+        assert_eq!(first.deliveries[0].id, second.deliveries[0].id);
+    }
+    until("both count them", async || {
+        one.stats("lab").await.waiting == 20 && other.stats("lab").await.waiting == 20
+    })
+    .await;
+    let refused = other.accept(vec![message("0", None, "other content", &["lab"])]).await;
+    assert!(matches!(refused, Err(gatepost_store::AcceptError::Mismatch(0))), "{refused:?}");
+    assert_both_sound(one, other).await;
+}
+
+#[tokio::test]
+async fn a_session_on_another_node_supersedes_the_one_before() {
+    let (one, other) = two(vec![external("lab", doubting(OnDoubt::Hold))]).await;
+    let session = one.session("lab").await;
+    let delivery = one.send("1", None, "lab").await;
+    let leased = lease(&one, "lab", session, 1).await.remove(0);
+    one.taken("lab", session, &leased, BEGIN).await;
+    let next = other.session("lab").await;
+    assert!(next > session);
+    assert_eq!(other.state(delivery).await, "in_doubt", "it had begun");
+    // At once: not only when the node has looked around.
+    let refused = one.settle("lab", session, &leased, DELIVERED).await;
+    assert!(matches!(refused, Err(SettleError::Superseded)), "{refused:?}");
+    let refused = one.try_lease(one.request("lab", session, 1)).await;
+    assert!(matches!(refused, Err(LeaseError::Superseded)), "{refused:?}");
+    assert_eq!(one.state(delivery).await, "in_doubt");
+    assert_both_sound(one, other).await;
+}
+
+#[tokio::test]
+async fn brakes_hold_on_every_node_and_counts_are_of_all() {
+    let (one, other) = two(vec![inbox("in", quick())]).await;
+    one.send("1", None, "in").await;
+    other.send("2", None, "in").await;
+    until("each counts both", async || {
+        one.stats("in").await.waiting == 2 && other.stats("in").await.waiting == 2
+    })
+    .await;
+    one.store.queue_pause(&operator(), "in".into(), Pause::Pause).await.unwrap();
+    until("the other is paused too", async || other.stats("in").await.paused).await;
+    assert!(other.lease("in", 0, 5).await.is_empty());
+    other.store.queue_pause(&operator(), "in".into(), Pause::Resume).await.unwrap();
+    until("the one goes on too", async || !one.stats("in").await.paused).await;
+    assert!(!lease(&one, "in", 0, 5).await.is_empty());
+    assert_both_sound(one, other).await;
+}
+
+#[tokio::test]
+async fn a_delivery_is_operated_on_at_any_node() {
+    let (one, other) = two(vec![inbox("in", keyed())]).await;
+    let first = one.send("1", Some("k"), "in").await;
+    let second = one.send("2", Some("k"), "in").await;
+    let leased = lease(&one, "in", 0, 1).await.remove(0);
+    one.taken("in", 0, &leased, Outcome::Reject).await;
+    other.operate(first, Verb::Discard).await.unwrap();
+    assert_eq!(one.state(first).await, "discarded");
+    let refused = one.operate(first, Verb::Replay).await;
+    assert!(refused.is_err(), "it has ended");
+    let leased = lease(&one, "in", 0, 1).await.remove(0);
+    assert_eq!(leased.delivery, second);
+    one.taken("in", 0, &leased, RETRY).await;
+    assert_both_sound(one, other).await;
+}
+
+#[tokio::test]
+async fn a_node_that_dies_loses_its_buckets_and_its_leases_follow_their_policy() {
+    for on_doubt in [OnDoubt::Resend, OnDoubt::Hold] {
+        let (one, other) = two(vec![queue("lab", doubting(on_doubt)), inbox("in", keyed())]).await;
+        let session = one.session("lab").await;
+        let begun = one.send("begun", Some("a"), "lab").await;
+        one.send("leased", Some("b"), "lab").await;
+        one.send("mine", Some("c"), "in").await;
+        let leased = lease(&one, "lab", session, 2).await;
+        if on_doubt == OnDoubt::Hold {
+            for leased in leased.iter().filter(|leased| leased.delivery == begun) {
+                one.taken("lab", session, leased, BEGIN).await;
+            }
+        }
+        let held = lease(&one, "in", 0, 1).await.remove(0);
+        drop(one.crash().await);
+        let died = Instant::now();
+        // Sent again, flagged, or kept for a person.
+        while other.state(begun).await != "in_doubt" {
+            assert!(died.elapsed() < TAKEOVER, "{on_doubt:?}: {}", other.state(begun).await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // Leases of apps run on, and are settled wherever the app is now.
+        other.taken("in", 0, &held, DELIVERED).await;
+        let next = other.session("lab").await;
+        let again = lease(&other, "lab", next, 5).await;
+        assert!(!again.is_empty());
+        for leased in &again {
+            other.taken("lab", next, leased, BEGIN).await;
+            other.taken("lab", next, leased, DELIVERED).await;
+        }
+        let place = other.stop().await;
+        assert_sound(&place, "after a death").await;
+        assert_log(&place, "after a death").await;
+    }
+}
+
+/// As one that was stopped for longer than its lease, or cut off from the database, and wakes up.
+#[tokio::test]
+async fn a_node_whose_lease_is_over_changes_nothing_and_comes_back_as_another() {
+    let (one, other) = two(vec![external("lab", doubting(OnDoubt::Hold))]).await;
+    let session = one.session("lab").await;
+    let delivery = one.send("1", None, "lab").await;
+    let leased = lease(&one, "lab", session, 1).await.remove(0);
+    one.taken("lab", session, &leased, BEGIN).await;
+    let mut connection = connect(url(&one.place)).await;
+    let over = "UPDATE node SET until = since WHERE name = 'node-1'";
+    let taken = "SELECT count(*) FROM node WHERE name = 'node-1' AND until = since";
+    sqlx::raw_sql(over).execute(&mut connection).await.unwrap();
+    let asked = Instant::now();
+    // Its first word after that is refused or said again in its new name; never half written.
+    let settled = loop {
+        match one.settle("lab", session, &leased, DELIVERED).await {
+            Ok(answer) => break answer,
+            Err(SettleError::Store(_)) => {
+                assert!(asked.elapsed() < TAKEOVER, "it does not come back");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    };
+    assert!(settled.items[0].ok, "an external adapter's lease outlives the gateway's start: {settled:?}");
+    assert_eq!(crate::check::postgres::number(url(&one.place), taken).await, 0, "the old epoch is gone");
+    assert_eq!(other.state(delivery).await, "delivered");
+    one.send("2", None, "lab").await;
+    assert_both_sound(one, other).await;
+}
+
+#[tokio::test]
+async fn there_is_one_log_whoever_numbers_it() {
+    let (one, other) = two(vec![inbox("in", quick())]).await;
+    let mut deliveries = Vec::new();
+    for number in 0..30 {
+        let node = if number % 3 == 0 { &one } else { &other };
+        deliveries.push(node.send(&number.to_string(), None, "in").await);
+    }
+    for delivery in &deliveries {
+        until("a receipt from either node", async || {
+            for node in [&one, &other] {
+                if !matches!(node.store.read().receipt(*delivery).await.unwrap(), Receipt::Proofs(_)) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    }
+    // Whoever numbers it, the other goes on.
+    let place = one.crash().await;
+    deliveries.push(other.send("later", None, "in").await);
+    let last = deliveries[deliveries.len() - 1];
+    until("a receipt of what came after", async || {
+        matches!(other.store.read().receipt(last).await.unwrap(), Receipt::Proofs(_))
+    })
+    .await;
+    let one = place.open().await.unwrap();
+    assert_both_sound(other, one).await;
+}
+
+#[tokio::test]
+async fn a_node_without_the_others_keys_is_refused() {
+    let one = Fixture::new(vec![queue("lab", quick())]).await;
+    let stranger = Place { dir: Arc::new(tempfile::tempdir().unwrap()), ..one.place.clone() };
+    let refused = stranger.refusal().await;
+    assert!(matches!(refused, gatepost_store::OpenError::KeysElsewhere), "{refused:?}");
+    assert!(!stranger.path().join("keys/store.key").exists(), "no key was made in its place");
+}
