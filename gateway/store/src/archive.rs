@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use gatepost_audit::{Checkpoint, DirTiles, Exporter, Fault, Report, Tail, VerifierKey, verify_dir};
 use gatepost_core::DeliveryId;
+use sqlx::PgPool;
 
 use crate::audit_log::{Published, Signed};
 use crate::clock::{self, Clock};
 use crate::data_dir::DataDir;
 use crate::ops::StoreError;
-use crate::reader::{Check, Reader, Receipt, Source, SqliteSource};
+use crate::open::Database;
+use crate::postgres;
+use crate::reader::{Check, Reader, Receipt, Source};
 use crate::seal::Vault;
 use crate::writer::Health;
 
@@ -47,19 +50,40 @@ pub enum ArchiveError {
 /// A data directory's log.
 pub struct Archive {
     dir: PathBuf,
-    database: PathBuf,
-    source: SqliteSource,
+    database: Place,
+    source: Source,
     reader: Reader,
     key: VerifierKey,
     signed: Vec<u8>,
 }
 
+/// Where the rows are.
+#[derive(Clone)]
+pub(crate) enum Place {
+    Sqlite(PathBuf),
+    Postgres(PgPool),
+}
+
 impl Archive {
-    pub async fn open(data_dir: &Path) -> Result<Self, ArchiveError> {
+    pub async fn open(data_dir: &Path, database: &Database) -> Result<Self, ArchiveError> {
         let data = DataDir::new(data_dir);
-        if !data.database().exists() {
-            return Err(ArchiveError::NoData(data_dir.to_path_buf()));
-        }
+        let failed = |error: sqlx::Error| StoreError::Database(error.to_string());
+        let (database, source) = match database {
+            Database::Sqlite => {
+                if !data.database().exists() {
+                    return Err(ArchiveError::NoData(data_dir.to_path_buf()));
+                }
+                let pool = crate::sqlite::readers(&data.database()).await.map_err(failed)?;
+                (Place::Sqlite(data.database()), Source::sqlite(pool))
+            }
+            Database::Postgres { url, .. } => {
+                if !data.node().exists() {
+                    return Err(ArchiveError::NoData(data_dir.to_path_buf()));
+                }
+                let pool = postgres::readers(postgres::options(&url.parse().map_err(failed)?));
+                (Place::Postgres(pool.clone()), Source::postgres(pool))
+            }
+        };
         let dir = data.audit();
         let read = |path: PathBuf| std::fs::read(&path).map_err(|source| ArchiveError::Io { path, source });
         let key_path = dir.join("vkey");
@@ -68,23 +92,13 @@ impl Archive {
             .and_then(|text| VerifierKey::parse(text.trim()).ok())
             .ok_or(ArchiveError::BadKey(key_path))?;
         let signed = read(dir.join("checkpoint"))?;
-        let database = |error: sqlx::Error| StoreError::Database(error.to_string());
-        let source =
-            crate::sqlite::readers(&data.database()).await.map(SqliteSource::new).map_err(database)?;
         let published = Arc::new(Published::default());
         // Nothing sealed is read here, so no key is needed.
         let vault = Vault::new(&[0; 32]);
         let clock = Clock::start(clock::Source::Machine, gatepost_core::Timestamp::default());
         let health = Arc::new(Health::default());
-        let reader = Reader::new(
-            Source::Sqlite(source.clone()),
-            vault,
-            dir.clone(),
-            Arc::clone(&published),
-            health,
-            clock,
-        );
-        let archive = Self { dir, database: data.database(), source, reader, key, signed };
+        let reader = Reader::new(source.clone(), vault, dir.clone(), Arc::clone(&published), health, clock);
+        let archive = Self { dir, database, source, reader, key, signed };
         published.publish(archive.edge().await?);
         Ok(archive)
     }
@@ -93,7 +107,7 @@ impl Archive {
         &self.key
     }
 
-    pub(crate) fn database(&self) -> &Path {
+    pub(crate) fn database(&self) -> &Place {
         &self.database
     }
 
@@ -149,8 +163,8 @@ impl Archive {
 
     /// The first entry that stands in the database, at a tile's border.
     async fn filed(&self, size: u64) -> Result<u64, ArchiveError> {
-        let first = self.source.leaf_first().await?;
-        Ok(first.unwrap_or(size).min(size) / BUNDLE_ENTRIES * BUNDLE_ENTRIES)
+        let filed = self.source.filed(&self.dir, size).await?;
+        Ok(filed.min(size) / BUNDLE_ENTRIES * BUNDLE_ENTRIES)
     }
 
     /// Entries committed so far, signed or not.

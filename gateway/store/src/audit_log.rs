@@ -143,10 +143,8 @@ impl AuditLog {
         health: Arc<Health>,
         chores: mpsc::Sender<Chore>,
     ) -> Result<Self, LogFault> {
-        let first = source.leaf_first().await.map_err(tiles_error)?;
         let size = source.tree_size().await.map_err(tiles_error)?.unwrap_or(0);
-        // With no rows left, everything has been filed.
-        let filed = first.unwrap_or(size);
+        let filed = source.filed(&dir, size).await.map_err(tiles_error)?;
         if !filed.is_multiple_of(u64::from(TILE_WIDTH)) {
             return Err(LogFault::EntryMissing(filed.saturating_sub(1)));
         }

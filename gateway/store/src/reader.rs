@@ -20,7 +20,6 @@ use serde_json::value::RawValue;
 
 pub use audit::Receipt;
 pub(crate) use source::{Check, Source};
-pub(crate) use sqlite::SqliteSource;
 
 use crate::audit_log::Published;
 use crate::clock::Clock;

@@ -4,18 +4,17 @@
 //! The rows are read in one snapshot, so a gateway at work changes nothing under the reader; the log is then read up to the size
 //! that it had in the snapshot. What the core decides and the writer writes is not used here, since it is what is doubted.
 
+mod postgres;
+mod sqlite;
+
 use std::collections::HashMap;
-use std::path::Path;
 
 use gatepost_audit::{Event, Leaf};
 use gatepost_core::{DeliveryId, MessageId};
-use rusqlite::{Connection, OpenFlags, Row};
 
-use crate::archive::{Archive, ArchiveError};
+use crate::archive::{Archive, ArchiveError, Place};
+use crate::leaves::Run;
 use crate::ops::StoreError;
-use crate::row::state_name;
-use crate::sql;
-use crate::sqlite::READER_WAIT;
 
 /// Disagreements that are told; all are counted.
 pub const TOLD_MAX: usize = 20;
@@ -95,11 +94,14 @@ impl Archive {
         &self,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Reconciliation, ArchiveError> {
-        let database = self.database().to_path_buf();
-        let read = tokio::task::spawn_blocking(move || Rows::read(&database)).await;
-        let mut rows = read
-            .map_err(|error| StoreError::Database(error.to_string()))?
-            .map_err(|error| StoreError::Database(error.to_string()))?;
+        let mut rows = match self.database().clone() {
+            Place::Sqlite(path) => {
+                let read = tokio::task::spawn_blocking(move || sqlite::read(&path)).await;
+                let read = read.map_err(|error| StoreError::Database(error.to_string()))?;
+                read.map_err(|error| StoreError::Database(error.to_string()))?
+            }
+            Place::Postgres(pool) => postgres::read(&pool).await?,
+        };
         let size = rows.leaf_count;
         let mut found = Reconciliation { entries: size, ..Reconciliation::default() };
         let mut next = 0;
@@ -109,17 +111,18 @@ impl Archive {
                 return Err(ArchiveError::Missing(next));
             }
             for entry in entries {
-                match Leaf::parse(&entry) {
-                    Ok(leaf) => rows.take(next, &leaf, &mut found),
-                    Err(error) => found.find(
-                        DisagreementKind::Unreadable,
-                        format_args!("entry {next}"),
-                        error.to_string(),
-                    ),
-                }
+                let number = rows.number_of(next);
+                rows.take_entry(number, &entry, &mut found);
                 next += 1;
             }
             progress(next, size);
+        }
+        for run in std::mem::take(&mut rows.unplaced) {
+            let leaves = run.leaves().map_err(|error| StoreError::Audit(error.to_string()))?;
+            for (number, entry) in leaves {
+                found.entries += 1;
+                rows.take_entry(number, entry, &mut found);
+            }
         }
         rows.finish(&mut found);
         Ok(found)
@@ -128,7 +131,12 @@ impl Archive {
 
 /// The rows of one snapshot, and what the log has said of them so far.
 struct Rows {
+    /// Entries that have their place in the tree.
     leaf_count: u64,
+    /// Where the leaves stand in the tree whose numbers are not their indices: index and number of a run's first.
+    places: Vec<(u64, u64)>,
+    /// Runs that have no place yet, in the order of their numbers.
+    unplaced: Vec<Run>,
     queues: HashMap<i64, Queue>,
     by_name: HashMap<String, i64>,
     messages: HashMap<[u8; 16], Message>,
@@ -156,7 +164,7 @@ struct Delivery {
     state: &'static str,
     attempts: u32,
     series: u32,
-    /// Indices of its entries, eight bytes each; those already met are cut off.
+    /// Numbers of its entries, eight bytes each; those already met are cut off.
     entries: Vec<u8>,
     recorded: Option<Recorded>,
 }
@@ -174,33 +182,23 @@ struct Recorded {
 }
 
 impl Rows {
-    fn read(database: &Path) -> rusqlite::Result<Self> {
-        let connection = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        connection.busy_timeout(READER_WAIT)?;
-        // From the first read to the last it is one snapshot.
-        let snapshot = connection.unchecked_transaction()?;
-        let leaf_count = snapshot.query_row(sql::STORE_LOAD, [], |row| row.get::<_, i64>("leaf_count"))?;
-        let queues: HashMap<i64, Queue> =
-            each(&snapshot, sql::RECONCILE_QUEUES, |row| Ok((row.get(0)?, Queue::read(row)?)))?;
-        let mut rows = Self {
-            leaf_count: u64::try_from(leaf_count).unwrap_or(0),
-            by_name: queues.iter().map(|(id, queue)| (queue.name.clone(), *id)).collect(),
-            queues,
-            messages: each(&snapshot, sql::RECONCILE_MESSAGES, |row| {
-                Ok((row.get(1)?, Message { seq: row.get(0)?, recorded: false }))
-            })?,
-            deliveries: HashMap::new(),
-        };
-        let mut statement = snapshot.prepare(sql::RECONCILE_DELIVERIES)?;
-        let mut read = statement.query([])?;
-        while let Some(row) = read.next()? {
-            let delivery = Delivery::read(row)?;
-            if let Some(queue) = rows.queues.get_mut(&delivery.queue) {
-                queue.count(row)?;
+    /// The number under which rows know an entry.
+    fn number_of(&self, index: u64) -> u64 {
+        let run = self.places.partition_point(|(first, _)| *first <= index).checked_sub(1);
+        run.map_or(index, |run| {
+            let (first, number) = self.places[run];
+            number + (index - first)
+        })
+    }
+
+    fn take_entry(&mut self, number: u64, entry: &[u8], found: &mut Reconciliation) {
+        match Leaf::parse(entry) {
+            Ok(leaf) => self.take(number, &leaf, found),
+            Err(error) => {
+                let subject = format_args!("entry {number}");
+                found.find(DisagreementKind::Unreadable, subject, error.to_string());
             }
-            rows.deliveries.insert(row.get(0)?, delivery);
         }
-        Ok(rows)
     }
 
     /// Takes an entry of the log.
@@ -286,66 +284,48 @@ impl Rows {
     }
 }
 
-fn each<K: std::hash::Hash + Eq, V>(
-    connection: &Connection,
-    sql: &'static str,
-    load: impl Fn(&Row<'_>) -> rusqlite::Result<(K, V)>,
-) -> rusqlite::Result<HashMap<K, V>> {
-    connection.prepare(sql)?.query_map([], load)?.collect()
+/// A delivery's row as far as counts and the log know it.
+struct DeliveryColumns {
+    state: i64,
+    in_lane: bool,
+    blocks: bool,
+    late: bool,
+    suspect: bool,
+    due: Option<i64>,
+    /// Of its message, bytes; `None` if that is gone.
+    size: Option<i64>,
 }
 
 impl Queue {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let mut kept = [0; COUNTS.len()];
-        for (position, count) in kept.iter_mut().enumerate() {
-            *count = row.get(2 + position)?;
-        }
-        Ok(Self { name: row.get(1)?, kept, counted: [0; COUNTS.len()] })
+    fn new(name: String, kept: [i64; COUNTS.len()]) -> Self {
+        Self { name, kept, counted: [0; COUNTS.len()] }
     }
 
     /// Counts one delivery's row.
-    fn count(&mut self, row: &Row<'_>) -> rusqlite::Result<()> {
-        let state: i64 = row.get("state")?;
-        let (in_lane, blocks): (bool, bool) = (row.get("in_lane")?, row.get("blocks")?);
-        let (late, suspect, due): (bool, bool, Option<i64>) =
-            (row.get("late")?, row.get("suspect")?, row.get("due")?);
+    fn count(&mut self, row: &DeliveryColumns) {
+        let state = row.state;
         let open = (0..=3).contains(&state);
-        let held = state == 3 && due.is_none();
-        let holds_lane = in_lane && (held || state == 5 && blocks);
+        let held = state == 3 && row.due.is_none();
+        let holds_lane = row.in_lane && (held || state == 5 && row.blocks);
         let is = [
             state == 0,
             state == 1,
             state == 2,
-            state == 2 && late,
+            state == 2 && row.late,
             state == 3,
             held,
             state == 5,
-            open && suspect,
+            open && row.suspect,
             holds_lane,
         ];
         for (count, is) in self.counted.iter_mut().zip(is) {
             *count += i64::from(is);
         }
-        let size: Option<i64> = row.get("size")?;
-        self.counted[COUNTS.len() - 1] += if open { size.unwrap_or(0) } else { 0 };
-        Ok(())
+        self.counted[COUNTS.len() - 1] += if open { row.size.unwrap_or(0) } else { 0 };
     }
 }
 
 impl Delivery {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
-            message: row.get("message")?,
-            queue: row.get("queue")?,
-            // The schema allows no other.
-            state: state_name(row.get("state")?).unwrap_or("unknown"),
-            attempts: row.get("attempts")?,
-            series: row.get("series")?,
-            entries: row.get("leaves")?,
-            recorded: None,
-        })
-    }
-
     /// Takes note that the log has an entry about it.
     fn list(&mut self, index: u64) {
         if self.entries.get(..8) == Some(&index.to_be_bytes()[..]) {

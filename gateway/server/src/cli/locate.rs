@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use gatepost_store::Database;
+
 use super::failure::Failure;
 use crate::config::DATA_DIR;
 
@@ -69,6 +71,20 @@ pub(crate) fn data_dir(config: Option<&Path>) -> Result<PathBuf, Failure> {
     let data_dir =
         document.get("gateway").and_then(|gateway| gateway.get("data_dir")).and_then(|dir| dir.as_str());
     Ok(beside(&path, data_dir.unwrap_or(DATA_DIR)))
+}
+
+/// Where the configuration's messages are. An address that holds a password is read here.
+pub(crate) fn database(config: Option<&Path>) -> Result<Database, Failure> {
+    let path = config_path(config)?;
+    let document = read(&path)?;
+    let postgres = document.get("store").and_then(|store| store.get("postgres"));
+    let Some(file) = postgres.and_then(|postgres| postgres.get("url_file")?.as_str()) else {
+        return Ok(Database::Sqlite);
+    };
+    let file = beside(&path, file);
+    let url = std::fs::read_to_string(&file)
+        .map_err(Failure::io(format!("cannot read {}, which holds the database's address", file.display())))?;
+    Ok(Database::Postgres { url: url.trim().to_owned(), node: String::new() })
 }
 
 /// Relative paths in the configuration begin at its directory.

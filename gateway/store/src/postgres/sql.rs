@@ -235,6 +235,20 @@ statements! {
         p AS (INSERT INTO leaf_place (first, number, day, count) SELECT s.first + sum(n.count) OVER (ORDER BY n.number) - n.count, \
         n.number, n.day, n.count FROM n, s) SELECT count(*) FROM n";
 
+    // === reconciling with the log ===
+    RECONCILE_PLACES = "/* reconcile_places */ SELECT first, number FROM leaf_place ORDER BY first";
+    RECONCILE_UNPLACED = "/* reconcile_unplaced */ SELECT l.number, l.bytes FROM leaf_new n JOIN leaf l ON l.day = n.day AND l.number = n.number \
+        ORDER BY l.number";
+    RECONCILE_QUEUES = "/* reconcile_queues */ SELECT q.id, q.name, c.* FROM queue q CROSS JOIN LATERAL (SELECT \
+        coalesce(sum(waiting), 0)::bigint, coalesce(sum(leased), 0)::bigint, coalesce(sum(sending), 0)::bigint, \
+        coalesce(sum(sent), 0)::bigint, coalesce(sum(in_doubt), 0)::bigint, coalesce(sum(held), 0)::bigint, \
+        coalesce(sum(dead), 0)::bigint, coalesce(sum(suspects), 0)::bigint, coalesce(sum(held_lanes), 0)::bigint, \
+        coalesce(sum(bytes), 0)::bigint FROM queue_count WHERE queue = q.id) c";
+    RECONCILE_MESSAGES = "/* reconcile_messages */ SELECT seq, id FROM message";
+    /// A delivery whose message is gone is read too.
+    RECONCILE_DELIVERIES = "/* reconcile_deliveries */ SELECT d.id, d.message, d.queue, d.state, d.attempts, d.series, d.leaves, d.late, \
+        d.due, d.lane IS NOT NULL, d.blocks, d.suspect, m.size FROM delivery d LEFT JOIN message m ON m.seq = d.message";
+
     // === retention ===
     PURGE_FIND = "/* purge_find */ SELECT seq FROM (SELECT seq, accepted_at FROM message WHERE seq > $1 AND seq <= $4 ORDER BY seq LIMIT $3) w \
         WHERE accepted_at < $2 ORDER BY seq";

@@ -149,6 +149,12 @@ impl PgSource {
         message_head(&row).map(|head| Some(head.sender))
     }
 
+    pub(super) async fn delivery_ids_of_message(&self, id: MessageId) -> Result<Vec<DeliveryId>, StoreError> {
+        let Some(seq) = self.message_seq(id).await? else { return Ok(Vec::new()) };
+        let leaves = self.delivery_leaves_of_message(seq).await?;
+        Ok(leaves.into_iter().map(|delivery| delivery.id).collect())
+    }
+
     pub(super) async fn delivery_leaves(&self, id: DeliveryId) -> Result<Option<DeliveryLeaves>, StoreError> {
         let row = self.optional(sqlx::query(sql::DELIVERY_LEAVES).bind(id.as_bytes().as_slice())).await?;
         row.map(|row| leaves_of(&row)).transpose()
@@ -189,12 +195,6 @@ impl PgSource {
         let row = self.optional(sqlx::query(sql::TREE_SIZE)).await?;
         let place = Place { table: "store", column: "sequenced", row: 1 };
         row.map(|row| place.count(get(&row, "sequenced")?)).transpose()
-    }
-
-    pub(super) async fn leaf_first(&self) -> Result<Option<u64>, StoreError> {
-        let row = self.optional(sqlx::query(sql::LEAF_FIRST)).await?;
-        let first = row.map(|row| get::<i64>(&row, "first")).transpose()?;
-        Ok(first.and_then(|first| u64::try_from(first).ok()))
     }
 
     /// Rows have no sums, so that there is nothing more to check where leaves must be what was written: the tree is.

@@ -3,6 +3,9 @@
 //! **Architecture invariant:** what is behind a source is the only part of the readers' side that knows a database. It turns rows
 //! into records and says which rows are corrupt; it opens no seal.
 
+use std::path::Path;
+
+use gatepost_audit::{TILE_WIDTH, entries_path, tile_path};
 use gatepost_core::principal::Actor;
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use sqlx::{PgPool, SqlitePool};
@@ -185,9 +188,19 @@ impl Source {
         ask!(self.tree_size())
     }
 
-    /// Index of the first leaf that the database has.
-    pub(crate) async fn leaf_first(&self) -> Result<Option<u64>, StoreError> {
-        ask!(self.leaf_first())
+    /// How many entries stand in files, at a tile's border, so that the database need not be asked for them.
+    pub(crate) async fn filed(&self, audit: &Path, size: u64) -> Result<u64, StoreError> {
+        match self {
+            // With no rows left, everything has been filed.
+            Self::Sqlite(source) => Ok(source.leaf_first().await?.unwrap_or(size)),
+            // It keeps them for the other nodes, each of which has files of its own.
+            Self::Postgres(_) => Ok(filed_in(audit, size)),
+        }
+    }
+
+    /// The ids of a message's deliveries alone, for who has no health to tell of a damaged one.
+    pub(crate) async fn delivery_ids_of_message(&self, id: MessageId) -> Result<Vec<DeliveryId>, StoreError> {
+        ask!(self.delivery_ids_of_message(id))
     }
 
     /// Leaves `from..to` of the tree that the database has, with their indices, in order.
@@ -209,4 +222,18 @@ impl Source {
     pub(crate) async fn leaf_by_number(&self, number: u64) -> Result<Option<Vec<u8>>, StoreError> {
         ask!(self.leaf_by_number(number))
     }
+}
+
+/// Entries in full bundles that stand in a directory's files without a gap.
+fn filed_in(audit: &Path, size: u64) -> u64 {
+    let width = u64::from(TILE_WIDTH);
+    let is_there = |bundle: u64| {
+        audit.join(entries_path(bundle, None)).exists() && audit.join(tile_path(0, bundle, None)).exists()
+    };
+    let (mut there, mut missing) = (0, size / width + 1);
+    while there + 1 < missing {
+        let middle = there + (missing - there) / 2;
+        if is_there(middle - 1) { there = middle } else { missing = middle }
+    }
+    there * width
 }

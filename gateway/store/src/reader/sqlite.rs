@@ -119,7 +119,7 @@ impl SqliteSource {
     }
 
     /// Their ids alone, for who has no health to tell of a damaged one.
-    pub(crate) async fn delivery_ids_of_message(&self, id: MessageId) -> Result<Vec<DeliveryId>, StoreError> {
+    pub(super) async fn delivery_ids_of_message(&self, id: MessageId) -> Result<Vec<DeliveryId>, StoreError> {
         let query = sqlx::query(sql::DELIVERIES_OF_MESSAGE_ID).bind(id.as_bytes().to_vec());
         let rows = self.all(query).await?;
         rows.iter().map(|row| Ok(DeliveryId::from_bytes(bytes(row, "id", 0)?))).collect()

@@ -227,6 +227,6 @@ async fn an_entry_that_is_gone_from_the_middle_is_named() {
     fixture.until_signed().await;
     let place = fixture.stop().await;
     tamper(&place, "DELETE FROM leaf WHERE idx = 3").await;
-    let refused = gatepost_store::archive::Archive::open(place.path()).await.err().unwrap();
+    let refused = gatepost_store::archive::Archive::open(place.path(), &place.database).await.err().unwrap();
     assert!(matches!(refused, gatepost_store::archive::ArchiveError::Missing(3)), "{refused}");
 }

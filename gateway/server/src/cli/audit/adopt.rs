@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use gatepost_store::archive::{Archive, ArchiveError};
-use gatepost_store::{Adopt, OpenError, Options};
+use gatepost_store::{Adopt, Database, OpenError, Options};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -23,7 +23,8 @@ pub(super) async fn adopt(context: &Context, reason: &str) -> Result<(), Failure
     let config =
         Config::load(context.config.as_deref()).map_err(|error| Failure::usage(error.to_string()))?;
     let data_dir = &config.gateway.data_dir;
-    if is_intact(data_dir).await? {
+    let database = database(&config).map_err(|error| Failure::unsuccessful(chain(&error)))?;
+    if is_intact(data_dir, &database).await? {
         return Err(Failure::unsuccessful("the log extends its last checkpoint: there is nothing to adopt"));
     }
     let operator = this_user();
@@ -34,7 +35,7 @@ pub(super) async fn adopt(context: &Context, reason: &str) -> Result<(), Failure
     gatepost_audit::write_file_durable(&log, &name, note.as_bytes())
         .map_err(Failure::io(format!("cannot write {name} beside the log")))?;
     let digest = format!("sha256:{}", hex(&Sha256::digest(note.as_bytes())));
-    if let Err(error) = go_on(&config, operator, &digest).await {
+    if let Err(error) = go_on(&config, database, operator, &digest).await {
         // Nothing was adopted, so nothing was decided. If the file stays, it only says more than happened.
         let _ = std::fs::remove_file(log.join(&name));
         return Err(error);
@@ -47,8 +48,8 @@ pub(super) async fn adopt(context: &Context, reason: &str) -> Result<(), Failure
     ui.line(format_args!("the reason is in audit/{name}; the log holds its {digest}"))
 }
 
-async fn is_intact(data_dir: &Path) -> Result<bool, Failure> {
-    match Archive::open(data_dir).await {
+async fn is_intact(data_dir: &Path, database: &Database) -> Result<bool, Failure> {
+    match Archive::open(data_dir, database).await {
         Ok(archive) => Ok(archive.verify(None, |_, _| {}).await.is_ok()),
         Err(error @ ArchiveError::NoData(_)) => Err(failure(error)),
         Err(_) => Ok(false),
@@ -56,10 +57,15 @@ async fn is_intact(data_dir: &Path) -> Result<bool, Failure> {
 }
 
 /// Opens the store with the operator's word, which it writes down.
-async fn go_on(config: &Config, operator: String, digest: &str) -> Result<(), Failure> {
+async fn go_on(
+    config: &Config,
+    database: Database,
+    operator: String,
+    digest: &str,
+) -> Result<(), Failure> {
     let options = Options {
         data_dir: config.gateway.data_dir.clone(),
-        database: database(config).map_err(|error| Failure::unsuccessful(chain(&error)))?,
+        database,
         origin: config.gateway.name.clone(),
         dedup_window: config.gateway.dedup_window,
         payload_retention: config.gateway.retention,

@@ -61,8 +61,9 @@ pub(super) async fn audit(context: &Context, command: &Audit) -> Result<(), Fail
         return adopt::adopt(context, reason).await;
     }
     let data_dir = locate::data_dir(context.config.as_deref())?;
+    let database = locate::database(context.config.as_deref())?;
     let ui = &context.ui;
-    let result = match (Archive::open(&data_dir).await, command) {
+    let result = match (Archive::open(&data_dir, &database).await, command) {
         (Ok(archive), Audit::Verify { since }) => return verify(ui, archive, since.as_deref()).await,
         (Err(error), Audit::Verify { .. }) => return Err(first_fault(ui, &data_dir, error)),
         (Ok(archive), Audit::Export { dir }) => export(ui, &archive, dir).await,

@@ -91,7 +91,7 @@ async fn a_database_that_was_rolled_back_is_18_until_it_is_adopted_and_the_log_h
         let digest: String = Sha256::digest(&note).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(printed["digest"], format!("sha256:{digest}"));
         assert_eq!(log.verify_code().await, 0);
-        let archive = Archive::open(&log.data("")).await.unwrap();
+        let archive = Archive::open(&log.data(""), &gatepost_store::Database::Sqlite).await.unwrap();
         let entries = archive.entries(0, u64::MAX).await.unwrap();
         let said = |entry: &Vec<u8>| {
             let leaf: Value = serde_json::from_slice(entry).unwrap();

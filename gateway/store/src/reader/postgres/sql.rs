@@ -117,7 +117,6 @@ statements! {
 
     // === the audit log ===
     TREE_SIZE = "/* tree_size */ SELECT sequenced FROM store";
-    LEAF_FIRST = "/* leaf_first */ SELECT coalesce(min(first), -1) AS first FROM leaf_place";
     /// From the run in which $1 stands, if there is one.
     LEAVES = "/* leaves */ SELECT p.first, p.count, l.bytes FROM leaf_place p CROSS JOIN LATERAL (SELECT bytes FROM leaf \
         WHERE day = p.day AND number = p.number LIMIT 1) l \
