@@ -118,6 +118,20 @@ impl Builder {
         self
     }
 
+    /// What the configuration says of the store: nothing for SQLite; for PostgreSQL a file with the address of a database that
+    /// is this gateway's own.
+    fn store(&self) -> String {
+        if !on_postgres() {
+            return String::new();
+        }
+        let file = self.dir.path().join("postgres-url");
+        if !file.exists() {
+            let url = gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
+            std::fs::write(&file, url).expect("the address can be written");
+        }
+        format!("[store]\npostgres = {{ url_file = {:?} }}", file.display().to_string())
+    }
+
     /// Writes the configuration and nothing more.
     pub fn write(&self) -> PathBuf {
         let dir = self.dir.path().display();
@@ -126,6 +140,8 @@ impl Builder {
 name = "test-1"
 data_dir = "{dir}/data"
 {gateway}
+{store}
+
 [[listen]]
 serves = "apps"
 unix = "{dir}/app.sock"
@@ -141,6 +157,7 @@ can = ["read", "operate", "read_payload", "audit"]
 
 {rest}"#,
             gateway = self.gateway,
+            store = self.store(),
             listens = self.listens,
             uid = uid(),
             rest = self.rest,
@@ -161,6 +178,15 @@ can = ["read", "operate", "read_payload", "audit"]
     pub fn prepare(self) -> Gateway {
         let config = self.write();
         Gateway::new(self.dir, config, self.faults, self.environment)
+    }
+}
+
+/// Whether the tests' gateways keep their messages in PostgreSQL: `GATEPOST_TEST_STORE=postgres`.
+pub fn on_postgres() -> bool {
+    match std::env::var("GATEPOST_TEST_STORE").as_deref() {
+        Ok("postgres") => true,
+        Ok("sqlite") | Err(_) => false,
+        Ok(other) => panic!("GATEPOST_TEST_STORE is {other}: it is sqlite or postgres"),
     }
 }
 

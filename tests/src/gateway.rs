@@ -220,9 +220,22 @@ impl Gateway {
     /// All entries of the audit log.
     #[track_caller]
     pub fn audit_log(&self) -> Vec<Value> {
+        self.until_numbered();
         let text = self.cli_ok(&["--json", "audit", "log", "--limit", "10000000"]);
         let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("entries are JSON"));
         lines.map(|mut line| line["entry"].take()).collect()
+    }
+
+    /// Several nodes share one log on PostgreSQL: there an entry gets its place a moment after its commit.
+    fn until_numbered(&self) {
+        let Ok(url) = std::fs::read_to_string(self.path("postgres-url")) else { return };
+        let database = url.split(['/', '?']).find(|part| !part.is_empty() && *part != "postgres:");
+        let database = database.expect("an address names its database");
+        until("every entry has its place in the log", || {
+            let server = gatepost_postgres::shared().expect("the server runs");
+            let left = server.query(database, "SELECT count(*) FROM gatepost.leaf_new");
+            (left.expect("the database answers").trim() == "0").then_some(())
+        });
     }
 
     /// What the partner behind `gatepost-echo` noted, oldest first.

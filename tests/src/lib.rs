@@ -13,7 +13,7 @@ pub mod partner;
 mod programs;
 mod wait;
 
-pub use builder::{Builder, uid};
+pub use builder::{Builder, on_postgres, uid};
 pub use clock::Clock;
 pub use dice::Dice;
 pub use gateway::{Gateway, settle_item};

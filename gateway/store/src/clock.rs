@@ -24,6 +24,9 @@ struct Time {
     newest_micros: AtomicI64,
 }
 
+/// By more than this two clocks do not drift apart between two looks.
+const LEAP_MICROS: i64 = 1_000_000;
+
 /// Where the two clocks are read that store time is made of.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Source {
@@ -61,10 +64,15 @@ impl Clock {
         Timestamp::from_micros(now.max(newest))
     }
 
-    /// Takes over what the database says now. Where that is behind what was told, time stands still until it is not.
+    /// Takes over what the database says now. Where that is a little behind what was told, time stands still until it is not; where
+    /// it is far behind, this host's clock has leapt since the database was asked last, and what was told is forgotten: nothing was
+    /// written by it.
     pub(crate) fn follow(&self, now: Timestamp) {
-        let offset = now.as_micros() - self.source.boot_micros();
-        self.time.offset_micros.store(offset, Ordering::Relaxed);
+        let now = now.as_micros();
+        self.time.offset_micros.store(now - self.source.boot_micros(), Ordering::Relaxed);
+        if self.time.newest_micros.load(Ordering::Relaxed) > now + LEAP_MICROS {
+            self.time.newest_micros.store(now, Ordering::Relaxed);
+        }
     }
 }
 

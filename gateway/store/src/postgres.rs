@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use tokio::time::Instant;
 
 pub(crate) use connection::options;
 pub(crate) use node::{Node, NodeError, is_in_use, open, readers};
@@ -65,8 +66,8 @@ pub(crate) struct Postgres {
     /// Of the queues' rows, as they were read or written last.
     versions: HashMap<i64, i64>,
     leases: LeaseGroups,
-    renewed_at: Timestamp,
-    watched_at: Option<Timestamp>,
+    renewed_at: Instant,
+    watched_at: Option<Instant>,
     partitions: partitions::Partitions,
 }
 
@@ -409,8 +410,8 @@ impl Backend for Postgres {
         self.renew()?;
         self.partitions.tend(&mut self.connection, self.clock.now())?;
         let mut tended = Tended::default();
-        if self.watched_at.is_none_or(|at| self.clock.now().since(at) >= WATCH_INTERVAL) {
-            self.watched_at = Some(self.clock.now());
+        if self.watched_at.is_none_or(|at| at.elapsed() >= WATCH_INTERVAL) {
+            self.watched_at = Some(Instant::now());
             tended.took_leases = self.take_places(memory, vault)?;
             tended.queues_changed = self.follow_queues(memory)?;
         }

@@ -82,8 +82,10 @@ pub(crate) fn database(config: Option<&Path>) -> Result<Database, Failure> {
         return Ok(Database::Sqlite);
     };
     let file = beside(&path, file);
-    let url = std::fs::read_to_string(&file)
-        .map_err(Failure::io(format!("cannot read {}, which holds the database's address", file.display())))?;
+    let url = std::fs::read_to_string(&file).map_err(Failure::io(format!(
+        "cannot read {}, which holds the database's address",
+        file.display()
+    )))?;
     Ok(Database::Postgres { url: url.trim().to_owned(), node: String::new() })
 }
 

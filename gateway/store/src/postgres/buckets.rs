@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use gatepost_core::Timestamp;
+use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::commit::{Lane, advance, queue_id};
@@ -77,7 +77,7 @@ fn bit(bucket: i16) -> u64 {
 pub(super) struct Sharing {
     /// Queues that it is noted as a consumer of; `None` when only the database knows.
     noted: Option<BTreeSet<i64>>,
-    looked_at: Option<Timestamp>,
+    looked_at: Option<Instant>,
 }
 
 impl Sharing {
@@ -104,8 +104,7 @@ impl Postgres {
 
     /// Whether it is time to look again.
     pub(super) fn balance_is_due(&self, consumed: &[i64]) -> bool {
-        let now = self.clock.now();
-        let is_due = self.sharing.looked_at.is_none_or(|at| now.since(at) >= BALANCE_INTERVAL);
+        let is_due = self.sharing.looked_at.is_none_or(|at| at.elapsed() >= BALANCE_INTERVAL);
         let has_nothing =
             self.sharing.noted.as_ref().is_some_and(BTreeSet::is_empty) && self.owned.is_empty();
         is_due && !(consumed.is_empty() && has_nothing)
@@ -153,7 +152,7 @@ impl Postgres {
         }
         changed.extend(self.take_notes(memory)?);
         self.sharing.noted = Some(consumed);
-        self.sharing.looked_at = Some(self.clock.now());
+        self.sharing.looked_at = Some(Instant::now());
         Ok(changed)
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use gatepost_core::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{Connection as _, PgPool, Row as _};
+use tokio::time::Instant;
 
 use super::buckets::Sharing;
 use super::connection::Connection;
@@ -106,7 +107,7 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         sharing: Sharing::new(),
         versions: Default::default(),
         leases: Default::default(),
-        renewed_at: clock.now(),
+        renewed_at: Instant::now(),
         watched_at: None,
         partitions,
     };
@@ -216,7 +217,7 @@ impl Postgres {
             .bind(LEASE_MICROS);
         self.connection.execute(statement)?;
         self.epoch.store(epoch, Ordering::Relaxed);
-        self.renewed_at = self.clock.now();
+        self.renewed_at = Instant::now();
         self.owned.clear();
         self.sharing = Sharing::new();
         Ok(())
@@ -234,7 +235,7 @@ impl Postgres {
     }
 
     pub(super) fn renew(&mut self) -> Result<(), CommitError> {
-        if self.clock.now().since(self.renewed_at) < RENEW_INTERVAL {
+        if self.renewed_at.elapsed() < RENEW_INTERVAL {
             return Ok(());
         }
         if self.try_renew()? {
@@ -249,7 +250,7 @@ impl Postgres {
         let renewed = self.connection.execute(statement)? == 1;
         if renewed {
             self.connection.execute(sqlx::query(sql::CLOCK_NOTE))?;
-            self.renewed_at = self.clock.now();
+            self.renewed_at = Instant::now();
         }
         Ok(renewed)
     }

@@ -16,7 +16,9 @@ use crate::seal::Place;
 
 pub(super) async fn read(pool: &PgPool) -> Result<Rows, StoreError> {
     let mut snapshot = pool.begin().await.map_err(failed)?;
-    let begun = sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0");
+    let begun = sqlx::raw_sql(
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0",
+    );
     begun.execute(&mut *snapshot).await.map_err(failed)?;
     let rows = read_snapshot(&mut snapshot).await;
     snapshot.rollback().await.map_err(failed)?;

@@ -57,12 +57,7 @@ async fn is_intact(data_dir: &Path, database: &Database) -> Result<bool, Failure
 }
 
 /// Opens the store with the operator's word, which it writes down.
-async fn go_on(
-    config: &Config,
-    database: Database,
-    operator: String,
-    digest: &str,
-) -> Result<(), Failure> {
+async fn go_on(config: &Config, database: Database, operator: String, digest: &str) -> Result<(), Failure> {
     let options = Options {
         data_dir: config.gateway.data_dir.clone(),
         database,
