@@ -161,7 +161,7 @@ pub enum Resolution {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AdapterItem {
     pub name: String,
-    /// `starting`, `running`, `backing_off`, `tripped`, `stopping`, `external` or `external_absent`.
+    /// `starting`, `running`, `backing_off`, `tripped`, `stopping`, `elsewhere` (another node runs it), `external` or `external_absent`.
     pub state: String,
     pub pid: Option<u32>,
     pub version: Option<String>,

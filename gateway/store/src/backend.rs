@@ -5,6 +5,7 @@
 //! are; the writer passes them over and says so.
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use tokio::time::Instant;
 
 use crate::ops::StoreError;
 use crate::recent::RecentMessage;
@@ -86,6 +87,12 @@ pub(crate) trait Backend: Send + 'static {
     fn leaves_filed(&mut self, below: u64) -> Result<(), CommitError>;
     /// What is to be done now and then, between commits. `consumed` are the queues that somebody here reads from.
     fn tend(&mut self, memory: &mut Memory, vault: &Vault, consumed: &[i64]) -> Result<Tended, CommitError>;
+    /// Takes an adapter's role if it is this gateway's or nobody's; whether it has it.
+    fn claim(&mut self, adapter: &str) -> Result<bool, CommitError>;
+    /// Gives an adapter's role up, if this gateway has it.
+    fn give_up(&mut self, adapter: &str) -> Result<(), CommitError>;
+    /// Until when this gateway may write if it renews its right no more; `None` where nobody can take it away.
+    fn right_until(&self) -> Option<Instant>;
     /// Somebody asks for deliveries of a queue.
     fn consume(&mut self, memory: &Memory, queue: i64) -> Result<(), CommitError>;
     /// Makes sure, in the open transaction and until its end, that these sessions are their adapters' newest ones.

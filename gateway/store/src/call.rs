@@ -8,8 +8,8 @@ use gatepost_core::{DeliveryId, LeaseToken, MessageId};
 use tokio::sync::oneshot;
 
 use crate::ops::{
-    Accept, AcceptError, Accepted, AuditNote, DeliveryRow, LeaseError, LeaseRequest, MoveError, MoveStep,
-    Moved, OperateError, Pause, QueueSetup, Session, SessionEnd, Settle, SettleAnswer, SettleError,
+    Accept, AcceptError, Accepted, AdapterRole, AuditNote, DeliveryRow, LeaseError, LeaseRequest, MoveError,
+    MoveStep, Moved, OperateError, Pause, QueueSetup, Session, SessionEnd, Settle, SettleAnswer, SettleError,
     StoreError, Verb,
 };
 use crate::prepared::Prepared;
@@ -80,6 +80,15 @@ pub(crate) enum Op {
         answer: Answer<(), StoreError>,
     },
     Note(Vec<AuditNote>, Answer<(), StoreError>),
+    /// Whether this gateway is the one that runs an adapter.
+    Claim {
+        adapter: String,
+        answer: Answer<Option<AdapterRole>, StoreError>,
+    },
+    Yield {
+        adapter: String,
+        answer: Answer<(), StoreError>,
+    },
 }
 
 /// What the writer gives out of a lease; the messages themselves are read after the commit.

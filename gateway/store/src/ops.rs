@@ -238,6 +238,13 @@ pub struct Session {
     pub state: Vec<(String, Vec<u8>)>,
 }
 
+/// That this gateway is the one, of all nodes, that runs an adapter. It stands as long as [`crate::Health::role_stands`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterRole {
+    /// The start of this gateway that has it.
+    pub(crate) node: u32,
+}
+
 /// How an adapter's session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionEnd {

@@ -426,6 +426,21 @@ impl Backend for Postgres {
         Ok(tended)
     }
 
+    fn claim(&mut self, adapter: &str) -> Result<bool, CommitError> {
+        self.begin()?;
+        let claimed = self.claim_open(&format!("adapter:{adapter}"));
+        self.end(claimed)
+    }
+
+    fn give_up(&mut self, adapter: &str) -> Result<(), CommitError> {
+        let statement = sqlx::query(sql::ROLE_GIVE_UP).bind(format!("adapter:{adapter}")).bind(self.node());
+        self.connection.execute(statement).map(drop)
+    }
+
+    fn right_until(&self) -> Option<Instant> {
+        Some(self.renewed_at + node::RIGHT)
+    }
+
     fn consume(&mut self, memory: &Memory, queue: i64) -> Result<(), CommitError> {
         self.take_share(memory, queue)
     }

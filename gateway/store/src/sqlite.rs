@@ -13,6 +13,7 @@ use std::path::Path;
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use rusqlite::{CachedStatement, Connection, params};
+use tokio::time::Instant;
 
 pub(crate) use backfill::{Backfill, BackfillError};
 pub(crate) use commit::{StoreRow, execute_summed};
@@ -282,6 +283,18 @@ impl Backend for Sqlite {
 
     fn tend(&mut self, _: &mut Memory, _: &Vault, _: &[i64]) -> Result<Tended, CommitError> {
         self.tend_the_wal().map(|()| Tended::default())
+    }
+
+    fn claim(&mut self, _: &str) -> Result<bool, CommitError> {
+        Ok(true)
+    }
+
+    fn give_up(&mut self, _: &str) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    fn right_until(&self) -> Option<Instant> {
+        None
     }
 
     /// Nobody else leases, opens sessions or decides anything.

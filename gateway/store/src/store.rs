@@ -18,9 +18,9 @@ use crate::call::{Answer, Claimed, ClaimedDelivery, DamagedLease, Op};
 use crate::clock::Clock;
 use crate::hints::Hints;
 use crate::ops::{
-    Accept, AcceptError, Accepted, AuditNote, DeliveryRow, LeaseAnswer, LeaseError, LeaseRequest, Leased,
-    MoveError, MoveStep, Moved, OperateError, Pause, QueueSetup, Session, SessionEnd, Settle, SettleAnswer,
-    SettleError, StoreError, StoredMessage, Verb,
+    Accept, AcceptError, Accepted, AdapterRole, AuditNote, DeliveryRow, LeaseAnswer, LeaseError,
+    LeaseRequest, Leased, MoveError, MoveStep, Moved, OperateError, Pause, QueueSetup, Session, SessionEnd,
+    Settle, SettleAnswer, SettleError, StoreError, StoredMessage, Verb,
 };
 use crate::prepared::{Prepared, Remains, identity};
 use crate::reader::Reader;
@@ -177,6 +177,16 @@ impl Store {
     /// Ends an adapter's session: what it had leased goes back or into doubt.
     pub async fn session_end(&self, adapter: String, end: SessionEnd) -> Result<(), StoreError> {
         self.call(|answer| Op::SessionEnd { adapter, end, answer }).await
+    }
+
+    /// Whether this gateway may run an adapter that runs once: nobody else does. On SQLite there is nobody else.
+    pub async fn adapter_claim(&self, adapter: String) -> Result<Option<AdapterRole>, StoreError> {
+        self.call(|answer| Op::Claim { adapter, answer }).await
+    }
+
+    /// Lets others run an adapter that this gateway does not run any more.
+    pub async fn adapter_yield(&self, adapter: String) -> Result<(), StoreError> {
+        self.call(|answer| Op::Yield { adapter, answer }).await
     }
 
     /// Replays, discards or resolves a delivery at an operator's word.

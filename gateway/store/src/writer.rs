@@ -238,6 +238,7 @@ impl<B: Backend> Writer<B> {
             Ok(tended) => self.tended(&tended),
             Err(error) => self.failed(&error),
         }
+        self.health.set_right(self.instance_epoch, self.database.right_until());
     }
 
     fn tended(&mut self, tended: &Tended) {

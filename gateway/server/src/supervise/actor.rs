@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use gatepost_audit::leaf::Event;
 use gatepost_core::principal::Actor;
 use gatepost_core::queue::TripReason;
-use gatepost_store::{AuditNote, SessionEnd, Store, StoreError};
+use gatepost_store::{AdapterRole, AuditNote, SessionEnd, Store, StoreError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -25,6 +25,7 @@ use super::program::SearchPath;
 use super::restarts::{Life, Restarts};
 use super::shared::{Phase, Shared, Wish};
 use super::socket::{Socket, Sockets};
+use crate::config::Nodes;
 
 /// How long a process may take to finish what it has begun.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -32,6 +33,10 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 /// A session that lasts this long ends a crash loop.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
+/// Between two looks whether the adapter may still be run here.
+const ROLE_LOOK: Duration = Duration::from_millis(100);
+/// Between two looks whether it may be.
+const ROLE_PAUSE: Duration = Duration::from_millis(300);
 /// Between two tries at the store.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// The program refused its settings or its command line.
@@ -69,6 +74,8 @@ pub(super) struct Supervision {
     wish: Wish,
     socket: Option<Socket>,
     restarts: Restarts,
+    /// That no other node runs it; for who runs on each node there is none.
+    role: Option<AdapterRole>,
 }
 
 /// A process at work.
@@ -83,6 +90,8 @@ enum Watched {
     Ended,
     /// Something else is wanted.
     Unwanted,
+    /// Another node may run it at any moment.
+    Dismissed,
 }
 
 /// How a process ended, or why there was none.
@@ -104,7 +113,7 @@ enum StartError {
 impl Supervision {
     pub(super) fn new(world: Arc<World>, shared: Arc<Shared>, mut wishes: watch::Receiver<Wish>) -> Self {
         let wish = wishes.borrow_and_update().clone();
-        Self { world, shared, wishes, wish, socket: None, restarts: Restarts::default() }
+        Self { world, shared, wishes, wish, socket: None, restarts: Restarts::default(), role: None }
     }
 
     /// Runs until its end is wished. `before` is the task that had the name before.
@@ -121,6 +130,7 @@ impl Supervision {
         if let Some(socket) = self.socket.take() {
             socket.close().await;
         }
+        self.give_up_role().await;
     }
 
     fn name(&self) -> &str {
@@ -129,6 +139,9 @@ impl Supervision {
 
     /// One life of the process; gives the pause before the next.
     async fn live(&mut self) -> Duration {
+        if !self.has_role().await {
+            return ROLE_PAUSE;
+        }
         let started = Instant::now();
         let mut worker = match self.start().await {
             Ok(worker) => worker,
@@ -143,7 +156,52 @@ impl Supervision {
                 self.drain(worker).await;
                 Duration::ZERO
             }
+            Watched::Dismissed => {
+                self.dismiss(worker).await;
+                ROLE_PAUSE
+            }
         }
+    }
+
+    /// Whether this node is the one to run it; takes that upon itself if nobody else has.
+    async fn has_role(&mut self) -> bool {
+        if self.wish.spec.nodes == Nodes::Each || self.role_stands() {
+            return true;
+        }
+        self.role = match self.world.store.adapter_claim(self.name().to_owned()).await {
+            Ok(role) => role,
+            Err(error) => {
+                tracing::warn!(adapter = %self.name(), %error, "cannot see whether another node runs the adapter");
+                None
+            }
+        };
+        if self.role.is_none() {
+            self.shared.status().phase = Phase::Elsewhere;
+        }
+        self.role.is_some()
+    }
+
+    fn role_stands(&self) -> bool {
+        self.role.is_some_and(|role| self.world.store.health().role_stands(role))
+    }
+
+    async fn give_up_role(&mut self) {
+        if self.role.take().is_some()
+            && let Err(error) = self.world.store.adapter_yield(self.name().to_owned()).await
+        {
+            // The others wait until this node's lease is over.
+            tracing::warn!(adapter = %self.name(), %error, "cannot tell the other nodes that the adapter is not run here");
+        }
+    }
+
+    /// Ends the process at once: what it had leased is another node's now, which has ended its session.
+    async fn dismiss(&mut self, mut worker: Worker) {
+        tracing::error!(adapter = %self.name(), "this node has lost its right to run the adapter: its process is killed");
+        worker.process.kill();
+        worker.process.ended().await;
+        drop(self.bury(worker).await);
+        self.role = None;
+        self.shared.status().phase = Phase::Elsewhere;
     }
 
     async fn start(&mut self) -> Result<Worker, StartError> {
@@ -185,6 +243,7 @@ impl Supervision {
             };
             tokio::select! {
                 () = worker.process.ended() => return Watched::Ended,
+                () = role_is_over(&self.world.store, self.role) => return Watched::Dismissed,
                 () = wish_differs(&mut self.wishes, &self.wish) => return Watched::Unwanted,
                 Ok(()) = worker.sessions.changed() => steady_at = Some(Instant::now() + self.world.deadlines.steady),
                 () = steady => {
@@ -266,6 +325,10 @@ impl Supervision {
     /// leases are settled.
     async fn end_session(&mut self, end: SessionEnd) {
         loop {
+            if self.wish.spec.nodes == Nodes::One && !self.role_stands() {
+                // Whoever has it now has ended it.
+                return;
+            }
             match self.world.store.session_end(self.name().to_owned(), end).await {
                 Ok(()) | Err(StoreError::Stopping) => return,
                 Err(error) => {
@@ -323,6 +386,14 @@ impl Supervision {
         if let Err(error) = self.world.store.audit_note(vec![note]).await {
             tracing::error!(adapter = %self.name(), %error, "cannot write `{event}` into the audit log");
         }
+    }
+}
+
+/// Comes back when another node may take the role; never without one.
+async fn role_is_over(store: &Store, role: Option<AdapterRole>) {
+    let Some(role) = role else { return std::future::pending().await };
+    while store.health().role_stands(role) {
+        sleep(ROLE_LOOK).await;
     }
 }
 

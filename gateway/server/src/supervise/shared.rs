@@ -7,7 +7,7 @@ use gatepost_api::lists::AdapterItem;
 use gatepost_core::Timestamp;
 use tokio::sync::watch;
 
-use crate::config::{Adapter, AdapterProcess, Run};
+use crate::config::{Adapter, AdapterProcess, Nodes, Run};
 use crate::http::EXTERNAL;
 use gatepost_core::policy::{Level, OnDoubt};
 
@@ -22,6 +22,7 @@ pub(super) struct Spec {
     confirm: Option<Level>,
     window: u32,
     max_in_flight: u32,
+    pub(super) nodes: Nodes,
 }
 
 impl Spec {
@@ -36,6 +37,7 @@ impl Spec {
             confirm: adapter.policy.confirm,
             window: adapter.policy.window,
             max_in_flight: adapter.policy.max_in_flight,
+            nodes: adapter.nodes,
         })
     }
 }
@@ -56,6 +58,8 @@ pub(super) enum Phase {
     Starting,
     Running,
     BackingOff,
+    /// Another node runs it.
+    Elsewhere,
     Stopping,
 }
 
@@ -109,6 +113,7 @@ impl Shared {
             Status { phase: Phase::Starting, .. } => "starting",
             Status { phase: Phase::Running, .. } => "running",
             Status { phase: Phase::BackingOff, .. } => "backing_off",
+            Status { phase: Phase::Elsewhere, .. } => "elsewhere",
         };
         AdapterItem {
             name: name.to_owned(),

@@ -25,6 +25,8 @@ use crate::writer::Memory;
 
 /// For how long a node may write after it has renewed its lease.
 const LEASE_MICROS: i64 = 5_000_000;
+/// For how long it believes so itself: it lets go of what it runs before another can take it.
+pub(super) const RIGHT: Duration = Duration::from_millis(4500);
 
 /// Held while migrations are applied; any number that nobody else's program uses.
 const MIGRATION_LOCK: i64 = 0x6761_7465_706f_7374;
@@ -210,6 +212,7 @@ impl Postgres {
     fn register(&mut self) -> Result<(), CommitError> {
         let random: [u8; 4] = random::of_thread().map_err(|error| CommitError::Broken(error.to_string()))?;
         let epoch = i32::from_be_bytes(random);
+        let asked_at = Instant::now();
         let statement = sqlx::query(sql::NODE_ADD)
             .bind(epoch)
             .bind(self.name.as_str())
@@ -217,7 +220,7 @@ impl Postgres {
             .bind(LEASE_MICROS);
         self.connection.execute(statement)?;
         self.epoch.store(epoch, Ordering::Relaxed);
-        self.renewed_at = Instant::now();
+        self.renewed_at = asked_at;
         self.owned.clear();
         self.sharing = Sharing::new();
         Ok(())
@@ -246,11 +249,12 @@ impl Postgres {
 
     /// Whether it still was this node's.
     fn try_renew(&mut self) -> Result<bool, CommitError> {
+        let asked_at = Instant::now();
         let statement = sqlx::query(sql::NODE_RENEW).bind(self.node()).bind(LEASE_MICROS);
         let renewed = self.connection.execute(statement)? == 1;
         if renewed {
+            self.renewed_at = asked_at;
             self.connection.execute(sqlx::query(sql::CLOCK_NOTE))?;
-            self.renewed_at = Instant::now();
         }
         Ok(renewed)
     }
@@ -279,6 +283,24 @@ impl Postgres {
             self.catch_up(memory, vault)?;
         }
         Ok(took)
+    }
+
+    /// Takes a role that is nobody's, or whose holder's lease is over.
+    pub(super) fn claim_open(&mut self, role: &str) -> Result<bool, CommitError> {
+        self.connection.execute(sqlx::query(sql::ROLE_ADD).bind(role))?;
+        let Some(row) = self.connection.row(sqlx::query(sql::ROLE_LOOK).bind(role))? else {
+            return Ok(false);
+        };
+        let mut cells = Cells::new(&row);
+        let (holder, stands): (Option<i32>, bool) = (cells.take()?, cells.take()?);
+        if holder == Some(self.node()) {
+            return Ok(true);
+        }
+        if holder.is_some() && stands {
+            return Ok(false);
+        }
+        self.connection.execute(sqlx::query(sql::ROLE_TAKE).bind(role).bind(self.node()))?;
+        Ok(true)
     }
 
     fn take_place_if_over(&mut self, gone: i32) -> Result<bool, CommitError> {

@@ -226,6 +226,7 @@ statements! {
     ROLE_LOOK = "/* role_look */ SELECT r.epoch, EXISTS (SELECT 1 FROM node n, store s WHERE n.epoch = r.epoch \
         AND n.until > greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock)) FROM role r WHERE r.name = $1 \
         FOR UPDATE OF r SKIP LOCKED";
+    ROLE_GIVE_UP = "/* role_give_up */ UPDATE role SET epoch = NULL WHERE name = $1 AND epoch = $2";
     ROLE_TAKE = "/* role_take */ UPDATE role SET epoch = $2 WHERE name = $1";
     LOG_SIZE = "/* log_size */ SELECT sequenced, NOT EXISTS (SELECT 1 FROM leaf_new) FROM store";
     TREE_SIZE = "/* tree_size */ SELECT sequenced FROM store";

@@ -43,6 +43,8 @@ impl<B: Backend> Writer<B> {
                 | Op::Configure { .. }
                 | Op::Move { .. }
                 | Op::AcceptedBefore { .. }
+                | Op::Claim { .. }
+                | Op::Yield { .. }
                 | Op::Note(..) => {}
             }
         }

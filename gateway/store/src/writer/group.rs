@@ -16,8 +16,8 @@ use crate::backend::{Backend, CommitError};
 use crate::call::{Claimed, ClaimedDelivery, Op};
 use crate::leaves::Runs;
 use crate::ops::{
-    Accept, AcceptError, Accepted, DeliveryRow, LeaseError, LeaseRequest, OperateError, Sessions,
-    SettleAnswer, SettleError, StoreError,
+    Accept, AcceptError, Accepted, AdapterRole, DeliveryRow, LeaseError, LeaseRequest, OperateError,
+    Sessions, SettleAnswer, SettleError, StoreError,
 };
 use crate::prepared::Prepared;
 use crate::recent::RecentMessage;
@@ -83,6 +83,15 @@ impl<B: Backend> Writer<B> {
                     let moved = self.rehome(&step);
                     drop(answer.send(moved));
                 }
+                Op::Claim { adapter, answer } => {
+                    self.group(std::mem::take(&mut group));
+                    drop(answer.send(self.claim(&adapter)));
+                }
+                Op::Yield { adapter, answer } => {
+                    self.group(std::mem::take(&mut group));
+                    let given_up = self.database.give_up(&adapter);
+                    drop(answer.send(given_up.map_err(StoreError::from)));
+                }
                 Op::Damaged { leased, answer } => {
                     self.group(std::mem::take(&mut group));
                     drop(answer.send(self.end_damaged(&leased)));
@@ -101,6 +110,22 @@ impl<B: Backend> Writer<B> {
             }
         }
         self.group(group);
+    }
+
+    fn claim(&mut self, adapter: &str) -> Result<Option<AdapterRole>, StoreError> {
+        if let Some(error) = unavailable(&self.condition) {
+            return Err(error);
+        }
+        match self.database.claim(adapter) {
+            Ok(has_it) => {
+                self.health.set_right(self.instance_epoch, self.database.right_until());
+                Ok(has_it.then_some(AdapterRole { node: self.instance_epoch }))
+            }
+            Err(error) => {
+                self.failed(&error);
+                Err(error.into())
+            }
+        }
     }
 
     fn group(&mut self, mut ops: Vec<Op>) {
@@ -184,6 +209,8 @@ impl<B: Backend> Writer<B> {
                 | Op::Configure { .. }
                 | Op::Move { .. }
                 | Op::AcceptedBefore { .. }
+                | Op::Claim { .. }
+                | Op::Yield { .. }
                 | Op::Note(..) => continue,
             };
             if by.kind == ActorKind::Adapter
@@ -454,6 +481,8 @@ fn decide<'a>(turn: &mut Turn<'a>, op: &'a Op, known: &KnownKeys) -> Result<Opti
         | Op::Damaged { .. }
         | Op::Configure { .. }
         | Op::Move { .. }
+        | Op::Claim { .. }
+        | Op::Yield { .. }
         | Op::AcceptedBefore { .. } => {
             return Ok(None);
         }
@@ -531,6 +560,8 @@ fn payload_bytes(op: &Op) -> usize {
         | Op::Configure { .. }
         | Op::Move { .. }
         | Op::AcceptedBefore { .. }
+        | Op::Claim { .. }
+        | Op::Yield { .. }
         | Op::Note(..) => 0,
     }
 }

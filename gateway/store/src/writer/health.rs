@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use crate::ops::QueueRow;
+use tokio::time::Instant;
+
+use crate::ops::{AdapterRole, QueueRow};
 
 /// Damaged rows that are named; of more, the rest is only logged.
 const DAMAGED_MAX: usize = 1000;
@@ -24,9 +26,28 @@ pub struct Health {
     damaged: Mutex<BTreeSet<(&'static str, String)>>,
     audit_obstacle: Mutex<Option<String>>,
     queues: RwLock<HashMap<String, QueueRow>>,
+    right: Mutex<Right>,
+}
+
+/// This gateway's right to write, among several nodes.
+#[derive(Clone, Copy, Default)]
+struct Right {
+    node: u32,
+    /// `None`: nobody can take it away.
+    until: Option<Instant>,
 }
 
 impl Health {
+    /// Whether what was claimed is still this gateway's. It says so a little earlier than anybody else may take it.
+    pub fn role_stands(&self, role: AdapterRole) -> bool {
+        let right = *self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        right.node == role.node && right.until.is_none_or(|until| Instant::now() < until)
+    }
+
+    pub(crate) fn set_right(&self, node: u32, until: Option<Instant>) {
+        *self.right.lock().unwrap_or_else(PoisonError::into_inner) = Right { node, until };
+    }
+
     /// `Err` says why messages are not accepted.
     pub fn accepting(&self) -> Result<(), String> {
         self.obstacle.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)

@@ -23,10 +23,12 @@ pub(super) fn refuse_all(ops: Vec<Op>, error: &StoreError) {
             Op::Lease(_, answer) => drop(answer.send(Err(error.into()))),
             Op::Settle { answer, .. } => drop(answer.send(Err(error.into()))),
             Op::AcceptedBefore { answer, .. } => drop(answer.send(Err(error))),
+            Op::Claim { answer, .. } => drop(answer.send(Err(error))),
             Op::SessionOpen { answer, .. } => drop(answer.send(Err(error))),
             Op::Operate { answer, .. } => drop(answer.send(Err(error.into()))),
             Op::Move { answer, .. } => drop(answer.send(Err(error.into()))),
             Op::Damaged { answer, .. }
+            | Op::Yield { answer, .. }
             | Op::SessionEnd { answer, .. }
             | Op::QueuePause { answer, .. }
             | Op::QueueTrip { answer, .. }
