@@ -18,6 +18,8 @@ pub struct Builder {
     rest: String,
     faults: Option<String>,
     environment: Vec<(&'static str, OsString)>,
+    postgres: Option<String>,
+    namespace: Option<String>,
 }
 
 impl Default for Builder {
@@ -32,7 +34,16 @@ impl Builder {
     /// A gateway whose files are in `dir`.
     pub fn at(dir: TempDir) -> Self {
         let (gateway, listens, rest) = (String::new(), String::new(), String::new());
-        Self { dir, gateway, listens, rest, faults: None, environment: Vec::new() }
+        Self {
+            dir,
+            gateway,
+            listens,
+            rest,
+            faults: None,
+            environment: Vec::new(),
+            postgres: None,
+            namespace: None,
+        }
     }
 
     /// Its directory, for files that the configuration names.
@@ -44,6 +55,20 @@ impl Builder {
     #[must_use]
     pub fn environment(mut self, more: Vec<(&'static str, OsString)>) -> Self {
         self.environment.extend(more);
+        self
+    }
+
+    /// Its messages are in the PostgreSQL database with this address.
+    #[must_use]
+    pub fn postgres(mut self, url: &str) -> Self {
+        self.postgres = Some(url.to_owned());
+        self
+    }
+
+    /// It runs in this network namespace.
+    #[must_use]
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.namespace = Some(name.to_owned());
         self
     }
 
@@ -121,12 +146,13 @@ impl Builder {
     /// What the configuration says of the store: nothing for SQLite; for PostgreSQL a file with the address of a database that
     /// is this gateway's own.
     fn store(&self) -> String {
-        if !on_postgres() {
+        if !on_postgres() && self.postgres.is_none() {
             return String::new();
         }
         let file = self.dir.path().join("postgres-url");
         if !file.exists() {
-            let url = gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
+            let fresh = || gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
+            let url = self.postgres.clone().unwrap_or_else(fresh);
             std::fs::write(&file, url).expect("the address can be written");
         }
         format!("[store]\npostgres = {{ url_file = {:?} }}", file.display().to_string())
@@ -177,7 +203,7 @@ can = ["read", "operate", "read_payload", "audit"]
     /// Writes its configuration and does not start it.
     pub fn prepare(self) -> Gateway {
         let config = self.write();
-        Gateway::new(self.dir, config, self.faults, self.environment)
+        Gateway::new(self.dir, config, self.faults, self.environment, self.namespace)
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Gateway {
     faults: Option<String>,
     /// What it has in its environment besides the tests' own.
     environment: Vec<(&'static str, OsString)>,
+    /// The network namespace that it runs in, if not the tests' own.
+    namespace: Option<String>,
 }
 
 impl Gateway {
@@ -41,8 +43,9 @@ impl Gateway {
         config: PathBuf,
         faults: Option<String>,
         environment: Vec<(&'static str, OsString)>,
+        namespace: Option<String>,
     ) -> Self {
-        Self { dir, config, child: None, faults, environment }
+        Self { dir, config, child: None, faults, environment, namespace }
     }
 
     /// Starts it, again or for the first time, and waits until it is ready.
@@ -73,7 +76,15 @@ impl Gateway {
                 command.env("GATEPOST_FAULTS", format!("{faults};once={}", once.display()));
                 command
             }
-            None => Command::new(program("gatepost")),
+            None => match &self.namespace {
+                // It becomes what it starts: the pid is the gateway's.
+                Some(namespace) => {
+                    let mut command = Command::new("ip");
+                    command.args(["netns", "exec", namespace]).arg(program("gatepost"));
+                    command
+                }
+                None => Command::new(program("gatepost")),
+            },
         };
         let log =
             File::options().create(true).append(true).open(self.log_file()).expect("a log can be written");
@@ -123,6 +134,11 @@ impl Gateway {
             self.child = None;
         }
         ended
+    }
+
+    /// Whether it was never started, or killed, or its end was seen.
+    pub fn is_stopped(&self) -> bool {
+        self.child.is_none()
     }
 
     /// Whether its process is there.
@@ -229,12 +245,11 @@ impl Gateway {
     /// Several nodes share one log on PostgreSQL: there an entry gets its place a moment after its commit.
     fn until_numbered(&self) {
         let Ok(url) = std::fs::read_to_string(self.path("postgres-url")) else { return };
-        let database = url.split(['/', '?']).find(|part| !part.is_empty() && *part != "postgres:");
-        let database = database.expect("an address names its database");
         until("every entry has its place in the log", || {
-            let server = gatepost_postgres::shared().expect("the server runs");
-            let left = server.query(database, "SELECT count(*) FROM gatepost.leaf_new");
-            (left.expect("the database answers").trim() == "0").then_some(())
+            let mut psql = Command::new("psql");
+            psql.args(["-X", "-A", "-t", "-d", url.trim(), "-c", "SELECT count(*) FROM gatepost.leaf_new"]);
+            let left = psql.output().expect("psql can be started");
+            (left.stdout.trim_ascii() == b"0").then_some(())
         });
     }
 

@@ -7,6 +7,7 @@ mod disk;
 mod faults;
 mod kills;
 mod lab;
+mod nodes;
 mod order;
 mod partners;
 mod pressure;

@@ -13,8 +13,11 @@ use tokio::runtime::Runtime;
 
 use crate::backend::CommitError;
 
-/// Longest that a call may take before its connection is given up.
-const CALL_WAIT: Duration = Duration::from_secs(20);
+/// Longest that a call may take before its connection is given up: no longer than a node's right to write lasts without being
+/// renewed, since nothing that comes later counts.
+const CALL_WAIT: Duration = Duration::from_secs(5);
+/// As [`CALL_WAIT`], while the tables are made.
+const MIGRATION_WAIT: Duration = Duration::from_secs(600);
 /// Longest that connecting may take.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// Statements kept prepared; more than there are.
@@ -31,8 +34,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("synchronous_commit", "on"),
     ("default_transaction_isolation", "read committed"),
     ("idle_in_transaction_session_timeout", "2000"),
-    ("lock_timeout", "10000"),
-    ("statement_timeout", "15000"),
+    ("lock_timeout", "4000"),
+    // What a peer that is gone has not taken is not waited for.
+    ("tcp_user_timeout", "4000"),
+    ("statement_timeout", "60000"),
     ("jit", "off"),
     ("client_min_messages", "warning"),
 ];
@@ -54,6 +59,7 @@ pub(super) struct Connection {
     runtime: Waiting,
     open: Option<PgConnection>,
     options: PgConnectOptions,
+    patience: Duration,
 }
 
 /// A runtime that may be dropped anywhere: nothing runs on it but what is waited for.
@@ -84,8 +90,8 @@ impl Connection {
     /// `options` as [`options`] gives them.
     pub(super) fn open(options: &PgConnectOptions) -> Result<Self, CommitError> {
         let runtime = Waiting::new().map_err(|error| CommitError::Broken(error.to_string()))?;
-        let mut connection =
-            Self { runtime, open: None, options: options.clone().options(PLANS.iter().copied()) };
+        let options = options.clone().options(PLANS.iter().copied());
+        let mut connection = Self { runtime, open: None, options, patience: MIGRATION_WAIT };
         connection.reopen()?;
         Ok(connection)
     }
@@ -97,6 +103,11 @@ impl Connection {
         let connected = connected.ok_or_else(|| CommitError::Broken("it does not answer".to_owned()))?;
         self.open = Some(connected.map_err(commit_error)?);
         Ok(())
+    }
+
+    /// The tables are there: from now on every call is a short one.
+    pub(super) fn be_quick(&mut self) {
+        self.patience = CALL_WAIT;
     }
 
     /// Ends the connection well.
@@ -134,7 +145,7 @@ impl Connection {
         call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, CommitError> {
         let Some(open) = &mut self.open else { return Err(CommitError::Broken("it is away".to_owned())) };
-        let answered = self.runtime.on(CALL_WAIT, call(open));
+        let answered = self.runtime.on(self.patience, call(open));
         let answer = answered.unwrap_or_else(|| Err(sqlx::Error::Protocol("no answer in time".to_owned())));
         answer.map_err(|error| {
             let error = commit_error(error);

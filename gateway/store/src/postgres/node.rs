@@ -113,6 +113,7 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         watched_at: None,
         partitions,
     };
+    database.connection.be_quick();
     database.come()?;
     let memory = database.load_memory(&node.vault)?;
     let (size, first) = database.log_size()?;
