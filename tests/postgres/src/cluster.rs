@@ -92,6 +92,11 @@ impl Cluster {
         format!("postgres:///{database}?host={dir}&port={}&user={USER}", self.settings.value("port"))
     }
 
+    /// The directory of its socket.
+    pub fn socket(&self) -> &Path {
+        self.place.dir()
+    }
+
     /// The same over TCP; `None` if it does not listen there.
     pub fn tcp_url(&self, database: &str) -> Option<String> {
         let (address, port) = (self.settings.value("listen_addresses"), self.settings.value("port"));

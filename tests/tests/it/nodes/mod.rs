@@ -1,5 +1,6 @@
 //! Several nodes on one PostgreSQL, each with an address of its own, killed, stopped and cut off in turn.
 
+mod failover;
 mod net;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use gatepost_postgres::Cluster;
 use gatepost_tests::http::Client;
-use gatepost_tests::lab::{Answer, Effect, History, Order, Partner, Submission, Submitted, check};
+use gatepost_tests::lab::{Answer, Effect, History, Order, Partner, Submission, Submitted, Verdict, check};
 use gatepost_tests::{Gateway, note, skipped, until_within};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -34,24 +35,21 @@ const DRAINED: Duration = Duration::from_secs(180);
 /// The nodes, and what they share.
 struct Nodes {
     nodes: Vec<Gateway>,
-    net: Net,
     partner: PathBuf,
     /// What undoes faults later.
     mending: Vec<JoinHandle<()>>,
     _shared: tempfile::TempDir,
-    _database: Cluster,
 }
 
 impl Nodes {
-    fn start(net: Net, database: Cluster) -> Self {
+    /// Nodes on the database with this address, each in one of these network namespaces, or in the tests' own.
+    fn start(url: &str, namespaces: &[Option<&str>]) -> Self {
         let shared = tempfile::tempdir().unwrap();
         let partner = shared.path().join("partner");
-        let url = database.tcp_url("postgres").expect("it listens on an address");
         let mut nodes: Vec<Gateway> = Vec::new();
-        for (number, namespace) in net.namespaces().iter().enumerate() {
-            let builder = Gateway::builder()
-                .postgres(&url)
-                .namespace(namespace)
+        for (number, namespace) in namespaces.iter().enumerate() {
+            let mut builder = Gateway::builder()
+                .postgres(url)
                 .gateway(&format!("node = \"node-{}\"", number + 1))
                 .app("shop", &["*"], &[])
                 .adapter(
@@ -60,6 +58,9 @@ impl Nodes {
                     &format!("effects = {:?}", partner.display().to_string()),
                 )
                 .route("shop", &["lab"]);
+            if let Some(namespace) = namespace {
+                builder = builder.namespace(namespace);
+            }
             let mut node = builder.prepare();
             if let Some(first) = nodes.first() {
                 copy_keys(&first.path("data/keys"), &node.path("data/keys"));
@@ -67,7 +68,22 @@ impl Nodes {
             node.restart();
             nodes.push(node);
         }
-        Self { nodes, net, partner, mending: Vec::new(), _shared: shared, _database: database }
+        Self { nodes, partner, mending: Vec::new(), _shared: shared }
+    }
+
+    /// Waits until everything is settled, and judges it all.
+    fn judge(&self, submissions: Vec<Submission>) -> Verdict {
+        until_within(DRAINED, "everything is settled", || {
+            let mut counts = self.nodes.iter().map(|node| node.unsettled("lab"));
+            counts.all(|left| left == 0).then_some(())
+        });
+        let mut history = History { submissions, ..History::default() };
+        let effects = self.effects().iter().map(Effect::noted).collect();
+        history.partners.insert("lab".to_owned(), Partner::new(Order::Key, effects));
+        history.close(&self.nodes[0]);
+        // Every node has the same log, and can prove it alone.
+        self.nodes.iter().for_each(Gateway::audit_verifies);
+        check(&history)
     }
 
     /// What the partner has got, oldest first; a line that its writer did not end is none.
@@ -79,7 +95,7 @@ impl Nodes {
     /// The node that runs the adapter.
     fn runner(&self) -> usize {
         until_within(DRAINED, "some node runs the adapter", || {
-            (0..NODES).find(|node| {
+            (0..self.nodes.len()).find(|node| {
                 let answer = self.nodes[*node].admin().send("GET", "/v1/adapters", &[], b"");
                 answer.is_ok_and(|answer| {
                     answer.status == 200 && answer.json()["adapters"][0]["state"] == "running"
@@ -179,49 +195,37 @@ fn three_nodes_lose_nothing_and_keep_every_lane_in_order_whatever_happens_to_the
         Err(error) => return skipped(&format!("needs network namespaces: {error}")),
     };
     let database = Cluster::listen_on(net.host(), &[]).expect("a PostgreSQL server for the tests");
-    let mut nodes = Nodes::start(net, database);
+    let url = database.tcp_url("postgres").expect("it listens on an address");
+    let namespaces: Vec<Option<&str>> = net.namespaces().iter().map(|name| Some(name.as_str())).collect();
+    let mut nodes = Nodes::start(&url, &namespaces);
     let senders = Senders::start(&nodes.nodes);
-    let mut gaps: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let mut gaps: BTreeMap<&str, Duration> = BTreeMap::new();
     for (name, fault) in FAULTS {
-        let gap = nodes.gap(fault);
-        gaps.entry(name).or_default().push(gap);
+        gaps.insert(name, nodes.gap(|nodes, runner| fault(nodes, &net, runner)));
     }
-    let taken_meanwhile = senders.accepted.load(Ordering::Relaxed);
-    let submissions = senders.finish();
-    until_within(DRAINED, "everything is settled", || {
-        let mut counts = nodes.nodes.iter().map(|node| node.unsettled("lab"));
-        counts.all(|left| left == 0).then_some(())
-    });
-    let mut history = History { submissions, ..History::default() };
-    let effects = nodes.effects().iter().map(Effect::noted).collect();
-    history.partners.insert("lab".to_owned(), Partner::new(Order::Key, effects));
-    history.close(&nodes.nodes[0]);
-    let verdict = check(&history);
+    let meanwhile = senders.accepted.load(Ordering::Relaxed);
+    let verdict = nodes.judge(senders.finish());
     note(&format!(
-        "three nodes: {verdict}; accepted while nodes were away: {taken_meanwhile}; delivering again after {gaps:?}"
+        "three nodes: {verdict}; accepted meanwhile: {meanwhile}; delivering again after {gaps:?}"
     ));
     assert!(verdict.is_clean(), "{verdict}");
     assert_eq!(verdict.accepted, (LANES * PER_LANE) as u64);
-    // Every node has the same log, and can prove it alone.
-    for node in &nodes.nodes {
-        node.audit_verifies();
-    }
 }
 
-type Fault = fn(&mut Nodes, usize);
+type Fault = fn(&mut Nodes, &Net, usize);
 
 /// What happens to the node that delivers. Afterwards it comes back.
 const FAULTS: [(&str, Fault); 4] =
     [("killed", killed), ("stopped", stopped), ("cut off", cut_off), ("killed for good", killed_and_away)];
 
 /// Whoever starts it again at once.
-fn killed(nodes: &mut Nodes, node: usize) {
+fn killed(nodes: &mut Nodes, _: &Net, node: usize) {
     nodes.nodes[node].kill();
     nodes.nodes[node].restart();
 }
 
 /// It wakes up after others have taken its place.
-fn stopped(nodes: &mut Nodes, node: usize) {
+fn stopped(nodes: &mut Nodes, _: &Net, node: usize) {
     let pid = nix::unistd::Pid::from_raw(nodes.nodes[node].pid().cast_signed());
     nodes.nodes[node].signal(Signal::SIGSTOP);
     let woken = move || {
@@ -232,13 +236,13 @@ fn stopped(nodes: &mut Nodes, node: usize) {
 }
 
 /// No packet reaches the database or comes from it.
-fn cut_off(nodes: &mut Nodes, node: usize) {
-    nodes.net.cut(node);
-    let mending = nodes.net.mend_later(node, PAST_THE_LEASE);
+fn cut_off(nodes: &mut Nodes, net: &Net, node: usize) {
+    net.cut(node);
+    let mending = net.mend_later(node, PAST_THE_LEASE);
     nodes.mending.push(mending);
 }
 
 /// It comes back when the others have gone on.
-fn killed_and_away(nodes: &mut Nodes, node: usize) {
+fn killed_and_away(nodes: &mut Nodes, _: &Net, node: usize) {
     nodes.nodes[node].kill();
 }
