@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum Durability {
     /// It is on the database's stable storage.
     Fsync,
-    /// It is on a synchronous standby's stable storage too.
+    /// It is on a synchronous standby's stable storage too. Whoever cancels the wait of a commit on the server makes that answer
+    /// as if it were; nothing but a person does.
     Quorum,
 }
 

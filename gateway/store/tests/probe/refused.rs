@@ -1,7 +1,7 @@
 //! Servers that are not used, and why; and those that are, with a word.
 
 use gatepost_postgres::Cluster;
-use gatepost_store::{Durability, Weight};
+use gatepost_store::{Durability, Engines, Weight, server_look};
 
 use crate::{DATABASE, cluster, look, open, refusal};
 
@@ -93,6 +93,25 @@ async fn what_behaves_otherwise_is_refused() {
         "WITH … DELETE … INSERT:",
     ] {
         assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+/// Each has something in its catalogue that PostgreSQL has not. Distributed tables are told by an extension, which is not here.
+#[tokio::test]
+async fn another_engine_is_known_by_its_catalogue_and_may_be_tried() {
+    let cluster = cluster(&[]);
+    for (schema, table, name) in
+        [("crdb_internal", "x", "CockroachDB"), ("sys", "iam_pg_role_mappings", "Aurora DSQL")]
+    {
+        let made = format!("CREATE SCHEMA {schema} CREATE TABLE {table} ()");
+        cluster.query(DATABASE, &made).unwrap();
+        let url = cluster.url(DATABASE);
+        let text = refusal(&url).await;
+        assert!(text.contains(&format!("engine: {name}, which is not PostgreSQL")), "{text}");
+        assert!(text.contains("`experimental = true`"), "{text}");
+        let tried = server_look(&url, Engines::Alike).await.unwrap();
+        assert!(matches!(tried.findings.as_slice(), [one] if one.weight == Weight::Warning), "{tried:?}");
+        cluster.query(DATABASE, &format!("DROP SCHEMA {schema} CASCADE")).unwrap();
     }
 }
 

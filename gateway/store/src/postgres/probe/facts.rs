@@ -63,12 +63,23 @@ const ROOM: &str = "/* room */ SELECT least(\
 const WAITS_FOR: &str = "/* waits_for */ SELECT current_setting('synchronous_standby_names') \
     WHERE current_setting('synchronous_standby_names') <> '' AND pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') \
     AND NOT EXISTS (SELECT 1 FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum'))";
-/// What only one engine has.
-const CATALOGUE: &str = "/* catalogue */ SELECT CASE WHEN EXISTS (SELECT 1 FROM pg_settings WHERE name LIKE 'yb\\_%') THEN 1 \
-    WHEN EXISTS (SELECT 1 FROM pg_settings WHERE name = 'gp_role') THEN 2 \
-    WHEN EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'sys' \
-    AND c.relname = 'iam_pg_role_mappings') THEN 3 \
-    WHEN EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'crdb_internal') THEN 4 END";
+/// What only one engine has. Asked one by one, since each lacks some of the catalogues.
+const CATALOGUE: &[(&str, &str)] = &[
+    ("YugabyteDB", "/* yugabyte */ SELECT EXISTS (SELECT 1 FROM pg_settings WHERE name LIKE 'yb\\_%')"),
+    (
+        "Greenplum or one of its kin",
+        "/* greenplum */ SELECT EXISTS (SELECT 1 FROM pg_settings WHERE name = 'gp_role')",
+    ),
+    (
+        "Aurora DSQL",
+        "/* dsql */ SELECT EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = 'sys' AND c.relname = 'iam_pg_role_mappings')",
+    ),
+    (
+        "CockroachDB",
+        "/* cockroach */ SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = 'crdb_internal')",
+    ),
+];
 const CITUS: &str = "/* citus */ SELECT EXISTS (SELECT 1 FROM pg_extension WHERE extname = 'citus')";
 /// Distributed tables of ours.
 const DISTRIBUTED: &str = "/* distributed */ SELECT EXISTS (SELECT 1 FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid \
@@ -100,18 +111,13 @@ pub(super) async fn gather(open: &mut PgConnection) -> Result<Facts, OpenError> 
 }
 
 async fn catalogue(open: &mut PgConnection) -> Result<Option<&'static str>, OpenError> {
-    let found = ask(open, CATALOGUE).await?.and_then(|row| row.try_get::<Option<i32>, _>(0).ok()).flatten();
-    let known = match found {
-        Some(1) => Some("YugabyteDB"),
-        Some(2) => Some("Greenplum or one of its kin"),
-        Some(3) => Some("Aurora DSQL"),
-        Some(4) => Some("CockroachDB"),
-        _ => None,
-    };
-    if known.is_some() || !yes(open, CITUS).await? || !yes(open, DISTRIBUTED).await? {
-        return Ok(known);
+    for (name, sql) in CATALOGUE {
+        if yes(open, sql).await? {
+            return Ok(Some(name));
+        }
     }
-    Ok(Some("PostgreSQL with tables of the gateway distributed by Citus"))
+    let distributed = yes(open, CITUS).await? && yes(open, DISTRIBUTED).await?;
+    Ok(distributed.then_some("PostgreSQL with tables of the gateway distributed by Citus"))
 }
 
 async fn yes(open: &mut PgConnection, sql: &'static str) -> Result<bool, OpenError> {

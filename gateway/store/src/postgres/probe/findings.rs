@@ -80,7 +80,7 @@ fn version(number: Option<u32>) -> Option<ServerFinding> {
 fn durable(facts: &Facts, engine: &Engine) -> Vec<ServerFinding> {
     let server = |name: &str| {
         format!(
-            "a crash loses or tears what was confirmed: set `{name} = on` in postgresql.conf and restart the server"
+            "a crash loses or tears what was confirmed: set `{name} = on` in postgresql.conf and reload it"
         )
     };
     let asked: [(&'static str, &Option<String>, &[&str], String); 4] = [
