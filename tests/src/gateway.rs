@@ -249,6 +249,8 @@ impl Gateway {
             let mut psql = Command::new("psql");
             psql.args(["-X", "-A", "-t", "-d", url.trim(), "-c", "SELECT count(*) FROM gatepost.leaf_new"]);
             let left = psql.output().expect("psql can be started");
+            let said = String::from_utf8_lossy(&left.stderr);
+            assert!(left.status.success(), "the database answers: {said}");
             (left.stdout.trim_ascii() == b"0").then_some(())
         });
     }

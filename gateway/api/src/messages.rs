@@ -11,7 +11,8 @@ use crate::event::Event;
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AcceptResponse {
     pub messages: Vec<AcceptedMessage>,
-    /// How durable the messages are when this answer leaves: `fsync`.
+    /// How durable the messages are when this answer leaves: `fsync`, or `quorum` where a synchronous standby of the database has
+    /// confirmed them too.
     pub durability: String,
 }
 

@@ -106,6 +106,7 @@ pub(crate) enum Store {
     Postgres {
         /// The file that holds its address; absolute.
         url_file: PathBuf,
+        engines: gatepost_store::Engines,
     },
 }
 

@@ -187,10 +187,14 @@ async fn open_store(config: &Config) -> Result<(Store, StoreTask), ServeError> {
 
 /// Where the messages are; an address that holds a password is read only now.
 pub(crate) fn database(config: &Config) -> Result<Database, ServeError> {
-    let config::Store::Postgres { url_file } = &config.store else { return Ok(Database::Sqlite) };
+    let config::Store::Postgres { url_file, engines } = &config.store else { return Ok(Database::Sqlite) };
     let url = std::fs::read_to_string(url_file)
         .map_err(|source| ServeError::UrlFile { path: url_file.clone(), source })?;
-    Ok(Database::Postgres { url: url.trim().to_owned(), node: config.gateway.node.clone() })
+    Ok(Database::Postgres {
+        url: url.trim().to_owned(),
+        node: config.gateway.node.clone(),
+        engines: *engines,
+    })
 }
 
 async fn note(store: &Store, name: &str, event: Event) {

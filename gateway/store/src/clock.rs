@@ -94,7 +94,7 @@ impl Source {
     }
 }
 
-fn wall_micros() -> i64 {
+pub(crate) fn wall_micros() -> i64 {
     #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_micros());
     i64::try_from(wall).unwrap_or(i64::MAX)

@@ -16,6 +16,7 @@ mod clock;
 mod data_dir;
 #[cfg(test)]
 mod dice;
+mod durability;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod hints;
@@ -39,9 +40,11 @@ mod writer;
 
 pub use audit_log::LogFault;
 pub use data_dir::DataDirError;
+pub use durability::Durability;
 pub use hints::MessageHint;
-pub use open::{Adopt, Database, KEYS_IN_MEMORY, OpenError, Options, StoreTask, open};
+pub use open::{Adopt, Database, Engines, KEYS_IN_MEMORY, OpenError, Options, StoreTask, open};
 pub use ops::*;
+pub use postgres::probe::{ServerFinding, ServerLook, Unfit, Weight, look as server_look};
 pub use reader::{Data, Reader, Receipt};
 pub use sqlite::sqlite_version;
 pub use store::Store;

@@ -17,6 +17,7 @@ use crate::clock::{Clock, Source};
 use crate::data_dir::{DataDir, DataDirError, Keys};
 use crate::hints::Hints;
 use crate::ops::{AuditNote, StoreError};
+use crate::postgres::probe::{self, Unfit, Watch};
 use crate::postgres::{self, Node, NodeError, Postgres, Sequencer};
 use crate::prepared::Remains;
 use crate::random::Random;
@@ -55,7 +56,17 @@ pub enum Database {
         url: String,
         /// What people call this node.
         node: String,
+        engines: Engines,
     },
+}
+
+/// Which engines a shared database may be kept by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engines {
+    #[default]
+    Postgres,
+    /// What resembles it too, at an operator's word and without a promise.
+    Alike,
 }
 
 /// An operator's decision to go on from the log as it is.
@@ -98,6 +109,13 @@ pub enum OpenError {
         "the database is used by another gateway, or by another node of this one whose directory `keys` has not been copied here"
     )]
     KeysElsewhere,
+    #[error(
+        "the database server {server} is on another machine, and {how}: end the address with \
+         `?sslmode=verify-full&sslrootcert=/path/of/its/authority.pem` (a certificate of a public authority needs no sslrootcert)"
+    )]
+    Unverified { server: String, how: &'static str },
+    #[error("the PostgreSQL server will not do:\n{0}")]
+    Unfit(Unfit),
     #[error("PostgreSQL: {0}")]
     Postgres(String),
     #[error("the store: {0}")]
@@ -126,7 +144,8 @@ enum Running {
         writer: WriterThread<Postgres>,
         pool: PgPool,
         sequencer: JoinHandle<()>,
-        stop_sequencer: watch::Sender<bool>,
+        watch: JoinHandle<()>,
+        stop_tasks: watch::Sender<bool>,
     },
 }
 
@@ -153,12 +172,15 @@ impl StoreTask {
                 }
                 drop(file);
             }
-            Running::Postgres { writer, pool, sequencer, stop_sequencer } => {
+            Running::Postgres { writer, pool, sequencer, watch, stop_tasks } => {
                 let writer = writer.stop().await;
                 // What was committed last gets its place before the last checkpoint.
-                let _ = stop_sequencer.send(true);
+                let _ = stop_tasks.send(true);
                 if let Err(error) = sequencer.await {
                     tracing::error!(%error, "the audit log's sequencer did not end well");
+                }
+                if let Err(error) = watch.await {
+                    tracing::error!(%error, "the watch over the database did not end well");
                 }
                 end_audit.await;
                 pool.close().await;
@@ -199,7 +221,7 @@ struct Ground {
 pub async fn open(options: Options) -> Result<(Store, StoreTask), OpenError> {
     match &options.database {
         Database::Sqlite => open_sqlite(&options).await,
-        Database::Postgres { url, node } => open_postgres(&options, url, node).await,
+        Database::Postgres { url, node, engines } => open_postgres(&options, url, node, *engines).await,
     }
 }
 
@@ -242,12 +264,17 @@ async fn open_sqlite(options: &Options) -> Result<(Store, StoreTask), OpenError>
     assembled.start(options, |writer| Ok(Running::Sqlite { writer, pool, file })).await
 }
 
-async fn open_postgres(options: &Options, url: &str, node: &str) -> Result<(Store, StoreTask), OpenError> {
+async fn open_postgres(
+    options: &Options,
+    url: &str,
+    node: &str,
+    engines: Engines,
+) -> Result<(Store, StoreTask), OpenError> {
     let data_dir = DataDir::new(&options.data_dir);
     data_dir.create()?;
     let lock = data_dir.lock()?;
-    let connect =
-        postgres::options(&url.parse().map_err(|error: sqlx::Error| OpenError::Url(error.to_string()))?);
+    let connect = postgres::options(&probe::address(url)?);
+    let durability = probe::fit(&connect, engines).await?;
     let has_keys = data_dir.store_key().exists() && data_dir.audit_key().exists();
     if !has_keys && !data_dir.node().exists() && postgres::is_in_use(&connect).await? {
         return Err(OpenError::KeysElsewhere);
@@ -281,9 +308,11 @@ async fn open_postgres(options: &Options, url: &str, node: &str) -> Result<(Stor
         remains: Remains::Apart,
     };
     let ground = Ground { data_dir, vault, health: Arc::default(), chores: mpsc::channel(16), created, lock };
+    ground.health.set_durability(durability);
     let added: Arc<Notify> = Arc::default();
     let assembled = assemble(options, ground, opened, keys, Arc::clone(&added)).await?;
-    let (stop_sequencer, stopped) = watch::channel(false);
+    let (stop_tasks, stopped) = watch::channel(false);
+    let watch = Watch { options: connect.clone(), health: Arc::clone(&assembled.writer.health) };
     let sequencer = Sequencer {
         options: connect,
         epoch,
@@ -292,8 +321,9 @@ async fn open_postgres(options: &Options, url: &str, node: &str) -> Result<(Stor
         grown: Arc::clone(&assembled.grown),
     };
     let start = |writer| {
+        let watch = tokio::spawn(watch.run(stopped.clone()));
         let sequencer = tokio::spawn(sequencer.run(stopped));
-        Ok(Running::Postgres { writer, pool, sequencer, stop_sequencer })
+        Ok(Running::Postgres { writer, pool, sequencer, watch, stop_tasks })
     };
     assembled.start(options, start).await
 }

@@ -9,6 +9,7 @@ mod connection;
 mod load;
 mod node;
 mod partitions;
+pub(crate) mod probe;
 pub(crate) mod row;
 mod sequencer;
 pub(crate) mod sql;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -45,12 +46,17 @@ pub struct Cluster {
 impl Cluster {
     /// A new, empty cluster, with these settings over the defaults.
     pub fn start(settings: &[(&str, &str)]) -> io::Result<Self> {
-        let programs = Programs::newest()?;
-        let place = Place::new()?;
-        template::fill(&place, &programs)?;
+        let (programs, place) = Self::filled()?;
         let mut own = Settings::default();
         own.change(settings);
         Self::launch(programs, own, place)
+    }
+
+    fn filled() -> io::Result<(Programs, Place)> {
+        let programs = Programs::newest()?;
+        let place = Place::new()?;
+        template::fill(&place, &programs)?;
+        Ok((programs, place))
     }
 
     /// As [`start`](Self::start), and it listens on a free port of this address of the machine's too.
@@ -59,6 +65,18 @@ impl Cluster {
         let port = TcpListener::bind((address, 0))?.local_addr()?.port().to_string();
         let address = address.to_string();
         Self::start(&[&[("listen_addresses", address.as_str()), ("port", port.as_str())], settings].concat())
+    }
+
+    /// As [`listen_on`](Self::listen_on), and it shows this certificate, PEM, to those who ask for TLS.
+    pub fn listen_with_tls(address: IpAddr, certificate: &str, key: &str) -> io::Result<Self> {
+        let (programs, place) = Self::filled()?;
+        place.write("server.crt", certificate)?;
+        place.write_secret("server.key", key)?;
+        let port = TcpListener::bind((address, 0))?.local_addr()?.port().to_string();
+        let address = address.to_string();
+        let mut own = Settings::default();
+        own.change(&[("listen_addresses", &address), ("port", &port), ("ssl", "on")]);
+        Self::launch(programs, own, place)
     }
 
     /// A copy of this running cluster that follows it through its socket. `synchronous_standby_names` of this one can name it.

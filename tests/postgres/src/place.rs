@@ -1,7 +1,8 @@
 //! A cluster's directory, and the keeper that removes it.
 
+use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -67,8 +68,18 @@ impl Place {
 
     /// Writes a file of the data directory, at once: the server may read it at any time.
     pub(crate) fn write(&self, name: &str, text: &str) -> io::Result<()> {
+        self.write_as(name, text, 0o644)
+    }
+
+    /// As [`write`](Self::write), for the server alone.
+    pub(crate) fn write_secret(&self, name: &str, text: &str) -> io::Result<()> {
+        self.write_as(name, text, 0o600)
+    }
+
+    fn write_as(&self, name: &str, text: &str, mode: u32) -> io::Result<()> {
         let fresh = self.dir.join(name);
         std::fs::write(&fresh, text)?;
+        std::fs::set_permissions(&fresh, Permissions::from_mode(mode))?;
         give(&fresh)?;
         std::fs::rename(fresh, self.data().join(name))
     }

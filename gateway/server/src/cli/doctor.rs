@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use gatepost_store::salvage::{self, SalvageError};
+use gatepost_store::{Database, ServerFinding, Weight};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::statvfs::statvfs;
@@ -19,6 +20,7 @@ use super::failure::Failure;
 use super::locate::{self, Serves};
 use super::ui::{Style, Ui};
 use super::{Context, setup, text};
+use crate::config::Config;
 
 /// Appends of the probe.
 const APPENDS: usize = 200;
@@ -83,6 +85,7 @@ pub(super) fn doctor(context: &Context, args: &Doctor) -> Result<(), Failure> {
     findings.extend(configuration(config));
     findings.extend(disk(config));
     findings.extend(data(config));
+    findings.extend(database(config));
     findings.extend(sockets(config));
     let failed = findings.iter().filter(|finding| finding.verdict == Verdict::Fail).count() as u64;
     if ui.json {
@@ -263,6 +266,43 @@ fn data(config: Option<&Path>) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// The server that a shared database is on, if it is on one.
+fn database(path: Option<&Path>) -> Vec<Finding> {
+    const WHAT: &str = "PostgreSQL";
+    // What is wrong with the file is said above.
+    let Some(config) = locate::config_path(path).ok().and_then(|path| Config::load(Some(&path)).ok()) else {
+        return Vec::new();
+    };
+    let (url, engines) = match crate::serve::database(&config) {
+        Ok(Database::Postgres { url, engines, .. }) => (url, engines),
+        Ok(Database::Sqlite) => return Vec::new(),
+        Err(error) => {
+            return vec![Finding::fail(WHAT, error.to_string(), "run doctor as the gateway's user")];
+        }
+    };
+    let looked = super::runtime().map(|runtime| runtime.block_on(gatepost_store::server_look(&url, engines)));
+    match looked {
+        Ok(Ok(look)) if look.findings.is_empty() => {
+            vec![Finding::ok(WHAT, format!("{}, durability {}", look.server, look.durability.as_str()))]
+        }
+        Ok(Ok(look)) => {
+            let finding = |found: ServerFinding| {
+                let verdict = match found.weight {
+                    Weight::Refused => Verdict::Fail,
+                    Weight::Warning => Verdict::Warn,
+                };
+                let text = format!("{}: {}", found.what, found.found);
+                Finding { what: WHAT, verdict, found: text, advice: Some(found.advice) }
+            };
+            look.findings.into_iter().map(finding).collect()
+        }
+        Ok(Err(error)) => {
+            vec![Finding::fail(WHAT, error.to_string(), "the gateway does not start without it")]
+        }
+        Err(failure) => vec![Finding::warn(WHAT, failure.to_string(), "try again")],
+    }
 }
 
 fn free_space(dir: &Path) -> Finding {

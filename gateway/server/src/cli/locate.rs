@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use gatepost_store::Database;
+use gatepost_store::{Database, Engines};
 
 use super::failure::Failure;
 use crate::config::DATA_DIR;
@@ -86,7 +86,9 @@ pub(crate) fn database(config: Option<&Path>) -> Result<Database, Failure> {
         "cannot read {}, which holds the database's address",
         file.display()
     )))?;
-    Ok(Database::Postgres { url: url.trim().to_owned(), node: String::new() })
+    let experimental = postgres.and_then(|postgres| postgres.get("experimental")?.as_bool());
+    let engines = if experimental == Some(true) { Engines::Alike } else { Engines::Postgres };
+    Ok(Database::Postgres { url: url.trim().to_owned(), node: String::new(), engines })
 }
 
 /// Relative paths in the configuration begin at its directory.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use gatepost_store::Engines;
+
 use super::fault::Report;
 use super::paths::Base;
 use super::section::{Item, Section};
@@ -79,10 +81,13 @@ pub(super) fn check_dedup_window(root: &Section<'_>, config: &Config, report: &m
 /// `[store]`
 pub(super) fn store(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Store {
     let postgres = root.table("store").and_then(|store| store.table("postgres"));
-    match postgres.as_ref().and_then(|postgres| postgres.text("url_file")) {
-        Some(path) => Store::Postgres { url_file: base.existing(&path, report) },
-        None => Store::Sqlite,
-    }
+    let Some(postgres) = postgres else { return Store::Sqlite };
+    let Some(path) = postgres.text("url_file") else { return Store::Sqlite };
+    let engines = match postgres.truth("experimental") {
+        Some(true) => Engines::Alike,
+        Some(false) | None => Engines::Postgres,
+    };
+    Store::Postgres { url_file: base.existing(&path, report), engines }
 }
 
 fn dedup_window(section: Option<&Section<'_>>) -> Option<Item<Duration>> {

@@ -30,6 +30,7 @@ pub(super) enum Shape {
     Texts,
     /// A string, or an array of strings that is not empty.
     Argv,
+    Truth,
     Duration,
     Size,
     Count {
@@ -131,11 +132,18 @@ const STORE: Groups = &[&[key(
     "A PostgreSQL database that several nodes share. Keys and the audit log's files stay in `data_dir`.",
 )]];
 
-const POSTGRES: Groups = &[&[required(
-    "url_file",
-    PLAIN,
-    "File that holds the database's address: `postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full&sslrootcert=FILE`.",
-)]];
+const POSTGRES: Groups = &[&[
+    required(
+        "url_file",
+        PLAIN,
+        "File that holds the database's address: `postgres://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full&sslrootcert=FILE`.",
+    ),
+    key(
+        "experimental",
+        Shape::Truth,
+        "Try an engine that only resembles PostgreSQL: nothing that the gateway promises is tested on it. Default: false.",
+    ),
+]];
 
 const LISTEN: Groups = &[&[
     required("serves", Shape::Choice(SERVES), "Who connects here: apps, operators or external adapters."),

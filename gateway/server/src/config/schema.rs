@@ -37,6 +37,7 @@ fn value(shape: Shape) -> Map<String, Value> {
         Shape::Text(Some(pattern)) => json!({ "type": "string", "pattern": pattern }),
         Shape::Texts => json!({ "type": "array", "items": text }),
         Shape::Argv => json!({ "oneOf": [text, { "type": "array", "items": text, "minItems": 1 }] }),
+        Shape::Truth => json!({ "type": "boolean" }),
         Shape::Duration => json!({ "type": "string", "pattern": DURATION_PATTERN }),
         Shape::Size => json!({ "type": "string", "pattern": SIZE_PATTERN }),
         Shape::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),

@@ -68,6 +68,10 @@ impl<'a> Section<'a> {
         self.value(key)?.try_map(number)
     }
 
+    pub(super) fn truth(&self, key: &str) -> Option<bool> {
+        self.value(key)?.value.as_bool()
+    }
+
     /// A choice among names.
     pub(super) fn choice<T>(&self, key: &str, from_name: impl Fn(&str) -> Option<T>) -> Option<T> {
         from_name(self.text(key)?.value)

@@ -62,6 +62,12 @@ fn check_value(value: &Value<'_>, shape: Shape, spot: &Spot, report: &mut Report
                 text(value, "a string or an array of strings", spot, report);
             }
         },
+        Shape::Truth => {
+            if value.get_ref().as_bool().is_none() {
+                let found = article(value.get_ref().type_str());
+                report.add(spot, format!("expected true or false, found {found}"));
+            }
+        }
         Shape::Duration => quantity(value, units::duration, "a duration such as \"30s\"", spot, report),
         Shape::Size => quantity(value, units::size, "a size such as \"64MiB\"", spot, report),
         Shape::Count { min, max } => count(value, min, max, spot, report),

@@ -11,7 +11,7 @@ use gatepost_api::messages::{AcceptResponse, AcceptedDelivery, AcceptedMessage};
 use gatepost_api::problem::{Code, Problem};
 use gatepost_core::principal::{Actor, SendPermit};
 use gatepost_core::routing::RouteError;
-use gatepost_store::{Accept, Accepted, Store};
+use gatepost_store::{Accept, Accepted, Durability, Store};
 
 use super::body::{self, Received};
 use super::events::{Mode, invalid_event};
@@ -27,8 +27,6 @@ use super::wait;
 pub(crate) const PARSE_INLINE_BYTES_MAX: usize = 256 * 1024;
 /// Longest event type that an error repeats, characters.
 const TYPE_CHARS_MAX: usize = 128;
-/// What an answer says of its messages: their commit is on stable storage.
-const DURABILITY: &str = "fsync";
 
 #[utoipa::path(
     post, path = "/v1/messages", operation_id = "message_accept", tag = "messages",
@@ -72,10 +70,13 @@ pub(crate) async fn accept(
         intake.compose()?
     };
     // Needs no task of its own: the store takes a request whole or not at all, and its writer commits it whoever waits.
+    let before = state.store.health().durability();
     let accepted = composed.hand_over(&state.store, &sender, session).await?;
+    // Looks at the standbys go on meanwhile: what was so on one side of the commit alone is not claimed.
+    let durability = before.min(state.store.health().durability());
     match wait {
-        None => Ok(answer(StatusCode::ACCEPTED, accepted.into_iter().map(stored).collect())),
-        Some(wait) => waited(&state, accepted, wait).await,
+        None => Ok(answer(StatusCode::ACCEPTED, accepted.into_iter().map(stored).collect(), durability)),
+        Some(wait) => waited(&state, accepted, wait, durability).await,
     }
 }
 
@@ -167,7 +168,12 @@ fn unroutable(index: usize, error: &RouteError) -> Refusal {
     Refusal::new(code, format!("event {index}: {error}; nothing was stored"))
 }
 
-async fn waited(state: &AppState, accepted: Vec<Accepted>, wait: Duration) -> Result<Response, Refusal> {
+async fn waited(
+    state: &AppState,
+    accepted: Vec<Accepted>,
+    wait: Duration,
+    durability: Durability,
+) -> Result<Response, Refusal> {
     let ids: Vec<_> = accepted.iter().map(|message| message.id).collect();
     let waited = wait::until_ended(state, &ids, wait).await?;
     let messages = accepted.into_iter().zip(waited.deliveries);
@@ -177,7 +183,7 @@ async fn waited(state: &AppState, accepted: Vec<Accepted>, wait: Duration) -> Re
         deliveries,
     });
     let status = if waited.all_ended { StatusCode::OK } else { StatusCode::ACCEPTED };
-    let mut response = answer(status, messages.collect());
+    let mut response = answer(status, messages.collect(), durability);
     // Digits are always a legal header value.
     if let Ok(applied) = HeaderValue::from_str(&format!("wait={}", wait.as_secs())) {
         response.headers_mut().insert("preference-applied", applied);
@@ -195,15 +201,31 @@ fn stored(message: Accepted) -> AcceptedMessage {
     AcceptedMessage { id: message.id.0, duplicate: message.duplicate, deliveries: deliveries.collect() }
 }
 
-fn answer(status: StatusCode, messages: Vec<AcceptedMessage>) -> Response {
+fn answer(status: StatusCode, messages: Vec<AcceptedMessage>, durability: Durability) -> Response {
     let location = match messages.as_slice() {
         [message] => HeaderValue::from_str(&format!("/v1/messages/{}", message.id)).ok(),
         _ => None,
     };
     let mut response =
-        (status, Json(AcceptResponse { messages, durability: DURABILITY.to_owned() })).into_response();
+        (status, Json(AcceptResponse { messages, durability: durability.as_str().to_owned() }))
+            .into_response();
     if let Some(location) = location {
         response.headers_mut().insert(header::LOCATION, location);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_says_how_durable_its_messages_are() {
+        for (durability, word) in [(Durability::Fsync, "fsync"), (Durability::Quorum, "quorum")] {
+            let body = answer(StatusCode::ACCEPTED, Vec::new(), durability).into_body();
+            let body = axum::body::to_bytes(body, 1024).await.unwrap();
+            let body: AcceptResponse = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body.durability, word);
+        }
+    }
 }

@@ -236,6 +236,15 @@ impl View<'_> {
         ] {
             registry.register(name, help, gauge(value));
         }
+        if let Some(held) = health.oldest_snapshot() {
+            let oldest = Seconds::default();
+            oldest.set(held.as_secs_f64());
+            registry.register(
+                "gatepost_postgres_oldest_snapshot_seconds",
+                "How long the oldest session, slot or prepared transaction has kept PostgreSQL from removing dead rows",
+                oldest,
+            );
+        }
     }
 
     fn adapters(&self, registry: &mut Registry) {

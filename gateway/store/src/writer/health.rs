@@ -3,9 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::durability::{Durability, DurabilityCell};
 use crate::ops::{AdapterRole, QueueRow};
 
 /// Damaged rows that are named; of more, the rest is only logged.
@@ -26,6 +28,8 @@ pub struct Health {
     damaged: Mutex<BTreeSet<(&'static str, String)>>,
     audit_obstacle: Mutex<Option<String>>,
     queues: RwLock<HashMap<String, QueueRow>>,
+    durability: DurabilityCell,
+    oldest_snapshot: Mutex<Option<Duration>>,
     right: Mutex<Right>,
 }
 
@@ -108,6 +112,16 @@ impl Health {
         self.wal_bytes.load(Ordering::Relaxed)
     }
 
+    /// What commits were worth at the last look.
+    pub fn durability(&self) -> Durability {
+        self.durability.read()
+    }
+
+    /// How long the oldest of whoever keeps PostgreSQL from removing dead rows has done so; of SQLite, nothing.
+    pub fn oldest_snapshot(&self) -> Option<Duration> {
+        *self.oldest_snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn queue_rows(&self) -> Vec<QueueRow> {
         self.queues.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -141,6 +155,14 @@ impl Health {
 
     pub(crate) fn set_wal_bytes(&self, bytes: u64) {
         self.wal_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_durability(&self, durability: Durability) {
+        self.durability.set(durability);
+    }
+
+    pub(crate) fn set_oldest_snapshot(&self, held: Duration) {
+        *self.oldest_snapshot.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
     }
 
     pub(crate) fn set_obstacle(&self, obstacle: Option<String>) {

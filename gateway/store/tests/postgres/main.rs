@@ -4,7 +4,7 @@
 /// A new database of its own for each place.
 fn database() -> gatepost_store::Database {
     let url = gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
-    gatepost_store::Database::Postgres { url, node: "node-1".to_owned() }
+    gatepost_store::Database::Postgres { url, node: "node-1".to_owned(), engines: Default::default() }
 }
 
 #[path = "../conformance/check.rs"]

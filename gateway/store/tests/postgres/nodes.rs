@@ -27,7 +27,11 @@ fn beside(place: &Place, node: &str) -> Place {
     let Database::Postgres { url, .. } = &place.database else {
         unreachable!("these places are PostgreSQL's")
     };
-    let database = Database::Postgres { url: url.clone(), node: node.to_owned() };
+    let database = Database::Postgres {
+        url: url.clone(),
+        node: node.to_owned(),
+        engines: gatepost_store::Engines::Postgres,
+    };
     Place { dir: Arc::new(dir), database, ..place.clone() }
 }
 

@@ -15,6 +15,7 @@ use gatepost_tests::http::Client;
 use gatepost_tests::lab::{Answer, Effect, History, Order, Partner, Submission, Submitted, Verdict, check};
 use gatepost_tests::{Gateway, note, skipped, until_within};
 use nix::sys::signal::Signal;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 
 use net::Net;
@@ -194,8 +195,8 @@ fn three_nodes_lose_nothing_and_keep_every_lane_in_order_whatever_happens_to_the
         Ok(net) => net,
         Err(error) => return skipped(&format!("needs network namespaces: {error}")),
     };
-    let database = Cluster::listen_on(net.host(), &[]).expect("a PostgreSQL server for the tests");
-    let url = database.tcp_url("postgres").expect("it listens on an address");
+    let files = tempfile::tempdir().unwrap();
+    let (database, url) = remote_database(&net, &files.path().join("ca.pem"));
     let namespaces: Vec<Option<&str>> = net.namespaces().iter().map(|name| Some(name.as_str())).collect();
     let mut nodes = Nodes::start(&url, &namespaces);
     let senders = Senders::start(&nodes.nodes);
@@ -210,6 +211,23 @@ fn three_nodes_lose_nothing_and_keep_every_lane_in_order_whatever_happens_to_the
     ));
     assert!(verdict.is_clean(), "{verdict}");
     assert_eq!(verdict.accepted, (LANES * PER_LANE) as u64);
+    drop(database);
+}
+
+/// A database on another machine, as far as the nodes can tell: they go there only if it proves who it is.
+fn remote_database(net: &Net, authority: &Path) -> (Cluster, String) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    std::fs::write(authority, params.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec![net.host().to_string()]).unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap().pem();
+    let cluster = Cluster::listen_with_tls(net.host(), &certificate, &key.serialize_pem())
+        .expect("a PostgreSQL server for the tests");
+    let url = cluster.tcp_url("postgres").expect("it listens on an address");
+    (cluster, format!("{url}?sslmode=verify-full&sslrootcert={}", authority.display()))
 }
 
 type Fault = fn(&mut Nodes, &Net, usize);

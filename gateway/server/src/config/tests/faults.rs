@@ -62,6 +62,11 @@ fn each_fault_is_reported_once_at_its_key() {
         (with("[gateway]\nretention = \"0s\""), "gateway.retention", "longer than zero"),
         (with("[gateway]\ndata_dir = \"~/gatepost\""), "gateway.data_dir", "not expanded"),
         (with("[store]\npostgres = { url_file = \"x\" }"), "store.postgres.url_file", "there is no file"),
+        (
+            with("[store]\npostgres = { url_file = \"/dev/null\", experimental = \"yes\" }"),
+            "store.postgres.experimental",
+            "expected true or false, found a string",
+        ),
         (with("[store]\npostgres = {}"), "store.postgres", "`url_file` is missing"),
         (with("[apps.\"Bad Name\"]\nuser = \"root\""), "apps.\"Bad Name\"", "not a name"),
         (with("[inboxes.unrouted]"), "inboxes.unrouted", "built-in"),
