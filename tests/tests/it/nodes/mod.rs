@@ -15,7 +15,7 @@ use gatepost_tests::http::Client;
 use gatepost_tests::lab::{Answer, Effect, History, Order, Partner, Submission, Submitted, Verdict, check};
 use gatepost_tests::{Gateway, note, skipped, until_within};
 use nix::sys::signal::Signal;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 
 use net::Net;
@@ -222,7 +222,9 @@ fn remote_database(net: &Net, authority: &Path) -> (Cluster, String) {
     std::fs::write(authority, params.self_signed(&key).unwrap().pem()).unwrap();
     let issuer = Issuer::new(params, key);
     let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec![net.host().to_string()]).unwrap();
+    let mut params = CertificateParams::new(vec![net.host().to_string()]).unwrap();
+    // With its issuer's name it would count as its own issuer.
+    params.distinguished_name.push(DnType::CommonName, "database");
     let certificate = params.signed_by(&key, &issuer).unwrap().pem();
     let cluster = Cluster::listen_with_tls(net.host(), &certificate, &key.serialize_pem())
         .expect("a PostgreSQL server for the tests");
