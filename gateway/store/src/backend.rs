@@ -85,6 +85,8 @@ pub(crate) trait Backend: Send + 'static {
 
     /// Leaves below this index stand in durable files.
     fn leaves_filed(&mut self, below: u64) -> Result<(), CommitError>;
+    /// Whether the next [`Backend::tend`] looks at who consumes what; else it is told nothing of that.
+    fn asks_who_consumes(&self) -> bool;
     /// What is to be done now and then, between commits. `consumed` are the queues that somebody here reads from.
     fn tend(&mut self, memory: &mut Memory, vault: &Vault, consumed: &[i64]) -> Result<Tended, CommitError>;
     /// Takes an adapter's role if it is this gateway's or nobody's; whether it has it.

@@ -407,6 +407,10 @@ impl Backend for Postgres {
         self.connection.execute(statement).map(drop)
     }
 
+    fn asks_who_consumes(&self) -> bool {
+        self.balance_is_due()
+    }
+
     fn tend(&mut self, memory: &mut Memory, vault: &Vault, consumed: &[i64]) -> Result<Tended, CommitError> {
         self.renew()?;
         self.partitions.tend(&mut self.connection, self.clock.now())?;
@@ -416,7 +420,7 @@ impl Backend for Postgres {
             tended.took_leases = self.take_places(memory, vault)?;
             tended.queues_changed = self.follow_queues(memory)?;
         }
-        if self.balance_is_due(consumed) {
+        if self.balance_is_due() && self.has_to_balance(consumed) {
             tended.changed = self.balance(memory, consumed)?;
             tended.changed.extend(self.ready_waits(consumed)?);
         }

@@ -281,6 +281,10 @@ impl Backend for Sqlite {
         self.execute(sql::LEAVES_DROP, [below]).map(drop)
     }
 
+    fn asks_who_consumes(&self) -> bool {
+        false
+    }
+
     fn tend(&mut self, _: &mut Memory, _: &Vault, _: &[i64]) -> Result<Tended, CommitError> {
         self.tend_the_wal().map(|()| Tended::default())
     }

@@ -233,7 +233,7 @@ impl<B: Backend> Writer<B> {
     }
 
     fn tend(&mut self) {
-        let consumed = self.consumed();
+        let consumed = if self.database.asks_who_consumes() { self.consumed() } else { Vec::new() };
         match self.database.tend(&mut self.memory, &self.vault, &consumed) {
             Ok(tended) => self.tended(&tended),
             Err(error) => self.failed(&error),

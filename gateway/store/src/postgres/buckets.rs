@@ -103,11 +103,15 @@ impl Postgres {
     }
 
     /// Whether it is time to look again.
-    pub(super) fn balance_is_due(&self, consumed: &[i64]) -> bool {
-        let is_due = self.sharing.looked_at.is_none_or(|at| at.elapsed() >= BALANCE_INTERVAL);
+    pub(super) fn balance_is_due(&self) -> bool {
+        self.sharing.looked_at.is_none_or(|at| at.elapsed() >= BALANCE_INTERVAL)
+    }
+
+    /// Whether there is anything to share out.
+    pub(super) fn has_to_balance(&self, consumed: &[i64]) -> bool {
         let has_nothing =
             self.sharing.noted.as_ref().is_some_and(BTreeSet::is_empty) && self.owned.is_empty();
-        is_due && !(consumed.is_empty() && has_nothing)
+        !(consumed.is_empty() && has_nothing)
     }
 
     /// Brings what this node owns in line with who consumes what; the queues in which that changed something.

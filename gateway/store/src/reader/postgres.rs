@@ -337,6 +337,15 @@ fn bound(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// A database that does not answer is away: whoever asks may ask again.
 fn failed(error: sqlx::Error) -> StoreError {
-    StoreError::Database(error.to_string())
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) | sqlx::Error::Tls(_) => {
+            StoreError::ReadOnly(error.to_string())
+        }
+        sqlx::Error::Database(of_server) if of_server.code().is_some_and(|code| code.starts_with("57")) => {
+            StoreError::ReadOnly(of_server.message().to_owned())
+        }
+        error => StoreError::Database(error.to_string()),
+    }
 }

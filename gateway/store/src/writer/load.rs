@@ -185,7 +185,10 @@ impl<B: Backend> Writer<B> {
                 self.leaves_added.notify_one();
             }
             Err(text) => {
-                tracing::error!(error = %text, "the database is still unusable; the store stays read-only");
+                // Looked at several times a second, and said again only when it is something else.
+                if self.condition != Condition::Broken(text.clone()) {
+                    tracing::error!(error = %text, "the database is still unusable; the store stays read-only");
+                }
                 self.health.set_obstacle(Some(format!("the database failed: {text}")));
                 self.condition = Condition::Broken(text);
             }
