@@ -89,6 +89,8 @@ pub(crate) trait Backend: Send + 'static {
     fn asks_who_consumes(&self) -> bool;
     /// What is to be done now and then, between commits. `consumed` are the queues that somebody here reads from.
     fn tend(&mut self, memory: &mut Memory, vault: &Vault, consumed: &[i64]) -> Result<Tended, CommitError>;
+    /// Looks at what others have written for this gateway to lease; the queues that have something.
+    fn look(&mut self, memory: &Memory, consumed: &[i64]) -> Result<Vec<i64>, CommitError>;
     /// Takes an adapter's role if it is this gateway's or nobody's; whether it has it.
     fn claim(&mut self, adapter: &str) -> Result<bool, CommitError>;
     /// Gives an adapter's role up, if this gateway has it.

@@ -18,7 +18,7 @@ use crate::data_dir::{DataDir, DataDirError, Keys};
 use crate::hints::Hints;
 use crate::ops::{AuditNote, StoreError};
 use crate::postgres::probe::{self, Unfit, Watch};
-use crate::postgres::{self, Node, NodeError, Postgres, Sequencer};
+use crate::postgres::{self, Node, NodeError, Postgres, Sequencer, Wakeups};
 use crate::prepared::Remains;
 use crate::random::Random;
 use crate::reader::{self, Reader};
@@ -145,6 +145,7 @@ enum Running {
         pool: PgPool,
         sequencer: JoinHandle<()>,
         watch: JoinHandle<()>,
+        wakeups: JoinHandle<()>,
         stop_tasks: watch::Sender<bool>,
     },
 }
@@ -172,15 +173,17 @@ impl StoreTask {
                 }
                 drop(file);
             }
-            Running::Postgres { writer, pool, sequencer, watch, stop_tasks } => {
+            Running::Postgres { writer, pool, sequencer, watch, wakeups, stop_tasks } => {
                 let writer = writer.stop().await;
                 // What was committed last gets its place before the last checkpoint.
                 let _ = stop_tasks.send(true);
                 if let Err(error) = sequencer.await {
                     tracing::error!(%error, "the audit log's sequencer did not end well");
                 }
-                if let Err(error) = watch.await {
-                    tracing::error!(%error, "the watch over the database did not end well");
+                for (task, of) in [(watch, "watch over the database"), (wakeups, "words to other nodes")] {
+                    if let Err(error) = task.await {
+                        tracing::error!(%error, "the {of} did not end well");
+                    }
                 }
                 end_audit.await;
                 pool.close().await;
@@ -296,7 +299,7 @@ async fn open_postgres(
     let opened = tokio::task::spawn_blocking(move || postgres::open(node)).await;
     let opened = opened.map_err(|error| OpenError::Postgres(error.to_string()))??;
     let pool = postgres::readers(connect.clone());
-    let epoch = opened.database.epoch();
+    let (epoch, bell) = (opened.database.epoch(), opened.database.bell());
     let opened = Opened {
         instance_epoch: opened.database.instance_epoch(0),
         database: opened.database,
@@ -309,10 +312,12 @@ async fn open_postgres(
     };
     let ground = Ground { data_dir, vault, health: Arc::default(), chores: mpsc::channel(16), created, lock };
     ground.health.set_durability(durability);
+    let chores = ground.chores.0.clone();
     let added: Arc<Notify> = Arc::default();
     let assembled = assemble(options, ground, opened, keys, Arc::clone(&added)).await?;
     let (stop_tasks, stopped) = watch::channel(false);
     let watch = Watch { options: connect.clone(), health: Arc::clone(&assembled.writer.health) };
+    let wakeups = Wakeups { pool: pool.clone(), epoch: Arc::clone(&epoch), bell, chores };
     let sequencer = Sequencer {
         options: connect,
         epoch,
@@ -322,8 +327,9 @@ async fn open_postgres(
     };
     let start = |writer| {
         let watch = tokio::spawn(watch.run(stopped.clone()));
+        let wakeups = tokio::spawn(wakeups.run(stopped.clone()));
         let sequencer = tokio::spawn(sequencer.run(stopped));
-        Ok(Running::Postgres { writer, pool, sequencer, watch, stop_tasks })
+        Ok(Running::Postgres { writer, pool, sequencer, watch, wakeups, stop_tasks })
     };
     assembled.start(options, start).await
 }

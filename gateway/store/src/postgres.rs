@@ -13,6 +13,7 @@ pub(crate) mod probe;
 pub(crate) mod row;
 mod sequencer;
 pub(crate) mod sql;
+mod wakeup;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub(crate) use connection::options;
 pub(crate) use node::{Node, NodeError, is_in_use, open, readers};
 pub(crate) use sequencer::Sequencer;
 pub(crate) use sql::MIGRATIONS;
+pub(crate) use wakeup::{Bell, Wakeups};
 
 use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, Tended, ToMove};
 use crate::clock::Clock;
@@ -64,6 +66,10 @@ pub(crate) struct Postgres {
     is_open: bool,
     owned: Owned,
     sharing: Sharing,
+    /// For the other nodes.
+    bell: Arc<Bell>,
+    /// There was no other when this one looked last.
+    is_alone: bool,
     /// Of the queues' rows, as they were read or written last.
     versions: HashMap<i64, i64>,
     leases: LeaseGroups,
@@ -115,6 +121,7 @@ impl Postgres {
 
     /// Takes note of what a commit has done.
     fn committed(&mut self, turn: &Turn<'_>) {
+        self.ring(turn);
         for touched in turn.touched.values() {
             let (was, now) = (touched.was.delivery.lease(), touched.now.delivery.lease());
             match now {
@@ -132,6 +139,21 @@ impl Postgres {
                 *self.versions.entry(queue.id).or_default() += 1;
             }
         }
+    }
+
+    /// Wakes those who own what this node has made ready, or has left a note of.
+    fn ring(&self, turn: &Turn<'_>) {
+        if self.is_alone {
+            return;
+        }
+        let is_others =
+            |queue: i64, bucket: i16| !self.owned.get(&queue).is_some_and(|owned| owned.has(bucket));
+        let lanes = turn.lanes.iter().map(|(queue, lane)| (*queue, row::bucket_of_lane(lane)));
+        let rows = turn.new_rows.iter().chain(turn.touched.values().map(|touched| &touched.now));
+        let unordered = rows.filter(|row| row.lane.is_none() && row.delivery.state.due().is_some());
+        let unordered = unordered.map(|row| (row.queue, row::bucket_of(None, &row.id)));
+        let others = lanes.chain(unordered).filter(|(queue, bucket)| is_others(*queue, *bucket));
+        self.bell.ring(others.map(|(queue, _)| queue_id(queue)));
     }
 
     fn version(&self, queue: i64) -> i64 {
@@ -214,7 +236,17 @@ impl Backend for Postgres {
         };
         let written = commit::write(&mut self.connection, turn, &context);
         gatepost_faults::point("store.before_commit");
-        self.end(written)?;
+        if let Err(error) = written {
+            return self.end(Err(error));
+        }
+        match self.connection.script("COMMIT".to_owned()) {
+            Ok(()) => self.is_open = false,
+            Err(CommitError::Broken(text)) => self.look_up(&text)?,
+            Err(error) => {
+                self.roll_back()?;
+                return Err(error);
+            }
+        }
         gatepost_faults::point("store.after_commit");
         self.committed(turn);
         Ok(())
@@ -421,14 +453,19 @@ impl Backend for Postgres {
             tended.queues_changed = self.follow_queues(memory)?;
         }
         if self.balance_is_due() && self.has_to_balance(consumed) {
-            tended.changed = self.balance(memory, consumed)?;
-            tended.changed.extend(self.ready_waits(consumed)?);
+            tended.changed = self.look(memory, consumed)?;
         }
         if !self.leases.over.is_empty() {
             let over = std::mem::take(&mut self.leases.over);
             self.connection.execute(sqlx::query(sql::LEASES_DROP).bind(over))?;
         }
         Ok(tended)
+    }
+
+    fn look(&mut self, memory: &Memory, consumed: &[i64]) -> Result<Vec<i64>, CommitError> {
+        let mut changed = self.balance(memory, consumed)?;
+        changed.extend(self.ready_waits(consumed)?);
+        Ok(changed)
     }
 
     fn claim(&mut self, adapter: &str) -> Result<bool, CommitError> {
@@ -511,6 +548,26 @@ impl Postgres {
                 self.roll_back()?;
                 Err(error)
             }
+        }
+    }
+
+    /// The connection was lost at a commit, and nobody knows whether that came about: looks, before anything is done again.
+    ///
+    /// The transaction held a lock on this node's row. Whoever gets that lock knows that it has ended; and since to lock is to
+    /// write, a synchronous standby has confirmed everything up to there when the answer comes.
+    fn look_up(&mut self, text: &str) -> Result<(), CommitError> {
+        self.is_open = false;
+        let away = |_| CommitError::Broken(text.to_owned());
+        self.connection.reopen().map_err(away)?;
+        self.connection.row(sqlx::query(sql::NODE_LOCK).bind(self.node())).map_err(away)?;
+        let (from, to) = (self.number, self.number + (1 << TURN_BITS));
+        let found = self.connection.row(sqlx::query(sql::TURN_IS_THERE).bind(from).bind(to)).map_err(away)?;
+        let found = found.map_or(Ok(false), |row| Cells::new(&row).take::<bool>())?;
+        tracing::warn!(found, error = text, "the connection was lost at a commit; it was looked for");
+        if found {
+            Ok(())
+        } else {
+            Err(CommitError::Stale("the connection was lost before the commit".to_owned()))
         }
     }
 

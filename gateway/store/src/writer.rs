@@ -70,6 +70,8 @@ const SWEEP_COMMITS_MAX: usize = 4;
 pub(crate) enum Chore {
     /// Leaves below this index stand in durable files.
     LeavesFiled { below: u64 },
+    /// Another node has written something of these queues that may be this one's to lease.
+    Woken { queues: Vec<i64> },
 }
 
 pub(crate) struct Writer<B> {
@@ -258,6 +260,20 @@ impl<B: Backend> Writer<B> {
         }
     }
 
+    fn woken(&mut self, queues: &[i64]) {
+        if !matches!(self.condition, Condition::Working | Condition::Full) {
+            return;
+        }
+        let consumed = self.consumed();
+        if !consumed.iter().any(|queue| queues.contains(queue)) {
+            return;
+        }
+        match self.database.look(&self.memory, &consumed) {
+            Ok(changed) => self.tended(&Tended { changed, ..Tended::default() }),
+            Err(error) => self.failed(&error),
+        }
+    }
+
     /// Queues that somebody waits for, or has asked for a moment ago.
     fn consumed(&mut self) -> Vec<i64> {
         let now = self.now();
@@ -272,6 +288,7 @@ impl<B: Backend> Writer<B> {
 
     fn chore(&mut self, chore: Chore) {
         match chore {
+            Chore::Woken { queues } => self.woken(&queues),
             // The next bundle's word covers this one's leaves too.
             Chore::LeavesFiled { .. } if matches!(self.condition, Condition::Broken(_)) => {}
             Chore::LeavesFiled { below } => {

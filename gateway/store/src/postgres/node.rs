@@ -14,7 +14,7 @@ use super::buckets::Sharing;
 use super::connection::Connection;
 use super::partitions::Partitions;
 use super::row::Cells;
-use super::{MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, sql};
+use super::{Bell, MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, sql};
 use crate::backend::{Backend as _, CommitError};
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
@@ -40,7 +40,7 @@ const HAD: [&str; 6] = [
     sql::NODE_DROP,
 ];
 /// Connections that read.
-const READERS: u32 = 4;
+const READERS: u32 = 6;
 /// Longest that a reader waits for one of them.
 const READER_WAIT: Duration = Duration::from_secs(5);
 
@@ -107,6 +107,8 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         is_open: false,
         owned: Owned::new(),
         sharing: Sharing::new(),
+        bell: Arc::default(),
+        is_alone: false,
         versions: Default::default(),
         leases: Default::default(),
         renewed_at: Instant::now(),
@@ -182,6 +184,10 @@ impl Postgres {
     /// The node that this is now, for who is not the writer.
     pub(crate) fn epoch(&self) -> Arc<AtomicI32> {
         Arc::clone(&self.epoch)
+    }
+
+    pub(crate) fn bell(&self) -> Arc<Bell> {
+        Arc::clone(&self.bell)
     }
 
     pub(super) fn node(&self) -> i32 {
@@ -271,8 +277,14 @@ impl Postgres {
     /// Takes the places of nodes whose lease is over; whether there were leases among what they had.
     pub(super) fn take_places(&mut self, memory: &mut Memory, vault: &Vault) -> Result<bool, CommitError> {
         let mut took = false;
-        for row in self.connection.rows(sqlx::query(sql::NODES_OVER))? {
-            let gone: i32 = Cells::new(&row).take()?;
+        let nodes = self.connection.rows(sqlx::query(sql::NODES))?;
+        self.is_alone = nodes.len() == 1;
+        for row in nodes {
+            let mut cells = Cells::new(&row);
+            let (gone, over): (i32, bool) = (cells.take()?, cells.take()?);
+            if !over {
+                continue;
+            }
             if gone == self.node() {
                 return Err(CommitError::Broken("this node's lease is over".to_owned()));
             }

@@ -62,8 +62,9 @@ statements! {
     CONSUMERS_FREE = "/* consumers_free */ DELETE FROM consumer WHERE epoch = $1";
     /// Of nodes whose lease is over too, until somebody takes their place: their buckets are not free before.
     CONSUMERS = "/* consumers */ SELECT queue, epoch FROM consumer";
-    NODES_OVER = "/* nodes_over */ SELECT n.epoch FROM node n, store s WHERE n.until <= greatest((extract(epoch FROM clock_timestamp()) \
-        * 1000000)::bigint, s.clock)";
+    /// All of them, and whether their lease is over.
+    NODES = "/* nodes */ SELECT n.epoch, n.until <= greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock) \
+        FROM node n, store s";
     /// Not while something of it is under way: that one's connection is cut off before long.
     NODE_LOCK_OVER = "/* node_lock_over */ SELECT n.epoch FROM node n, store s WHERE n.epoch = $1 AND n.until <= \
         greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock) FOR UPDATE OF n SKIP LOCKED";
@@ -159,6 +160,9 @@ statements! {
         was_state, was_token, was_until, was_queue, was_due) WHERE d.pos = n.pos AND d.state = n.was_state \
         AND d.token IS NOT DISTINCT FROM n.was_token AND d.until IS NOT DISTINCT FROM n.was_until AND d.queue = n.was_queue \
         AND d.due IS NOT DISTINCT FROM n.was_due";
+    /// Whether a turn was committed, by the numbers of its leaves.
+    TURN_IS_THERE = "/* turn_is_there */ SELECT EXISTS (SELECT 1 FROM leaf_new WHERE number >= $1 AND number < $2) \
+        OR EXISTS (SELECT 1 FROM leaf_place WHERE number >= $1 AND number < $2)";
     READY_DROP = "/* ready_drop */ DELETE FROM ready r USING unnest($1::int[], $2::smallint[], $3::bigint[], $4::bigint[]) \
         AS n(queue, bucket, due, pos) WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
     READY_ADD = "/* ready_add */ INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT * FROM unnest($1::int[], $2::smallint[], \
@@ -219,6 +223,8 @@ statements! {
         "WHERE d.token IS NOT NULL");
     LEASES_LOAD = "/* leases_load */ SELECT id, pos FROM lease_group WHERE epoch = $1";
     LEASES_DROP = "/* leases_drop */ DELETE FROM lease_group WHERE id = ANY($1::bigint[])";
+
+    WAKE = "/* wake */ SELECT pg_notify($1, $2)";
 
     // === the audit log's order ===
     ROLE_ADD = "/* role_add */ INSERT INTO role (name) VALUES ($1) ON CONFLICT DO NOTHING";

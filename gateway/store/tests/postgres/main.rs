@@ -17,6 +17,7 @@ mod fixture;
 mod run;
 
 mod nodes;
+mod unknown;
 
 #[path = "../conformance/accept.rs"]
 mod accept;

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use gatepost_core::{DeliveryId, OnDoubt, Outcome};
 use gatepost_store::{Database, LeaseError, Leased, Pause, QueueSetup, Receipt, SettleError, Verb};
 
+use sqlx::postgres::PgListener;
+
 use crate::check::postgres::connect;
 use crate::check::{assert_log, assert_sound, entries};
 use crate::fixture::{
@@ -334,4 +336,35 @@ async fn a_node_without_the_others_keys_is_refused() {
     let refused = stranger.refusal().await;
     assert!(matches!(refused, gatepost_store::OpenError::KeysElsewhere), "{refused:?}");
     assert!(!stranger.path().join("keys/store.key").exists(), "no key was made in its place");
+}
+
+/// The look of every quarter of a second would find it too: here it is the word itself that is waited for.
+#[tokio::test]
+async fn whoever_owns_it_is_told_of_what_another_node_accepts_in_few_words() {
+    const MESSAGES: usize = 100;
+    let (one, other) = two(vec![inbox("in", keyed())]).await;
+    one.send("first", Some("k"), "in").await;
+    let leased = lease(&one, "in", 0, 1).await.remove(0);
+    one.taken("in", 0, &leased, DELIVERED).await;
+    let mut words = PgListener::connect(url(&one.place)).await.unwrap();
+    words.listen("gatepost").await.unwrap();
+    // A node says it once it knows of the others, and that takes a renewal.
+    let mut heard = 0;
+    for number in 0.. {
+        assert!(number < 50, "{number} messages, and not a word of them");
+        other.send(&format!("known {number}"), Some("k"), "in").await;
+        if tokio::time::timeout(Duration::from_millis(300), words.recv()).await.is_ok() {
+            break;
+        }
+    }
+    for number in 0..MESSAGES {
+        other.send(&number.to_string(), Some(&number.to_string()), "in").await;
+    }
+    while let Ok(word) = tokio::time::timeout(Duration::from_millis(300), words.recv()).await {
+        let word = word.unwrap();
+        assert!(word.payload().ends_with(":1") || word.payload().ends_with(",1"), "{word:?} names the queue");
+        heard += 1;
+    }
+    assert!(heard > 0 && heard < MESSAGES, "{heard} words for {MESSAGES} commits");
+    assert_both_sound(one, other).await;
 }

@@ -1,0 +1,85 @@
+//! The connection is lost at a commit: what was handed in is there once, whether or not the commit came about.
+
+use std::time::Duration;
+
+use gatepost_postgres::Cluster;
+use gatepost_store::Database;
+use sqlx::PgConnection;
+
+use crate::check::postgres::{connect, number};
+use crate::check::{assert_log, assert_sound};
+use crate::fixture::{Fixture, Place, inbox, message, quick, until};
+
+/// Ends the sessions that stand at a commit in this way.
+const END: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() \
+    AND query = 'COMMIT' AND state = 'active'";
+
+/// Hands in one message, and loses the connection while it is being committed.
+async fn accept_and_lose(fixture: &Fixture, other: &mut PgConnection, then: impl AsyncFnOnce()) {
+    let accepting = fixture.accept(vec![message("1", None, "x", &["in"])]);
+    let losing = async {
+        loop {
+            let row = sqlx::query(END).fetch_one(&mut *other).await.unwrap();
+            if sqlx::Row::get::<i64, _>(&row, 0) > 0 {
+                return then().await;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let (accepted, ()) = tokio::join!(accepting, losing);
+    let accepted = accepted.unwrap();
+    assert!(!accepted[0].duplicate);
+    let again = fixture.accept(vec![message("1", None, "x", &["in"])]).await.unwrap();
+    assert_eq!((again[0].id, again[0].duplicate), (accepted[0].id, true), "there once");
+}
+
+fn url(place: &Place) -> &str {
+    match &place.database {
+        Database::Postgres { url, .. } => url,
+        Database::Sqlite => unreachable!("these places are PostgreSQL's"),
+    }
+}
+
+async fn assert_one(fixture: Fixture) {
+    assert_eq!(number(url(&fixture.place), "SELECT count(*) FROM message").await, 1);
+    until("it counts", async || fixture.stats("in").await.waiting == 1).await;
+    let place = fixture.stop().await;
+    assert_sound(&place, "after a lost commit").await;
+    assert_log(&place, "after a lost commit").await;
+}
+
+#[tokio::test]
+async fn a_commit_that_did_not_come_about_is_made_again() {
+    let fixture = Fixture::new(vec![inbox("in", quick())]).await;
+    let mut other = connect(url(&fixture.place)).await;
+    // The commit takes its time, and nothing of it is there before it is over.
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'; \
+        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON message DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()";
+    sqlx::raw_sql(slow).execute(&mut other).await.unwrap();
+    let mut dropping = connect(url(&fixture.place)).await;
+    accept_and_lose(&fixture, &mut other, async || {
+        sqlx::raw_sql("DROP TRIGGER slow ON message").execute(&mut dropping).await.unwrap();
+    })
+    .await;
+    assert_one(fixture).await;
+}
+
+#[tokio::test]
+async fn a_commit_that_came_about_unheard_is_not_made_again() {
+    let mut primary = Cluster::start(&[]).expect("a PostgreSQL server for the tests");
+    let standby = primary.standby("second", &[]).expect("a standby");
+    primary.configure(&[("synchronous_standby_names", "second")]).unwrap();
+    let place = Place::new(vec![inbox("in", quick())]);
+    let database = match place.database.clone() {
+        Database::Postgres { node, engines, .. } => {
+            Database::Postgres { url: primary.url("postgres"), node, engines }
+        }
+        Database::Sqlite => unreachable!("these places are PostgreSQL's"),
+    };
+    let fixture = Place { database, ..place }.open().await.unwrap();
+    let mut other = connect(url(&fixture.place)).await;
+    // It is committed here, and waits for the one that stands still.
+    standby.pause().unwrap();
+    accept_and_lose(&fixture, &mut other, async || standby.resume().unwrap()).await;
+    assert_one(fixture).await;
+}
