@@ -30,7 +30,7 @@ pub(crate) use sql::MIGRATIONS;
 pub(crate) use wakeup::{Bell, Wakeups};
 
 use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, Tended, ToMove};
-use crate::clock::Clock;
+use crate::clock::{Clock, LEAP_MICROS};
 use crate::data_dir::DataDir;
 use crate::ops::StoreError;
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
@@ -64,6 +64,8 @@ pub(crate) struct Postgres {
     /// Of the turn that is decided now.
     number: i64,
     is_open: bool,
+    /// What the database's clock said when the transaction began.
+    begun_at: Timestamp,
     owned: Owned,
     sharing: Sharing,
     /// For the other nodes.
@@ -183,7 +185,10 @@ impl Backend for Postgres {
             }
         });
         match fence {
-            Ok(now) => self.clock.follow(now),
+            Ok(now) => {
+                self.begun_at = now;
+                self.clock.follow(now);
+            }
             Err(error) => {
                 self.roll_back()?;
                 return Err(error);
@@ -221,8 +226,13 @@ impl Backend for Postgres {
     }
 
     fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
+        // No time that the turn holds is newer.
+        let newest = self.clock.now().max(turn.now);
         if !self.is_open {
             self.begin()?;
+        }
+        if newest.as_micros() > self.begun_at.as_micros().saturating_add(LEAP_MICROS) {
+            return self.end(Err(CommitError::Stale("this host's clock has leapt".to_owned())));
         }
         let dedup_before = (turn.now.as_micros())
             .saturating_sub(i64::try_from(self.dedup_window.as_micros()).unwrap_or(i64::MAX));

@@ -105,6 +105,7 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         dedup_window: node.dedup_window,
         number: 0,
         is_open: false,
+        begun_at: clock.now(),
         owned: Owned::new(),
         sharing: Sharing::new(),
         bell: Arc::default(),
