@@ -24,8 +24,8 @@ pub(crate) trait Backend: Send + 'static {
     /// Ends a transaction without a trace, if one is open.
     fn roll_back(&mut self) -> Result<(), CommitError>;
     /// Gives the next turn the numbers that its messages, deliveries and leaves begin with, after everything was read that it is
-    /// decided on.
-    fn number(&mut self, memory: &mut Memory) -> Result<(), CommitError>;
+    /// decided on; and its time, where the gateway's own clock is not what everybody goes by.
+    fn number(&mut self, memory: &mut Memory) -> Result<Option<Timestamp>, CommitError>;
     /// Whether leaves have their place in the tree with their commit; else somebody else gives it to them later.
     fn places_leaves(&self) -> bool;
     /// Brings memory in line with what others have written; a queue's policy stays.

@@ -24,8 +24,8 @@ struct Time {
     newest_micros: AtomicI64,
 }
 
-/// By more than this two clocks do not drift apart between two looks; nothing is written that is further ahead of the database's.
-pub(crate) const LEAP_MICROS: i64 = 4_500_000;
+/// By more than this two clocks do not drift apart between two looks.
+const LEAP_MICROS: i64 = 1_000_000;
 
 /// Where the two clocks are read that store time is made of.
 #[derive(Clone, Copy, Debug)]

@@ -30,7 +30,7 @@ pub(crate) use sql::MIGRATIONS;
 pub(crate) use wakeup::{Bell, Wakeups};
 
 use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, Tended, ToMove};
-use crate::clock::{Clock, LEAP_MICROS};
+use crate::clock::Clock;
 use crate::data_dir::DataDir;
 use crate::ops::StoreError;
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
@@ -63,9 +63,9 @@ pub(crate) struct Postgres {
     dedup_window: Duration,
     /// Of the turn that is decided now.
     number: i64,
+    /// And when: the database has said so, for this host's clock may leap.
+    turn_at: Timestamp,
     is_open: bool,
-    /// What the database's clock said when the transaction began.
-    begun_at: Timestamp,
     owned: Owned,
     sharing: Sharing,
     /// For the other nodes.
@@ -185,10 +185,7 @@ impl Backend for Postgres {
             }
         });
         match fence {
-            Ok(now) => {
-                self.begun_at = now;
-                self.clock.follow(now);
-            }
+            Ok(now) => self.clock.follow(now),
             Err(error) => {
                 self.roll_back()?;
                 return Err(error);
@@ -205,14 +202,17 @@ impl Backend for Postgres {
         Ok(())
     }
 
-    fn number(&mut self, memory: &mut Memory) -> Result<(), CommitError> {
+    fn number(&mut self, memory: &mut Memory) -> Result<Option<Timestamp>, CommitError> {
         let row = self.connection.row(sqlx::query(sql::TURN_NEXT))?;
         let row = row.ok_or_else(|| CommitError::Broken("there is no sequence".to_owned()))?;
-        self.number = Cells::new(&row).take::<i64>()? << TURN_BITS;
+        let mut cells = Cells::new(&row);
+        self.number = cells.take::<i64>()? << TURN_BITS;
+        // The server's clock may have been set back by less than what was noted of it last.
+        self.turn_at = self.turn_at.max(Timestamp::from_micros(cells.take()?));
         memory.next_seq = self.number;
         memory.next_pos = self.number;
         memory.leaf_count = u64::try_from(self.number).unwrap_or(0);
-        Ok(())
+        Ok(Some(self.turn_at))
     }
 
     fn places_leaves(&self) -> bool {
@@ -226,13 +226,8 @@ impl Backend for Postgres {
     }
 
     fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
-        // No time that the turn holds is newer.
-        let newest = self.clock.now().max(turn.now);
         if !self.is_open {
             self.begin()?;
-        }
-        if newest.as_micros() > self.begun_at.as_micros().saturating_add(LEAP_MICROS) {
-            return self.end(Err(CommitError::Stale("this host's clock has leapt".to_owned())));
         }
         let dedup_before = (turn.now.as_micros())
             .saturating_sub(i64::try_from(self.dedup_window.as_micros()).unwrap_or(i64::MAX));

@@ -123,8 +123,8 @@ impl Backend for Sqlite {
     }
 
     /// Memory has them: nobody else writes.
-    fn number(&mut self, _: &mut Memory) -> Result<(), CommitError> {
-        Ok(())
+    fn number(&mut self, _: &mut Memory) -> Result<Option<Timestamp>, CommitError> {
+        Ok(None)
     }
 
     fn places_leaves(&self) -> bool {

@@ -343,6 +343,12 @@ impl<B: Backend> Writer<B> {
         self.clock.now()
     }
 
+    /// Begins a turn that may be committed: with its numbers, and the time at which everything in it happens.
+    fn number(&mut self) -> Result<Timestamp, CommitError> {
+        let told = self.database.number(&mut self.memory)?;
+        Ok(told.unwrap_or_else(|| self.now()))
+    }
+
     /// The row that operators see of a queue.
     fn queue_row(memory: &mut Memory, id: i64, now: Timestamp) -> Option<QueueRow> {
         let rates = memory.rates.entry(id).or_default().per_second(now);

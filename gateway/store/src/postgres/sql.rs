@@ -83,7 +83,8 @@ statements! {
         coalesce(sum(dead), 0)::bigint AS dead, coalesce(sum(suspects), 0)::bigint AS suspects, \
         coalesce(sum(held_lanes), 0)::bigint AS held_lanes, coalesce(sum(bytes), 0)::bigint AS bytes \
         FROM queue_count WHERE queue = q.id) c ON true ORDER BY q.id";
-    TURN_NEXT = "/* turn_next */ SELECT nextval('turn')";
+    TURN_NEXT = "/* turn_next */ SELECT nextval('turn'), greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock) \
+        FROM store s";
     DELIVERIES_BY_ID = concat!("/* deliveries_by_id */ SELECT ", delivery_columns!(), " FROM unnest($1::bytea[]) AS w(id) \
         JOIN delivery d ON d.id = w.id", with_message!());
     DELIVERIES_BY_POS = concat!("/* deliveries_by_pos */ SELECT ", delivery_columns!(), " FROM unnest($1::bigint[]) AS w(pos) \

@@ -67,8 +67,7 @@ impl Damage {
 impl<B: Backend> Writer<B> {
     /// Ends deliveries whose message is damaged as dead, if they are leased as they were when that was seen.
     pub(crate) fn end_damaged(&mut self, leased: &[DamagedLease]) -> Result<(), StoreError> {
-        self.database.number(&mut self.memory)?;
-        let now = self.clock.now();
+        let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         let gateway = turn.gateway.clone();
@@ -97,8 +96,7 @@ impl<B: Backend> Writer<B> {
         }
         let untold: Vec<((&'static str, String), &'static str)> =
             untold.into_iter().map(|(row, column)| (row.clone(), *column)).collect();
-        self.database.number(&mut self.memory)?;
-        let now = self.clock.now();
+        let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         let mut told = Vec::new();

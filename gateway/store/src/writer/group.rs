@@ -244,8 +244,7 @@ impl<B: Backend> Writer<B> {
         }
         let found = self.find(ops)?;
         let mut candidates = self.candidates(ops)?;
-        self.database.number(&mut self.memory)?;
-        let now = self.now();
+        let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.loaded = found.rows;
@@ -377,8 +376,7 @@ impl<B: Backend> Writer<B> {
     /// Ends leases that were given by a gateway that is gone, as its own start would have done. Those of apps and external
     /// adapters run on: whoever holds them settles here.
     pub(super) fn end_others_leases(&mut self) -> Result<(), CommitError> {
-        self.database.number(&mut self.memory)?;
-        let now = self.now();
+        let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.end_others_leases()?;
@@ -400,11 +398,10 @@ impl<B: Backend> Writer<B> {
 
     /// Whether there may be more to do.
     fn sweep_once(&mut self) -> Result<bool, CommitError> {
-        let now = self.now();
         let most = SWEEP_DELIVERIES_MAX + self.memory.damage.passed_over();
-        let read = self.database.past_expiry(now, most)?;
+        let read = self.database.past_expiry(self.now(), most)?;
         let rows = self.memory.damage.sound(read)?;
-        self.database.number(&mut self.memory)?;
+        let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.sweep_leases(SWEEP_DELIVERIES_MAX as usize)?;

@@ -139,8 +139,7 @@ impl<B: Backend> Writer<B> {
     /// that says whether what had begun is held for a person. Lanes whose window is another one now are brought in line. This
     /// commits what is open.
     fn end_leases(&mut self, queues: &[i64], windows: &HashMap<i64, u32>) -> Result<(), CommitError> {
-        self.database.number(&mut self.memory)?;
-        let now = self.clock.now();
+        let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         // As wide as can be: nobody knows how wide.

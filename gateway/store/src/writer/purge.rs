@@ -71,8 +71,7 @@ impl<B: Backend> Writer<B> {
         self.database.purge(&settled, after, through)?;
         let mut note = AuditNote::new(LeafEvent::PayloadPurged, self.gateway.clone());
         note.count = Some(settled.len() as u64);
-        self.database.number(&mut self.memory)?;
-        let now = self.clock.now();
+        let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.note(&note)?;

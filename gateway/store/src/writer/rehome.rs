@@ -74,8 +74,7 @@ impl<B: Backend> Writer<B> {
             let lane = self.lane_at(to, &row)?;
             going.push((row, lane));
         }
-        self.database.number(&mut self.memory)?;
-        let now = self.now();
+        let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         let mut moved = Moved { next: more.then_some(through), ..Moved::default() };

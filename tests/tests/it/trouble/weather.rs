@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use gatepost_tests::lab::{self, History, Order, Partner as Seen, Verdict};
 use gatepost_tests::partner::{Manner, Partner, Protocol};
-use gatepost_tests::{Clock, Dice, Gateway, note, on_postgres, skipped, until, until_within};
+use gatepost_tests::{Clock, Dice, Gateway, note, skipped, until, until_within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -69,8 +69,6 @@ impl Weather {
                 }
             }
             2 => self.clock.set_wall([0, 3600, -3600, 1, -1][self.dice.below(5)]),
-            // On PostgreSQL the server's clock does not move with it, and a node that is a second ahead is believed.
-            3 if on_postgres() => self.clock.pass(Duration::from_secs([40, 600][self.dice.below(2)])),
             3 => self.clock.pass(Duration::from_secs([1, 40, 600][self.dice.below(3)])),
             4 => {
                 self.gateway.kill();
