@@ -165,11 +165,7 @@ impl Postgres {
 
 impl Backend for Postgres {
     fn begin(&mut self) -> Result<(), CommitError> {
-        let begun = self.connection.script_row(format!(
-            "BEGIN; SELECT greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock), n.until \
-             FROM node n, store s WHERE n.epoch = {} FOR KEY SHARE OF n",
-            self.node()
-        ));
+        let begun = self.connection.script_row(sql::begin(self.node()));
         self.is_open = true;
         let fence = begun.and_then(|row| {
             let row =

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use gatepost_core::delivery::{Lease, OutcomeKind, Proof, Reason};
 use gatepost_core::message::DataForm;
+use gatepost_core::queue::{Trip, TripReason};
 use gatepost_core::{Delivery, DeliveryId, LeaseToken, MessageId, State, Timestamp};
 use rusqlite::{CachedStatement, ToSql};
 use sqlx::Row as _;
@@ -46,6 +47,44 @@ pub(crate) struct Row {
     pub(crate) leaves: Vec<u8>,
 }
 
+/// The last settle, of its two columns.
+pub(crate) fn settled(
+    token: Option<[u8; 16]>,
+    outcome: Option<&str>,
+    place: Place,
+) -> Result<Option<(LeaseToken, OutcomeKind)>, StoreError> {
+    match (token, outcome) {
+        (Some(token), Some(name)) => {
+            let kind = OutcomeKind::from_name(name).ok_or_else(|| place.corrupt())?;
+            Ok(Some((LeaseToken::from_bytes(token), kind)))
+        }
+        (None, None) => Ok(None),
+        (Some(_), None) | (None, Some(_)) => Err(place.corrupt()),
+    }
+}
+
+/// A queue's breaker, of its four columns.
+pub(crate) fn trip(
+    since: Option<Timestamp>,
+    reason: Option<&str>,
+    failures: i64,
+    probe_due: Option<Timestamp>,
+    place: impl Fn(&'static str) -> Place,
+) -> Result<Option<Trip>, StoreError> {
+    match (since, reason, probe_due) {
+        (Some(since), Some(reason), Some(probe_due)) => Ok(Some(Trip {
+            since,
+            reason: TripReason::from_name(reason).ok_or_else(|| place("trip_reason").corrupt())?,
+            failures: u32::try_from(failures).map_err(|_| place("trip_failures").corrupt())?,
+            probe_due,
+            probe: None,
+        })),
+        (None, None, None) => Ok(None),
+        // Half a breaker must not read as none.
+        _ => Err(place("trip_reason").corrupt()),
+    }
+}
+
 impl Row {
     /// Reads the columns that `sql` lists as a delivery's, in that order. A row whose sum does not fit is corrupt, whatever is in it.
     pub(crate) fn load(mut cells: Cells<'_>) -> Result<Self, StoreError> {
@@ -69,14 +108,7 @@ impl Row {
         };
         let expires_at: Option<i64> = cells.take()?;
         let (born, idle_at_birth, changed_at) = (cells.take()?, cells.take::<i64>()?, cells.take()?);
-        let settled = match (cells.take::<Option<[u8; 16]>>()?, cells.take_text()?) {
-            (Some(token), Some(name)) => {
-                let kind = OutcomeKind::from_name(name).ok_or_else(|| place("settled_as").corrupt())?;
-                Some((LeaseToken::from_bytes(token), kind))
-            }
-            (None, None) => None,
-            (Some(_), None) | (None, Some(_)) => return Err(place("settled_as").corrupt()),
-        };
+        let settled = settled(cells.take()?, cells.take_text()?, place("settled_as"))?;
         let leaves = cells.take()?;
         let _sum: i64 = cells.take()?;
         let ready: Option<i64> = cells.take()?;

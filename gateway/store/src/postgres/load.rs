@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use gatepost_core::principal::{Actor, ActorKind};
-use gatepost_core::queue::{QueueControl, Trip, TripReason};
+use gatepost_core::queue::QueueControl;
 use gatepost_core::{MessageId, Timestamp};
 use sqlx::postgres::PgRow;
 
@@ -13,7 +13,7 @@ use super::{LeaseGroups, Postgres, sql};
 use crate::backend::Attributes;
 use crate::ops::{QueueKind, QueueSetup, StoreError};
 use crate::recent::RecentMessage;
-use crate::row::form_of;
+use crate::row::{form_of, trip};
 use crate::seal::{Owner, Place, Vault};
 use crate::writer::{Counts, Keys, Memory, Queue};
 
@@ -108,19 +108,7 @@ fn queue(row: &PgRow) -> Result<(Queue, i64), StoreError> {
     let kind = QueueKind::from_name(cells.take()?).ok_or_else(|| place("kind").corrupt())?;
     let version = cells.take()?;
     let paused_since = cells.take_time()?;
-    let trip =
-        match (cells.take_time()?, cells.take::<Option<&str>>()?, cells.take::<i64>()?, cells.take_time()?) {
-            (Some(since), Some(reason), failures, Some(probe_due)) => Some(Trip {
-                since,
-                reason: TripReason::from_name(reason).ok_or_else(|| place("trip_reason").corrupt())?,
-                failures: u32::try_from(failures).map_err(|_| place("trip_failures").corrupt())?,
-                probe_due,
-                probe: None,
-            }),
-            (None, None, _, None) => None,
-            // Half a breaker must not read as none.
-            _ => return Err(place("trip_reason").corrupt()),
-        };
+    let trip = trip(cells.take_time()?, cells.take()?, cells.take()?, cells.take_time()?, place)?;
     let control = QueueControl {
         paused_since,
         trip,

@@ -168,10 +168,7 @@ fn migrate_locked(connection: &mut Connection) -> Result<(), NodeError> {
 
 /// Store time, if the database is one of ours.
 fn check_store(connection: &mut Connection, node: &Node) -> Result<Clock, NodeError> {
-    let row = connection.script_row(
-        "SELECT store_key, log_key, greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, clock) FROM store"
-            .to_owned(),
-    )?;
+    let row = connection.row(sqlx::query(sql::STORE_LOOK))?;
     let row = row.ok_or_else(|| StoreError::Database("table store is empty".to_owned()))?;
     let mut cells = Cells::new(&row);
     let (store_key, found): (Vec<u8>, String) = (cells.take()?, cells.take()?);

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use gatepost_core::delivery::{OutcomeKind, Reason};
-use gatepost_core::{Delivery, DeliveryId, LeaseToken, MessageId, Timestamp};
+use gatepost_core::delivery::Reason;
+use gatepost_core::{Delivery, DeliveryId, MessageId, Timestamp};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use crate::ops::StoreError;
-use crate::row::{Row, Standing};
+use crate::row::{Row, Standing, settled};
 use crate::seal::{Index, Place};
 
 /// Buckets of a queue.
@@ -90,14 +90,8 @@ pub(super) fn load(row: &PgRow) -> Result<Row, StoreError> {
     };
     let expires_at = cells.take_time()?;
     let (born, idle_at_birth, changed_at): (i64, i64, i64) = (cells.take()?, cells.take()?, cells.take()?);
-    let settled = match (cells.take_opt_bytes(place("settled_token"))?, cells.take::<Option<&str>>()?) {
-        (Some(token), Some(name)) => {
-            let kind = OutcomeKind::from_name(name).ok_or_else(|| place("settled_as").corrupt())?;
-            Some((LeaseToken::from_bytes(token), kind))
-        }
-        (None, None) => None,
-        (Some(_), None) | (None, Some(_)) => return Err(place("settled_as").corrupt()),
-    };
+    let token = cells.take_opt_bytes(place("settled_token"))?;
+    let settled = settled(token, cells.take()?, place("settled_as"))?;
     let leaves: Vec<u8> = cells.take()?;
     let message = cells.take_bytes(place("message"))?;
     let (size, accepted_at): (i64, i64) = (cells.take()?, cells.take()?);

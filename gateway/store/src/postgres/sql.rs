@@ -24,16 +24,32 @@ macro_rules! with_message {
     };
 }
 
+/// Store time, where `s` is table `store`: the server's clock, and never behind what was noted of it.
+macro_rules! store_time {
+    () => {
+        "greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock)"
+    };
+}
+
+/// Begins a transaction: store time and the end of the node's right, whose row it keeps from being taken away until its own end. One
+/// call, of two statements.
+pub(super) fn begin(node: i32) -> String {
+    const BEGIN: &str =
+        concat!("BEGIN; SELECT ", store_time!(), ", n.until FROM node n, store s WHERE n.epoch = ");
+    format!("{BEGIN}{node} FOR KEY SHARE OF n")
+}
+
 statements! {
     // === start ===
+    /// Whose database it is, and its time.
+    STORE_LOOK = concat!("/* store_look */ SELECT store_key, log_key, ", store_time!(), " FROM store s");
     STORE_ADD = "/* store_add */ INSERT INTO store (id, store_key, log_key, clock, sequenced) VALUES (1, $1, $2, $3, 0) \
         ON CONFLICT DO NOTHING";
-    NODE_ADD = "/* node_add */ INSERT INTO node (epoch, name, version, since, until, filed) \
-        SELECT $1, $2, $3, t.now, t.now + $4, 0 FROM (SELECT greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, \
-        s.clock) AS now FROM store s) t";
-    NODE_RENEW = "/* node_renew */ UPDATE node SET until = t.now + $2 FROM (SELECT greatest(\
-        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock) AS now FROM store s) t WHERE epoch = $1 AND until > t.now";
-    CLOCK_NOTE = "/* clock_note */ UPDATE store SET clock = greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, clock)";
+    NODE_ADD = concat!("/* node_add */ INSERT INTO node (epoch, name, version, since, until, filed) \
+        SELECT $1, $2, $3, t.now, t.now + $4, 0 FROM (SELECT ", store_time!(), " AS now FROM store s) t");
+    NODE_RENEW = concat!("/* node_renew */ UPDATE node SET until = t.now + $2 FROM (SELECT ", store_time!(),
+        " AS now FROM store s) t WHERE epoch = $1 AND until > t.now");
+    CLOCK_NOTE = concat!("/* clock_note */ UPDATE store s SET clock = ", store_time!());
     /// Waits until nothing of it is under way any more.
     NODE_LOCK = "/* node_lock */ SELECT epoch FROM node WHERE epoch = $1 FOR UPDATE";
     NODE_DROP = "/* node_drop */ DELETE FROM node WHERE epoch = $1";
@@ -63,11 +79,10 @@ statements! {
     /// Of nodes whose lease is over too, until somebody takes their place: their buckets are not free before.
     CONSUMERS = "/* consumers */ SELECT queue, epoch FROM consumer";
     /// All of them, and whether their lease is over.
-    NODES = "/* nodes */ SELECT n.epoch, n.until <= greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock) \
-        FROM node n, store s";
+    NODES = concat!("/* nodes */ SELECT n.epoch, n.until <= ", store_time!(), " FROM node n, store s");
     /// Not while something of it is under way: that one's connection is cut off before long.
-    NODE_LOCK_OVER = "/* node_lock_over */ SELECT n.epoch FROM node n, store s WHERE n.epoch = $1 AND n.until <= \
-        greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock) FOR UPDATE OF n SKIP LOCKED";
+    NODE_LOCK_OVER = concat!("/* node_lock_over */ SELECT n.epoch FROM node n, store s WHERE n.epoch = $1 AND n.until <= ",
+        store_time!(), " FOR UPDATE OF n SKIP LOCKED");
     SESSIONS_HOLD = "/* sessions_hold */ SELECT q.id FROM unnest($1::int[], $2::bigint[]) AS w(id, session) JOIN queue q ON q.id = w.id \
         AND q.session = w.session FOR SHARE OF q";
     READY_WAITS = "/* ready_waits */ SELECT DISTINCT o.queue FROM unnest($1::int[], $2::smallint[]) AS o(queue, bucket) \
@@ -83,8 +98,7 @@ statements! {
         coalesce(sum(dead), 0)::bigint AS dead, coalesce(sum(suspects), 0)::bigint AS suspects, \
         coalesce(sum(held_lanes), 0)::bigint AS held_lanes, coalesce(sum(bytes), 0)::bigint AS bytes \
         FROM queue_count WHERE queue = q.id) c ON true ORDER BY q.id";
-    TURN_NEXT = "/* turn_next */ SELECT nextval('turn'), greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock) \
-        FROM store s";
+    TURN_NEXT = concat!("/* turn_next */ SELECT nextval('turn'), ", store_time!(), " FROM store s");
     DELIVERIES_BY_ID = concat!("/* deliveries_by_id */ SELECT ", delivery_columns!(), " FROM unnest($1::bytea[]) AS w(id) \
         JOIN delivery d ON d.id = w.id", with_message!());
     DELIVERIES_BY_POS = concat!("/* deliveries_by_pos */ SELECT ", delivery_columns!(), " FROM unnest($1::bigint[]) AS w(pos) \
@@ -230,9 +244,9 @@ statements! {
     // === the audit log's order ===
     ROLE_ADD = "/* role_add */ INSERT INTO role (name) VALUES ($1) ON CONFLICT DO NOTHING";
     /// Who has a role, and whether that one's lease stands. None while another looks.
-    ROLE_LOOK = "/* role_look */ SELECT r.epoch, EXISTS (SELECT 1 FROM node n, store s WHERE n.epoch = r.epoch \
-        AND n.until > greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock)) FROM role r WHERE r.name = $1 \
-        FOR UPDATE OF r SKIP LOCKED";
+    ROLE_LOOK = concat!("/* role_look */ SELECT r.epoch, EXISTS (SELECT 1 FROM node n, store s WHERE n.epoch = r.epoch \
+        AND n.until > ", store_time!(), ") FROM role r WHERE r.name = $1 \
+        FOR UPDATE OF r SKIP LOCKED");
     ROLE_GIVE_UP = "/* role_give_up */ UPDATE role SET epoch = NULL WHERE name = $1 AND epoch = $2";
     ROLE_TAKE = "/* role_take */ UPDATE role SET epoch = $2 WHERE name = $1";
     LOG_SIZE = "/* log_size */ SELECT sequenced, NOT EXISTS (SELECT 1 FROM leaf_new) FROM store";

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use gatepost_core::Timestamp;
-use gatepost_core::queue::{QueueControl, Trip, TripReason};
+use gatepost_core::queue::QueueControl;
 use rusqlite::{Connection, params};
 
 use super::commit::StoreRow;
 use super::connection::{Cells, rows};
 use crate::ops::{QueueKind, QueueSetup, StoreError};
-use crate::row::{INDEXED_COLUMNS, QUEUE_COLUMNS, Row, STORE_COLUMNS};
+use crate::row::{INDEXED_COLUMNS, QUEUE_COLUMNS, Row, STORE_COLUMNS, trip};
 use crate::seal::{Owner, Place, Vault};
 use crate::sql;
 use crate::writer::{Counts, Keys, Memory, Queue};
@@ -139,18 +139,7 @@ fn load_queue(mut cells: Cells<'_>) -> Result<Queue, StoreError> {
     let name: String = cells.take()?;
     let kind = cells.take_text()?.and_then(QueueKind::from_name).ok_or_else(|| place("kind").corrupt())?;
     let paused_since = time(&mut cells)?;
-    let trip = match (time(&mut cells)?, cells.take_text()?, cells.take::<i64>()?, time(&mut cells)?) {
-        (Some(since), Some(reason), failures, Some(probe_due)) => Some(Trip {
-            since,
-            reason: TripReason::from_name(reason).ok_or_else(|| place("trip_reason").corrupt())?,
-            failures: u32::try_from(failures).map_err(|_| place("trip_failures").corrupt())?,
-            probe_due,
-            probe: None,
-        }),
-        (None, None, _, None) => None,
-        // Half a breaker must not read as none.
-        _ => return Err(place("trip_reason").corrupt()),
-    };
+    let trip = trip(time(&mut cells)?, cells.take_text()?, cells.take()?, time(&mut cells)?, place)?;
     let control = QueueControl {
         paused_since,
         trip,

@@ -1,7 +1,7 @@
 //! The laws of the store: what every backend must keep, written against the [`gatepost_store::Store`] handle alone.
 //!
-//! `../postgres` asks the same laws of another backend. `fixture` opens a backend and `check` looks into it behind the handle's back; the laws know nothing of it. A law
-//! of `RULES.md` is named after its number.
+//! `../postgres` asks the same laws of another backend. `fixture` opens a backend and `check` looks into it behind the handle's back;
+//! the laws know nothing of it. A law of `RULES.md` is named after its number.
 
 /// The backend that the laws are asked of here.
 fn database() -> gatepost_store::Database {
