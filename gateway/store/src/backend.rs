@@ -19,8 +19,9 @@ pub(crate) type Read<T> = Vec<Result<T, StoreError>>;
 pub(crate) trait Backend: Send + 'static {
     // === a transaction ===
 
-    /// Begins a transaction that nothing else can get in the way of.
-    fn begin(&mut self) -> Result<(), CommitError>;
+    /// Begins a transaction that nothing else can get in the way of, and makes sure until its end that these sessions, each after its
+    /// queue, are their adapters' newest ones.
+    fn begin(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError>;
     /// Ends a transaction without a trace, if one is open.
     fn roll_back(&mut self) -> Result<(), CommitError>;
     /// Gives the next turn the numbers that its messages, deliveries and leaves begin with, after everything was read that it is
@@ -99,8 +100,6 @@ pub(crate) trait Backend: Send + 'static {
     fn right_until(&self) -> Option<Instant>;
     /// Somebody asks for deliveries of a queue.
     fn consume(&mut self, memory: &Memory, queue: i64) -> Result<(), CommitError>;
-    /// Makes sure, in the open transaction and until its end, that these sessions are their adapters' newest ones.
-    fn hold_sessions(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError>;
     /// Brings what others have leased of a queue into memory, in the open transaction.
     fn adopt(&mut self, memory: &mut Memory, queue: i64) -> Result<(), CommitError>;
     /// Bytes of a log that waits to be brought into the database.

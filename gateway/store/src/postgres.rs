@@ -24,6 +24,8 @@ use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
 pub(crate) use connection::options;
@@ -73,6 +75,10 @@ pub(crate) struct Postgres {
     number: i64,
     /// And when: the database has said so, for this host's clock may leap.
     turn_at: Timestamp,
+    /// A number and a time that came with the beginning of the open transaction, and that nobody has taken yet.
+    drawn: Option<Begun>,
+    /// Largest number that anything has which was read in the open transaction.
+    read_through: i64,
     is_open: bool,
     owned: Owned,
     sharing: Sharing,
@@ -86,6 +92,34 @@ pub(crate) struct Postgres {
     renewed_at: Instant,
     watched_at: Option<Instant>,
     partitions: partitions::Partitions,
+}
+
+/// What the beginning of a transaction has shown.
+struct Begun {
+    now: Timestamp,
+    /// When the node's right ends.
+    until: Timestamp,
+    /// The next number of a turn.
+    number: i64,
+    /// How many of the sessions that were asked for are their adapters' newest.
+    sessions: usize,
+}
+
+impl Begun {
+    fn read(rows: &[PgRow]) -> Result<Self, CommitError> {
+        // Those of sessions have one column.
+        let node = rows
+            .first()
+            .filter(|row| row.len() > 1)
+            .ok_or_else(|| CommitError::Broken("another node has taken this one's place".to_owned()))?;
+        let mut cells = Cells::new(node);
+        Ok(Self {
+            now: Timestamp::from_micros(cells.take()?),
+            until: Timestamp::from_micros(cells.take()?),
+            number: cells.take::<i64>()? << TURN_BITS,
+            sessions: rows.len() - 1,
+        })
+    }
 }
 
 /// Which deliveries of each group of leases still stand.
@@ -172,30 +206,33 @@ impl Postgres {
 }
 
 impl Backend for Postgres {
-    fn begin(&mut self) -> Result<(), CommitError> {
-        let begun = self.connection.script_row(sql::begin(self.node()));
+    fn begin(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError> {
+        let begun = self.connection.script_rows(sql::begin(self.node(), sessions));
         self.is_open = true;
-        let fence = begun.and_then(|row| {
-            let row =
-                row.ok_or_else(|| CommitError::Broken("another node has taken this one's place".to_owned()))?;
-            let mut cells = Cells::new(&row);
-            Ok((Timestamp::from_micros(cells.take()?), Timestamp::from_micros(cells.take()?)))
-        });
-        let fence = fence.and_then(|(now, until)| {
-            if now < until {
-                Ok(now)
-            } else {
-                Err(CommitError::Broken("this node's lease is over".to_owned()))
+        self.read_through = 0;
+        let begun = begun.and_then(|rows| Begun::read(&rows));
+        let checked = begun.and_then(|begun| {
+            if begun.now >= begun.until {
+                return Err(CommitError::Broken("this node's lease is over".to_owned()));
             }
+            if begun.sessions != sessions.len() {
+                return Err(CommitError::Stale(
+                    "an adapter has opened its next session elsewhere".to_owned(),
+                ));
+            }
+            Ok(begun)
         });
-        match fence {
-            Ok(now) => self.clock.follow(now),
+        match checked {
+            Ok(begun) => {
+                self.clock.follow(begun.now);
+                self.drawn = Some(begun);
+                Ok(())
+            }
             Err(error) => {
                 self.roll_back()?;
-                return Err(error);
+                Err(error)
             }
         }
-        Ok(())
     }
 
     fn roll_back(&mut self) -> Result<(), CommitError> {
@@ -207,12 +244,21 @@ impl Backend for Postgres {
     }
 
     fn number(&mut self, memory: &mut Memory) -> Result<Option<Timestamp>, CommitError> {
-        let row = self.connection.row(sqlx::query(sql::TURN_NEXT))?;
-        let row = row.ok_or_else(|| CommitError::Broken("there is no sequence".to_owned()))?;
-        let mut cells = Cells::new(&row);
-        self.number = cells.take::<i64>()? << TURN_BITS;
+        // What depends on something has the larger number: one that was drawn before something was read must be larger than all
+        // that was found.
+        let drawn = self.drawn.take().filter(|drawn| self.is_open && self.read_through < drawn.number);
+        let (number, now) = match drawn {
+            Some(drawn) => (drawn.number, drawn.now),
+            None => {
+                let row = self.connection.row(sqlx::query(sql::TURN_NEXT))?;
+                let row = row.ok_or_else(|| CommitError::Broken("there is no sequence".to_owned()))?;
+                let mut cells = Cells::new(&row);
+                (cells.take::<i64>()? << TURN_BITS, Timestamp::from_micros(cells.take()?))
+            }
+        };
+        self.number = number;
         // The server's clock may have been set back by less than what was noted of it last.
-        self.turn_at = self.turn_at.max(Timestamp::from_micros(cells.take()?));
+        self.turn_at = self.turn_at.max(now);
         memory.next_seq = self.number;
         memory.next_pos = self.number;
         memory.leaf_count = u64::try_from(self.number).unwrap_or(0);
@@ -231,7 +277,7 @@ impl Backend for Postgres {
 
     fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
         if !self.is_open {
-            self.begin()?;
+            self.begin(&[])?;
         }
         let dedup_before = (turn.now.as_micros())
             .saturating_sub(i64::try_from(self.dedup_window.as_micros()).unwrap_or(i64::MAX));
@@ -367,6 +413,7 @@ impl Backend for Postgres {
     fn keys_used(&mut self, _: &Memory, keys: &[Index]) -> Result<Vec<KeyUse>, CommitError> {
         let keys: Vec<&[u8]> = keys.iter().map(Index::as_slice).collect();
         let rows = self.connection.rows(sqlx::query(sql::KEYS_USED).bind(keys))?;
+        self.read_through = if rows.is_empty() { self.read_through } else { i64::MAX };
         let mut used: Vec<KeyUse> = Vec::new();
         for row in &rows {
             let place = Place { table: "dedup", column: "message", row: 0 };
@@ -433,6 +480,7 @@ impl Backend for Postgres {
 
     fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<Attributes>, CommitError> {
         let rows = self.connection.rows(sqlx::query(sql::PURGE_READ).bind(after).bind(through))?;
+        self.read_through = i64::MAX;
         Ok(rows.iter().map(load::attributes).collect::<Result<_, _>>()?)
     }
 
@@ -480,7 +528,7 @@ impl Backend for Postgres {
     }
 
     fn claim(&mut self, adapter: &str) -> Result<bool, CommitError> {
-        self.begin()?;
+        self.begin(&[])?;
         let claimed = self.claim_open(&format!("{ROLE_OF_ADAPTER}{adapter}"));
         self.end(claimed)
     }
@@ -497,19 +545,6 @@ impl Backend for Postgres {
 
     fn consume(&mut self, memory: &Memory, queue: i64) -> Result<(), CommitError> {
         self.take_share(memory, queue)
-    }
-
-    fn hold_sessions(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError> {
-        if sessions.is_empty() {
-            return Ok(());
-        }
-        let statement = sqlx::query(sql::SESSIONS_HOLD)
-            .bind(sessions.iter().map(|(queue, _)| queue_id(*queue)).collect::<Vec<i32>>())
-            .bind(sessions.iter().map(|(_, session)| commit::whole(*session)).collect::<Vec<i64>>());
-        if self.connection.rows(statement)?.len() == sessions.len() {
-            return Ok(());
-        }
-        Err(CommitError::Stale("an adapter has opened its next session elsewhere".to_owned()))
     }
 
     fn adopt(&mut self, memory: &mut Memory, queue: i64) -> Result<(), CommitError> {
@@ -622,7 +657,11 @@ impl Postgres {
     }
 
     fn load_rows(&mut self, statement: connection::Statement<'_>) -> Result<Read<Row>, CommitError> {
-        Ok(self.connection.rows(statement)?.iter().map(row::load).collect())
+        let rows: Read<Row> = self.connection.rows(statement)?.iter().map(row::load).collect();
+        let newest = rows.iter().flatten().filter_map(|row| row.leaves.last_chunk::<8>());
+        let newest = newest.map(|number| i64::from_be_bytes(*number)).max().unwrap_or(0);
+        self.read_through = self.read_through.max(newest);
+        Ok(rows)
     }
 
     fn position(&mut self, statement: connection::Statement<'_>) -> Result<Option<i64>, CommitError> {

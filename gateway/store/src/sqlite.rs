@@ -114,7 +114,7 @@ impl Sqlite {
 }
 
 impl Backend for Sqlite {
-    fn begin(&mut self) -> Result<(), CommitError> {
+    fn begin(&mut self, _: &[(i64, u64)]) -> Result<(), CommitError> {
         commit::begin(&self.connection)
     }
 
@@ -307,10 +307,6 @@ impl Backend for Sqlite {
 
     /// Nobody else leases, opens sessions or decides anything.
     fn consume(&mut self, _: &Memory, _: i64) -> Result<(), CommitError> {
-        Ok(())
-    }
-
-    fn hold_sessions(&mut self, _: &[(i64, u64)]) -> Result<(), CommitError> {
         Ok(())
     }
 

@@ -1,14 +1,15 @@
-//! A turn's one transaction: a statement for each kind of change, each with all rows of its kind.
+//! A turn's one transaction: one statement for what nearly every turn does, and one for each kind of change that is rare, each with
+//! all rows of its kind.
 
-use gatepost_core::delivery::Proof;
+mod write;
+
 use gatepost_core::{State, Timestamp};
 
 use super::connection::Connection;
 use super::row::{bucket_of, bucket_of_lane};
 use super::{Owned, sql};
 use crate::backend::CommitError;
-use crate::leaves::Run;
-use crate::row::{Row, form_code, micros, reason_of, state_code};
+use crate::row::{Row, micros, state_code};
 use crate::seal::{Index, Owner};
 use crate::writer::{Counts, Queue, Touched, Turn};
 
@@ -38,16 +39,12 @@ pub(super) fn write(
     context: &Context<'_>,
 ) -> Result<(), CommitError> {
     let touched: Vec<&Touched> = turn.touched.values().collect();
-    messages(connection, turn, context)?;
-    deliveries(connection, &turn.new_rows)?;
-    changes(connection, &touched)?;
+    let counts = queues(connection, turn, context)?;
+    write::write(connection, turn, &touched, &counts, context)?;
     standing(connection, &touched)?;
     lanes(connection, turn, context)?;
-    leaves(connection, turn.leaves.as_slice(), day_of(turn.now))?;
     beside(connection, turn)?;
-    states(connection, turn)?;
-    queues(connection, turn, context)?;
-    leases(connection, &touched, context)
+    states(connection, turn)
 }
 
 /// Executes a statement that must change so many rows. One that changes others finds the database other than it was decided on.
@@ -64,139 +61,23 @@ fn exactly(
     Err(CommitError::Stale(format!("{name}: {changed} rows instead of {rows}")))
 }
 
-fn messages(connection: &mut Connection, turn: &Turn<'_>, context: &Context<'_>) -> Result<(), CommitError> {
-    if turn.messages.is_empty() {
-        return Ok(());
-    }
-    let rows = &turn.messages;
-    let mut span = std::collections::HashMap::with_capacity(rows.len());
-    for row in &turn.new_rows {
-        let (_, count) = span.entry(row.message_seq).or_insert((row.pos, 0_i32));
-        *count += 1;
-    }
-    let spans = rows.iter().map(|row| span.get(&row.seq).copied().unwrap_or((0, 0)));
-    let (first_pos, deliveries): (Vec<i64>, Vec<i32>) = spans.unzip();
-    let of = |column: fn(&crate::prepared::Prepared) -> Option<&[u8]>| -> Vec<Option<&[u8]>> {
-        rows.iter().map(|row| column(row.prepared)).collect()
-    };
-    let statement = sqlx::query(sql::MESSAGES_ADD)
-        .bind(rows.iter().map(|row| row.seq).collect::<Vec<i64>>())
-        .bind(of(|prepared| Some(prepared.id.as_bytes())))
-        .bind(day_of(turn.now))
-        .bind(turn.now.as_micros())
-        .bind(rows.iter().map(|row| row.sender.kind.as_str()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.sender.name.as_str()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.message.kind.as_str()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| small(form_code(row.message.form))).collect::<Vec<i16>>())
-        .bind(rows.iter().map(|row| whole(row.prepared.size)).collect::<Vec<i64>>())
-        .bind(of(|prepared| Some(&prepared.key)))
-        .bind(of(|prepared| Some(&prepared.fingerprint)))
-        .bind(of(|prepared| prepared.subject.as_ref().map(<[u8; 16]>::as_slice)))
-        .bind(of(|prepared| prepared.partition.as_ref().map(<[u8; 16]>::as_slice)))
-        .bind(of(|prepared| prepared.correlation.as_ref().map(<[u8; 16]>::as_slice)))
-        .bind(first_pos)
-        .bind(deliveries)
-        .bind(of(|prepared| prepared.remains.as_deref()))
-        .bind(of(|prepared| Some(&prepared.attributes)))
-        .bind(of(|prepared| Some(&prepared.salt)))
-        .bind(of(|prepared| Some(&prepared.data)))
-        .bind(context.dedup_before);
-    // A key that another node's message has taken meanwhile is not put.
-    exactly(connection, statement, rows.len(), "messages_add")
-}
-
-fn deliveries(connection: &mut Connection, rows: &[Row]) -> Result<(), CommitError> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let statement = sqlx::query(sql::DELIVERIES_ADD)
-        .bind(each(rows, |row| row.pos))
-        .bind(each(rows, |row| row.id.as_bytes().as_slice()))
-        .bind(each(rows, |row| row.message_seq))
-        .bind(each(rows, |row| queue_id(row.queue)))
-        .bind(each(rows, |row| row.lane.as_ref().map(<[u8; 16]>::as_slice)))
-        .bind(each(rows, |row| small(state_code(&row.delivery.state))))
-        .bind(each(rows, |row| row.delivery.state.blocks_lane()))
-        .bind(each(rows, due))
-        .bind(each(rows, |row| reason_of(&row.delivery.state).map(|reason| reason.as_str())))
-        .bind(each(rows, |row| row.delivery.expires_at.map(|at| at.as_micros())))
-        .bind(each(rows, |row| row.delivery.born.as_micros()))
-        .bind(each(rows, |row| micros(row.delivery.idle_at_birth)))
-        .bind(each(rows, |row| row.changed_at.as_micros()))
-        .bind(each(rows, |row| row.leaves.as_slice()))
-        .bind(each(rows, |row| bucket_of(row.lane.as_ref(), &row.id)));
-    exactly(connection, statement, rows.len(), "deliveries_add")
-}
-
-fn changes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), CommitError> {
-    if touched.is_empty() {
-        return Ok(());
-    }
-    let rows: Vec<&Row> = touched.iter().map(|touched| &touched.now).collect();
-    let rows = rows.as_slice();
-    let was: Vec<&Row> = touched.iter().map(|touched| &touched.was).collect();
-    let counts = |count: fn(&Row) -> u32| each_ref(rows, |row| i32::try_from(count(row)).unwrap_or(i32::MAX));
-    let statement = sqlx::query(sql::DELIVERIES_CHANGE)
-        .bind(each_ref(rows, |row| row.pos))
-        .bind(each_ref(rows, |row| queue_id(row.queue)))
-        .bind(each_ref(rows, |row| row.lane.as_ref().map(<[u8; 16]>::as_slice)))
-        .bind(each_ref(rows, |row| small(state_code(&row.delivery.state))))
-        .bind(each_ref(rows, |row| row.delivery.state.blocks_lane()))
-        .bind(each_ref(rows, due))
-        .bind(each_ref(rows, token))
-        .bind(each_ref(rows, |row| row.delivery.lease().map(|lease| lease.until.as_micros())))
-        .bind(each_ref(rows, |row| row.delivery.lease().map(|lease| whole(lease.session))))
-        .bind(each_ref(rows, |row| row.batch.as_ref().map(<[u8; 16]>::as_slice)))
-        .bind(each_ref(rows, |row| matches!(row.delivery.state, State::Sending { proof: Proof::Late, .. })))
-        .bind(counts(|row| row.delivery.attempts))
-        .bind(counts(|row| row.delivery.series))
-        .bind(counts(|row| row.delivery.crashes))
-        .bind(each_ref(rows, |row| row.delivery.doubt))
-        .bind(each_ref(rows, |row| row.delivery.suspect))
-        .bind(each_ref(rows, |row| row.delivery.replayed))
-        .bind(each_ref(rows, |row| reason_of(&row.delivery.state).map(|reason| reason.as_str())))
-        .bind(each_ref(rows, |row| row.delivery.born.as_micros()))
-        .bind(each_ref(rows, |row| micros(row.delivery.idle_at_birth)))
-        .bind(each_ref(rows, |row| row.changed_at.as_micros()))
-        .bind(each_ref(rows, |row| {
-            row.delivery.settled.as_ref().map(|(token, _)| token.as_bytes().as_slice())
-        }))
-        .bind(each_ref(rows, |row| row.delivery.settled.map(|(_, kind)| kind.as_str())))
-        .bind(each_ref(rows, |row| row.leaves.as_slice()))
-        .bind(each_ref(&was, |row| small(state_code(&row.delivery.state))))
-        .bind(each_ref(&was, token))
-        .bind(each_ref(&was, |row| row.delivery.lease().map(|lease| lease.until.as_micros())))
-        .bind(each_ref(&was, |row| queue_id(row.queue)))
-        .bind(each_ref(&was, due));
-    exactly(connection, statement, rows.len(), "deliveries_change")
-}
-
 /// Brings what stands in the tables beside the deliveries in line with what has become of them.
 fn standing(connection: &mut Connection, touched: &[&Touched]) -> Result<(), CommitError> {
     let rows = |pick: fn(&Touched) -> Option<&Row>| -> Vec<&Row> {
         touched.iter().filter_map(|touched| pick(touched)).collect()
     };
-    let gone = rows(|touched| due(&touched.was).is_some().then_some(&touched.was));
-    if !gone.is_empty() {
-        let statement = sqlx::query(sql::READY_DROP)
-            .bind(each_ref(&gone, |row| queue_id(row.queue)))
-            .bind(each_ref(&gone, |row| bucket_of(row.lane.as_ref(), &row.id)))
-            .bind(each_ref(&gone, due))
-            .bind(each_ref(&gone, |row| row.pos));
-        connection.execute(statement)?;
-    }
     let come =
         rows(|touched| (touched.now.lane.is_none() && due(&touched.now).is_some()).then_some(&touched.now));
     if !come.is_empty() {
         let statement = sqlx::query(sql::READY_ADD)
-            .bind(each_ref(&come, |row| queue_id(row.queue)))
-            .bind(each_ref(&come, |row| bucket_of(row.lane.as_ref(), &row.id)))
-            .bind(each_ref(&come, due))
-            .bind(each_ref(&come, |row| row.pos))
-            .bind(each_ref(&come, |row| row.delivery.suspect));
+            .bind(each(&come, |row| queue_id(row.queue)))
+            .bind(each(&come, |row| bucket_of(row.lane.as_ref(), &row.id)))
+            .bind(each(&come, due))
+            .bind(each(&come, |row| row.pos))
+            .bind(each(&come, |row| row.delivery.suspect));
         exactly(connection, statement, come.len(), "ready_add")?;
     }
-    in_lanes(connection, touched)?;
+    enter_lanes(connection, touched)?;
     stuck(connection, touched)?;
     let waiting = rows(|touched| {
         let back = !matches!(touched.was.delivery.state, State::Waiting { .. })
@@ -205,8 +86,8 @@ fn standing(connection: &mut Connection, touched: &[&Touched]) -> Result<(), Com
     });
     if !waiting.is_empty() {
         let statement = sqlx::query(sql::EXPIRY_ADD)
-            .bind(each_ref(&waiting, |row| row.delivery.expires_at.map(|at| at.as_micros())))
-            .bind(each_ref(&waiting, |row| row.pos));
+            .bind(each(&waiting, |row| row.delivery.expires_at.map(|at| at.as_micros())))
+            .bind(each(&waiting, |row| row.pos));
         connection.execute(statement)?;
     }
     Ok(())
@@ -217,25 +98,18 @@ fn place_in_lane(row: &Row) -> Option<(i64, Index)> {
     row.lane.filter(|_| row.delivery.state.blocks_lane()).map(|lane| (row.queue, lane))
 }
 
-fn in_lanes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), CommitError> {
-    let changed = touched.iter().filter(|touched| place_in_lane(&touched.was) != place_in_lane(&touched.now));
-    let (mut leave, mut enter) = (Vec::new(), Vec::new());
-    for touched in changed {
-        leave.extend(place_in_lane(&touched.was).is_some().then_some(&touched.was));
-        enter.extend(place_in_lane(&touched.now).is_some().then_some(&touched.now));
+fn enter_lanes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), CommitError> {
+    let moved = touched.iter().filter(|touched| place_in_lane(&touched.was) != place_in_lane(&touched.now));
+    let rows: Vec<&Row> =
+        moved.map(|touched| &touched.now).filter(|now| place_in_lane(now).is_some()).collect();
+    if rows.is_empty() {
+        return Ok(());
     }
-    for (name, sql, rows) in [("lane_leave", sql::LANE_LEAVE, leave), ("lane_enter", sql::LANE_ENTER, enter)]
-    {
-        if rows.is_empty() {
-            continue;
-        }
-        let statement = sqlx::query(sql)
-            .bind(each_ref(&rows, |row| queue_id(row.queue)))
-            .bind(each_ref(&rows, |row| row.lane.as_ref().map(<[u8; 16]>::as_slice)))
-            .bind(each_ref(&rows, |row| row.pos));
-        exactly(connection, statement, rows.len(), name)?;
-    }
-    Ok(())
+    let statement = sqlx::query(sql::LANE_ENTER)
+        .bind(each(&rows, |row| queue_id(row.queue)))
+        .bind(each(&rows, |row| row.lane.as_ref().map(<[u8; 16]>::as_slice)))
+        .bind(each(&rows, |row| row.pos));
+    exactly(connection, statement, rows.len(), "lane_enter")
 }
 
 /// How a delivery stands in table `stuck`.
@@ -334,19 +208,6 @@ pub(super) fn advance(connection: &mut Connection, lanes: &[Lane<'_>]) -> Result
     connection.execute(statement).map(drop)
 }
 
-fn leaves(connection: &mut Connection, runs: &[Run], day: i32) -> Result<(), CommitError> {
-    if runs.is_empty() {
-        return Ok(());
-    }
-    let count = |run: &Run| run.leaves().map_or(0, |leaves| i32::try_from(leaves.count()).unwrap_or(0));
-    let statement = sqlx::query(sql::LEAVES_ADD)
-        .bind(runs.iter().map(|run| whole(run.first)).collect::<Vec<i64>>())
-        .bind(day)
-        .bind(runs.iter().map(count).collect::<Vec<i32>>())
-        .bind(runs.iter().map(|run| run.bytes.as_slice()).collect::<Vec<&[u8]>>());
-    exactly(connection, statement, runs.len(), "leaves_add")
-}
-
 /// Texts, evidence and replies, which go with the content of their message.
 fn beside(connection: &mut Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
     if !turn.details.is_empty() {
@@ -395,7 +256,12 @@ fn states(connection: &mut Connection, turn: &Turn<'_>) -> Result<(), CommitErro
     connection.execute(statement).map(drop)
 }
 
-fn queues(connection: &mut Connection, turn: &Turn<'_>, context: &Context<'_>) -> Result<(), CommitError> {
+/// Writes the queues whose rows have changed; what the turn adds to the counts of which.
+fn queues(
+    connection: &mut Connection,
+    turn: &Turn<'_>,
+    context: &Context<'_>,
+) -> Result<Vec<(i64, Counts)>, CommitError> {
     let mut added = Vec::new();
     for queue in turn.queues.values() {
         let Some(before) = turn.memory.queues.get(&queue.id) else { continue };
@@ -405,7 +271,7 @@ fn queues(connection: &mut Connection, turn: &Turn<'_>, context: &Context<'_>) -
         added.push((queue.id, queue.counts.since(&before.counts)));
     }
     added.retain(|(_, counts)| *counts != Counts::default());
-    counts(connection, context.epoch, &added)
+    Ok(added)
 }
 
 /// Writes a queue's row, if it is still of that version.
@@ -432,49 +298,7 @@ pub(super) fn change_queue(
     exactly(connection, statement, 1, "queue_change")
 }
 
-fn counts(connection: &mut Connection, epoch: i32, added: &[(i64, Counts)]) -> Result<(), CommitError> {
-    if added.is_empty() {
-        return Ok(());
-    }
-    let of = |count: fn(&Counts) -> i64| added.iter().map(|(_, counts)| count(counts)).collect::<Vec<i64>>();
-    let statement = sqlx::query(sql::COUNTS_ADD)
-        .bind(added.iter().map(|(queue, _)| queue_id(*queue)).collect::<Vec<i32>>())
-        .bind(epoch)
-        .bind(of(|counts| counts.waiting))
-        .bind(of(|counts| counts.leased))
-        .bind(of(|counts| counts.sending))
-        .bind(of(|counts| counts.sent))
-        .bind(of(|counts| counts.in_doubt))
-        .bind(of(|counts| counts.held))
-        .bind(of(|counts| counts.dead))
-        .bind(of(|counts| counts.suspects))
-        .bind(of(|counts| counts.held_lanes))
-        .bind(of(|counts| counts.bytes));
-    exactly(connection, statement, added.len(), "counts_add")
-}
-
-/// Notes which deliveries this commit has leased.
-fn leases(
-    connection: &mut Connection,
-    touched: &[&Touched],
-    context: &Context<'_>,
-) -> Result<(), CommitError> {
-    let leased = touched.iter().filter(|touched| {
-        touched.now.delivery.lease().is_some() && token(&touched.was) != token(&touched.now)
-    });
-    let positions: Vec<i64> = leased.map(|touched| touched.now.pos).collect();
-    if positions.is_empty() {
-        return Ok(());
-    }
-    let statement = sqlx::query(sql::LEASES_ADD).bind(context.number).bind(context.epoch).bind(positions);
-    exactly(connection, statement, 1, "leases_add")
-}
-
-fn each<'r, T>(rows: &'r [Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {
-    rows.iter().map(column).collect()
-}
-
-fn each_ref<'r, T>(rows: &[&'r Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {
+fn each<'r, T>(rows: &[&'r Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {
     rows.iter().map(|row| column(row)).collect()
 }
 

@@ -122,7 +122,12 @@ impl Connection {
         self.call(async |open| sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(open).await.map(drop))
     }
 
-    /// Runs statements without parameters of which one gives a row.
+    /// Runs statements without parameters; the rows that they give, one statement's after the other's.
+    pub(super) fn script_rows(&mut self, sql: String) -> Result<Vec<PgRow>, CommitError> {
+        self.call(async |open| sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(open).await)
+    }
+
+    /// As [`Connection::script_rows`], of which one is wanted.
     pub(super) fn script_row(&mut self, sql: String) -> Result<Option<PgRow>, CommitError> {
         self.call(async |open| sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_optional(open).await)
     }

@@ -49,6 +49,7 @@ impl Postgres {
 
     /// Queues, each with the version of its row.
     pub(super) fn load_queues(&mut self) -> Result<Vec<(Queue, i64)>, StoreError> {
+        self.read_through = i64::MAX;
         self.connection.rows(sqlx::query(sql::QUEUES_LOAD))?.iter().map(queue).collect()
     }
 

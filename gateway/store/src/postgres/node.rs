@@ -105,6 +105,8 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         dedup_window: node.dedup_window,
         number: 0,
         turn_at: clock.now(),
+        drawn: None,
+        read_through: 0,
         is_open: false,
         owned: Owned::new(),
         sharing: Sharing::new(),
@@ -266,7 +268,7 @@ impl Postgres {
 
     /// Takes over what a node had that is gone; nothing if it has left nothing. It waits for what that one still has under way.
     fn take_place(&mut self, gone: i32) -> Result<(), CommitError> {
-        self.begin()?;
+        self.begin(&[])?;
         let taken = self.connection.row(sqlx::query(sql::NODE_LOCK).bind(gone));
         let taken = taken.and_then(|_| self.take_place_open(gone));
         self.end(taken)
@@ -286,7 +288,7 @@ impl Postgres {
             if gone == self.node() {
                 return Err(CommitError::Broken("this node's lease is over".to_owned()));
             }
-            self.begin()?;
+            self.begin(&[])?;
             let taken = self.take_place_if_over(gone);
             took |= self.end(taken)?;
         }

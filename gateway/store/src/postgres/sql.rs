@@ -3,6 +3,8 @@
 //!
 //! A test prepares each of them on a freshly migrated database.
 
+use std::fmt::Write as _;
+
 use crate::sql::statements;
 
 pub(crate) const MIGRATIONS: &[(i64, &str)] =
@@ -46,12 +48,23 @@ macro_rules! store_time {
     };
 }
 
-/// Begins a transaction: store time and the end of the node's right, whose row it keeps from being taken away until its own end. One
-/// call, of two statements.
-pub(super) fn begin(node: i32) -> String {
-    const BEGIN: &str =
-        concat!("BEGIN; SELECT ", store_time!(), ", n.until FROM node n, store s WHERE n.epoch = ");
-    format!("{BEGIN}{node} FOR KEY SHARE OF n")
+/// Begins a transaction: store time, the end of the node's right, whose row it keeps from being taken away until its own end, and a
+/// turn's number. Then a row for each of these sessions, by their queues, that is its adapter's newest, and stays so until the end.
+/// One call, of several statements.
+pub(super) fn begin(node: i32, sessions: &[(i64, u64)]) -> String {
+    const BEGIN: &str = concat!(
+        "BEGIN; SELECT ",
+        store_time!(),
+        ", n.until, nextval('turn') FROM node n, store s WHERE n.epoch = "
+    );
+    let mut script = format!("{BEGIN}{node} FOR KEY SHARE OF n");
+    if !sessions.is_empty() {
+        let list: Vec<String> =
+            sessions.iter().map(|(queue, session)| format!("({queue}, {session})")).collect();
+        let _ =
+            write!(script, "; SELECT id FROM queue WHERE (id, session) IN ({}) FOR SHARE", list.join(", "));
+    }
+    script
 }
 
 statements! {
@@ -98,8 +111,6 @@ statements! {
     /// Not while something of it is under way: that one's connection is cut off before long.
     NODE_LOCK_OVER = concat!("/* node_lock_over */ SELECT n.epoch FROM node n, store s WHERE n.epoch = $1 AND n.until <= ",
         store_time!(), " FOR UPDATE OF n SKIP LOCKED");
-    SESSIONS_HOLD = "/* sessions_hold */ SELECT q.id FROM unnest($1::int[], $2::bigint[]) AS w(id, session) JOIN queue q ON q.id = w.id \
-        AND q.session = w.session FOR SHARE OF q";
     READY_WAITS = "/* ready_waits */ SELECT DISTINCT o.queue FROM unnest($1::int[], $2::smallint[]) AS o(queue, bucket) \
         WHERE EXISTS (SELECT 1 FROM ready r WHERE r.queue = o.queue AND r.bucket = o.bucket AND r.due <= $3)";
 
@@ -158,50 +169,45 @@ statements! {
     ADAPTER_STATES = "/* adapter_states */ SELECT adapter, key, value FROM adapter_state";
 
     // === a turn's transaction ===
-    MESSAGES_ADD = "/* messages_add */ WITH n AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::bytea[], $5::text[], $6::text[], \
-        $7::text[], $8::smallint[], $9::bigint[], $10::bytea[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bigint[], \
-        $16::int[], $17::bytea[], $18::bytea[], $19::bytea[], $20::bytea[]) AS n(seq, id, sender_kind, sender, kind, form, size, dedup, \
-        fingerprint, subject, key, correlation, first_pos, deliveries, remains, attributes, salt, data)), \
-        m AS (INSERT INTO message (seq, id, day, accepted_at, sender_kind, sender, kind, form, size, dedup, fingerprint, subject, key, \
-        correlation, first_pos, deliveries, remains) SELECT seq, id, $3, $4, sender_kind, sender, kind, form, size, dedup, fingerprint, \
-        subject, key, correlation, first_pos, deliveries, remains FROM n), \
-        p AS (INSERT INTO payload (day, seq, attributes, salt, data) SELECT $3, seq, attributes, salt, data FROM n) \
-        INSERT INTO dedup AS k (key, message, accepted_at) SELECT dedup, seq, $4 FROM n ORDER BY dedup \
-        ON CONFLICT (key) DO UPDATE SET message = excluded.message, accepted_at = excluded.accepted_at WHERE k.accepted_at <= $21";
-    DELIVERIES_ADD = "/* deliveries_add */ WITH n AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::int[], \
-        $5::bytea[], $6::smallint[], $7::bool[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], \
-        $14::bytea[], $15::smallint[]) AS n(pos, id, message, queue, lane, state, blocks, due, reason, expires_at, born, idle_at_birth, \
-        changed_at, leaves, bucket)), \
-        l AS (INSERT INTO lane (queue, lane, pos) SELECT queue, lane, pos FROM n WHERE blocks AND lane IS NOT NULL), \
-        r AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT queue, bucket, due, pos, false FROM n WHERE lane IS NULL \
-        AND due IS NOT NULL), \
-        e AS (INSERT INTO expiry (at, pos) SELECT expires_at, pos FROM n WHERE expires_at IS NOT NULL AND state = 0), \
-        s AS (INSERT INTO stuck (state, pos, queue, held) SELECT state, pos, queue, false FROM n WHERE state = 5) \
-        INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, late, attempts, series, crashes, doubt, suspect, \
-        replayed, reason, expires_at, born, idle_at_birth, changed_at, leaves) SELECT pos, id, message, queue, lane, state, blocks, due, \
-        false, 0, 0, 0, false, false, false, reason, expires_at, born, idle_at_birth, changed_at, leaves FROM n";
-    /// The last parameters are what must stand there still: another node may have changed it.
-    DELIVERIES_CHANGE = "/* deliveries_change */ UPDATE delivery d SET queue = n.queue, lane = n.lane, state = n.state, blocks = n.blocks, \
+    /// In this order: messages, their content, their keys; deliveries, and where they stand; what changes of others, with what must stand
+    /// there still, since another node may have changed it; what is ready or in a lane no more; leases; leaves; counts.
+    TURN_WRITE = "/* turn_write */ WITH m AS (INSERT INTO message (seq, id, day, accepted_at, sender_kind, sender, kind, form, size, dedup, fingerprint, subject, key, \
+        correlation, first_pos, deliveries, remains) SELECT unnest($1::bigint[]), unnest($2::bytea[]), $3::int, $4::bigint, unnest($5::text[]), \
+        unnest($6::text[]), unnest($7::text[]), unnest($8::smallint[]), unnest($9::bigint[]), unnest($10::bytea[]), \
+        unnest($11::bytea[]), unnest($12::bytea[]), unnest($13::bytea[]), unnest($14::bytea[]), unnest($15::bigint[]), unnest($16::int[]), \
+        unnest($17::bytea[])), p AS (INSERT INTO payload (day, seq, attributes, salt, data) SELECT $3::int, unnest($1::bigint[]), unnest($18::bytea[]), \
+        unnest($19::bytea[]), unnest($20::bytea[])), k AS (INSERT INTO dedup AS k (key, message, accepted_at) SELECT unnest($21::bytea[]), unnest($22::bigint[]), $4::bigint \
+        ON CONFLICT (key) DO UPDATE SET message = excluded.message, accepted_at = excluded.accepted_at WHERE k.accepted_at <= $23::bigint RETURNING 1), d AS (INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, late, attempts, series, crashes, doubt, suspect, \
+        replayed, reason, expires_at, born, idle_at_birth, changed_at, leaves) SELECT unnest($24::bigint[]), unnest($25::bytea[]), \
+        unnest($26::bigint[]), unnest($27::int[]), unnest($28::bytea[]), unnest($29::smallint[]), unnest($30::bool[]), unnest($31::bigint[]), \
+        false, 0, 0, 0, false, false, false, unnest($32::text[]), unnest($33::bigint[]), unnest($34::bigint[]), unnest($35::bigint[]), unnest($36::bigint[]), \
+        unnest($37::bytea[])), l AS (INSERT INTO lane (queue, lane, pos) SELECT unnest($38::int[]), unnest($39::bytea[]), unnest($40::bigint[])), r AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT unnest($41::int[]), unnest($42::smallint[]), unnest($43::bigint[]), \
+        unnest($44::bigint[]), false), e AS (INSERT INTO expiry (at, pos) SELECT unnest($45::bigint[]), unnest($46::bigint[])), s AS (INSERT INTO stuck (state, pos, queue, held) SELECT 5, unnest($47::bigint[]), unnest($48::int[]), false), c AS (UPDATE delivery d SET queue = n.queue, lane = n.lane, state = n.state, blocks = n.blocks, \
         due = n.due, token = n.token, until = n.until, session = n.session, batch = n.batch, late = n.late, attempts = n.attempts, \
         series = n.series, crashes = n.crashes, doubt = n.doubt, suspect = n.suspect, replayed = n.replayed, reason = n.reason, \
         born = n.born, idle_at_birth = n.idle_at_birth, changed_at = n.changed_at, settled_token = n.settled_token, \
-        settled_as = n.settled_as, leaves = n.leaves FROM unnest($1::bigint[], $2::int[], $3::bytea[], $4::smallint[], $5::bool[], \
-        $6::bigint[], $7::bytea[], $8::bigint[], $9::bigint[], $10::bytea[], $11::bool[], $12::int[], $13::int[], $14::int[], \
-        $15::bool[], $16::bool[], $17::bool[], $18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bytea[], $23::text[], \
-        $24::bytea[], $25::smallint[], $26::bytea[], $27::bigint[], $28::int[], $29::bigint[]) AS n(pos, queue, lane, state, blocks, due, token, until, session, batch, late, \
-        attempts, series, crashes, doubt, suspect, replayed, reason, born, idle_at_birth, changed_at, settled_token, settled_as, leaves, \
-        was_state, was_token, was_until, was_queue, was_due) WHERE d.pos = n.pos AND d.state = n.was_state \
+        settled_as = n.settled_as, leaves = n.leaves FROM unnest($49::bigint[], $50::int[], $51::bytea[], $52::smallint[], $53::bool[], \
+        $54::bigint[], $55::bytea[], $56::bigint[], $57::bigint[], $58::bytea[], $59::bool[], $60::int[], $61::int[], $62::int[], \
+        $63::bool[], $64::bool[], $65::bool[], $66::text[], $67::bigint[], $68::bigint[], $69::bigint[], $70::bytea[], $71::text[], \
+        $72::bytea[], $73::smallint[], $74::bytea[], $75::bigint[], $76::int[], $77::bigint[]) AS n(pos, queue, lane, state, blocks, due, token, \
+        until, session, batch, late, attempts, series, crashes, doubt, suspect, replayed, reason, born, idle_at_birth, changed_at, settled_token, \
+        settled_as, leaves, was_state, was_token, was_until, was_queue, was_due) WHERE d.pos = n.pos AND d.state = n.was_state \
         AND d.token IS NOT DISTINCT FROM n.was_token AND d.until IS NOT DISTINCT FROM n.was_until AND d.queue = n.was_queue \
-        AND d.due IS NOT DISTINCT FROM n.was_due";
+        AND d.due IS NOT DISTINCT FROM n.was_due RETURNING 1), x AS (DELETE FROM ready r USING unnest($78::int[], $79::smallint[], $80::bigint[], $81::bigint[]) AS n(queue, bucket, due, pos) \
+        WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos), y AS (DELETE FROM lane l USING unnest($82::int[], $83::bytea[], $84::bigint[]) AS n(queue, lane, pos) \
+        WHERE l.queue = n.queue AND l.lane = n.lane AND l.pos = n.pos RETURNING 1), g AS (INSERT INTO lease_group (id, epoch, pos) SELECT $85::bigint, $86::int, $87::bigint[] WHERE $87::bigint[] <> '{}'), b AS (INSERT INTO leaf (day, number, bytes) SELECT $3::int, unnest($88::bigint[]), unnest($89::bytea[])), \
+        w AS (INSERT INTO leaf_new (number, day, count) SELECT unnest($88::bigint[]), $3::int, unnest($90::int[])), q AS (INSERT INTO queue_count AS q (queue, epoch, waiting, leased, sending, sent, in_doubt, held, dead, suspects, \
+        held_lanes, bytes) SELECT unnest($91::int[]), $86::int, unnest($92::bigint[]), unnest($93::bigint[]), unnest($94::bigint[]), unnest($95::bigint[]), \
+        unnest($96::bigint[]), unnest($97::bigint[]), unnest($98::bigint[]), unnest($99::bigint[]), unnest($100::bigint[]), unnest($101::bigint[]) \
+        ON CONFLICT (queue, epoch) DO UPDATE SET waiting = q.waiting + excluded.waiting, leased = q.leased + excluded.leased, \
+        sending = q.sending + excluded.sending, sent = q.sent + excluded.sent, in_doubt = q.in_doubt + excluded.in_doubt, \
+        held = q.held + excluded.held, dead = q.dead + excluded.dead, suspects = q.suspects + excluded.suspects, \
+        held_lanes = q.held_lanes + excluded.held_lanes, bytes = q.bytes + excluded.bytes) SELECT (SELECT count(*) FROM k), (SELECT count(*) FROM c), (SELECT count(*) FROM y)";
     /// Whether a turn was committed, by the numbers of its leaves.
     TURN_IS_THERE = "/* turn_is_there */ SELECT EXISTS (SELECT 1 FROM leaf_new WHERE number >= $1 AND number < $2) \
         OR EXISTS (SELECT 1 FROM leaf_place WHERE number >= $1 AND number < $2)";
-    READY_DROP = "/* ready_drop */ DELETE FROM ready r USING unnest($1::int[], $2::smallint[], $3::bigint[], $4::bigint[]) \
-        AS n(queue, bucket, due, pos) WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
     READY_ADD = "/* ready_add */ INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT * FROM unnest($1::int[], $2::smallint[], \
         $3::bigint[], $4::bigint[], $5::bool[])";
-    LANE_LEAVE = "/* lane_leave */ DELETE FROM lane l USING unnest($1::int[], $2::bytea[], $3::bigint[]) AS n(queue, lane, pos) \
-        WHERE l.queue = n.queue AND l.lane = n.lane AND l.pos = n.pos";
     LANE_ENTER = "/* lane_enter */ INSERT INTO lane (queue, lane, pos) SELECT * FROM unnest($1::int[], $2::bytea[], $3::bigint[])";
     STUCK_DROP = "/* stuck_drop */ DELETE FROM stuck s USING unnest($1::smallint[], $2::bigint[]) AS n(state, pos) \
         WHERE s.state = n.state AND s.pos = n.pos";
@@ -228,9 +234,6 @@ statements! {
     LANES_CHANGED_TAKE = "/* lanes_changed_take */ DELETE FROM lane_changed c USING (SELECT w.queue, w.bucket, w.lane \
         FROM unnest($1::int[], $2::smallint[]) AS o(queue, bucket) JOIN lane_changed w ON w.queue = o.queue AND w.bucket = o.bucket LIMIT $3) t \
         WHERE c.queue = t.queue AND c.bucket = t.bucket AND c.lane = t.lane RETURNING c.queue, c.lane";
-    LEAVES_ADD = "/* leaves_add */ WITH n AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $3::int[], $4::bytea[]) AS n(number, count, bytes)), \
-        w AS (INSERT INTO leaf_new (number, day, count) SELECT number, $2, count FROM n) \
-        INSERT INTO leaf (day, number, bytes) SELECT $2, number, bytes FROM n";
     DETAILS_ADD = "/* details_add */ INSERT INTO detail (day, delivery, leaf, body) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bigint[], \
         $4::bytea[])";
     REPLIES_PUT = "/* replies_put */ INSERT INTO reply (day, delivery, body) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bytea[]) \
@@ -242,16 +245,6 @@ statements! {
     QUEUE_ADD = "/* queue_add */ INSERT INTO queue (id, name, kind, version, trip_failures, idle_before, session) VALUES ($1, $2, $3, 1, 0, 0, 0)";
     QUEUE_CHANGE = "/* queue_change */ UPDATE queue SET kind = $4, paused_since = $5, trip_since = $6, trip_reason = $7, trip_failures = $8, \
         trip_due = $9, idle_before = $10, idle_since = $11, session = $12, version = version + 1 WHERE id = $1 AND name = $2 AND version = $3";
-    COUNTS_ADD = "/* counts_add */ INSERT INTO queue_count AS c (queue, epoch, waiting, leased, sending, sent, in_doubt, held, dead, suspects, \
-        held_lanes, bytes) SELECT n.queue, $2, n.waiting, n.leased, n.sending, n.sent, n.in_doubt, n.held, n.dead, n.suspects, n.held_lanes, \
-        n.bytes FROM unnest($1::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], \
-        $10::bigint[], $11::bigint[], $12::bigint[]) AS n(queue, waiting, leased, sending, sent, in_doubt, held, dead, suspects, \
-        held_lanes, bytes) \
-        ON CONFLICT (queue, epoch) DO UPDATE SET waiting = c.waiting + excluded.waiting, leased = c.leased + excluded.leased, \
-        sending = c.sending + excluded.sending, sent = c.sent + excluded.sent, in_doubt = c.in_doubt + excluded.in_doubt, \
-        held = c.held + excluded.held, dead = c.dead + excluded.dead, suspects = c.suspects + excluded.suspects, \
-        held_lanes = c.held_lanes + excluded.held_lanes, bytes = c.bytes + excluded.bytes";
-    LEASES_ADD = "/* leases_add */ INSERT INTO lease_group (id, epoch, pos) VALUES ($1, $2, $3)";
     DELIVERIES_LEASED_ELSEWHERE = concat!("/* deliveries_leased_elsewhere */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT \
         unnest(pos) AS pos FROM lease_group WHERE epoch <> $1) w", delivery_of!("pos"), with_message!(), "WHERE d.queue = $2 \
         AND d.token IS NOT NULL");

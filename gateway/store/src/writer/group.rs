@@ -229,18 +229,17 @@ impl<B: Backend> Writer<B> {
     fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
         // The reads belong to the transaction too: each outside of it would take the file's locks for itself.
         self.consume(ops)?;
-        self.database.begin()?;
-        let attempted = self.attempt_open(ops);
+        let (held, ended) = self.sessions(ops);
+        self.database.begin(&held)?;
+        let attempted = self.attempt_open(ops, &ended);
         self.database.roll_back()?;
         attempted
     }
 
     /// Leaves the transaction open when there is nothing to write, or on an error.
-    fn attempt_open(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
-        let (held, ended) = self.sessions(ops);
-        self.database.hold_sessions(&held)?;
+    fn attempt_open(&mut self, ops: &[Op], ended: &[i64]) -> Result<Vec<Decided>, CommitError> {
         for queue in ended {
-            self.database.adopt(&mut self.memory, queue)?;
+            self.database.adopt(&mut self.memory, *queue)?;
         }
         let found = self.find(ops)?;
         let mut candidates = self.candidates(ops)?;

@@ -64,7 +64,7 @@ impl<B: Backend> Writer<B> {
         windows: &HashMap<i64, u32>,
     ) -> Result<(), CommitError> {
         let before = (self.memory.queues.clone(), self.memory.by_name.clone(), self.own_leases_ended);
-        self.database.begin()?;
+        self.database.begin(&[])?;
         let configured = self.configure_open(setups, windows);
         if configured.is_err() {
             (self.memory.queues, self.memory.by_name, self.own_leases_ended) = before;

@@ -54,7 +54,7 @@ impl<B: Backend> Writer<B> {
         self.purge.payloads = progress;
         let Some((after, through)) = step? else { return Ok(()) };
         // One transaction with its leaf: killed half way, nothing has been purged.
-        self.database.begin()?;
+        self.database.begin(&[])?;
         let emptied = self.empty(after, through);
         self.database.roll_back()?;
         emptied

@@ -29,7 +29,7 @@ impl<B: Backend> Writer<B> {
             return Err(error.into());
         }
         let (from, to) = self.ends(step)?;
-        let moved = self.database.begin().and_then(|()| {
+        let moved = self.database.begin(&[]).and_then(|()| {
             let moved = self.rehome_open(step, from, to);
             self.database.roll_back()?;
             moved
