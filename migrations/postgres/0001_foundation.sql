@@ -28,8 +28,7 @@ CREATE TABLE node (
     name    text NOT NULL,            -- the host's, for people
     version text NOT NULL,            -- of the program
     since   bigint NOT NULL,          -- when it started
-    until   bigint NOT NULL,          -- its lease; it renews it while it can
-    filed   bigint NOT NULL           -- leaves below this index stand in its files
+    until   bigint NOT NULL           -- its lease; it renews it while it can
 ) WITH (fillfactor = 50);
 
 CREATE TABLE queue (

@@ -51,6 +51,9 @@ use row::Cells;
 const TURN_BITS: u32 = 20;
 /// Most positions looked at for a part of a queue, whosever they are, so that nobody waits long for the writer.
 const POSITIONS_MAX: i64 = 10_000;
+/// What is looked at of a bucket for a lease: so many times its share of what was asked for, and at least so many.
+const SHARE_SLACK: u32 = 2;
+const SHARE_MIN: u32 = 16;
 /// How often a node renews its lease.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node looks after the others, and at what they have done to the queues: at most; an idle one with the writer's look at
@@ -344,22 +347,38 @@ impl Backend for Postgres {
     }
 
     fn ready(&mut self, ready: Ready, now: Timestamp, most: u32) -> Result<Vec<(i64, i64)>, CommitError> {
-        let (statement, queue) = match ready {
-            Ready::Any { queue } => (sql::DELIVERIES_READY, queue),
-            Ready::Suspect { queue } => (sql::DELIVERIES_READY_SUSPECT, queue),
+        let queue = match ready {
+            Ready::Any { queue } => queue,
+            Ready::Suspect { queue } => {
+                let statement = sqlx::query(sql::DELIVERIES_READY_SUSPECT)
+                    .bind(queue_id(queue))
+                    .bind(self.buckets(queue))
+                    .bind(now.as_micros())
+                    .bind(i64::from(most));
+                let found = self.entries(statement)?;
+                return Ok(found.into_iter().map(|(pos, due, _)| (pos, due)).collect());
+            }
         };
-        let statement = sqlx::query(statement)
-            .bind(queue_id(queue))
-            .bind(self.buckets(queue))
-            .bind(now.as_micros())
-            .bind(i64::from(most));
-        let rows = self.connection.rows(statement)?;
-        rows.iter()
-            .map(|row| {
-                let mut cells = Cells::new(row);
-                Ok((cells.take()?, cells.take()?))
-            })
-            .collect()
+        let buckets = self.buckets(queue);
+        // Deliveries are spread over the buckets at random. Only where they are not is it worth to look at all of each.
+        let of_each = SHARE_MIN.max(SHARE_SLACK * most.div_ceil(buckets.len().max(1) as u32)).min(most);
+        let mut look = |of_each: u32| {
+            let statement = sqlx::query(sql::DELIVERIES_READY)
+                .bind(queue_id(queue))
+                .bind(buckets.as_slice())
+                .bind(now.as_micros())
+                .bind(i64::from(most))
+                .bind(i64::from(of_each));
+            self.entries(statement)
+        };
+        let found = look(of_each)?;
+        let mut of_bucket = [0; row::BUCKETS as usize];
+        for (.., bucket) in &found {
+            of_bucket[usize::try_from(*bucket).unwrap_or(0) % of_bucket.len()] += 1;
+        }
+        let is_all = found.len() >= most as usize || of_bucket.iter().all(|found| *found < of_each);
+        let found = if is_all { found } else { look(most)? };
+        Ok(found.into_iter().map(|(pos, due, _)| (pos, due)).collect())
     }
 
     fn ready_next(&mut self, queue: i64, now: Timestamp) -> Result<Option<i64>, CommitError> {
@@ -493,9 +512,9 @@ impl Backend for Postgres {
         self.connection.execute(sqlx::query(sql::PURGE_KEYS).bind(after).bind(through)).map(drop)
     }
 
-    fn leaves_filed(&mut self, below: u64) -> Result<(), CommitError> {
-        let statement = sqlx::query(sql::NODE_FILED).bind(self.node()).bind(commit::whole(below));
-        self.connection.execute(statement).map(drop)
+    /// Rows stay for the other nodes, each of which has files of its own, and for those that are to come.
+    fn leaves_filed(&mut self, _: u64) -> Result<(), CommitError> {
+        Ok(())
     }
 
     fn asks_who_consumes(&self) -> bool {
@@ -662,6 +681,17 @@ impl Postgres {
         let newest = newest.map(|number| i64::from_be_bytes(*number)).max().unwrap_or(0);
         self.read_through = self.read_through.max(newest);
         Ok(rows)
+    }
+
+    /// Positions, the times at which they are due, and their buckets.
+    fn entries(&mut self, statement: connection::Statement<'_>) -> Result<Vec<(i64, i64, i16)>, CommitError> {
+        let rows = self.connection.rows(statement)?;
+        rows.iter()
+            .map(|row| {
+                let mut cells = Cells::new(row);
+                Ok((cells.take()?, cells.take()?, cells.take()?))
+            })
+            .collect()
     }
 
     fn position(&mut self, statement: connection::Statement<'_>) -> Result<Option<i64>, CommitError> {

@@ -41,7 +41,7 @@ pub(crate) use keys::Keys;
 pub(crate) use memory::{Counts, Memory, Queue};
 #[cfg(test)]
 pub(crate) use sim::at_commit as sim_at_commit;
-pub(crate) use turn::{DetailBody, MessageRow, Touched, Turn};
+pub(crate) use turn::{Detail, DetailBody, MessageRow, Reply, Touched, Turn};
 
 use crate::backend::{Backend, CommitError, Tended};
 use crate::call::Op;

@@ -43,7 +43,6 @@ pub(super) fn write(
     write::write(connection, turn, &touched, &counts, context)?;
     standing(connection, &touched)?;
     lanes(connection, turn, context)?;
-    beside(connection, turn)?;
     states(connection, turn)
 }
 
@@ -206,28 +205,6 @@ pub(super) fn advance(connection: &mut Connection, lanes: &[Lane<'_>]) -> Result
         .bind(lanes.iter().map(|lane| count(lane.width)).collect::<Vec<i32>>())
         .bind(lanes.iter().map(|lane| whole(lane.session)).collect::<Vec<i64>>());
     connection.execute(statement).map(drop)
-}
-
-/// Texts, evidence and replies, which go with the content of their message.
-fn beside(connection: &mut Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
-    if !turn.details.is_empty() {
-        let details = &turn.details;
-        let statement = sqlx::query(sql::DETAILS_ADD)
-            .bind(details.iter().map(|detail| day_of(detail.accepted_at)).collect::<Vec<i32>>())
-            .bind(details.iter().map(|detail| detail.delivery).collect::<Vec<i64>>())
-            .bind(details.iter().map(|detail| whole(detail.leaf)).collect::<Vec<i64>>())
-            .bind(details.iter().map(|detail| detail.body.as_slice()).collect::<Vec<&[u8]>>());
-        exactly(connection, statement, details.len(), "details_add")?;
-    }
-    if turn.replies.is_empty() {
-        return Ok(());
-    }
-    let replies = &turn.replies;
-    let statement = sqlx::query(sql::REPLIES_PUT)
-        .bind(replies.iter().map(|reply| day_of(reply.accepted_at)).collect::<Vec<i32>>())
-        .bind(replies.iter().map(|reply| reply.delivery).collect::<Vec<i64>>())
-        .bind(replies.iter().map(|reply| reply.body.as_slice()).collect::<Vec<&[u8]>>());
-    exactly(connection, statement, replies.len(), "replies_put")
 }
 
 fn states(connection: &mut Connection, turn: &Turn<'_>) -> Result<(), CommitError> {

@@ -73,15 +73,14 @@ statements! {
     STORE_LOOK = concat!("/* store_look */ SELECT store_key, log_key, ", store_time!(), " FROM store s");
     STORE_ADD = "/* store_add */ INSERT INTO store (id, store_key, log_key, clock, sequenced) VALUES (1, $1, $2, $3, 0) \
         ON CONFLICT DO NOTHING";
-    NODE_ADD = concat!("/* node_add */ INSERT INTO node (epoch, name, version, since, until, filed) \
-        SELECT $1, $2, $3, t.now, t.now + $4, 0 FROM (SELECT ", store_time!(), " AS now FROM store s) t");
+    NODE_ADD = concat!("/* node_add */ INSERT INTO node (epoch, name, version, since, until) \
+        SELECT $1, $2, $3, t.now, t.now + $4 FROM (SELECT ", store_time!(), " AS now FROM store s) t");
     NODE_RENEW = concat!("/* node_renew */ UPDATE node SET until = t.now + $2 FROM (SELECT ", store_time!(),
         " AS now FROM store s) t WHERE epoch = $1 AND until > t.now");
     CLOCK_NOTE = concat!("/* clock_note */ UPDATE store s SET clock = ", store_time!());
     /// Waits until nothing of it is under way any more.
     NODE_LOCK = "/* node_lock */ SELECT epoch FROM node WHERE epoch = $1 FOR UPDATE";
     NODE_DROP = "/* node_drop */ DELETE FROM node WHERE epoch = $1";
-    NODE_FILED = "/* node_filed */ UPDATE node SET filed = $2 WHERE epoch = $1";
     LEASES_TAKE = "/* leases_take */ UPDATE lease_group SET epoch = $2 WHERE epoch = $1";
     LEASES_OF_NOBODY = "/* leases_of_nobody */ SELECT DISTINCT epoch FROM lease_group g \
         WHERE NOT EXISTS (SELECT 1 FROM node n WHERE n.epoch = g.epoch)";
@@ -131,12 +130,13 @@ statements! {
         delivery_of!("pos"), with_message!());
     DELIVERIES_LEASED = concat!("/* deliveries_leased */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT unnest(pos) AS pos \
         FROM lease_group WHERE epoch = $1) w", delivery_of!("pos"), with_message!(), "WHERE d.token IS NOT NULL");
+    /// At most so many ($4), of at most so many ($5) from each bucket.
     DELIVERIES_READY = "/* deliveries_ready */ WITH picked AS MATERIALIZED (SELECT b.bucket, r.due, r.pos \
         FROM unnest($2::smallint[]) AS b(bucket) CROSS JOIN LATERAL (SELECT due, pos FROM ready WHERE queue = $1 AND bucket = b.bucket \
-        AND due <= $3 ORDER BY due, pos LIMIT $4) r ORDER BY r.due, r.pos LIMIT $4) \
-        SELECT r.pos, r.due FROM picked p JOIN ready r ON r.queue = $1 AND r.bucket = p.bucket AND r.due = p.due AND r.pos = p.pos \
+        AND due <= $3 ORDER BY due, pos LIMIT $5) r ORDER BY r.due, r.pos LIMIT $4) \
+        SELECT r.pos, r.due, r.bucket FROM picked p JOIN ready r ON r.queue = $1 AND r.bucket = p.bucket AND r.due = p.due AND r.pos = p.pos \
         ORDER BY r.due, r.pos FOR UPDATE OF r SKIP LOCKED";
-    DELIVERIES_READY_SUSPECT = "/* deliveries_ready_suspect */ SELECT pos, due FROM ready WHERE queue = $1 AND suspect \
+    DELIVERIES_READY_SUSPECT = "/* deliveries_ready_suspect */ SELECT pos, due, bucket FROM ready WHERE queue = $1 AND suspect \
         AND bucket = ANY($2::smallint[]) AND due <= $3 ORDER BY due, pos LIMIT $4 FOR UPDATE SKIP LOCKED";
     READY_NEXT = "/* ready_next */ SELECT min(r.due) FROM unnest($2::smallint[]) AS b(bucket) CROSS JOIN LATERAL (SELECT due FROM ready \
         WHERE queue = $1 AND bucket = b.bucket AND due > $3 ORDER BY due LIMIT 1) r";
@@ -170,7 +170,7 @@ statements! {
 
     // === a turn's transaction ===
     /// In this order: messages, their content, their keys; deliveries, and where they stand; what changes of others, with what must stand
-    /// there still, since another node may have changed it; what is ready or in a lane no more; leases; leaves; counts.
+    /// there still, since another node may have changed it; what is ready or in a lane no more; leases; texts, evidence and replies; leaves; counts.
     TURN_WRITE = "/* turn_write */ WITH m AS (INSERT INTO message (seq, id, day, accepted_at, sender_kind, sender, kind, form, size, dedup, fingerprint, subject, key, \
         correlation, first_pos, deliveries, remains) SELECT unnest($1::bigint[]), unnest($2::bytea[]), $3::int, $4::bigint, unnest($5::text[]), \
         unnest($6::text[]), unnest($7::text[]), unnest($8::smallint[]), unnest($9::bigint[]), unnest($10::bytea[]), \
@@ -195,10 +195,11 @@ statements! {
         AND d.token IS NOT DISTINCT FROM n.was_token AND d.until IS NOT DISTINCT FROM n.was_until AND d.queue = n.was_queue \
         AND d.due IS NOT DISTINCT FROM n.was_due RETURNING 1), x AS (DELETE FROM ready r USING unnest($78::int[], $79::smallint[], $80::bigint[], $81::bigint[]) AS n(queue, bucket, due, pos) \
         WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos), y AS (DELETE FROM lane l USING unnest($82::int[], $83::bytea[], $84::bigint[]) AS n(queue, lane, pos) \
-        WHERE l.queue = n.queue AND l.lane = n.lane AND l.pos = n.pos RETURNING 1), g AS (INSERT INTO lease_group (id, epoch, pos) SELECT $85::bigint, $86::int, $87::bigint[] WHERE $87::bigint[] <> '{}'), b AS (INSERT INTO leaf (day, number, bytes) SELECT $3::int, unnest($88::bigint[]), unnest($89::bytea[])), \
-        w AS (INSERT INTO leaf_new (number, day, count) SELECT unnest($88::bigint[]), $3::int, unnest($90::int[])), q AS (INSERT INTO queue_count AS q (queue, epoch, waiting, leased, sending, sent, in_doubt, held, dead, suspects, \
-        held_lanes, bytes) SELECT unnest($91::int[]), $86::int, unnest($92::bigint[]), unnest($93::bigint[]), unnest($94::bigint[]), unnest($95::bigint[]), \
-        unnest($96::bigint[]), unnest($97::bigint[]), unnest($98::bigint[]), unnest($99::bigint[]), unnest($100::bigint[]), unnest($101::bigint[]) \
+        WHERE l.queue = n.queue AND l.lane = n.lane AND l.pos = n.pos RETURNING 1), g AS (INSERT INTO lease_group (id, epoch, pos) SELECT $85::bigint, $86::int, $87::bigint[] WHERE $87::bigint[] <> '{}'), t AS (INSERT INTO detail (day, delivery, leaf, body) SELECT unnest($88::int[]), unnest($89::bigint[]), unnest($90::bigint[]), unnest($91::bytea[])), z AS (INSERT INTO reply (day, delivery, body) SELECT unnest($92::int[]), unnest($93::bigint[]), unnest($94::bytea[]) \
+        ON CONFLICT (day, delivery) DO UPDATE SET body = excluded.body), b AS (INSERT INTO leaf (day, number, bytes) SELECT $3::int, unnest($95::bigint[]), unnest($96::bytea[])), \
+        w AS (INSERT INTO leaf_new (number, day, count) SELECT unnest($95::bigint[]), $3::int, unnest($97::int[])), q AS (INSERT INTO queue_count AS q (queue, epoch, waiting, leased, sending, sent, in_doubt, held, dead, suspects, \
+        held_lanes, bytes) SELECT unnest($98::int[]), $86::int, unnest($99::bigint[]), unnest($100::bigint[]), unnest($101::bigint[]), unnest($102::bigint[]), \
+        unnest($103::bigint[]), unnest($104::bigint[]), unnest($105::bigint[]), unnest($106::bigint[]), unnest($107::bigint[]), unnest($108::bigint[]) \
         ON CONFLICT (queue, epoch) DO UPDATE SET waiting = q.waiting + excluded.waiting, leased = q.leased + excluded.leased, \
         sending = q.sending + excluded.sending, sent = q.sent + excluded.sent, in_doubt = q.in_doubt + excluded.in_doubt, \
         held = q.held + excluded.held, dead = q.dead + excluded.dead, suspects = q.suspects + excluded.suspects, \
@@ -234,10 +235,6 @@ statements! {
     LANES_CHANGED_TAKE = "/* lanes_changed_take */ DELETE FROM lane_changed c USING (SELECT w.queue, w.bucket, w.lane \
         FROM unnest($1::int[], $2::smallint[]) AS o(queue, bucket) JOIN lane_changed w ON w.queue = o.queue AND w.bucket = o.bucket LIMIT $3) t \
         WHERE c.queue = t.queue AND c.bucket = t.bucket AND c.lane = t.lane RETURNING c.queue, c.lane";
-    DETAILS_ADD = "/* details_add */ INSERT INTO detail (day, delivery, leaf, body) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bigint[], \
-        $4::bytea[])";
-    REPLIES_PUT = "/* replies_put */ INSERT INTO reply (day, delivery, body) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bytea[]) \
-        ON CONFLICT (day, delivery) DO UPDATE SET body = excluded.body";
     STATES_PUT = "/* states_put */ INSERT INTO adapter_state (adapter, key, value) SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) \
         ON CONFLICT (adapter, key) DO UPDATE SET value = excluded.value";
     STATES_DROP = "/* states_drop */ DELETE FROM adapter_state s USING unnest($1::text[], $2::text[]) AS n(adapter, key) \

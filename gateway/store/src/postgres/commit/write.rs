@@ -17,7 +17,7 @@ use crate::leaves::Run;
 use crate::postgres::row::Cells;
 use crate::row::{Row, form_code, micros, reason_of, state_code};
 use crate::seal::Index;
-use crate::writer::{Counts, MessageRow, Touched, Turn};
+use crate::writer::{Counts, Detail, MessageRow, Reply, Touched, Turn};
 
 /// What is written at once.
 #[derive(Default)]
@@ -25,6 +25,8 @@ struct Parts<'t> {
     messages: &'t [MessageRow<'t>],
     added: &'t [Row],
     touched: &'t [&'t Touched],
+    details: &'t [Detail],
+    replies: &'t [Reply],
     leaves: &'t [Run],
     counts: &'t [(i64, Counts)],
 }
@@ -38,7 +40,8 @@ pub(super) fn write(
     context: &Context<'_>,
 ) -> Result<(), CommitError> {
     let leaves = turn.leaves.as_slice();
-    let mut rest = Parts { touched, leaves, counts, ..Parts::default() };
+    let (details, replies) = (&turn.details, &turn.replies);
+    let mut rest = Parts { touched, details, replies, leaves, counts, ..Parts::default() };
     let adds = Parts { messages: &turn.messages, added: &turn.new_rows, ..Parts::default() };
     let added: HashSet<i64> = turn.new_rows.iter().map(|row| row.pos).collect();
     if touched.iter().any(|touched| added.contains(&touched.was.pos)) {
@@ -55,6 +58,8 @@ impl Parts<'_> {
         self.messages.is_empty()
             && self.added.is_empty()
             && self.touched.is_empty()
+            && self.details.is_empty()
+            && self.replies.is_empty()
             && self.leaves.is_empty()
             && self.counts.is_empty()
     }
@@ -73,6 +78,7 @@ fn run(
     let statement = bind_changes(statement, parts.touched);
     let statement = bind_left(statement, parts.touched, &leave);
     let statement = bind_leases(statement, parts.touched, context);
+    let statement = bind_beside(statement, parts);
     let statement = bind_leaves(statement, parts.leaves);
     let statement = bind_counts(statement, parts.counts);
     let row = connection.row(statement)?;
@@ -242,6 +248,19 @@ fn bind_leases<'q>(statement: Statement<'q>, touched: &[&Touched], context: &Con
     });
     let positions: Vec<i64> = leased.map(|touched| touched.now.pos).collect();
     statement.bind(context.number).bind(context.epoch).bind(positions)
+}
+
+/// What goes with the content of its message.
+fn bind_beside<'q>(statement: Statement<'q>, parts: &Parts<'q>) -> Statement<'q> {
+    let (details, replies) = (parts.details, parts.replies);
+    statement
+        .bind(details.iter().map(|detail| day_of(detail.accepted_at)).collect::<Vec<i32>>())
+        .bind(details.iter().map(|detail| detail.delivery).collect::<Vec<i64>>())
+        .bind(details.iter().map(|detail| whole(detail.leaf)).collect::<Vec<i64>>())
+        .bind(details.iter().map(|detail| detail.body.as_slice()).collect::<Vec<&[u8]>>())
+        .bind(replies.iter().map(|reply| day_of(reply.accepted_at)).collect::<Vec<i32>>())
+        .bind(replies.iter().map(|reply| reply.delivery).collect::<Vec<i64>>())
+        .bind(replies.iter().map(|reply| reply.body.as_slice()).collect::<Vec<&[u8]>>())
 }
 
 fn bind_leaves<'q>(statement: Statement<'q>, runs: &'q [Run]) -> Statement<'q> {
