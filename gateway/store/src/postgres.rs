@@ -8,7 +8,7 @@ mod commit;
 mod connection;
 mod load;
 mod node;
-mod partitions;
+pub(crate) mod partitions;
 pub(crate) mod probe;
 pub(crate) mod row;
 mod sequencer;
@@ -23,6 +23,7 @@ use std::time::Duration;
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use tokio::time::Instant;
 
+pub(crate) use commit::day_of;
 pub(crate) use connection::options;
 pub(crate) use node::{Node, NodeError, is_in_use, open, readers};
 pub(crate) use sequencer::Sequencer;
