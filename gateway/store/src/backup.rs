@@ -93,7 +93,11 @@ impl Snapshot {
 }
 
 impl Manifest {
-    /// Bytes of all files.
+    pub fn file_count(&self) -> u64 {
+        self.files.len() as u64
+    }
+
+    /// Of all files.
     pub fn bytes(&self) -> u64 {
         self.files.values().map(|recorded| recorded.bytes).sum()
     }
@@ -110,8 +114,6 @@ pub enum Keys {
 pub struct Source {
     pub data_dir: PathBuf,
     pub database: Database,
-    /// The gateway's name.
-    pub gateway: String,
     pub keys: Keys,
     /// The manifest's time.
     pub at: Timestamp,
@@ -202,7 +204,7 @@ pub async fn make(source: &Source, target: &Path) -> Result<Manifest, BackupErro
         format: FORMAT,
         made_by: env!("CARGO_PKG_VERSION").to_owned(),
         made_at: source.at.to_rfc3339(),
-        gateway: source.gateway.clone(),
+        gateway: checkpoint.origin,
         store: taken.snapshot,
         entries: taken.entries,
         signed_entries: checkpoint.size,
