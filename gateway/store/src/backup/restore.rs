@@ -204,8 +204,8 @@ impl Landing {
         for entry in fs::read_dir(self.path()).map_err(at(self.path()))? {
             names.push(entry.map_err(at(self.path()))?.file_name());
         }
-        // Last what makes it a gateway's data.
-        names.sort_by_key(|name| name == DATABASE || name == "node");
+        // The log before its keys, with which a start would begin another one; last what makes it a gateway's data.
+        names.sort_by_key(|name| (name == DATABASE || name == "node", name != "audit"));
         for name in names.iter().filter(|name| *name != "lock") {
             let place = data.root().join(name);
             gatepost_faults::point("restore.before_a_part");
