@@ -206,7 +206,6 @@ statements! {
         UNION ALL SELECT born FROM (SELECT born FROM delivery WHERE state = 3 AND state IN (3, 5) AND queue = $1 ORDER BY pos LIMIT 1000))";
     LEAVES = "/* leaves */ SELECT idx, bytes, sum FROM leaf WHERE idx >= $1 AND idx < $2 ORDER BY idx";
     LEAF_FIRST = "/* leaf_first */ SELECT coalesce(min(idx), -1) FROM leaf";
-    BACKUP = "/* backup */ VACUUM INTO $1";
 }
 
 /// Digits of a number in a list that travels as one blob.

@@ -175,6 +175,8 @@ impl<B: Backend> Writer<B> {
     ) -> B {
         let mut sweep = runtime.block_on(async { tokio::time::interval(SWEEP_INTERVAL) });
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Whoever opens a store without a configuration sees what is in it.
+        self.publish_queues();
         loop {
             let next = async {
                 let mut drained = Vec::with_capacity(OPS_PER_COMMIT_MAX);

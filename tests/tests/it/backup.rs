@@ -45,7 +45,8 @@ impl Senders {
                 }
             })
         });
-        Self { stop, threads: threads.collect(), accepted }
+        let threads = threads.collect();
+        Self { stop, accepted, threads }
     }
 
     fn accepted(&self) -> Vec<String> {

@@ -209,3 +209,6 @@ fn print(
         "the log goes on from there: tell auditors, who may have newer checkpoints of it; one of its entries says so",
     ))
 }
+
+#[cfg(test)]
+mod tests;
