@@ -72,7 +72,7 @@ pub(super) async fn take(url: &str, contents: &mut Contents<'_>) -> Result<Taken
             sink.write(&chunk)?;
         }
         drop(rows);
-        contents.add(&name, sink.finish()?);
+        contents.add(&name, sink.finish());
     }
     // A sequence is in no snapshot: read last, it is beyond every number that was copied.
     let turn = value(&mut open, "SELECT last_value FROM turn").await?;

@@ -3,7 +3,6 @@
 //! The writer goes on meanwhile; only its WAL cannot begin anew until the snapshot is over. Pages are copied and not made anew by
 //! `VACUUM INTO`, which would move tables to other pages than those from which `salvage` reads them when the first page is lost.
 
-use std::fs::File;
 use std::path::Path;
 
 use rusqlite::backup::{Backup, StepResult};
@@ -11,7 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::files::{Contents, Sink, read_digest};
-use super::{BackupError, DATABASE, Snapshot, Taken, at};
+use super::{BackupError, DATABASE, Snapshot, Taken};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::sql;
 use crate::sqlite::{READER_WAIT, check_wal};
@@ -38,7 +37,6 @@ pub(super) fn take(data: &DataDir, contents: &mut Contents<'_>) -> Result<Taken,
     let taken = look(&snapshot)?;
     copy_pages(&snapshot, &copy)?;
     drop(snapshot);
-    File::open(&copy).and_then(|file| file.sync_all()).map_err(at(&copy))?;
     contents.add(DATABASE, read_digest(&copy, |_| {})?);
     Ok(taken)
 }
