@@ -182,6 +182,32 @@ fn a_gateway_whose_shared_database_was_lost_comes_back_in_an_empty_one() {
     is_lost_and_restored(builder().postgres(&url).start(), use_another_database);
 }
 
+#[test]
+fn a_drill_on_postgresql_uses_the_database_that_it_is_given_and_leaves_it_empty() {
+    let fresh = || gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
+    let gateway = builder().postgres(&fresh()).start();
+    gateway.app().event(&order_event("1", "k", &json!(1))).expect(202);
+    let (backup, given) = (shown(&gateway.path("backup")), gateway.path("given-url"));
+    gateway.cli_ok(&["backup", &backup]);
+    fs::write(&given, fresh()).unwrap();
+    for _ in 0..2 {
+        gateway.cli_ok(&["restore", "--verify", &backup, "--database-url-file", &shown(&given)]);
+    }
+    let server = gatepost_postgres::shared().unwrap();
+    let left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'gatepost_verify_%'";
+    assert_eq!(server.query("postgres", left).unwrap().trim(), "0");
+
+    // One who may not make a database is told what to do.
+    server.query("postgres", "CREATE ROLE poor LOGIN").unwrap();
+    let url = fs::read_to_string(gateway.path("postgres-url")).unwrap();
+    let sign = if url.contains('?') { '&' } else { '?' };
+    fs::write(gateway.path("postgres-url"), format!("{url}{sign}user=poor")).unwrap();
+    let refused = gateway.cli(&["restore", "--verify", &backup]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("--database-url-file"), "{said}");
+    fs::write(gateway.path("postgres-url"), url).unwrap();
+}
+
 fn use_another_database(gateway: &Gateway) {
     let url = gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
     fs::write(gateway.path("postgres-url"), url).unwrap();
