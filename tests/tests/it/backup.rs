@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use gatepost_postgres::Cluster;
 use gatepost_tests::http::Client;
 use gatepost_tests::{Gateway, faulty, settle_item, until};
 use serde_json::{Value, json};
@@ -184,16 +185,17 @@ fn a_gateway_whose_shared_database_was_lost_comes_back_in_an_empty_one() {
 
 #[test]
 fn a_drill_on_postgresql_uses_the_database_that_it_is_given_and_leaves_it_empty() {
-    let fresh = || gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
-    let gateway = builder().postgres(&fresh()).start();
+    // Its own server: what is left there is left by this test.
+    let server = Cluster::start(&[]).expect("a PostgreSQL server for the tests");
+    let gateway = builder().postgres(&server.create_database("used").unwrap()).start();
     gateway.app().event(&order_event("1", "k", &json!(1))).expect(202);
     let (backup, given) = (shown(&gateway.path("backup")), gateway.path("given-url"));
     gateway.cli_ok(&["backup", &backup]);
-    fs::write(&given, fresh()).unwrap();
+    fs::write(&given, server.create_database("given").unwrap()).unwrap();
     for _ in 0..2 {
         gateway.cli_ok(&["restore", "--verify", &backup, "--database-url-file", &shown(&given)]);
     }
-    let server = gatepost_postgres::shared().unwrap();
+    gateway.cli_ok(&["restore", "--verify", &backup]);
     let left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'gatepost_verify_%'";
     assert_eq!(server.query("postgres", left).unwrap().trim(), "0");
 
@@ -205,7 +207,6 @@ fn a_drill_on_postgresql_uses_the_database_that_it_is_given_and_leaves_it_empty(
     let refused = gateway.cli(&["restore", "--verify", &backup]);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(1) && said.contains("--database-url-file"), "{said}");
-    fs::write(gateway.path("postgres-url"), url).unwrap();
 }
 
 fn use_another_database(gateway: &Gateway) {
