@@ -101,6 +101,46 @@ pub struct QueueList {
     pub next: Option<String>,
 }
 
+/// One of the gateways that share a database.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeItem {
+    /// `[gateway] node` of its configuration.
+    pub name: String,
+    /// Eight hexadecimal digits, others for each start.
+    pub epoch: String,
+    pub version: String,
+    pub started_at: String,
+    /// It is the one that answers.
+    pub here: bool,
+    /// Milliseconds that are left of its right to write, which it renews every second; null when another node is about to take its
+    /// place.
+    pub lease_ms: Option<u64>,
+    /// It gives the audit log's entries their places.
+    pub sequencer: bool,
+    /// Adapters with `nodes = "one"` that run here.
+    pub adapters: Vec<String>,
+    pub queues: Vec<NodeShare>,
+}
+
+/// A node's share of a queue that it has a consumer of.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeShare {
+    pub queue: String,
+    /// Parts of the queue that it leases from …
+    pub buckets: u32,
+    /// … of so many.
+    pub of: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeList {
+    /// By name; none for a gateway that has its database for itself.
+    pub nodes: Vec<NodeItem>,
+}
+
 /// An operator's reason for what it does to a delivery.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

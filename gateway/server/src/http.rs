@@ -28,6 +28,7 @@ mod intake;
 mod lease;
 mod messages;
 mod metrics;
+mod nodes;
 mod payload;
 mod places;
 mod problem;
@@ -101,6 +102,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(deliveries::replay))
         .routes(routes!(deliveries::discard))
         .routes(routes!(deliveries::resolve))
+        .routes(routes!(nodes::list))
         .routes(routes!(queues::adapters))
         .routes(routes!(queues::restart))
         .routes(routes!(audit::checkpoint))

@@ -9,7 +9,6 @@ mod files;
 mod log;
 mod postgres;
 mod restore;
-mod scratch;
 mod sqlite;
 
 use std::collections::BTreeMap;
@@ -22,7 +21,6 @@ use gatepost_core::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use restore::{Backup, Landing};
-pub use scratch::ScratchDatabase;
 
 use crate::data_dir::{DataDir, DataDirError};
 use crate::open::{Database, OpenError};

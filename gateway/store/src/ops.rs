@@ -430,6 +430,30 @@ pub struct QueueRow {
     pub stats: QueueStats,
 }
 
+/// One of the gateways that share a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// For people.
+    pub name: String,
+    /// Random, for each start another.
+    pub epoch: u32,
+    pub version: String,
+    pub since: Timestamp,
+    /// What is left of its lease; `None` when it is over.
+    pub lease: Option<Duration>,
+    /// It is the one that was asked.
+    pub is_here: bool,
+    /// It gives the audit log's entries their places.
+    pub is_sequencer: bool,
+    /// Adapters that run on one node, and on this one.
+    pub adapters: Vec<String>,
+    /// Its share of each queue that it consumes, of [`NODE_SHARES`] in all.
+    pub shares: Vec<(String, u32)>,
+}
+
+/// Parts of a queue that are shared out among nodes.
+pub const NODE_SHARES: u32 = 64;
+
 // === errors ===
 
 /// Why the store could not do it. Nothing was written, unless `OutcomeUnknown` says so.

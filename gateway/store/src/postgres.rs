@@ -9,8 +9,11 @@ mod connection;
 mod load;
 mod node;
 pub(crate) mod partitions;
+#[cfg(test)]
+mod plans;
 pub(crate) mod probe;
 pub(crate) mod row;
+pub(crate) mod scratch;
 mod sequencer;
 pub(crate) mod sql;
 mod wakeup;
@@ -49,8 +52,13 @@ const TURN_BITS: u32 = 20;
 const POSITIONS_MAX: i64 = 10_000;
 /// How often a node renews its lease.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a node looks after the others, and at what they have done to the queues.
-const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// How often a node looks after the others, and at what they have done to the queues: at most; an idle one with the writer's look at
+/// time, whose shortest pause this is.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Roles in table `role`: who numbers the audit log, and, with its name, who runs an adapter that runs once.
+pub(crate) const ROLE_SEQUENCER: &str = "sequencer";
+pub(crate) const ROLE_OF_ADAPTER: &str = "adapter:";
 
 /// Buckets that this node owns, by queue.
 type Owned = HashMap<i64, Buckets>;
@@ -334,11 +342,13 @@ impl Backend for Postgres {
 
     fn past_expiry(&mut self, now: Timestamp, most: u32) -> Result<Read<Row>, CommitError> {
         let past = |sql| sqlx::query(sql).bind(now.as_micros()).bind(i64::from(most));
-        let rows = self.load_rows(past(sql::DELIVERIES_PAST_EXPIRY))?;
-        if rows.is_empty() {
-            self.connection.execute(past(sql::EXPIRY_DROP))?;
+        loop {
+            let rows = self.load_rows(past(sql::DELIVERIES_PAST_EXPIRY))?;
+            // What does not wait any more stands before those that do.
+            if !rows.is_empty() || self.connection.execute(past(sql::EXPIRY_DROP))? == 0 {
+                return Ok(rows);
+            }
         }
-        Ok(rows)
     }
 
     fn to_move(&mut self, queue: i64, after: i64, most: u32) -> Result<ToMove, CommitError> {
@@ -472,12 +482,13 @@ impl Backend for Postgres {
 
     fn claim(&mut self, adapter: &str) -> Result<bool, CommitError> {
         self.begin()?;
-        let claimed = self.claim_open(&format!("adapter:{adapter}"));
+        let claimed = self.claim_open(&format!("{ROLE_OF_ADAPTER}{adapter}"));
         self.end(claimed)
     }
 
     fn give_up(&mut self, adapter: &str) -> Result<(), CommitError> {
-        let statement = sqlx::query(sql::ROLE_GIVE_UP).bind(format!("adapter:{adapter}")).bind(self.node());
+        let statement =
+            sqlx::query(sql::ROLE_GIVE_UP).bind(format!("{ROLE_OF_ADAPTER}{adapter}")).bind(self.node());
         self.connection.execute(statement).map(drop)
     }
 

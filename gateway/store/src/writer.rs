@@ -59,8 +59,10 @@ const OPS_PER_COMMIT_MAX: usize = 512;
 pub(crate) const OPS_WAITING_MAX: usize = 4096;
 /// How long a queue counts as consumed after it was asked for deliveries.
 const CONSUMER_STAYS: Duration = Duration::from_millis(700);
-/// How often time is looked at while nothing else happens.
+/// How often time is looked at, on average.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// By how much of it the next look may come earlier or later, so that the nodes of a database do not ask it in step.
+const SWEEP_JITTER: f64 = 0.2;
 /// Most deliveries that one sweep ends in one commit.
 const SWEEP_DELIVERIES_MAX: u32 = 500;
 /// Most commits of one sweep, so that a flood that expires at once does not keep callers waiting.
@@ -143,7 +145,7 @@ impl<B> Drop for WriterThread<B> {
 enum Next {
     Sweep,
     Chore(Chore),
-    Ops(Vec<Op>),
+    Ops,
     /// Nothing more is to be asked.
     Close,
     End,
@@ -174,12 +176,11 @@ impl<B: Backend> Writer<B> {
         mut stop: watch::Receiver<bool>,
     ) -> B {
         let mut sweep = runtime.block_on(async { tokio::time::interval(SWEEP_INTERVAL) });
-        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut drained = Vec::with_capacity(OPS_PER_COMMIT_MAX);
         // Whoever opens a store without a configuration sees what is in it.
         self.publish_queues();
         loop {
             let next = async {
-                let mut drained = Vec::with_capacity(OPS_PER_COMMIT_MAX);
                 tokio::select! {
                     biased;
                     _ = sweep.tick() => Next::Sweep,
@@ -190,17 +191,21 @@ impl<B: Backend> Writer<B> {
                         Err(_) => Next::End,
                     },
                     count = ops.recv_many(&mut drained, OPS_PER_COMMIT_MAX) => {
-                        if count == 0 { Next::End } else { Next::Ops(drained) }
+                        if count == 0 { Next::End } else { Next::Ops }
                     }
                 }
             };
             match runtime.block_on(next) {
-                Next::Sweep => self.look_at_time(),
+                Next::Sweep => {
+                    self.look_at_time();
+                    sweep.reset_after(self.until_next_look());
+                }
                 Next::Chore(chore) => self.chore(chore),
                 Next::Close => ops.close(),
                 Next::End => return self.database,
-                Next::Ops(drained) => {
-                    self.groups(drained);
+                Next::Ops => {
+                    self.groups(std::mem::take(&mut drained));
+                    drained.reserve(OPS_PER_COMMIT_MAX);
                     if self.condition == Condition::Working {
                         self.tend();
                     }
@@ -211,6 +216,12 @@ impl<B: Backend> Writer<B> {
                 return self.database;
             }
         }
+    }
+
+    fn until_next_look(&mut self) -> Duration {
+        // Without random numbers nothing can be leased either; the look goes on.
+        let random = self.random.jitter().unwrap_or(0.5);
+        SWEEP_INTERVAL.mul_f64(1.0 - SWEEP_JITTER + 2.0 * SWEEP_JITTER * random)
     }
 
     /// What time alone does: leases and messages that run out, the disk, the WAL, retention.

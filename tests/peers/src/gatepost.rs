@@ -1,4 +1,5 @@
-//! Gatepost itself, by its own `bench`: the whole way, over HTTP, with audit log and a separate adapter process.
+//! Gatepost itself, by its own `bench`: the whole way, over HTTP, with audit log and a separate adapter process. On SQLite, and
+//! on the same PostgreSQL server as the plain queue there.
 
 use std::io;
 use std::path::Path;
@@ -31,6 +32,17 @@ struct Figure {
     median: f64,
 }
 
+/// Where its messages are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Store<'a> {
+    Sqlite,
+    Postgres {
+        /// Holds the server's address.
+        url_file: &'a Path,
+        nodes: u32,
+    },
+}
+
 /// What one round found.
 #[derive(Debug)]
 pub(crate) struct Figures {
@@ -43,12 +55,20 @@ pub(crate) struct Figures {
     pub(crate) strict_us_p50: f64,
 }
 
-pub(crate) fn measure(program: &Path, dir: &Path, seconds: u64) -> io::Result<(Bench, Figures)> {
+pub(crate) fn measure(
+    program: &Path,
+    dir: &Path,
+    seconds: u64,
+    store: Store<'_>,
+) -> io::Result<(Bench, Figures)> {
     let seconds = seconds.to_string();
     let mut command = Command::new(program);
     command
         .args(["--json", "bench", "--runs", "1", "--seconds", &seconds, "--only", PHASES, "--dir"])
         .arg(dir);
+    if let Store::Postgres { url_file, nodes } = store {
+        command.arg("--postgres").arg(url_file).args(["--nodes", &nodes.to_string()]);
+    }
     let text = Server::output(&mut command)?;
     let bench: Bench = serde_json::from_str(&text).map_err(io::Error::other)?;
     let phase = |name: &str| {

@@ -21,8 +21,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use gatepost::Store;
 use peer::Peer;
-use report::{EndToEnd, Report, System};
+use report::{EndToEnd, OnPostgres, Ours, Report, System};
 
 const PAYLOAD_BYTES: usize = 1024;
 
@@ -48,6 +49,9 @@ struct Line {
     /// Leave these out
     #[arg(long, value_name = "PEER", value_delimiter = ',', value_parser = ["redis", "nats", "rabbitmq", "postgresql"])]
     without: Vec<String>,
+    /// Gatepost on PostgreSQL with so many nodes
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,3", value_parser = clap::value_parser!(u32).range(1..=16))]
+    nodes: Vec<u32>,
     /// Print JSON with every round
     #[arg(long)]
     json: bool,
@@ -75,19 +79,25 @@ fn run(line: &Line) -> io::Result<()> {
         ..Report::default()
     };
     let mut peers = start(line, directory.path(), &mut report)?;
+    let url_file = peers.iter().find_map(|peer| peer.url_file());
+    let mut stores = vec![("Gatepost".to_owned(), Store::Sqlite)];
+    for (&nodes, url_file) in line.nodes.iter().zip(std::iter::repeat(&url_file)) {
+        let Some(url_file) = url_file else { break };
+        let name = format!("Gatepost on PostgreSQL, {nodes} {}", if nodes == 1 { "node" } else { "nodes" });
+        report.on_postgres.push(OnPostgres { nodes, figures: Ours::default() });
+        stores.push((name, Store::Postgres { url_file, nodes }));
+    }
     for round in 1..=line.rounds {
-        server::not_interrupted()?;
-        say(&format!("round {round} of {}: Gatepost", line.rounds));
-        let (bench, ours) = gatepost::measure(&line.gatepost, directory.path(), line.seconds)?;
-        (report.machine, report.debug_build) = (bench.machine, bench.debug_build);
-        let into = &mut report.gatepost;
-        into.fdatasync_us_p50.add(ours.fdatasync_us_p50);
-        into.serial_us_p50.add(ours.serial_us_p50);
-        into.singles_64_per_s.add(ours.singles_64_per_s);
-        into.batches_per_s.add(ours.batches_per_s);
-        into.end_to_end_singles_per_s.add(ours.end_to_end_singles_per_s);
-        into.end_to_end_batches_per_s.add(ours.end_to_end_batches_per_s);
-        into.strict_us_p50.add(ours.strict_us_p50);
+        for (index, (name, store)) in stores.iter().enumerate() {
+            server::not_interrupted()?;
+            say(&format!("round {round} of {}: {name}", line.rounds));
+            let (bench, ours) = gatepost::measure(&line.gatepost, directory.path(), line.seconds, *store)?;
+            (report.machine, report.debug_build) = (bench.machine, bench.debug_build);
+            match index.checked_sub(1) {
+                None => report.gatepost.add(&ours),
+                Some(index) => report.on_postgres[index].figures.add(&ours),
+            }
+        }
         for (peer, system) in peers.iter_mut().zip(&mut report.peers) {
             server::not_interrupted()?;
             say(&format!("round {round} of {}: {}", line.rounds, peer.name()));

@@ -1,6 +1,7 @@
 //! What every peer is asked to do.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -22,6 +23,10 @@ pub(crate) trait Peer {
     /// The numbers of consumers to measure with.
     fn consumers(&self) -> &'static [usize] {
         &[1]
+    }
+    /// A file that holds the address of its server, if Gatepost can keep its messages there too.
+    fn url_file(&self) -> Option<PathBuf> {
+        None
     }
     /// Makes an empty queue, and forgets the last.
     fn queue(&mut self) -> io::Result<()>;

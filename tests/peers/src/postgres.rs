@@ -70,6 +70,8 @@ impl Postgres {
         let mut command = unprivileged(&programs.join("postgres"));
         command.arg("-D").arg(&data).arg("-k").arg(dir);
         let server = Server::start(&mut command, dir, || Session::open(dir).map(drop))?;
+        let socket = dir.to_string_lossy().replace('/', "%2F");
+        std::fs::write(dir.join("url"), format!("postgres://bench@{socket}/postgres"))?;
         let version = version.split_whitespace().nth(2).unwrap_or("?").to_owned();
         Ok(Self { _server: server, dir: dir.to_path_buf(), version, payload: payload.to_owned() })
     }
@@ -104,6 +106,10 @@ impl Peer for Postgres {
 
     fn durability(&self) -> &'static str {
         "synchronous_commit on"
+    }
+
+    fn url_file(&self) -> Option<PathBuf> {
+        Some(self.dir.join("url"))
     }
 
     fn consumers(&self) -> &'static [usize] {

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::gatepost::Figures;
+
 /// One figure over all rounds.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Spread {
@@ -65,6 +67,36 @@ pub(crate) struct Ours {
     pub(crate) strict_us_p50: Spread,
 }
 
+impl Ours {
+    pub(crate) fn add(&mut self, found: &Figures) {
+        self.fdatasync_us_p50.add(found.fdatasync_us_p50);
+        self.serial_us_p50.add(found.serial_us_p50);
+        self.singles_64_per_s.add(found.singles_64_per_s);
+        self.batches_per_s.add(found.batches_per_s);
+        self.end_to_end_singles_per_s.add(found.end_to_end_singles_per_s);
+        self.end_to_end_batches_per_s.add(found.end_to_end_batches_per_s);
+        self.strict_us_p50.add(found.strict_us_p50);
+    }
+
+    /// Its rates, by what they are of.
+    fn rates(&self) -> [(&'static str, f64); 5] {
+        [
+            ("serial accept", 1e6 / self.serial_us_p50.median),
+            ("64 single-message senders", self.singles_64_per_s.median),
+            ("batch accept", self.batches_per_s.median),
+            ("end to end, singles", self.end_to_end_singles_per_s.median),
+            ("end to end, batches", self.end_to_end_batches_per_s.median),
+        ]
+    }
+}
+
+/// Gatepost with so many nodes on the PostgreSQL server of the plain queue.
+#[derive(Debug, Serialize)]
+pub(crate) struct OnPostgres {
+    pub(crate) nodes: u32,
+    pub(crate) figures: Ours,
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct Ratio {
     pub(crate) what: String,
@@ -81,6 +113,7 @@ pub(crate) struct Report {
     pub(crate) seconds: u64,
     pub(crate) payload_bytes: usize,
     pub(crate) gatepost: Ours,
+    pub(crate) on_postgres: Vec<OnPostgres>,
     pub(crate) peers: Vec<System>,
     pub(crate) skipped: Vec<String>,
     pub(crate) ratios: Vec<Ratio>,
@@ -152,6 +185,34 @@ impl Report {
             }
         }
         self.ratios = ratios;
+        self.compare_on_postgres();
+    }
+
+    /// One node on PostgreSQL against SQLite, and against a plain queue on the same server.
+    fn compare_on_postgres(&mut self) {
+        let Some(one) = self.on_postgres.iter().find(|on| on.nodes == 1).map(|on| &on.figures) else {
+            return;
+        };
+        let mut ratios = Vec::new();
+        let mut at_least = |what: String, value: f64, of: f64, limit: f64, goal| {
+            let ratio = two_digits(value / of);
+            ratios.push(Ratio { what, ratio, goal, met: ratio >= limit });
+        };
+        for ((what, on_postgres), (_, on_sqlite)) in one.rates().into_iter().zip(self.gatepost.rates()) {
+            at_least(format!("{what}: on PostgreSQL / on SQLite"), on_postgres, on_sqlite, 0.6, "≥ 0.6");
+        }
+        let batches = one.end_to_end_batches_per_s.median;
+        for peer in self.peers.iter().filter(|peer| peer.name.starts_with("Post")) {
+            for found in &peer.end_to_end {
+                let consumers = if found.consumers == 1 { "consumer" } else { "consumers" };
+                let what = format!(
+                    "end to end, batches: on PostgreSQL / {}, {} {consumers}",
+                    peer.name, found.consumers
+                );
+                at_least(what, batches, found.per_s.median, 1.0, "≥ 1.0");
+            }
+        }
+        self.ratios.extend(ratios);
     }
 
     /// As Markdown.
@@ -182,6 +243,18 @@ impl Report {
             rate(ours.batches_per_s.median),
             rate(ours.end_to_end_batches_per_s.median),
         );
+        for on in &self.on_postgres {
+            let (ours, nodes) = (&on.figures, if on.nodes == 1 { "node" } else { "nodes" });
+            text += &format!(
+                "| **Gatepost on PostgreSQL**, {} {nodes}: single messages | synchronous_commit on, audit log | {} µs | {} | | {} | |\n| … batches of 100, 8 senders | | | | {} | {} | |\n",
+                on.nodes,
+                ours.serial_us_p50.median,
+                rate(ours.singles_64_per_s.median),
+                rate(ours.end_to_end_singles_per_s.median),
+                rate(ours.batches_per_s.median),
+                rate(ours.end_to_end_batches_per_s.median),
+            );
+        }
         for peer in &self.peers {
             let of = |consumers| {
                 let found = peer.end_to_end.iter().find(|found| found.consumers == consumers);

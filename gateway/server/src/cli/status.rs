@@ -1,6 +1,6 @@
 //! `gatepost status`: is it working, and if not, what blocks?
 
-use gatepost_api::lists::{AdapterItem, QueueItem};
+use gatepost_api::lists::{AdapterItem, NodeItem, NodeList, NodeShare, QueueItem};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -24,15 +24,17 @@ pub(super) async fn status(context: &Context, args: &Status) -> Result<(), Failu
     let (ready, readiness) = readiness(&mut client).await?;
     let queues = pages(&mut client, "/v1/queues", "queues", ITEMS_MAX).await?.items;
     let adapters = pages(&mut client, "/v1/adapters", "adapters", ITEMS_MAX).await?.items;
+    let nodes = nodes(&mut client).await?;
     let audit = audit_head(&mut client).await?;
     let ui = &context.ui;
     if ui.json {
         let audit = audit.map(|head| json!({"origin": head.origin, "size": head.size, "root": head.root}));
         ui.json(&json!({
-            "ready": ready, "readiness": readiness, "queues": queues, "adapters": adapters, "audit": audit,
+            "ready": ready, "readiness": readiness, "queues": queues, "adapters": adapters, "nodes": nodes, "audit": audit,
         }))?;
     } else {
         print_head(ui, &client, ready, &readiness, audit.as_ref())?;
+        print_nodes(ui, nodes)?;
         print_adapters(ui, adapters)?;
         let queues = queues.into_iter().map(read::<QueueItem>).collect::<Result<Vec<_>, _>>()?;
         if !queues.is_empty() {
@@ -51,6 +53,13 @@ async fn readiness(client: &mut Client) -> Result<(bool, Value), Failure> {
         StatusCode::SERVICE_UNAVAILABLE => Ok((false, answer.json().unwrap_or(Value::Null))),
         _ => Err(refused(&answer)),
     }
+}
+
+/// The gateways that share the database; none where there is but one.
+async fn nodes(client: &mut Client) -> Result<Vec<NodeItem>, Failure> {
+    let answer = client.call(Call::get("/v1/nodes")).await?;
+    let list: NodeList = answer.json()?;
+    Ok(list.nodes)
 }
 
 pub(super) struct AuditHead {
@@ -105,6 +114,37 @@ fn print_head(
 fn blockers(readiness: &Value) -> Vec<String> {
     let list = readiness.get("blocking").and_then(Value::as_array);
     list.map_or_else(Vec::new, |items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+fn print_nodes(ui: &Ui, nodes: Vec<NodeItem>) -> Result<(), Failure> {
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    ui.line("")?;
+    let mut grid = ui.table(&["NODE", "STATE", "EPOCH", "VERSION", "UP SINCE", "DOES", "QUEUES"]);
+    for node in nodes {
+        let (style, state) = match node.lease_ms {
+            Some(_) if node.here => (Style::Good, "this one"),
+            Some(_) => (Style::Good, "works"),
+            None => (Style::Bad, "gone"),
+        };
+        let log = node.sequencer.then(|| "numbers the log".to_owned());
+        let does: Vec<String> =
+            log.into_iter().chain(node.adapters.iter().map(|name| format!("runs {name}"))).collect();
+        let share = |share: &NodeShare| format!("{} {}/{}", share.queue, share.buckets, share.of);
+        let queues: Vec<String> = node.queues.iter().map(share).collect();
+        let or_dash = |list: Vec<String>| if list.is_empty() { "-".to_owned() } else { list.join(", ") };
+        grid.row(vec![
+            (Style::Strong, node.name),
+            (style, state.to_owned()),
+            (Style::Faint, node.epoch),
+            (Style::Faint, node.version),
+            (Style::Faint, text::ago(&node.started_at)),
+            (Style::Plain, or_dash(does)),
+            (Style::Plain, or_dash(queues)),
+        ]);
+    }
+    grid.print(ui)
 }
 
 fn print_adapters(ui: &Ui, adapters: Vec<Value>) -> Result<(), Failure> {

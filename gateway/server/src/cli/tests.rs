@@ -337,6 +337,14 @@ fn operators(request: &Request) -> (u16, Value) {
         "/readyz" => (503, json!({"ready": false, "blocking": ["queue lab is stalled"]})),
         "/v1/queues" => (200, json!({"queues": [queue], "next": null})),
         "/v1/adapters" => (200, json!({"adapters": [adapter], "next": null})),
+        "/v1/nodes" => {
+            let node = |name: &str, here: bool, lease: Option<u64>| {
+                json!({"name": name, "epoch": "0a1b2c3d", "version": "0.1.0", "started_at": "2026-11-23T08:00:00.000000Z",
+                    "here": here, "lease_ms": lease, "sequencer": here, "adapters": if here { vec!["lab"] } else { vec![] },
+                    "queues": [{"queue": "lab", "buckets": 32, "of": 64}]})
+            };
+            (200, json!({"nodes": [node("clinic-1a", true, Some(4321)), node("clinic-1b", false, None)]}))
+        }
         "/v1/audit/checkpoint" => (200, json!("clinic-1\n1234\nq83vEjRWeJA=\n\n— clinic-1 abc\n")),
         "/v1/messages" => {
             let item = json!({"id": MESSAGE, "app": "ehr", "type": "org.hl7.v2.ADT_A01", "size": 612,

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use gatepost_api::event::Event;
-use gatepost_api::lists::{DeliveryItem, Depth, MessageItem, QueueItem, Rate};
+use gatepost_api::lists::{DeliveryItem, Depth, MessageItem, NodeItem, NodeShare, QueueItem, Rate};
 use gatepost_api::messages::{DeliveryView, HistoryItem, MessageView};
-use gatepost_store::{DeliveryRow, HistoryRow, MessageDetail, MessageRow, QueueRow};
+use gatepost_store::{DeliveryRow, HistoryRow, MessageDetail, MessageRow, NODE_SHARES, NodeRow, QueueRow};
 use serde_json::value::RawValue;
 
 use super::problem::Refusal;
@@ -43,6 +43,24 @@ pub(crate) fn message(row: &MessageRow) -> MessageItem {
         accepted_at: row.accepted_at.to_rfc3339(),
         size: row.size,
         deliveries: row.deliveries.iter().map(delivery).collect(),
+    }
+}
+
+pub(crate) fn node(row: &NodeRow) -> NodeItem {
+    NodeItem {
+        name: row.name.clone(),
+        epoch: format!("{:08x}", row.epoch),
+        version: row.version.clone(),
+        started_at: row.since.to_rfc3339(),
+        here: row.is_here,
+        lease_ms: row.lease.map(|lease| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)),
+        sequencer: row.is_sequencer,
+        adapters: row.adapters.clone(),
+        queues: row
+            .shares
+            .iter()
+            .map(|(queue, buckets)| NodeShare { queue: queue.clone(), buckets: *buckets, of: NODE_SHARES })
+            .collect(),
     }
 }
 

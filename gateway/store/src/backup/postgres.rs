@@ -163,7 +163,7 @@ pub(super) async fn clear(options: &PgConnectOptions) -> Result<(), BackupError>
     Ok(())
 }
 
-pub(super) async fn run(open: &mut PgConnection, sql: &str) -> Result<(), BackupError> {
+async fn run(open: &mut PgConnection, sql: &str) -> Result<(), BackupError> {
     Ok(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(open).await.map(drop)?)
 }
 

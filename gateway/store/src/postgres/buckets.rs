@@ -5,20 +5,17 @@
 //! another node; and what others write for its lanes they leave it a note of, in the same commit.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::commit::{Lane, advance, queue_id};
 use super::row::{BUCKETS, Cells, bucket_of_lane};
-use super::{Owned, Postgres, sql};
+use super::{Owned, Postgres, WATCH_INTERVAL, sql};
 use crate::backend::{Backend as _, CommitError};
 use crate::seal::{Index, Place};
 use crate::writer::Memory;
 
-/// Between two looks at who consumes what.
-const BALANCE_INTERVAL: Duration = Duration::from_millis(250);
 /// Lanes that others have changed, brought in line in one transaction.
 const LANES_MAX: i64 = 1000;
 /// Deliveries of a lane that may have come to stand before one that was ready: so many may be accepted by other nodes at the
@@ -104,7 +101,7 @@ impl Postgres {
 
     /// Whether it is time to look again.
     pub(super) fn balance_is_due(&self) -> bool {
-        self.sharing.looked_at.is_none_or(|at| at.elapsed() >= BALANCE_INTERVAL)
+        self.sharing.looked_at.is_none_or(|at| at.elapsed() >= WATCH_INTERVAL)
     }
 
     /// Whether there is anything to share out.

@@ -41,7 +41,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("jit", "off"),
     ("client_min_messages", "warning"),
 ];
-const PLANS: &[(&str, &str)] = &[
+pub(super) const PLANS: &[(&str, &str)] = &[
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
     ("enable_hashjoin", "off"),

@@ -14,7 +14,7 @@ use super::buckets::Sharing;
 use super::connection::Connection;
 use super::partitions::Partitions;
 use super::row::Cells;
-use super::{Bell, MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, sql};
+use super::{Bell, MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, ROLE_SEQUENCER, sql};
 use crate::backend::{Backend as _, CommitError};
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
@@ -92,7 +92,7 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
     migrate(&mut connection)?;
     let (mark, log_key) = (node.vault.key_mark().to_vec(), node.log_key.as_str());
     connection.execute(sqlx::query(sql::STORE_ADD).bind(mark).bind(log_key).bind(0_i64))?;
-    connection.execute(sqlx::query(sql::ROLE_ADD).bind("sequencer"))?;
+    connection.execute(sqlx::query(sql::ROLE_ADD).bind(ROLE_SEQUENCER))?;
     let clock = check_store(&mut connection, &node)?;
     let mut partitions = Partitions::default();
     partitions.tend(&mut connection, clock.now())?;

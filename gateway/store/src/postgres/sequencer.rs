@@ -12,11 +12,9 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Row as _};
 use tokio::sync::{Notify, watch};
 
-use super::sql;
+use super::{ROLE_SEQUENCER, sql};
 use crate::writer::Health;
 
-/// The role in table `role`.
-const ROLE: &str = "sequencer";
 /// Between two looks of the node that has the role, and after a commit of ours.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Between two looks of the others.
@@ -108,7 +106,7 @@ impl Sequencer {
     async fn place(&self, open: &mut PgConnection) -> Result<Look, sqlx::Error> {
         let epoch = self.epoch.load(Ordering::Relaxed);
         let mut transaction = open.begin().await?;
-        let role = sqlx::query(sql::ROLE_LOOK).bind(ROLE).fetch_optional(&mut *transaction).await?;
+        let role = sqlx::query(sql::ROLE_LOOK).bind(ROLE_SEQUENCER).fetch_optional(&mut *transaction).await?;
         let Some(role) = role else {
             transaction.rollback().await?;
             return Ok(Look::Others);
@@ -119,7 +117,7 @@ impl Sequencer {
                 transaction.rollback().await?;
                 return Ok(Look::Others);
             }
-            sqlx::query(sql::ROLE_TAKE).bind(ROLE).bind(epoch).execute(&mut *transaction).await?;
+            sqlx::query(sql::ROLE_TAKE).bind(ROLE_SEQUENCER).bind(epoch).execute(&mut *transaction).await?;
             tracing::info!("this node numbers the audit log from now on");
         }
         let placed = sqlx::query(sql::LEAVES_PLACE).bind(RUNS_MAX).fetch_one(&mut *transaction).await?;

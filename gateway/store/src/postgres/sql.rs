@@ -17,10 +17,25 @@ macro_rules! delivery_columns {
     };
 }
 
+/// The delivery `d` that a row of `w` names: a look-up for each, however many of either the planner expects. Plans are made once, as
+/// a rule while the tables are empty, and a plain join read all deliveries for a handful of `w`.
+macro_rules! delivery_of {
+    ($column:literal) => {
+        concat!(
+            " CROSS JOIN LATERAL (SELECT * FROM delivery WHERE ",
+            $column,
+            " = w.",
+            $column,
+            " LIMIT 1) d"
+        )
+    };
+}
+
 /// A delivery whose message is not there is a damaged row, not none.
 macro_rules! with_message {
     () => {
-        " LEFT JOIN message m ON m.seq = d.message LEFT JOIN payload p ON p.day = m.day AND p.seq = m.seq "
+        " LEFT JOIN LATERAL (SELECT id, size, accepted_at, day, seq FROM message WHERE seq = d.message LIMIT 1) m ON true \
+         LEFT JOIN LATERAL (SELECT salt FROM payload WHERE day = m.day AND seq = m.seq LIMIT 1) p ON true "
     };
 }
 
@@ -99,12 +114,12 @@ statements! {
         coalesce(sum(held_lanes), 0)::bigint AS held_lanes, coalesce(sum(bytes), 0)::bigint AS bytes \
         FROM queue_count WHERE queue = q.id) c ON true ORDER BY q.id";
     TURN_NEXT = concat!("/* turn_next */ SELECT nextval('turn'), ", store_time!(), " FROM store s");
-    DELIVERIES_BY_ID = concat!("/* deliveries_by_id */ SELECT ", delivery_columns!(), " FROM unnest($1::bytea[]) AS w(id) \
-        JOIN delivery d ON d.id = w.id", with_message!());
-    DELIVERIES_BY_POS = concat!("/* deliveries_by_pos */ SELECT ", delivery_columns!(), " FROM unnest($1::bigint[]) AS w(pos) \
-        JOIN delivery d ON d.pos = w.pos", with_message!());
+    DELIVERIES_BY_ID = concat!("/* deliveries_by_id */ SELECT ", delivery_columns!(), " FROM unnest($1::bytea[]) AS w(id)",
+        delivery_of!("id"), with_message!());
+    DELIVERIES_BY_POS = concat!("/* deliveries_by_pos */ SELECT ", delivery_columns!(), " FROM unnest($1::bigint[]) AS w(pos)",
+        delivery_of!("pos"), with_message!());
     DELIVERIES_LEASED = concat!("/* deliveries_leased */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT unnest(pos) AS pos \
-        FROM lease_group WHERE epoch = $1) w JOIN delivery d ON d.pos = w.pos", with_message!(), "WHERE d.token IS NOT NULL");
+        FROM lease_group WHERE epoch = $1) w", delivery_of!("pos"), with_message!(), "WHERE d.token IS NOT NULL");
     DELIVERIES_READY = "/* deliveries_ready */ WITH picked AS MATERIALIZED (SELECT b.bucket, r.due, r.pos \
         FROM unnest($2::smallint[]) AS b(bucket) CROSS JOIN LATERAL (SELECT due, pos FROM ready WHERE queue = $1 AND bucket = b.bucket \
         AND due <= $3 ORDER BY due, pos LIMIT $4) r ORDER BY r.due, r.pos LIMIT $4) \
@@ -115,27 +130,30 @@ statements! {
     READY_NEXT = "/* ready_next */ SELECT min(r.due) FROM unnest($2::smallint[]) AS b(bucket) CROSS JOIN LATERAL (SELECT due FROM ready \
         WHERE queue = $1 AND bucket = b.bucket AND due > $3 ORDER BY due LIMIT 1) r";
     DELIVERIES_OF_LANE = concat!("/* deliveries_of_lane */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM lane WHERE queue = $1 \
-        AND lane = $2 ORDER BY pos LIMIT $3) w JOIN delivery d ON d.pos = w.pos", with_message!(), "ORDER BY d.pos");
-    LANE_STUCK = "/* lane_stuck */ SELECT l.pos FROM lane l JOIN delivery d ON d.pos = l.pos WHERE l.queue = $1 AND l.lane = $2 \
-        AND l.pos <= $3 AND d.state IN (1, 2, 3) LIMIT 1";
+        AND lane = $2 ORDER BY pos LIMIT $3) w", delivery_of!("pos"), with_message!(), "ORDER BY d.pos");
+    LANE_STUCK = "/* lane_stuck */ SELECT w.pos FROM lane w CROSS JOIN LATERAL (SELECT state FROM delivery WHERE pos = w.pos LIMIT 1) d \
+        WHERE w.queue = $1 AND w.lane = $2 AND w.pos <= $3 AND d.state IN (1, 2, 3) LIMIT 1";
     DELIVERIES_PAST_EXPIRY = concat!("/* deliveries_past_expiry */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM expiry \
-        WHERE at <= $1 ORDER BY at LIMIT $2) w JOIN delivery d ON d.pos = w.pos", with_message!(), "WHERE d.state = 0");
-    EXPIRY_DROP = "/* expiry_drop */ DELETE FROM expiry WHERE (at, pos) IN (SELECT e.at, e.pos FROM expiry e WHERE e.at <= $1 \
-        AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.pos = e.pos AND d.state IN (0, 1, 2, 3)) ORDER BY e.at LIMIT $2)";
-    DELIVERIES_TO_MOVE = concat!("/* deliveries_to_move */ SELECT ", delivery_columns!(), " FROM (SELECT pos, queue, state FROM delivery \
-        WHERE pos > $2 ORDER BY pos LIMIT $4) w JOIN delivery d ON d.pos = w.pos", with_message!(), "WHERE w.queue = $1 \
-        AND w.state IN (0, 5) ORDER BY d.pos LIMIT $3");
+        WHERE at <= $1 ORDER BY at LIMIT $2) w", delivery_of!("pos"), with_message!(), "WHERE d.state = 0");
+    /// Of those that do not wait. One that goes back to waiting is noted again by whoever sends it there: it holds the delivery's row
+    /// then, so that what is locked is left alone here.
+    EXPIRY_DROP = "/* expiry_drop */ DELETE FROM expiry e USING (SELECT w.at, w.pos FROM (SELECT at, pos FROM expiry WHERE at <= $1 \
+        ORDER BY at LIMIT $2) w CROSS JOIN LATERAL (SELECT pos FROM delivery WHERE pos = w.pos AND state <> 0 LIMIT 1 \
+        FOR SHARE SKIP LOCKED) d) n WHERE e.at = n.at AND e.pos = n.pos";
+    DELIVERIES_TO_MOVE = concat!("/* deliveries_to_move */ SELECT ", delivery_columns!(), " FROM (SELECT * FROM delivery WHERE pos > $2 \
+        ORDER BY pos LIMIT $4) d", with_message!(), "WHERE d.queue = $1 AND d.state IN (0, 5) ORDER BY d.pos LIMIT $3");
     POSITION_AFTER = "/* position_after */ SELECT pos FROM (SELECT pos FROM delivery WHERE pos > $1 ORDER BY pos LIMIT $2) w \
         ORDER BY pos DESC LIMIT 1";
     POSITION_NEWEST = "/* position_newest */ SELECT pos FROM delivery ORDER BY pos DESC LIMIT 1";
     KEYS_USED = "/* keys_used */ SELECT k.key, m.fingerprint, m.id, m.accepted_at, d.id, d.queue, d.state FROM unnest($1::bytea[]) AS w(key) \
-        JOIN dedup k ON k.key = w.key JOIN message m ON m.seq = k.message \
-        LEFT JOIN delivery d ON d.pos >= m.first_pos AND d.pos < m.first_pos + m.deliveries ORDER BY m.seq, d.pos";
+        CROSS JOIN LATERAL (SELECT key, message FROM dedup WHERE key = w.key LIMIT 1) k \
+        CROSS JOIN LATERAL (SELECT * FROM message WHERE seq = k.message LIMIT 1) m LEFT JOIN LATERAL (SELECT id, queue, state, pos FROM delivery \
+        WHERE pos >= m.first_pos AND pos < m.first_pos + m.deliveries LIMIT m.deliveries) d ON true ORDER BY m.seq, d.pos";
     MESSAGE_ATTRIBUTES = "/* message_attributes */ SELECT m.seq, m.id, coalesce(p.attributes, m.remains) FROM message m \
         LEFT JOIN payload p ON p.day = m.day AND p.seq = m.seq WHERE m.seq = $1";
     MESSAGES_SMALL = "/* messages_small */ SELECT m.id, m.accepted_at, m.sender_kind, m.sender, m.form, m.size, p.attributes, p.salt, p.data \
-        FROM unnest($1::bigint[]) AS w(seq) JOIN message m ON m.seq = w.seq JOIN payload p ON p.day = m.day AND p.seq = m.seq \
-        WHERE m.size <= $2";
+        FROM unnest($1::bigint[]) AS w(seq) CROSS JOIN LATERAL (SELECT * FROM message WHERE seq = w.seq AND size <= $2 LIMIT 1) m \
+        CROSS JOIN LATERAL (SELECT * FROM payload WHERE day = m.day AND seq = m.seq LIMIT 1) p";
     ADAPTER_STATE_LOAD = "/* adapter_state_load */ SELECT adapter, key, value FROM adapter_state WHERE adapter = $1 ORDER BY key";
     ADAPTER_STATES = "/* adapter_states */ SELECT adapter, key, value FROM adapter_state";
 
@@ -193,17 +211,18 @@ statements! {
     /// Takes back what was ready in a lane: one may have come to stand before it since.
     LANES_CLEAR = "/* lanes_clear */ DELETE FROM ready r USING (SELECT d.queue, l.bucket, d.due, d.pos FROM unnest($1::int[], \
         $2::bytea[], $3::smallint[], $4::int[]) AS l(queue, lane, bucket, width) CROSS JOIN LATERAL (SELECT pos FROM lane m \
-        WHERE m.queue = l.queue AND m.lane = l.lane ORDER BY pos LIMIT l.width) h JOIN delivery d ON d.pos = h.pos \
-        WHERE d.due IS NOT NULL) n WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
+        WHERE m.queue = l.queue AND m.lane = l.lane ORDER BY pos LIMIT l.width) h CROSS JOIN LATERAL (SELECT queue, due, pos FROM delivery \
+        WHERE pos = h.pos LIMIT 1) d WHERE d.due IS NOT NULL) n WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
     /// Makes the first delivery of a lane ready that is not leased, if it is among the first of the lane's width and all before
     /// it are leased to the queue's newest session. A dead or held one in front stays unready, and so does the rest of its lane.
     LANES_ADVANCE = "/* lanes_advance */ INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT l.queue, l.bucket, f.due, f.pos, f.suspect \
         FROM unnest($1::int[], $2::bytea[], $3::smallint[], $4::int[], $5::bigint[]) AS l(queue, lane, bucket, width, session) \
         CROSS JOIN LATERAL (SELECT d.pos, d.due, d.suspect, d.state FROM (SELECT pos FROM lane m WHERE m.queue = l.queue \
-        AND m.lane = l.lane ORDER BY pos LIMIT l.width) h JOIN delivery d ON d.pos = h.pos WHERE d.state NOT IN (1, 2) \
+        AND m.lane = l.lane ORDER BY pos LIMIT l.width) h CROSS JOIN LATERAL (SELECT pos, due, suspect, state \
+        FROM delivery WHERE pos = h.pos LIMIT 1) d WHERE d.state NOT IN (1, 2) \
         ORDER BY d.pos LIMIT 1) f WHERE f.due IS NOT NULL AND f.state IN (0, 3) AND (l.width = 1 OR NOT EXISTS (SELECT 1 FROM (\
         SELECT pos FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.pos < f.pos ORDER BY pos LIMIT l.width) h \
-        JOIN delivery e ON e.pos = h.pos WHERE e.session IS DISTINCT FROM l.session)) ON CONFLICT DO NOTHING";
+        CROSS JOIN LATERAL (SELECT session FROM delivery WHERE pos = h.pos LIMIT 1) e WHERE e.session IS DISTINCT FROM l.session)) ON CONFLICT DO NOTHING";
     LANES_CHANGED_ADD = "/* lanes_changed_add */ INSERT INTO lane_changed (queue, bucket, lane) SELECT * FROM unnest($1::int[], $2::smallint[], \
         $3::bytea[]) ON CONFLICT DO NOTHING";
     LANES_CHANGED_TAKE = "/* lanes_changed_take */ DELETE FROM lane_changed c USING (SELECT w.queue, w.bucket, w.lane \
@@ -234,8 +253,8 @@ statements! {
         held_lanes = c.held_lanes + excluded.held_lanes, bytes = c.bytes + excluded.bytes";
     LEASES_ADD = "/* leases_add */ INSERT INTO lease_group (id, epoch, pos) VALUES ($1, $2, $3)";
     DELIVERIES_LEASED_ELSEWHERE = concat!("/* deliveries_leased_elsewhere */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT \
-        unnest(pos) AS pos FROM lease_group WHERE epoch <> $1) w JOIN delivery d ON d.pos = w.pos AND d.queue = $2", with_message!(),
-        "WHERE d.token IS NOT NULL");
+        unnest(pos) AS pos FROM lease_group WHERE epoch <> $1) w", delivery_of!("pos"), with_message!(), "WHERE d.queue = $2 \
+        AND d.token IS NOT NULL");
     LEASES_LOAD = "/* leases_load */ SELECT id, pos FROM lease_group WHERE epoch = $1";
     LEASES_DROP = "/* leases_drop */ DELETE FROM lease_group WHERE id = ANY($1::bigint[])";
 

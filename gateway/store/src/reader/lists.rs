@@ -6,7 +6,10 @@ use gatepost_core::State;
 use super::record::{Listed, MessageHead};
 use super::source::{DeliverySearch, MessageSearch};
 use super::{Reader, cursor_position};
-use crate::ops::{DeliveryFilter, DeliveryRow, MessageFilter, MessageRow, Page, QueueRow, StoreError};
+use crate::ops::{
+    DeliveryFilter, DeliveryRow, MessageFilter, MessageRow, NodeRow, Page, QueueRow, StoreError,
+};
+use crate::postgres::{ROLE_OF_ADAPTER, ROLE_SEQUENCER};
 use crate::seal::Domain;
 
 /// Messages looked at for one page when the filter is not served by an index.
@@ -115,6 +118,27 @@ impl Reader {
         let Some(mut row) = row else { return Ok(None) };
         self.add_ages(&mut row).await?;
         Ok(Some(row))
+    }
+
+    /// The gateways that share the database, by name; none where it is this one's alone.
+    pub async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
+        let (here, now) = (self.inner.health.node(), self.now());
+        let rows = self.source().nodes().await?.into_iter().map(|node| NodeRow {
+            is_here: node.epoch == here,
+            lease: (now < node.until).then(|| node.until.since(now)),
+            is_sequencer: node.roles.iter().any(|role| role == ROLE_SEQUENCER),
+            adapters: node
+                .roles
+                .iter()
+                .filter_map(|role| role.strip_prefix(ROLE_OF_ADAPTER).map(str::to_owned))
+                .collect(),
+            name: node.name,
+            epoch: node.epoch,
+            version: node.version,
+            since: node.since,
+            shares: node.buckets,
+        });
+        Ok(rows.collect())
     }
 
     async fn add_ages(&self, row: &mut QueueRow) -> Result<(), StoreError> {

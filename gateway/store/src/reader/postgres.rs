@@ -13,7 +13,7 @@ use sqlx::{PgPool, Row as _};
 
 use super::record::{
     DeliveryColumns, DeliveryLeaves, DeliveryRecord, DetailRecord, Listed, MessageColumns, MessageHead,
-    MessageRecord, Payload, ReplyRecord, leaf_numbers,
+    MessageRecord, NodeRecord, Payload, ReplyRecord, leaf_numbers,
 };
 use super::source::{Check, DeliverySearch, MessageSearch};
 use crate::leaves::Run;
@@ -191,6 +191,10 @@ impl PgSource {
         self.time(sqlx::query(sql::QUEUE_OLDEST_BORN).bind(queue)).await
     }
 
+    pub(super) async fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError> {
+        self.all(sqlx::query(sql::NODES)).await?.iter().map(node_record).collect()
+    }
+
     pub(super) async fn tree_size(&self) -> Result<Option<u64>, StoreError> {
         let row = self.optional(sqlx::query(sql::TREE_SIZE)).await?;
         let place = Place { table: "store", column: "sequenced", row: 1 };
@@ -248,6 +252,20 @@ impl PgSource {
         let Some(row) = self.optional(query).await? else { return Ok(None) };
         Ok(get::<Option<i64>>(&row, "at")?.map(Timestamp::from_micros))
     }
+}
+
+fn node_record(row: &PgRow) -> Result<NodeRecord, StoreError> {
+    let (queues, counts): (Vec<String>, Vec<i32>) = (get(row, "queues")?, get(row, "counts")?);
+    let counts = counts.into_iter().map(|count| u32::try_from(count).unwrap_or(0));
+    Ok(NodeRecord {
+        name: get(row, "name")?,
+        epoch: get::<i32>(row, "epoch")?.cast_unsigned(),
+        version: get(row, "version")?,
+        since: Timestamp::from_micros(get(row, "since")?),
+        until: Timestamp::from_micros(get(row, "until")?),
+        roles: get(row, "roles")?,
+        buckets: queues.into_iter().zip(counts).collect(),
+    })
 }
 
 fn message_record(row: &PgRow) -> Result<MessageRecord, StoreError> {

@@ -147,3 +147,15 @@ pub(super) fn leaf_numbers(leaves: &[u8]) -> Vec<u64> {
     let (numbers, _) = leaves.as_chunks::<8>();
     numbers.iter().map(|number| u64::from_be_bytes(*number)).collect()
 }
+
+/// A node as its row and those that name it say.
+pub(crate) struct NodeRecord {
+    pub(crate) name: String,
+    pub(crate) epoch: u32,
+    pub(crate) version: String,
+    pub(crate) since: Timestamp,
+    pub(crate) until: Timestamp,
+    pub(crate) roles: Vec<String>,
+    /// Buckets by the name of their queue.
+    pub(crate) buckets: Vec<(String, u32)>,
+}

@@ -12,7 +12,8 @@ use sqlx::{PgPool, SqlitePool};
 
 use super::postgres::PgSource;
 use super::record::{
-    DeliveryLeaves, DeliveryRecord, DetailRecord, Listed, MessageHead, MessageRecord, Payload, ReplyRecord,
+    DeliveryLeaves, DeliveryRecord, DetailRecord, Listed, MessageHead, MessageRecord, NodeRecord, Payload,
+    ReplyRecord,
 };
 use super::sqlite::SqliteSource;
 use crate::ops::{MessageFilter, StoreError};
@@ -179,6 +180,16 @@ impl Source {
     /// When the series of its oldest unsettled delivery began, among a bounded number of them.
     pub(crate) async fn queue_oldest_born(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {
         ask!(self.queue_oldest_born(queue))
+    }
+
+    // === nodes ===
+
+    /// Those that share the database, by name; none where it is one gateway's alone.
+    pub(crate) async fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(Vec::new()),
+            Self::Postgres(source) => source.nodes().await,
+        }
     }
 
     // === the audit log ===

@@ -48,6 +48,11 @@ impl Health {
         right.node == role.node && right.until.is_none_or(|until| Instant::now() < until)
     }
 
+    /// This gateway's number among the nodes of its database.
+    pub(crate) fn node(&self) -> u32 {
+        self.right.lock().unwrap_or_else(PoisonError::into_inner).node
+    }
+
     pub(crate) fn set_right(&self, node: u32, until: Option<Instant>) {
         *self.right.lock().unwrap_or_else(PoisonError::into_inner) = Right { node, until };
     }

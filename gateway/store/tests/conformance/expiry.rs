@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use gatepost_core::message::NewMessage;
+use gatepost_core::{OnDoubt, QueuePolicy};
 
 use crate::check::{assert_log, assert_sound};
-use crate::fixture::{DELIVERED, Fixture, RETRY_LATER, keyed, message, queue, texts};
+use crate::fixture::{DELIVERED, Fixture, RETRY_LATER, doubting, keyed, message, queue, texts};
 
 async fn expiring(fixture: &Fixture, id: &str, key: &str, after: Duration) -> gatepost_core::DeliveryId {
     let expires_at = Some(fixture.store.read().now() + after);
@@ -91,4 +92,27 @@ async fn a_flood_that_expires_is_worked_off_between_other_work() {
     }
     crate::fixture::until("all have expired", async || fixture.stats("lab").await.waiting == 0).await;
     assert_sound(&fixture.stop().await, "flood").await;
+}
+
+/// What is past its time and does not wait must not stand in the way of what does.
+#[tokio::test]
+async fn what_has_begun_keeps_no_other_from_expiring() {
+    let fixture =
+        Fixture::new(vec![queue("lab", QueuePolicy { max_in_flight: 1000, ..doubting(OnDoubt::Hold) })])
+            .await;
+    let session = fixture.session("lab").await;
+    let expires_at = Some(fixture.store.read().now() + Duration::from_millis(500));
+    let soon = |n| NewMessage { expires_at, ..message(&format!("{n}"), None, "x", &["lab"]) };
+    fixture.accept((0..600).map(soon).collect()).await.unwrap();
+    let mut leased = Vec::new();
+    while leased.len() < 600 {
+        leased.extend(fixture.lease_in_time("lab", session, 300).await);
+    }
+    fixture.accept((600..610).map(soon).collect()).await.unwrap();
+    crate::fixture::until("what waits has expired", async || fixture.stats("lab").await.waiting == 0).await;
+    assert_eq!(fixture.stats("lab").await.leased, 600);
+    // One that goes back to waiting after its time expires too.
+    fixture.taken("lab", session, &leased[0], RETRY_LATER).await;
+    fixture.until_state(leased[0].delivery, "expired").await;
+    assert_sound(&fixture.stop().await, "begun").await;
 }

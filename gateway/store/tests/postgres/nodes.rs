@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gatepost_core::{DeliveryId, OnDoubt, Outcome};
-use gatepost_store::{Database, LeaseError, Leased, Pause, QueueSetup, Receipt, SettleError, Verb};
+use gatepost_store::{
+    Database, LeaseError, Leased, NODE_SHARES, NodeRow, Pause, QueueSetup, Receipt, SettleError, Verb,
+};
 
 use sqlx::postgres::PgListener;
 
@@ -367,4 +369,44 @@ async fn whoever_owns_it_is_told_of_what_another_node_accepts_in_few_words() {
     }
     assert!(heard > 0 && heard < MESSAGES, "{heard} words for {MESSAGES} commits");
     assert_both_sound(one, other).await;
+}
+
+#[tokio::test]
+async fn every_node_says_the_same_of_all() {
+    let (one, other) = two(vec![inbox("in", keyed()), inbox("quiet", keyed())]).await;
+    let nodes = async |fixture: &Fixture| {
+        let nodes = fixture.store.read().nodes().await.unwrap();
+        assert!(nodes.iter().all(|node| node.lease.is_some_and(|lease| !lease.is_zero())), "{nodes:?}");
+        nodes
+    };
+    let named = |nodes: &[NodeRow]| -> Vec<(String, bool)> {
+        nodes.iter().map(|node| (node.name.clone(), node.is_here)).collect()
+    };
+    let share = |node: &NodeRow| node.shares.first().map_or(0, |(_, buckets)| *buckets);
+    let name = |number: u32, is_here| (format!("node-{number}"), is_here);
+    assert_eq!(named(&nodes(&one).await), [name(1, true), name(2, false)]);
+    assert_eq!(named(&nodes(&other).await), [name(1, false), name(2, true)]);
+    assert!(nodes(&one).await[0].shares.is_empty(), "nobody consumes anything");
+    assert!(one.lease("in", 0, 1).await.is_empty());
+    let seen = nodes(&other).await;
+    assert_eq!(
+        (seen[0].shares.as_slice(), share(&seen[1])),
+        ([("in".to_owned(), NODE_SHARES)].as_slice(), 0)
+    );
+    until("both have their part", async || {
+        assert!(one.lease("in", 0, 1).await.is_empty() && other.lease("in", 0, 1).await.is_empty());
+        let seen = nodes(&one).await;
+        let (first, second) = (share(&seen[0]), share(&seen[1]));
+        first > 0 && second > 0 && first + second == NODE_SHARES
+    })
+    .await;
+    assert_eq!(nodes(&one).await.iter().filter(|node| node.is_sequencer).count(), 1);
+    let stopped = one.stop().await;
+    assert_eq!(
+        named(&nodes(&other).await),
+        [name(2, true)],
+        "who leaves in good order is not there any more"
+    );
+    drop(stopped);
+    other.stop().await;
 }

@@ -105,6 +105,29 @@ impl Nodes {
         })
     }
 
+    /// `gatepost status` on any node shows all of them, and who runs the adapter.
+    fn assert_all_listed(&self) {
+        let runner = format!("node-{}", self.runner() + 1);
+        let names: Vec<String> = (1..=self.nodes.len()).map(|number| format!("node-{number}")).collect();
+        for (node, name) in self.nodes.iter().zip(&names) {
+            until_within(DRAINED, "every node is listed, and no other", || {
+                let status: Value = serde_json::from_slice(&node.cli(&["--json", "status"]).stdout).ok()?;
+                let listed = status["nodes"].as_array()?;
+                let is = |node: &Value, key: &str| node[key].as_bool().unwrap_or(false);
+                let runs = |node: &Value| node["adapters"][0] == "lab";
+                let all = listed
+                    .iter()
+                    .map(|node| node["name"].as_str())
+                    .eq(names.iter().map(|name| Some(name.as_str())));
+                let here = listed.iter().filter(|node| is(node, "here")).all(|here| here["name"] == *name);
+                let runners: Vec<&Value> =
+                    listed.iter().filter(|node| runs(node)).map(|node| &node["name"]).collect();
+                let sequencers = listed.iter().filter(|node| is(node, "sequencer")).count();
+                (all && here && runners == [runner.as_str()] && sequencers == 1).then_some(())
+            });
+        }
+    }
+
     /// How long the partner gets nothing after `fault`, which hits the node that delivers.
     fn gap(&mut self, fault: impl FnOnce(&mut Self, usize)) -> Duration {
         let runner = self.runner();
@@ -204,6 +227,7 @@ fn three_nodes_lose_nothing_and_keep_every_lane_in_order_whatever_happens_to_the
     for (name, fault) in FAULTS {
         gaps.insert(name, nodes.gap(|nodes, runner| fault(nodes, &net, runner)));
     }
+    nodes.assert_all_listed();
     let meanwhile = senders.accepted.load(Ordering::Relaxed);
     let verdict = nodes.judge(senders.finish());
     note(&format!(

@@ -16,6 +16,7 @@ use super::super::failure::Failure;
 use super::super::scratch::{Directory, Ends, Gateway, Site};
 use super::super::text;
 use super::super::ui::{Grid, Style, Ui};
+use super::databases::Databases;
 use super::disk::Disk;
 use super::leases::{Items, settled};
 use super::machine::Machine;
@@ -106,12 +107,14 @@ impl Curve {
         plan: &Plan,
         most: u64,
         parent: &Path,
+        databases: &mut Databases,
     ) -> Result<(), Failure> {
         let begun = Instant::now();
         let payload_bytes = self.payload_bytes;
         room(parent, most * (payload_bytes as u64 + ROW_BYTES))?;
         let directory = Directory::create(Some(parent), "bench")?;
-        let site = write_heap(directory.path(), plan.keys)?;
+        let url_file = databases.create(directory.path()).await?;
+        let site = write_heap(directory.path(), plan.keys, url_file.as_deref())?;
         let bar = ui.progress(most, "starting a gateway");
         let mut gateway = Gateway::start(&site, Ends::WithUs).await?;
         let mut heap = Heap { plan, payload_bytes, site, bar, dir: directory.path(), waiting: 0, series: 0 };
@@ -221,7 +224,7 @@ impl Heap<'_> {
             // Each sender goes on among the keys where it stopped.
             let first = self.waiting / SENDERS_BATCH;
             let load = Load { shape: self.shape(batch), senders, first, until: Until::Messages(messages) };
-            self.waiting += senders::run(&self.site.app_socket, load).await?.messages;
+            self.waiting += senders::run(vec![self.site.app_socket.clone()], load).await?.messages;
             self.bar.set_position(self.waiting);
         }
         let filled = self.waiting - before;

@@ -9,6 +9,7 @@ const TICK_US: u64 = 10_000;
 /// Processor time used so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cpu {
+    /// All gateways together.
     pub(super) gateway: Duration,
     /// All adapters together.
     pub(super) adapter: Duration,
@@ -17,12 +18,9 @@ pub(super) struct Cpu {
 }
 
 impl Cpu {
-    pub(super) fn now(gateway: u32, adapters: &[u32]) -> Self {
-        Self {
-            gateway: of(gateway),
-            adapter: adapters.iter().map(|pid| of(*pid)).sum(),
-            client: of(std::process::id()),
-        }
+    pub(super) fn now(gateways: &[u32], adapters: &[u32]) -> Self {
+        let all = |pids: &[u32]| pids.iter().map(|pid| of(*pid)).sum();
+        Self { gateway: all(gateways), adapter: all(adapters), client: of(std::process::id()) }
     }
 
     pub(super) fn since(self, before: Self) -> Self {

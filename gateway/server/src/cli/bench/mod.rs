@@ -8,6 +8,7 @@ mod answer;
 mod backlog;
 mod counter;
 mod cpu;
+mod databases;
 mod disk;
 mod leases;
 mod machine;
@@ -29,6 +30,7 @@ use super::Context;
 use super::failure::Failure;
 use super::ui::Ui;
 use backlog::Curve;
+use databases::Databases;
 use machine::Machine;
 use plan::Plan;
 use report::Report;
@@ -52,35 +54,47 @@ pub(super) async fn bench(context: &Context, args: &Bench) -> Result<(), Failure
             "note: this directory is in memory (tmpfs), where fsync costs nothing; name a disk with --dir",
         );
     }
+    let mut databases = Databases::new(plan.postgres.as_deref())?;
     let Some(most) = args.backlog else {
         // Whatever is dropped here takes its gateway and its directory along.
-        return tokio::select! {
-            report = measure(ui, &plan, &parent, machine) => report?.print(ui, &plan),
+        let measured = tokio::select! {
+            measured = measure(ui, &plan, &parent, machine, &mut databases) => measured,
             _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
             _ = terminated.recv() => Err(Failure::Interrupted),
         };
+        let removed = databases.remove().await;
+        measured?.print(ui, &plan)?;
+        return removed;
     };
     let mut curve = Curve::new(&plan, machine);
     let measured = tokio::select! {
-        measured = curve.measure(ui, &plan, most, &parent) => measured,
+        measured = curve.measure(ui, &plan, most, &parent, &mut databases) => measured,
         _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
         _ = terminated.recv() => Err(Failure::Interrupted),
     };
+    let removed = databases.remove().await;
     // Filling takes long: what has been measured is shown even if the rest is not to come.
     if !curve.is_empty() {
         curve.print(ui)?;
     }
-    measured
+    measured.and(removed)
 }
 
-async fn measure(ui: &Ui, plan: &Plan, parent: &Path, machine: Machine) -> Result<Report, Failure> {
+async fn measure(
+    ui: &Ui,
+    plan: &Plan,
+    parent: &Path,
+    machine: Machine,
+    databases: &mut Databases,
+) -> Result<Report, Failure> {
     let begun = Instant::now();
     let mut report = Report::new(machine, plan);
     let spinner = ui.spinner("");
     for run in 1..=plan.runs {
         for payload_bytes in &plan.payloads {
             let label = format!("run {run} of {}, {payload_bytes} bytes: ", plan.runs);
-            report.add(&run::run(plan, *payload_bytes, parent, &spinner, &label).await?);
+            report.add(&run::run(plan, *payload_bytes, parent, databases, &spinner, &label).await?);
+            databases.remove().await?;
         }
     }
     spinner.finish_and_clear();

@@ -62,6 +62,12 @@ pub(crate) struct Bench {
     /// Measure with 0, 10,000, 100,000 … N messages waiting instead: latencies, start after kill -9, memory
     #[arg(long, value_name = "N", conflicts_with_all = ["messages", "runs", "only", "senders", "destinations", "partner_delay"], value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub(super) backlog: Option<u64>,
+    /// Keep the messages in PostgreSQL: FILE holds the address of a server, on which a database is made and dropped again
+    #[arg(long, value_name = "FILE")]
+    pub(super) postgres: Option<PathBuf>,
+    /// So many gateways on that database, each with adapters of its own; the senders are spread over them
+    #[arg(long, value_name = "N", requires = "postgres", conflicts_with = "backlog", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    nodes: u32,
     /// Where to put the temporary data: the disk that is measured [default: the directory for temporary files]
     #[arg(long, value_name = "DIR")]
     pub(super) dir: Option<PathBuf>,
@@ -160,6 +166,9 @@ pub(super) struct Plan {
     pub(super) keys: u64,
     pub(super) destinations: u64,
     pub(super) partner_delays: Vec<Duration>,
+    /// Where the address of the PostgreSQL server is; without it SQLite.
+    pub(super) postgres: Option<PathBuf>,
+    pub(super) nodes: u32,
     /// Length of a measurement that has no messages to count.
     pub(super) span: Duration,
     wanted: BTreeSet<Want>,
@@ -178,6 +187,8 @@ impl Plan {
             keys: args.keys,
             destinations: args.destinations,
             partner_delays: args.partner_delay.clone(),
+            postgres: args.postgres.clone(),
+            nodes: args.nodes,
             wanted: only.iter().copied().collect(),
             span,
             until: args.messages.map_or(Until::Elapsed(span), Until::Messages),

@@ -23,6 +23,9 @@ pub(super) struct Report {
     pub(super) runs: u32,
     pub(super) ordering_keys: u64,
     pub(super) destinations: u64,
+    /// `sqlite` or `postgres`.
+    pub(super) store: &'static str,
+    pub(super) nodes: u32,
     pub(super) fdatasync_us_p50: Spread,
     pub(super) append_per_s: Spread,
     pub(super) phases: Vec<Row>,
@@ -95,6 +98,8 @@ impl Report {
             runs: plan.runs,
             ordering_keys: plan.keys,
             destinations: plan.destinations,
+            store: if plan.postgres.is_some() { "postgres" } else { "sqlite" },
+            nodes: plan.nodes,
             fdatasync_us_p50: Spread::default(),
             append_per_s: Spread::default(),
             phases: Vec::new(),
@@ -158,7 +163,12 @@ impl Report {
             keys => format!("in order per key, {}", text::plural(keys, "key", "keys")),
         };
         let destinations = text::plural(self.destinations, "destination", "destinations");
-        format!("every message fsynced and in the audit log; {order}; {destinations}; {runs}")
+        let store = match (self.store, self.nodes) {
+            ("postgres", 1) => "; in PostgreSQL".to_owned(),
+            ("postgres", nodes) => format!("; {nodes} nodes on one PostgreSQL"),
+            _ => String::new(),
+        };
+        format!("every message fsynced and in the audit log{store}; {order}; {destinations}; {runs}")
     }
 
     fn table(&self, ui: &Ui, rows: &[&Row]) -> Result<(), Failure> {

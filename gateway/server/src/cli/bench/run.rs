@@ -1,5 +1,7 @@
 //! One run: a gateway with an empty store, and all phases one after the other.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use super::super::failure::Failure;
 use super::super::scratch::{Directory, Ends, Gateway, Site};
 use super::counter::Counter;
 use super::cpu::{self, Cpu};
+use super::databases::Databases;
 use super::disk::Disk;
 use super::plan::{Phase, Plan, Want};
 use super::request::Shape;
@@ -56,12 +59,17 @@ pub(super) struct Figures {
 pub(super) struct Run<'a> {
     plan: &'a Plan,
     dir: PathBuf,
-    site: Site,
-    gateway: Gateway,
+    nodes: Vec<Node>,
     adapters: Vec<u32>,
     counter: Counter,
     /// The next series of ids.
     series: u32,
+}
+
+/// One of the gateways.
+struct Node {
+    site: Site,
+    gateway: Gateway,
 }
 
 /// Measures everything once, in a directory that is removed again.
@@ -69,13 +77,15 @@ pub(super) async fn run(
     plan: &Plan,
     payload_bytes: usize,
     parent: &Path,
+    databases: &mut Databases,
     spinner: &ProgressBar,
     label: &str,
 ) -> Result<Found, Failure> {
     let say = |what: &str| spinner.set_message(format!("{label}{what}"));
     say("starting a gateway");
     let directory = Directory::create(Some(parent), "bench")?;
-    let mut run = Run::start(plan, directory.path()).await?;
+    let url_file = databases.create(directory.path()).await?;
+    let mut run = Run::start(plan, directory.path(), url_file.as_deref()).await?;
     say("an idle gateway");
     sleep(IDLE_BEFORE).await;
     let (idle_kib, idle_cpu_percent) = run.idle().await;
@@ -87,9 +97,11 @@ pub(super) async fn run(
         phases.push((phase.clone(), run.phase(&phase).await?));
     }
     run.measure_disk(&mut disk)?;
-    let peak_kib = run.gateway.memory_kib("VmHWM").unwrap_or_default();
+    let peak_kib = run.memory_kib("VmHWM");
     say("stopping the gateway");
-    run.gateway.stop().await?;
+    for node in run.nodes {
+        node.gateway.stop().await?;
+    }
     Ok(Found {
         fdatasync_us_p50: disk.percentile_us(0.5),
         append_per_s: disk.append_per_s(),
@@ -101,22 +113,44 @@ pub(super) async fn run(
 }
 
 impl<'a> Run<'a> {
-    async fn start(plan: &'a Plan, dir: &Path) -> Result<Self, Failure> {
+    async fn start(plan: &'a Plan, dir: &Path, url_file: Option<&Path>) -> Result<Self, Failure> {
         let tally = dir.join("tally.sock");
         let counter = Counter::bind(&tally).map_err(Failure::io("cannot create a socket"))?;
-        let site = plan.layout().write(dir, &tally)?;
-        let gateway = Gateway::start(&site, Ends::WithUs).await?;
-        let adapters = cpu::children(gateway.pid);
-        Ok(Self { plan, dir: dir.to_path_buf(), site, gateway, adapters, counter, series: 0 })
+        let mut nodes: Vec<Node> = Vec::new();
+        for number in 1..=plan.nodes {
+            let own = dir.join(format!("node-{number}"));
+            std::fs::create_dir(&own).map_err(Failure::io(format!("cannot create {}", own.display())))?;
+            let site = plan.layout().write(&own, &tally, url_file)?;
+            if let Some(first) = nodes.first() {
+                copy_keys(&first.site, &site).map_err(Failure::io("cannot copy the first node's keys"))?;
+            }
+            let gateway = Gateway::start(&site, Ends::WithUs).await?;
+            nodes.push(Node { site, gateway });
+        }
+        let adapters = nodes.iter().flat_map(|node| cpu::children(node.gateway.pid)).collect();
+        Ok(Self { plan, dir: dir.to_path_buf(), nodes, adapters, counter, series: 0 })
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        self.nodes.iter().map(|node| node.gateway.pid).collect()
+    }
+
+    fn sockets(&self) -> Vec<PathBuf> {
+        self.nodes.iter().map(|node| node.site.app_socket.clone()).collect()
+    }
+
+    /// Of the gateway that has the most.
+    fn memory_kib(&self, name: &str) -> u64 {
+        self.nodes.iter().filter_map(|node| node.gateway.memory_kib(name)).max().unwrap_or_default()
     }
 
     /// Memory, KiB, and processor time, percent of a core, of a gateway that has nothing to do.
     async fn idle(&self) -> (u64, f64) {
-        let (before, begun) = (cpu::precise(self.gateway.pid), Instant::now());
+        let used = || self.pids().into_iter().map(cpu::precise).sum::<Duration>();
+        let (before, begun) = (used(), Instant::now());
         sleep(IDLE_LOOK).await;
-        let used = cpu::precise(self.gateway.pid).saturating_sub(before);
-        let percent = used.as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0;
-        (self.gateway.memory_kib("VmRSS").unwrap_or_default(), percent)
+        let percent = used().saturating_sub(before).as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0;
+        (self.memory_kib("VmRSS"), percent / self.nodes.len() as f64)
     }
 
     fn measure_disk(&self, disk: &mut Disk) -> Result<(), Failure> {
@@ -154,13 +188,13 @@ impl<'a> Run<'a> {
     }
 
     fn cpu(&self) -> Cpu {
-        Cpu::now(self.gateway.pid, &self.adapters)
+        Cpu::now(&self.pids(), &self.adapters)
     }
 
     async fn accept(&mut self, phase: &Phase, until: Until) -> Result<Figures, Failure> {
         let load = self.load(phase, KIND_ACCEPT.to_owned(), 0, until);
         let before = self.cpu();
-        let measured = senders::run(&self.site.app_socket, load).await?;
+        let measured = senders::run(self.sockets(), load).await?;
         let cpu = self.cpu().since(before);
         Ok(figures(&measured, measured.per_second(), cpu))
     }
@@ -171,7 +205,7 @@ impl<'a> Run<'a> {
         let load = self.load(phase, kind_through(phase.delay_index), self.plan.destinations, until);
         self.counter.reset();
         let before = self.cpu();
-        let sending = senders::run(&self.site.app_socket, load);
+        let sending = senders::run(self.sockets(), load);
         tokio::pin!(sending);
         let sent = loop {
             tokio::select! {
@@ -196,7 +230,7 @@ impl<'a> Run<'a> {
         let filling = Phase { senders: STRICT_SENDERS, batch: STRICT_BATCH, ..phase.clone() };
         let load = self.load(&filling, KIND_STRICT.to_owned(), 0, messages);
         self.switch("pause").await?;
-        let sent = senders::run(&self.site.app_socket, load).await?;
+        let sent = senders::run(self.sockets(), load).await?;
         self.counter.reset();
         let (before, begun) = (self.cpu(), Instant::now());
         self.switch("resume").await?;
@@ -218,8 +252,19 @@ impl<'a> Run<'a> {
             HeaderValue::from_static("application/json"),
             Bytes::new(),
         );
-        self.site.operator().call(call).await.map(drop)
+        self.nodes[0].site.operator().call(call).await.map(drop)
     }
+}
+
+/// Nodes of one database have the same keys.
+fn copy_keys(from: &Site, to: &Site) -> std::io::Result<()> {
+    let (from, to) = (from.data_dir.join("keys"), to.data_dir.join("keys"));
+    DirBuilder::new().recursive(true).mode(0o700).create(&to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 fn figures(measured: &Measured, per_s: f64, cpu: Cpu) -> Figures {

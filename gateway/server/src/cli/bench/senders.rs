@@ -4,7 +4,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -58,15 +58,14 @@ impl Measured {
     }
 }
 
-/// Sends to the gateway's socket for apps, on a thread of its own.
-pub(super) async fn run(socket: &Path, load: Load) -> Result<Measured, Failure> {
-    let socket = socket.to_path_buf();
+/// Sends to the gateways' sockets for apps, each sender to one of them, on a thread of its own.
+pub(super) async fn run(sockets: Vec<PathBuf>, load: Load) -> Result<Measured, Failure> {
     // A measurement that is given up leaves this thread behind only until the gateway has ended.
-    let ended = tokio::task::spawn_blocking(move || send(&socket, &load)).await;
+    let ended = tokio::task::spawn_blocking(move || send(&sockets, &load)).await;
     ended.map_err(|error| Failure::unsuccessful(format!("the senders failed: {error}")))?
 }
 
-fn send(socket: &Path, load: &Load) -> Result<Measured, Failure> {
+fn send(sockets: &[PathBuf], load: &Load) -> Result<Measured, Failure> {
     let lost = |source| Failure::Io { doing: "a sender lost its connection".to_owned(), source };
     let rounds = match load.until {
         Until::Elapsed(_) => u64::MAX,
@@ -74,7 +73,7 @@ fn send(socket: &Path, load: &Load) -> Result<Measured, Failure> {
     };
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|error| lost(error.into()))?;
     let mut senders = Vec::new();
-    for number in 0..load.senders {
+    for (number, socket) in (0..load.senders).zip(sockets.iter().cycle()) {
         senders.push(Sender::connect(socket, &epoll, load, number).map_err(lost)?);
     }
     let started = Instant::now();
@@ -258,7 +257,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let socket = dir.path().join("s");
             let serving = stub(UnixListener::bind(&socket).unwrap(), 4, 202);
-            let measured = send(&socket, &load(batch, payload_bytes, 4 * batch * 3)).unwrap();
+            let measured = send(&[socket], &load(batch, payload_bytes, 4 * batch * 3)).unwrap();
             assert_eq!(measured.messages, 4 * batch * 3);
             assert_eq!(measured.latencies_us.len(), 12);
             assert!(measured.latencies_us.is_sorted());
@@ -273,7 +272,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let serving = stub(UnixListener::bind(&socket).unwrap(), 4, 429);
-        assert!(matches!(send(&socket, &load(1, 100, 400)), Err(Failure::Garbled { status: 429 })));
+        assert!(matches!(send(&[socket], &load(1, 100, 400)), Err(Failure::Garbled { status: 429 })));
         serving.join().unwrap();
     }
 }

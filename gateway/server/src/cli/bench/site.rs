@@ -34,8 +34,9 @@ pub(super) struct Layout<'a> {
 }
 
 impl Layout<'_> {
-    /// Writes the configuration into `dir`. The adapters tell `tally` what they have settled.
-    pub(super) fn write(&self, dir: &Path, tally: &Path) -> Result<Site, Failure> {
+    /// Writes the configuration into `dir`. The adapters tell `tally` what they have settled. Messages are kept in the PostgreSQL
+    /// whose address is in `url_file`, if there is one.
+    pub(super) fn write(&self, dir: &Path, tally: &Path, url_file: Option<&Path>) -> Result<Site, Failure> {
         let program = quoted(&this_program()?.to_string_lossy());
         let tally = quoted(&tally.to_string_lossy());
         let order = if self.keys > 0 { "key" } else { "none" };
@@ -45,13 +46,15 @@ impl Layout<'_> {
 [adapters.{name}]
 run = [{program}, "{BENCH_ADAPTER}"]
 order = "{order}"
+nodes = "each"
 max_in_flight = 4096
 settings = {{ tally = {tally}, partner_delay_us = {} }}
 "#,
                 delay.as_micros()
             )
         };
-        let mut text = format!("[inboxes.sink]\norder = \"{order}\"\n");
+        let mut text = store(url_file);
+        text += &format!("[inboxes.sink]\norder = \"{order}\"\n");
         text += &adapter(QUEUE_STRICT, "strict", Duration::ZERO);
         let mut routes = route(&format!(r#"type.startsWith("{KIND_ACCEPT}")"#), "sink");
         routes += &route(&format!(r#"type == "{KIND_STRICT}""#), QUEUE_STRICT);
@@ -68,9 +71,10 @@ settings = {{ tally = {tally}, partner_delay_us = {} }}
 }
 
 /// One inbox that holds a backlog, read by this program.
-pub(super) fn write_heap(dir: &Path, keys: u64) -> Result<Site, Failure> {
+pub(super) fn write_heap(dir: &Path, keys: u64, url_file: Option<&Path>) -> Result<Site, Failure> {
     let order = if keys > 0 { "key" } else { "none" };
-    let text = format!("[inboxes.{QUEUE_HEAP}]\norder = \"{order}\"\nmax_in_flight = 4096\n");
+    let text =
+        store(url_file) + &format!("[inboxes.{QUEUE_HEAP}]\norder = \"{order}\"\nmax_in_flight = 4096\n");
     let routes = route(&format!(r#"type == "{KIND_HEAP}""#), QUEUE_HEAP);
     Site::write(
         dir,
@@ -78,6 +82,12 @@ pub(super) fn write_heap(dir: &Path, keys: u64) -> Result<Site, Failure> {
         &App { name: "sender", send: "bench.*", inbox: &[QUEUE_HEAP] },
         &(text + &routes),
     )
+}
+
+fn store(url_file: Option<&Path>) -> String {
+    url_file.map_or_else(String::new, |file| {
+        format!("[store]\npostgres = {{ url_file = {} }}\n\n", quoted(&file.to_string_lossy()))
+    })
 }
 
 fn route(when: &str, to: &str) -> String {
@@ -93,7 +103,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let delays = [Duration::ZERO, Duration::from_millis(25)];
         let layout = Layout { keys: 5, destinations: 3, partner_delays: &delays };
-        let site = layout.write(dir.path(), &dir.path().join("tally")).unwrap();
+        let site = layout.write(dir.path(), &dir.path().join("tally"), None).unwrap();
         let document: toml::Table = std::fs::read_to_string(&site.config).unwrap().parse().unwrap();
         let adapters = document["adapters"].as_table().unwrap();
         assert_eq!(adapters.len(), 7);
@@ -107,7 +117,7 @@ mod tests {
     #[test]
     fn the_heap_is_an_inbox_of_the_sender() {
         let dir = tempfile::tempdir().unwrap();
-        let site = write_heap(dir.path(), 0).unwrap();
+        let site = write_heap(dir.path(), 0, None).unwrap();
         let document: toml::Table = std::fs::read_to_string(&site.config).unwrap().parse().unwrap();
         assert_eq!(document["apps"]["sender"]["inbox"][0].as_str(), Some(QUEUE_HEAP));
         assert!(document["inboxes"][QUEUE_HEAP].is_table());

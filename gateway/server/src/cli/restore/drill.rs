@@ -6,9 +6,9 @@ use std::time::Duration;
 use gatepost_audit::{Leaf, Report};
 use gatepost_core::Timestamp;
 use gatepost_store::archive::Archive;
-use gatepost_store::backup::{Backup, Landing, Manifest, ScratchDatabase};
+use gatepost_store::backup::{Backup, Landing, Manifest};
 use gatepost_store::reconcile::Reconciliation;
-use gatepost_store::{Database, Engines, KEYS_IN_MEMORY, Options, salvage};
+use gatepost_store::{Database, Engines, KEYS_IN_MEMORY, OpenError, Options, ScratchDatabase, salvage};
 use serde_json::json;
 
 use super::super::failure::{EXIT_DISAGREE, Failure};
@@ -31,18 +31,15 @@ pub(super) async fn verify(context: &Context, args: &Restore, backup: &Backup) -
     let ui = &context.ui;
     let mut landing = Landing::beside(backup).map_err(failure)?;
     let (database, scratch) = database(context, args, backup.manifest()).await?;
-    if let Some(scratch) = &scratch {
-        ui.note(format_args!("the temporary database {} is dropped at the end", scratch.name()));
-    }
     let spinner = ui.spinner("restoring in a temporary place");
     let proved = prove(ui, args, backup, &mut landing, &database).await;
     spinner.finish_and_clear();
-    let mut cleared = landing.abandon().await;
+    let mut cleared = landing.abandon().await.map_err(failure);
     if let Some(scratch) = scratch {
-        cleared = cleared.and(scratch.drop().await);
+        cleared = cleared.and(scratch.remove().await.map_err(no_scratch));
     }
     let proof = proved?;
-    cleared.map_err(failure)?;
+    cleared?;
     print(ui, args, backup.manifest(), &proof)
 }
 
@@ -68,15 +65,21 @@ async fn database(
             None,
         ));
     }
-    let configured = configured?;
-    let Database::Postgres { url, .. } = &configured else {
+    let Database::Postgres { url, node, engines } = configured? else {
         return Err(Failure::Usage {
             what: "the backup is of a PostgreSQL store, and the configuration names none".to_owned(),
             hint: Some("name the address of an empty database with --database-url-file FILE"),
         });
     };
-    let scratch = ScratchDatabase::create(url).await.map_err(failure)?;
-    Ok((scratch.of(&configured), Some(scratch)))
+    let scratch = ScratchDatabase::create(&url, "verify").await.map_err(no_scratch)?;
+    Ok((Database::Postgres { url: scratch.url().to_owned(), node, engines }, Some(scratch)))
+}
+
+fn no_scratch(error: OpenError) -> Failure {
+    Failure::Unsuccessful {
+        what: format!("no temporary database beside the configured one: {}", audit::chain(&error)),
+        hint: Some("name the address of an empty database with --database-url-file FILE".to_owned()),
+    }
 }
 
 async fn prove(

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::bench::{Bench, Who};
 
 /// The contract: every call of the API and who may make it.
-const CALLS: [&str; 26] = [
+const CALLS: [&str; 27] = [
     "get /livez",
     "get /metrics",
     "get /readyz",
@@ -20,6 +20,7 @@ const CALLS: [&str; 26] = [
     "get /v1/messages",
     "get /v1/messages/{id}",
     "get /v1/messages/{id}/data",
+    "get /v1/nodes",
     "get /v1/queues",
     "get /v1/queues/{name}",
     "post /v1/adapters/{name}/restart",

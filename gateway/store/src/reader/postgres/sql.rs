@@ -116,6 +116,11 @@ statements! {
         CROSS JOIN LATERAL (SELECT born FROM delivery WHERE pos = s.pos LIMIT 1) d)) AS looked_at";
 
     // === the audit log ===
+    NODES = "/* nodes */ SELECT n.name, n.epoch, n.version, n.since, n.until, \
+        ARRAY(SELECT r.name FROM role r WHERE r.epoch = n.epoch ORDER BY r.name) AS roles, b.queues, b.counts \
+        FROM node n CROSS JOIN LATERAL (SELECT coalesce(array_agg(q.name ORDER BY q.name), '{}') AS queues, \
+        coalesce(array_agg(c.count ORDER BY q.name), '{}') AS counts FROM (SELECT queue, count(*)::int AS count FROM bucket \
+        WHERE epoch = n.epoch GROUP BY queue) c JOIN queue q ON q.id = c.queue) b ORDER BY n.name, n.since, n.epoch";
     TREE_SIZE = "/* tree_size */ SELECT sequenced FROM store";
     /// From the run in which $1 stands, if there is one.
     LEAVES = "/* leaves */ SELECT p.first, p.count, l.bytes FROM leaf_place p CROSS JOIN LATERAL (SELECT bytes FROM leaf \
