@@ -36,7 +36,7 @@ pub(super) async fn verify(context: &Context, args: &Restore, backup: &Backup) -
     spinner.finish_and_clear();
     let mut cleared = landing.abandon().await.map_err(failure);
     if let Some(scratch) = scratch {
-        cleared = cleared.and(scratch.remove().await.map_err(no_scratch));
+        cleared = cleared.and(scratch.remove().await.map_err(still_there));
     }
     let proof = proved?;
     cleared?;
@@ -80,6 +80,12 @@ fn no_scratch(error: OpenError) -> Failure {
         what: format!("no temporary database beside the configured one: {}", audit::chain(&error)),
         hint: Some("name the address of an empty database with --database-url-file FILE".to_owned()),
     }
+}
+
+fn still_there(error: OpenError) -> Failure {
+    let what =
+        format!("a temporary database gatepost_verify_… is left on the server: {}", audit::chain(&error));
+    Failure::Unsuccessful { what, hint: Some("drop it with DROP DATABASE".to_owned()) }
 }
 
 async fn prove(
