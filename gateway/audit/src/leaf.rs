@@ -72,8 +72,9 @@ words! {
         Searched = "searched",
         AuditRead = "audit_read",
         AuditExported = "audit_exported",
-        /// An operator made the gateway go on from a log that does not extend its last checkpoint. A leaf of this kind has, as
-        /// `subject_of`, `sha256:` and the digest of the file beside the log in which the reason stands.
+        /// An operator made the gateway go on from a log that does not extend its last checkpoint, or, where `code` is `restored`,
+        /// from that of a backup: what was signed after the backup is not in it. A leaf of this kind has, as `subject_of`, `sha256:`
+        /// and the digest of the file beside the log in which the reason stands.
         AuditAdopted = "audit_adopted",
         QueuePaused = "queue_paused",
         QueueResumed = "queue_resumed",

@@ -55,6 +55,16 @@ pub const ADAPTER_POINTS: [&str; 5] = [
     "hl7.before_ack",
 ];
 
+/// The points of `gatepost`'s commands that copy data and put it back.
+pub const COMMAND_POINTS: [&str; 3] = [
+    // The database has been copied, and the log's files have not.
+    "backup.snapshot_taken",
+    // All of the backup is durable, under a temporary name.
+    "backup.complete",
+    // A part of what is restored gets its place next.
+    "restore.before_a_part",
+];
+
 #[cfg(feature = "on")]
 mod on;
 

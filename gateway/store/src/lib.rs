@@ -6,11 +6,12 @@
 //!
 //! Where things are: [`Store`] is the handle; `writer/` decides and commits groups of operations, over a [`backend`], which is
 //! `sqlite`; `reader/` answers queries; `audit_log` turns leaves into tiles and signed checkpoints; `reconcile` doubts all of
-//! it; `salvage` saves what is sound of a damaged directory; `sql` holds every statement as a named const.
+//! it; `salvage` saves what is sound of a damaged directory; `backup` copies all of it while it is used; `sql` holds every statement as a named const.
 
 pub mod archive;
 mod audit_log;
 mod backend;
+pub mod backup;
 mod call;
 mod clock;
 mod data_dir;

@@ -8,7 +8,7 @@ mod commit;
 mod connection;
 mod load;
 mod node;
-mod partitions;
+pub(crate) mod partitions;
 #[cfg(test)]
 mod plans;
 pub(crate) mod probe;
@@ -28,6 +28,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
+pub(crate) use commit::day_of;
 pub(crate) use connection::options;
 pub(crate) use node::{Node, NodeError, is_in_use, open, readers};
 pub(crate) use sequencer::Sequencer;

@@ -7,7 +7,7 @@
 mod postgres;
 mod sqlite;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use gatepost_audit::{Event, Leaf};
 use gatepost_core::{DeliveryId, MessageId};
@@ -25,6 +25,8 @@ pub struct Reconciliation {
     pub entries: u64,
     pub messages: u64,
     pub deliveries: u64,
+    /// Deliveries by their state.
+    pub by_state: BTreeMap<&'static str, u64>,
     pub disagreements: u64,
     /// The first of them, at most [`TOLD_MAX`].
     pub first: Vec<Disagreement>,
@@ -269,6 +271,7 @@ impl Rows {
         let mut deliveries: Vec<_> = self.deliveries.into_iter().collect();
         deliveries.sort_unstable_by_key(|(id, _)| *id);
         for (id, delivery) in deliveries {
+            *found.by_state.entry(delivery.state).or_default() += 1;
             delivery.compare(DeliveryId::from_bytes(id), found);
         }
         let mut queues: Vec<_> = self.queues.into_values().collect();

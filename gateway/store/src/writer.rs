@@ -177,6 +177,8 @@ impl<B: Backend> Writer<B> {
     ) -> B {
         let mut sweep = runtime.block_on(async { tokio::time::interval(SWEEP_INTERVAL) });
         let mut drained = Vec::with_capacity(OPS_PER_COMMIT_MAX);
+        // Whoever opens a store without a configuration sees what is in it.
+        self.publish_queues();
         loop {
             let next = async {
                 tokio::select! {

@@ -2,6 +2,7 @@
 
 mod accept;
 mod adapters;
+mod backup;
 mod delivery;
 mod disk;
 mod faults;

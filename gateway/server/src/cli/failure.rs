@@ -28,7 +28,7 @@ pub(super) const EXIT_CODES: &str = "Exit codes:
   6  the audit log does not verify (`audit verify` names the kind: 10 signature, 11 root,
      12 files, 13 fork, 16 leaf, 17 impossible leaf, 18 rolled back, 20 unreadable)
   7  `reload`: the file is correct, but only a restart can change some of its keys; nothing changed
-  8  `audit reconcile`: the audit log and the database do not agree
+  8  `audit reconcile`, `restore --verify`: the audit log and the database do not agree
   9  `doctor --repair`: the new directory is there, but not everything could be saved";
 
 #[derive(Debug, thiserror::Error)]

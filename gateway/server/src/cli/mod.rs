@@ -4,6 +4,7 @@
 //! the same rights as everybody else. Results go to standard output, everything else to standard error.
 
 mod audit;
+mod backup;
 mod bench;
 mod client;
 mod deliveries;
@@ -14,6 +15,7 @@ mod list;
 mod locate;
 mod queue;
 mod receive;
+mod restore;
 mod scratch;
 mod send;
 mod setup;
@@ -101,6 +103,10 @@ enum Command {
     /// The audit log: verify, export, prove, read. Works on the data directory, gateway running or not
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Copy all that the gateway has stored into a new directory, while it runs or not
+    Backup(backup::Backup),
+    /// Put a backup back into an empty data directory, or prove that it could be
+    Restore(restore::Restore),
     /// Measure this machine's gateway with everything switched on
     Bench(bench::Bench),
     /// Look at the machine and at all that is stored; save what is sound of it
@@ -192,6 +198,8 @@ fn run(
         Command::Dead(command) => runtime()?.block_on(deliveries::dead(context, command)),
         Command::Doubt(command) => runtime()?.block_on(deliveries::doubt(context, command)),
         Command::Audit(command) => runtime()?.block_on(audit::audit(context, command)),
+        Command::Backup(args) => runtime()?.block_on(backup::backup(context, args)),
+        Command::Restore(args) => runtime()?.block_on(restore::restore(context, args)),
         Command::Bench(args) => runtime()?.block_on(bench::bench(context, args)),
         Command::Doctor(args) => doctor::doctor(context, args),
         Command::Completions(args) => setup::completions(&context.ui, args),

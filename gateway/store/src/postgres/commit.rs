@@ -17,7 +17,7 @@ use crate::writer::{Counts, Queue, Touched, Turn};
 const DAY_MICROS: i64 = 86_400_000_000;
 
 /// The day of a store time.
-pub(super) fn day_of(time: Timestamp) -> i32 {
+pub(crate) fn day_of(time: Timestamp) -> i32 {
     i32::try_from(time.as_micros().div_euclid(DAY_MICROS)).unwrap_or(i32::MAX)
 }
 

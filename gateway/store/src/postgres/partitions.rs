@@ -23,15 +23,27 @@ impl Partitions {
         if self.made_through.is_some_and(|through| through > today) {
             return Ok(());
         }
-        for day in today..=today + DAYS_AHEAD {
-            for table in TABLES {
-                let to = day + 1;
-                connection.script(format!(
-                    "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{day} PARTITION OF {table} FOR VALUES FROM ({day}) TO ({to})"
-                ))?;
+        for day in days_from(today) {
+            for script in scripts(day) {
+                connection.script(script)?;
             }
         }
         self.made_through = Some(today + DAYS_AHEAD);
         Ok(())
     }
+}
+
+/// Days that have partitions once a day is tended.
+pub(crate) fn days_from(today: i32) -> std::ops::RangeInclusive<i32> {
+    today..=today + DAYS_AHEAD
+}
+
+/// Makes the partitions of a day, one by one: each takes a lock that everybody else waits for.
+pub(crate) fn scripts(day: i32) -> impl Iterator<Item = String> {
+    let to = day + 1;
+    TABLES.into_iter().map(move |table| {
+        format!(
+            "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{day} PARTITION OF {table} FOR VALUES FROM ({day}) TO ({to})"
+        )
+    })
 }

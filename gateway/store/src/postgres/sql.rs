@@ -280,6 +280,11 @@ statements! {
     RECONCILE_DELIVERIES = "/* reconcile_deliveries */ SELECT d.id, d.message, d.queue, d.state, d.attempts, d.series, d.leaves, d.late, \
         d.due, d.lane IS NOT NULL, d.blocks, d.suspect, m.size FROM delivery d LEFT JOIN message m ON m.seq = d.message";
 
+    // === backup ===
+    PARTITIONED_DAYS = "/* partitioned_days */ SELECT DISTINCT substring(c.relname FROM '[0-9]+$')::integer AS day FROM pg_class c \
+        WHERE c.relnamespace = 'gatepost'::regnamespace AND c.relispartition AND c.relname ~ '_[0-9]+$' AND c.relkind = 'r' ORDER BY day";
+    TABLES_ARE_THERE = "/* tables_are_there */ SELECT EXISTS (SELECT 1 FROM pg_tables WHERE schemaname = 'gatepost' AND tablename <> 'probe')";
+
     // === retention ===
     PURGE_FIND = "/* purge_find */ SELECT seq FROM (SELECT seq, accepted_at FROM message WHERE seq > $1 AND seq <= $4 ORDER BY seq LIMIT $3) w \
         WHERE accepted_at < $2 ORDER BY seq";

@@ -16,6 +16,7 @@ mod run;
 
 mod accept;
 mod audit;
+mod backup;
 mod begin;
 mod doubt;
 mod emit;

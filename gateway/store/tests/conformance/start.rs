@@ -4,8 +4,8 @@ use std::fs;
 
 use gatepost_store::{DataDirError, Database, LogFault, OpenError};
 
-use crate::check::assert_log;
-use crate::fixture::{DELIVERED, Fixture, Place, queue, quick};
+use crate::check::{assert_log, number};
+use crate::fixture::{DELIVERED, Fixture, Place, queue, quick, until};
 
 pub(crate) async fn place_with(count: usize) -> Place {
     filled(Place::new(vec![queue("lab", quick())]).open().await.unwrap(), "m", count).await.stop().await
@@ -131,6 +131,22 @@ async fn r13_7_entries_that_no_checkpoint_covers_are_normal_after_a_crash() {
         let report = assert_log(&fixture.stop().await, "after the crash").await;
         assert!(report.size > size);
     }
+}
+
+/// Under load files are written between two checkpoints: killed then, the log has files of a larger tree than the one that is signed.
+#[tokio::test]
+async fn r13_7_files_may_be_ahead_of_the_checkpoint_after_a_crash() {
+    let place = place_with(400).await;
+    let checkpoint = place.path().join("audit/checkpoint");
+    let signed = fs::read(&checkpoint).unwrap();
+    let fixture = filled(place.open().await.unwrap(), "more", 600).await;
+    let place = fixture.place.clone();
+    let filed = ["SELECT min(idx) >= 768 FROM leaf", "SELECT min(filed) / 768 FROM node"];
+    until("files are written, and their rows are gone", async || number(&place, filed).await == 1).await;
+    fixture.stop().await;
+    fs::write(&checkpoint, signed).unwrap();
+    let place = place.open().await.unwrap().stop().await;
+    assert_log(&place, "after the crash").await;
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ mod unknown;
 mod accept;
 #[path = "../conformance/audit.rs"]
 mod audit;
+#[path = "../conformance/backup.rs"]
+mod backup;
 #[path = "../conformance/begin.rs"]
 mod begin;
 #[path = "../conformance/doubt.rs"]

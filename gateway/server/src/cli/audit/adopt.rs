@@ -32,9 +32,7 @@ pub(super) async fn adopt(context: &Context, reason: &str) -> Result<(), Failure
     let note = json!({"at": at, "operator": operator, "reason": reason}).to_string();
     let name = format!("adopted-{at}.json");
     let log = data_dir.join("audit");
-    gatepost_audit::write_file_durable(&log, &name, note.as_bytes())
-        .map_err(Failure::io(format!("cannot write {name} beside the log")))?;
-    let digest = format!("sha256:{}", hex(&Sha256::digest(note.as_bytes())));
+    let digest = put_reason(&log, &name, &note)?;
     if let Err(error) = go_on(&config, database, operator, &digest).await {
         // Nothing was adopted, so nothing was decided. If the file stays, it only says more than happened.
         let _ = std::fs::remove_file(log.join(&name));
@@ -46,6 +44,13 @@ pub(super) async fn adopt(context: &Context, reason: &str) -> Result<(), Failure
     }
     ui.line(format_args!("the log is adopted as it is, and its newest entries say so"))?;
     ui.line(format_args!("the reason is in audit/{name}; the log holds its {digest}"))
+}
+
+/// Puts the reason of an operator's act beside the log; what an entry holds of it.
+pub(in crate::cli) fn put_reason(log: &Path, name: &str, reason: &str) -> Result<String, Failure> {
+    gatepost_audit::write_file_durable(log, name, reason.as_bytes())
+        .map_err(Failure::io(format!("cannot write {name} beside the log")))?;
+    Ok(format!("sha256:{}", hex(&Sha256::digest(reason.as_bytes()))))
 }
 
 async fn is_intact(data_dir: &Path, database: &Database) -> Result<bool, Failure> {
@@ -72,7 +77,7 @@ async fn go_on(config: &Config, database: Database, operator: String, digest: &s
     Ok(())
 }
 
-fn not_opened(error: &OpenError) -> Failure {
+pub(in crate::cli) fn not_opened(error: &OpenError) -> Failure {
     match error {
         OpenError::Log(_) => Failure::Audit { code: EXIT_AUDIT, what: chain(error) },
         _ => Failure::unsuccessful(chain(error)),

@@ -5,7 +5,7 @@ mod adopt;
 mod log;
 mod reconcile;
 
-pub(super) use adopt::this_user;
+pub(super) use adopt::{not_opened, put_reason, this_user};
 
 use std::path::{Path, PathBuf};
 
@@ -83,7 +83,7 @@ pub(super) async fn audit(context: &Context, command: &Audit) -> Result<(), Fail
 }
 
 /// What cannot be opened cannot be verified either: the same exit codes.
-fn failure(error: ArchiveError) -> Failure {
+pub(super) fn failure(error: ArchiveError) -> Failure {
     let outcome = match &error {
         ArchiveError::Checkpoint(_) => Outcome::Signature,
         ArchiveError::Ends(_) => Outcome::RolledBack,
@@ -157,7 +157,7 @@ fn rolled_back(data_dir: &Path, error: &ArchiveError) -> Option<Fault> {
 }
 
 /// The error and what lies behind it.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -228,14 +228,14 @@ fn audit_failure(ui: &Ui, fault: &Fault) -> Failure {
     not_verified(fault)
 }
 
-fn not_verified(fault: &Fault) -> Failure {
+pub(super) fn not_verified(fault: &Fault) -> Failure {
     Failure::Audit {
         code: fault.exit_code(),
         what: format!("the audit log does not verify: {}", chain(fault)),
     }
 }
 
-fn advance(bar: &ProgressBar) -> impl FnMut(u64, u64) + Send + 'static {
+pub(super) fn advance(bar: &ProgressBar) -> impl FnMut(u64, u64) + Send + 'static {
     let bar = bar.clone();
     move |done, all| {
         bar.set_length(all.max(done));

@@ -44,7 +44,7 @@ fn print_json(ui: &Ui, found: &Reconciliation) -> Result<(), Failure> {
 }
 
 fn print(ui: &Ui, found: &Reconciliation) -> Result<(), Failure> {
-    let Reconciliation { entries, messages, deliveries, disagreements, first } = found;
+    let Reconciliation { entries, messages, deliveries, disagreements, first, .. } = found;
     for disagreement in first {
         let kind = ui.paint(Style::Bad, disagreement.kind.as_str());
         ui.line(format_args!("{kind} {}: {}", disagreement.subject, disagreement.detail))?;
