@@ -3,7 +3,7 @@
 use gatepost_core::delivery::Proof;
 use gatepost_core::{State, Timestamp};
 
-use super::connection::Connection;
+use super::connection::{Connection, Statement};
 use super::row::{bucket_of, bucket_of_lane};
 use super::{Owned, sql};
 use crate::backend::CommitError;
@@ -51,9 +51,9 @@ pub(super) fn write(
 }
 
 /// Executes a statement that must change so many rows. One that changes others finds the database other than it was decided on.
-fn exactly(
+pub(super) fn exactly(
     connection: &mut Connection,
-    statement: super::connection::Statement<'_>,
+    statement: Statement<'_>,
     rows: usize,
     name: &str,
 ) -> Result<(), CommitError> {
@@ -135,8 +135,19 @@ fn changes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), Comm
     let rows: Vec<&Row> = touched.iter().map(|touched| &touched.now).collect();
     let rows = rows.as_slice();
     let was: Vec<&Row> = touched.iter().map(|touched| &touched.was).collect();
+    let statement = bind_rows(sqlx::query(sql::DELIVERIES_CHANGE), rows)
+        .bind(each_ref(&was, |row| small(state_code(&row.delivery.state))))
+        .bind(each_ref(&was, token))
+        .bind(each_ref(&was, |row| row.delivery.lease().map(|lease| lease.until.as_micros())))
+        .bind(each_ref(&was, |row| queue_id(row.queue)))
+        .bind(each_ref(&was, due));
+    exactly(connection, statement, rows.len(), "deliveries_change")
+}
+
+/// Binds all columns of deliveries that can change, in the table's order, behind their positions.
+pub(super) fn bind_rows<'q>(statement: Statement<'q>, rows: &[&Row]) -> Statement<'q> {
     let counts = |count: fn(&Row) -> u32| each_ref(rows, |row| i32::try_from(count(row)).unwrap_or(i32::MAX));
-    let statement = sqlx::query(sql::DELIVERIES_CHANGE)
+    statement
         .bind(each_ref(rows, |row| row.pos))
         .bind(each_ref(rows, |row| queue_id(row.queue)))
         .bind(each_ref(rows, |row| row.lane.as_ref().map(<[u8; 16]>::as_slice)))
@@ -163,12 +174,6 @@ fn changes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), Comm
         }))
         .bind(each_ref(rows, |row| row.delivery.settled.map(|(_, kind)| kind.as_str())))
         .bind(each_ref(rows, |row| row.leaves.as_slice()))
-        .bind(each_ref(&was, |row| small(state_code(&row.delivery.state))))
-        .bind(each_ref(&was, token))
-        .bind(each_ref(&was, |row| row.delivery.lease().map(|lease| lease.until.as_micros())))
-        .bind(each_ref(&was, |row| queue_id(row.queue)))
-        .bind(each_ref(&was, due));
-    exactly(connection, statement, rows.len(), "deliveries_change")
 }
 
 /// Brings what stands in the tables beside the deliveries in line with what has become of them.
@@ -239,7 +244,7 @@ fn in_lanes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), Com
 }
 
 /// How a delivery stands in table `stuck`.
-fn stuck_as(row: &Row) -> Option<(i16, i64, bool)> {
+pub(super) fn stuck_as(row: &Row) -> Option<(i16, i64, bool)> {
     let held = matches!(row.delivery.state, State::InDoubt { due: None });
     matches!(row.delivery.state, State::InDoubt { .. } | State::Dead { .. }).then_some((
         small(state_code(&row.delivery.state)),
@@ -432,7 +437,11 @@ pub(super) fn change_queue(
     exactly(connection, statement, 1, "queue_change")
 }
 
-fn counts(connection: &mut Connection, epoch: i32, added: &[(i64, Counts)]) -> Result<(), CommitError> {
+pub(super) fn counts(
+    connection: &mut Connection,
+    epoch: i32,
+    added: &[(i64, Counts)],
+) -> Result<(), CommitError> {
     if added.is_empty() {
         return Ok(());
     }
@@ -470,19 +479,19 @@ fn leases(
     exactly(connection, statement, 1, "leases_add")
 }
 
-fn each<'r, T>(rows: &'r [Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {
+pub(super) fn each<'r, T>(rows: &'r [Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {
     rows.iter().map(column).collect()
 }
 
-fn each_ref<'r, T>(rows: &[&'r Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {
+pub(super) fn each_ref<'r, T>(rows: &[&'r Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {
     rows.iter().map(|row| column(row)).collect()
 }
 
-fn due(row: &Row) -> Option<i64> {
+pub(super) fn due(row: &Row) -> Option<i64> {
     row.delivery.state.due().map(Timestamp::as_micros)
 }
 
-fn token(row: &Row) -> Option<&[u8]> {
+pub(super) fn token(row: &Row) -> Option<&[u8]> {
     row.delivery.lease().map(|lease| lease.token.as_bytes().as_slice())
 }
 
@@ -491,7 +500,7 @@ pub(super) fn queue_id(id: i64) -> i32 {
 }
 
 /// A closed set's number.
-fn small(code: i64) -> i16 {
+pub(super) fn small(code: i64) -> i16 {
     i16::try_from(code).unwrap_or(i16::MAX)
 }
 

@@ -24,14 +24,17 @@ impl Partitions {
             return Ok(());
         }
         for day in today..=today + DAYS_AHEAD {
-            for table in TABLES {
-                let to = day + 1;
-                connection.script(format!(
-                    "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{day} PARTITION OF {table} FOR VALUES FROM ({day}) TO ({to})"
-                ))?;
-            }
+            TABLES.into_iter().try_for_each(|table| make(connection, table, day))?;
         }
         self.made_through = Some(today + DAYS_AHEAD);
         Ok(())
     }
+}
+
+/// Makes the partition of a table for a day, if it is not there.
+pub(super) fn make(connection: &mut Connection, table: &str, day: i32) -> Result<(), CommitError> {
+    let to = day + 1;
+    connection.script(format!(
+        "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{day} PARTITION OF {table} FOR VALUES FROM ({day}) TO ({to})"
+    ))
 }
