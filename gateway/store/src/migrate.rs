@@ -130,7 +130,7 @@ pub enum MigrateError {
     #[error("a gateway runs on {0}: stop it first")]
     Running(PathBuf),
     /// What is to be moved cannot be opened, or not be trusted.
-    #[error("{0}")]
+    #[error(transparent)]
     Original(OpenError),
     #[error(
         "{0}: nothing damaged is copied. `gatepost doctor --repair NEW` saves what is sound into a new directory, which can be moved"
@@ -141,10 +141,10 @@ pub enum MigrateError {
          message cannot be moved"
     )]
     Scattered(MessageId),
-    #[error("{0}")]
+    #[error(transparent)]
     Log(LogFault),
     /// What it is to be moved to cannot be used.
-    #[error("{0}")]
+    #[error(transparent)]
     Database(OpenError),
     #[error("the database is another gateway's: it was written with other keys. Name an empty one")]
     Foreign,

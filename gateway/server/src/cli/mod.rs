@@ -12,6 +12,7 @@ mod doctor;
 mod failure;
 mod list;
 mod locate;
+mod migrate;
 mod queue;
 mod receive;
 mod scratch;
@@ -105,6 +106,8 @@ enum Command {
     Bench(bench::Bench),
     /// Look at the machine and at all that is stored; save what is sound of it
     Doctor(doctor::Doctor),
+    /// Move a stopped gateway, with all that it stores, from SQLite to PostgreSQL
+    Migrate(migrate::Migrate),
     /// Print the completions for a shell
     Completions(setup::Completions),
 }
@@ -194,6 +197,7 @@ fn run(
         Command::Audit(command) => runtime()?.block_on(audit::audit(context, command)),
         Command::Bench(args) => runtime()?.block_on(bench::bench(context, args)),
         Command::Doctor(args) => doctor::doctor(context, args),
+        Command::Migrate(args) => runtime()?.block_on(migrate::migrate(context, args)),
         Command::Completions(args) => setup::completions(&context.ui, args),
     }
 }

@@ -161,7 +161,7 @@ fn rolled_back(data_dir: &Path, error: &ArchiveError) -> Option<Fault> {
 }
 
 /// The error and what lies behind it.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
