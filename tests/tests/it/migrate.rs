@@ -8,23 +8,27 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use gatepost_tests::lab::Report;
 use gatepost_tests::{Gateway, faulty, note, program, settle_item, until, until_within};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::order_event;
 
-/// Messages that nobody reads, so that there is something to move.
-const BULK: usize = 100_000;
+/// Messages that nobody reads, so that there is something to move: in the short form, and in the long one.
+const BULK: usize = 10_000;
+const BULK_LONG: usize = 100_000;
 const EVENTS_PER_BATCH: usize = 1000;
 /// Messages for the adapter, and for the inbox that is read.
 const LANES: usize = 50;
 const PER_LANE: usize = 30;
-/// Of these so many are with the adapter's partner when the gateway is killed, and are read from the inbox.
+/// Of these so many are delivered before the last ones are handed in, in the middle of which the gateway is killed.
 const DONE: usize = LANES * PER_LANE / 3;
 const DRAINED: Duration = Duration::from_secs(120);
 /// Deliveries whose receipts are kept.
 const RECEIPTS: usize = 20;
+/// After how long a migration is killed that pauses behind each batch.
+const KILLED_AFTER: [Duration; 2] = [Duration::from_millis(300), Duration::from_millis(600)];
 
 fn gateway() -> Gateway {
     let gateway = Gateway::builder()
@@ -118,15 +122,15 @@ fn assert_killed(output: &Output, when: &str) {
 /// Kills migrations at named points and at any time, until one is done; how often that was.
 fn migrate_under_fire(gateway: &Gateway) -> usize {
     let mut kills = 0;
-    for fault in ["copy.before_commit=kill@3", "copy.after_commit=kill@40", "copy.before_commit=kill@60"] {
+    for fault in ["copy.before_commit=kill@3", "copy.after_commit=kill@5", "copy.before_commit=kill@8"] {
         assert_killed(&migrate(gateway, fault).output().unwrap(), fault);
         kills += 1;
     }
     let refused = String::from_utf8(gateway.cli(&["serve"]).stderr).unwrap();
     assert!(refused.contains("gatepost migrate --to postgres"), "{refused}");
-    for after_ms in [700, 1500] {
-        let mut running = migrate(gateway, "").spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(after_ms));
+    for after in KILLED_AFTER {
+        let mut running = migrate(gateway, "copy.after_commit=pause:100").spawn().unwrap();
+        std::thread::sleep(after);
         running.kill().unwrap();
         let ended = running.wait_with_output().unwrap();
         assert_killed(&ended, "in the middle");
@@ -185,15 +189,28 @@ fn assert_proofs_hold(gateway: &Gateway, receipts: &[PathBuf]) {
 }
 
 #[test]
-fn a_gateway_with_100_000_messages_is_moved_however_often_that_is_killed() {
+fn a_gateway_killed_at_work_is_moved_however_often_that_is_killed() {
+    note(&moved(BULK));
+}
+
+/// The long form.
+pub(crate) fn migration(_: Duration, report: &mut Report) {
+    report.note(moved(BULK_LONG));
+}
+
+/// The whole of it, with so many messages that nobody reads; what was measured.
+fn moved(messages: usize) -> String {
     let started = Instant::now();
     let mut gateway = gateway();
-    let bulk: Vec<Value> = (0..BULK).map(|n| event(format!("bulk-{n}"), n % 1000, n, "bulk")).collect();
+    let bulk: Vec<Value> = (0..messages).map(|n| event(format!("bulk-{n}"), n % 1000, n, "bulk")).collect();
     let shelved = accept(&gateway, &bulk);
-    let worked = accept(&gateway, &work());
-    let mut received = read(&gateway, DONE);
-    until_within(DRAINED, "the partner has some", || (gateway.effects("lab").len() > DONE).then_some(()));
+    let work = work();
+    let worked = accept(&gateway, &work[..DONE]);
+    let mut received = read(&gateway, DONE / 2);
+    until_within(DRAINED, "the partner has these", || (gateway.unsettled("lab") == 0).then_some(()));
     let receipts = keep_proofs(&gateway, &[&shelved[..], &worked[..]].concat());
+    accept(&gateway, &work[DONE..]);
+    until("the partner has more", || (gateway.effects("lab").len() > DONE).then_some(()));
     gateway.kill();
     let left_lab = LANES * PER_LANE - effects(&gateway).values().map(Vec::len).sum::<usize>();
     let filled = started.elapsed();
@@ -211,14 +228,15 @@ fn a_gateway_with_100_000_messages_is_moved_however_often_that_is_killed() {
     let started = Instant::now();
     gateway.restart();
     // What was handed in before is known still: the same ids, and other content is refused.
-    let again = accept(&gateway, &bulk[BULK - EVENTS_PER_BATCH..]);
-    for (before, now) in shelved[BULK - EVENTS_PER_BATCH..].iter().zip(&again) {
+    let newest = messages - EVENTS_PER_BATCH;
+    let again = accept(&gateway, &bulk[newest..]);
+    for (before, now) in shelved[newest..].iter().zip(&again) {
         assert_eq!((&now["id"], &now["duplicate"]), (&before["id"], &json!(true)));
     }
     let mut other = bulk[7].clone();
     other["data"] = json!("other");
     gateway.app().event(&other).expect(422);
-    assert_eq!(gateway.queue("shelf")["depth"]["waiting"], BULK);
+    assert_eq!(gateway.queue("shelf")["depth"]["waiting"], messages);
     // What was not done is, in its order.
     until_within(DRAINED, "everything is delivered", || (gateway.unsettled("lab") == 0).then_some(()));
     for (lane, rest) in read(&gateway, usize::MAX) {
@@ -238,10 +256,10 @@ fn a_gateway_with_100_000_messages_is_moved_however_often_that_is_killed() {
     assert_proofs_hold(&gateway, &receipts);
     gateway.stop();
     gateway.cli_ok(&["audit", "reconcile"]);
-    note(&format!(
+    format!(
         "{} messages filled in {filled:.1?}, moved with {kills} kills in {moved_in:.1?}, the {left_lab} left for the partner and the log's \
          proofs done in {:.1?}",
-        BULK + LANES * PER_LANE,
+        messages + LANES * PER_LANE,
         started.elapsed()
-    ));
+    )
 }
