@@ -238,7 +238,7 @@ impl Copy {
             let mut cells = Cells::new(&row);
             let (seq, pos): (i64, i64) = (cells.take()?, cells.take()?);
             let last = seq.max(pos).max(whole(origin.entries));
-            copy.connection.row(sqlx::query(sql::TURN_SET).bind((last >> TURN_BITS) + 1))?;
+            copy.connection.row(sqlx::query(sql::TURN_SET).bind(turn_above(last)))?;
             let end = sqlx::query(sql::STORE_END).bind(whole(origin.entries)).bind(origin.now.as_micros());
             copy.connection.execute(end)?;
             Ok(())
@@ -273,6 +273,26 @@ pub(super) fn is_unfinished(connection: &mut Connection) -> Result<bool, CommitE
     Ok(Cells::new(&row).take()?)
 }
 
+/// The first turn whose numbers are all larger.
+const fn turn_above(number: i64) -> i64 {
+    (number >> TURN_BITS) + 1
+}
+
 fn nothing() -> StoreError {
     StoreError::Database("the database answers nothing".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_the_next_turn_are_above_all_that_were_copied() {
+        const TURN: i64 = 1 << TURN_BITS;
+        for last in [0, 1, TURN - 1, TURN, TURN + 1, 7 * TURN - 1, 7 * TURN, i64::MAX >> 1] {
+            let turn = turn_above(last);
+            assert!(turn >= 1 && turn << TURN_BITS > last, "{last}");
+            assert!(turn << TURN_BITS <= last + TURN, "{last}: no more are left out than must be");
+        }
+    }
 }

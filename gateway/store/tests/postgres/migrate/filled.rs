@@ -75,7 +75,11 @@ async fn purged(from: &Place) -> MessageId {
 
 async fn outcomes(fixture: &Fixture) -> DeliveryId {
     let session = fixture.session("lab").await;
-    let delivered = fixture.send("delivered", Some("k"), "lab").await;
+    // Something of somebody, which goes with the content.
+    let attributes =
+        br#"{"specversion":"1.0","id":"delivered","source":"/test","type":"t","subject":"canary"}"#.to_vec();
+    let about = NewMessage { attributes, ..message("delivered", Some("k"), "delivered", &["lab"]) };
+    let delivered = fixture.accept(vec![about]).await.unwrap()[0].deliveries[0].id;
     let leased = fixture.lease_one("lab", session).await;
     let mut done = item(&leased, DELIVERED);
     done.reply = Some(br#"{"data":"AA"}"#.to_vec());

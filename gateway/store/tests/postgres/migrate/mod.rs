@@ -5,6 +5,7 @@ mod refused;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gatepost_audit::Proof;
 use gatepost_core::DeliveryId;
@@ -15,7 +16,7 @@ use gatepost_store::migrate::{
 use gatepost_store::{Data, Database, DeliveryFilter, MessageFilter, OpenError, QueueSetup, Receipt};
 
 use crate::check::{assert_log, assert_sound, entries, vkey};
-use crate::fixture::{DELIVERED, Fixture, Place, inbox, keyed, message, queue, quick, text};
+use crate::fixture::{DELIVERED, Fixture, Place, inbox, keyed, message, queue, quick, text, until};
 use filled::{Filled, filled};
 
 /// The same data directory with SQLite, and with a new PostgreSQL.
@@ -192,11 +193,30 @@ async fn interrupted_after_every_batch_everything_is_there_and_reads_the_same() 
         fixture.taken("fix", 0, next, DELIVERED).await;
     }
     assert_eq!(rest, ["w3", "w4", "w-new"]);
+    let session = fixture.store.session_open("lab".into(), None).await.unwrap();
+    assert_eq!(session.state, [("sent".to_owned(), b"MSH".to_vec()), ("seq".to_owned(), b"7".to_vec())]);
     let place = fixture.stop().await;
     assert_sound(&place, "at work").await;
     assert_log(&place, "at work").await;
     assert_reconciles(&place).await;
     assert_eq!(entries(&place).await[..log.len()], log, "what was added came behind");
+    assert_forgets(place, delivered).await;
+}
+
+/// When its time has come, what was moved loses what says something of somebody.
+async fn assert_forgets(place: Place, delivered: DeliveryId) {
+    let forgetful = Place { payload_retention: Duration::ZERO, ..place };
+    let fixture = forgetful.open().await.unwrap();
+    let message = fixture.row(delivered).await.message;
+    let attributes = async || {
+        let stored = fixture.store.read().message(message, Data::Include).await.unwrap().unwrap();
+        (stored.purged, String::from_utf8(stored.attributes.to_vec()).unwrap())
+    };
+    assert!(attributes().await.0 || attributes().await.1.contains("canary"));
+    until("the content is gone", async || attributes().await.0).await;
+    let left = attributes().await.1;
+    assert!(!left.contains("canary") && left.contains("specversion"), "{left}");
+    fixture.stop().await;
 }
 
 /// Entries that SQLite still has rows of.
