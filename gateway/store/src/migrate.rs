@@ -274,21 +274,23 @@ fn copy(
 ) -> Result<Moved, MigrateError> {
     let (mut copy, begun) = Copy::open(connect, origin)?;
     let ends = original.ends()?;
-    let counts = original.counts()?;
     while let Stage::Copying(part, through) = copy.stage() {
         if tell(&mut progress, part, through, &ends).is_break() {
             return Err(MigrateError::Interrupted);
         }
         let batch = original.next(part, through)?;
         let is_over = batch.rows.is_empty();
-        if is_over && part == Part::ALL[Part::ALL.len() - 1] {
-            // Nothing is left but to look whether all of it is there.
-            compare(&mut copy, &counts, origin, &mut progress)?;
-            copy.finish(origin)?;
+        let next = if is_over { Stage::after(part) } else { Stage::Copying(part, batch.through) };
+        if next == Stage::Done {
             break;
         }
-        let next = if is_over { Stage::after(part) } else { Stage::Copying(part, batch.through) };
         copy.write(&batch, next)?;
+    }
+    let counts = original.counts()?;
+    if copy.stage() != Stage::Done {
+        // Nothing is left but to look whether all of it is there.
+        compare(&mut copy, &counts, origin, &mut progress)?;
+        copy.finish(origin)?;
     }
     copy.close();
     original.close()?;

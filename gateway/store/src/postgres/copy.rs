@@ -286,6 +286,25 @@ fn nothing() -> StoreError {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn behind_a_clock_that_would_stand_still_nothing_is_copied() {
+        let url = gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
+        let options = super::super::options(&url.parse().unwrap());
+        let open = move |ahead_micros: i64| {
+            let now = Timestamp::from_micros(crate::clock::wall_micros() + ahead_micros);
+            let (entries, root) = (0, gatepost_audit::empty_root());
+            let origin = Origin { mark: [7; 16], log_key: "key".to_owned(), entries, root, now };
+            Copy::open(&options, &origin).map(|(copy, begun)| {
+                copy.close();
+                begun
+            })
+        };
+        let (ahead, little) =
+            tokio::task::spawn_blocking(move || (open(3_600_000_000), open(1_000_000))).await.unwrap();
+        assert!(matches!(ahead, Err(CopyError::ClockBehind(micros)) if micros > CLOCK_BEHIND_MICROS));
+        assert_eq!(little.unwrap(), Begun::Anew, "the one before has left nothing");
+    }
+
     #[test]
     fn the_numbers_of_the_next_turn_are_above_all_that_were_copied() {
         const TURN: i64 = 1 << TURN_BITS;

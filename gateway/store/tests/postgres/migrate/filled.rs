@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gatepost_core::message::NewMessage;
 use gatepost_core::{DeliveryId, MessageId, OnDead, OnDoubt, Outcome, QueuePolicy};
-use gatepost_store::{Data, Emit, Leased, Pause, QueueSetup, SessionEnd, Verb};
+use gatepost_store::{Data, Emit, LeaseRequest, Leased, Pause, QueueSetup, SessionEnd, Verb};
 
 use super::places;
 use crate::fixture::{
@@ -166,15 +166,21 @@ async fn waiting(fixture: &Fixture) -> Vec<Leased> {
     for id in ["w1", "w2", "w3", "w4"] {
         fixture.send(id, Some("w"), "fix").await;
     }
-    let leased = fixture.lease("fix", 0, 10).await;
+    let leased = lease(fixture, "fix", 10).await;
     assert_eq!(leased.len(), 2, "the window");
     leased
+}
+
+/// For longer than any test lasts.
+async fn lease(fixture: &Fixture, queue: &str, max: u32) -> Vec<Leased> {
+    let request = LeaseRequest { lease: Duration::from_secs(3600), ..fixture.request(queue, 0, max) };
+    fixture.try_lease(request).await.unwrap().deliveries
 }
 
 async fn bulk(fixture: &Fixture) {
     let batch = (0..BULK).map(|n| message(&n.to_string(), None, "x", &["in"])).collect();
     fixture.accept(batch).await.unwrap();
-    let leased = fixture.lease("in", 0, 200).await;
+    let leased = lease(fixture, "in", 200).await;
     let items = leased.iter().take(150).map(|leased| item(leased, DELIVERED)).collect();
     fixture.store.delivery_settle(fixture.settling("in", 0, items)).await.unwrap();
 }

@@ -99,6 +99,14 @@ async fn damaged_rows_are_not_copied() {
 }
 
 #[tokio::test]
+async fn deliveries_that_stand_apart_have_no_place_there() {
+    let (from, to) = stopped(3).await;
+    // The third is the first message's too, and the second message's stands between them.
+    on_sqlite(&from, "UPDATE delivery SET message = 1 WHERE pos = 3").await;
+    assert!(matches!(refusal(&to).await, MigrateError::Scattered(_)));
+}
+
+#[tokio::test]
 async fn a_log_that_is_not_the_one_that_was_signed() {
     let (from, to) = stopped(20).await;
     on_sqlite(
