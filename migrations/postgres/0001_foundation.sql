@@ -263,3 +263,12 @@ CREATE TABLE role (
     name  text PRIMARY KEY,
     epoch integer                    -- node.epoch; null: nobody
 ) WITH (fillfactor = 50);
+
+-- The copy of a gateway that was on SQLite; no row where there never was one. Until it is finished no gateway may use the database.
+CREATE TABLE copy (
+    id       integer PRIMARY KEY CHECK (id = 1), -- one row
+    entries  bigint NOT NULL,        -- size of the audit tree that is copied …
+    root     bytea NOT NULL,         -- … and its root: which state of the gateway it is a copy of
+    part     text NOT NULL CHECK (part IN ('queues', 'messages', 'deliveries', 'details', 'replies', 'states', 'entries', 'done')),
+    through  bigint NOT NULL         -- what of the part is copied: up to this number, or so many
+);

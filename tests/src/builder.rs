@@ -19,6 +19,8 @@ pub struct Builder {
     faults: Option<String>,
     environment: Vec<(&'static str, OsString)>,
     postgres: Option<String>,
+    /// Whatever other tests' gateways are on.
+    is_sqlite: bool,
     namespace: Option<String>,
 }
 
@@ -42,6 +44,7 @@ impl Builder {
             faults: None,
             environment: Vec::new(),
             postgres: None,
+            is_sqlite: false,
             namespace: None,
         }
     }
@@ -62,6 +65,13 @@ impl Builder {
     #[must_use]
     pub fn postgres(mut self, url: &str) -> Self {
         self.postgres = Some(url.to_owned());
+        self
+    }
+
+    /// Its messages are in a file, also where those of other tests' gateways are in PostgreSQL.
+    #[must_use]
+    pub fn sqlite(mut self) -> Self {
+        self.is_sqlite = true;
         self
     }
 
@@ -146,7 +156,7 @@ impl Builder {
     /// What the configuration says of the store: nothing for SQLite; for PostgreSQL a file with the address of a database that
     /// is this gateway's own.
     fn store(&self) -> String {
-        if !on_postgres() && self.postgres.is_none() {
+        if self.is_sqlite || (!on_postgres() && self.postgres.is_none()) {
             return String::new();
         }
         let file = self.dir.path().join("postgres-url");

@@ -41,6 +41,18 @@ pub const GATEWAY_POINTS: [&str; 13] = [
     "reload.swapped",
 ];
 
+/// The points of `gatepost migrate`.
+pub const COPY_POINTS: [&str; 4] = [
+    // A batch has been written and is not committed.
+    "copy.before_commit",
+    // It is committed, and the next is not begun.
+    "copy.after_commit",
+    // The copy is finished, and the old database still has its name.
+    "copy.finished",
+    // It has another name, and the directory is not synced.
+    "copy.renamed",
+];
+
 /// The points of adapters.
 pub const ADAPTER_POINTS: [&str; 5] = [
     // The attempt is recorded, and no byte has left.

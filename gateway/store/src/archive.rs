@@ -27,6 +27,12 @@ const PAGE_ENTRIES: u64 = 4096;
 pub enum ArchiveError {
     #[error("{0} has no gateway's data: there is no database in it")]
     NoData(PathBuf),
+    #[error(
+        "the messages are in {0}, and the configuration says PostgreSQL: `gatepost migrate --to postgres` brings them there"
+    )]
+    NotMoved(PathBuf),
+    #[error("the messages were moved to PostgreSQL, and what was here is {0}")]
+    Moved(PathBuf),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{0} is not the public key of an audit log")]
@@ -71,13 +77,19 @@ impl Archive {
         let (database, source) = match database {
             Database::Sqlite => {
                 if !data.database().exists() {
+                    if data.moved().exists() {
+                        return Err(ArchiveError::Moved(data.moved()));
+                    }
                     return Err(ArchiveError::NoData(data_dir.to_path_buf()));
                 }
                 let pool = crate::sqlite::readers(&data.database()).await.map_err(failed)?;
                 (Place::Sqlite(data.database()), Source::sqlite(pool))
             }
             Database::Postgres { url, .. } => {
-                if !data.node().exists() {
+                if data.database().exists() {
+                    return Err(ArchiveError::NotMoved(data.database()));
+                }
+                if !data.node().exists() && !data.moved().exists() {
                     return Err(ArchiveError::NoData(data_dir.to_path_buf()));
                 }
                 let pool = postgres::readers(postgres::options(&url.parse().map_err(failed)?));

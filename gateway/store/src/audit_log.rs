@@ -277,6 +277,10 @@ impl AuditLog {
         Ok(())
     }
 
+    pub(crate) fn root(&self) -> Hash {
+        self.edge.root()
+    }
+
     /// Signs the tree as it stands, durably, and shows it.
     pub(crate) async fn sign(&mut self) -> Result<(), LogFault> {
         let size = self.edge.size();

@@ -51,6 +51,11 @@ impl DataDir {
         self.root.join("gatepost.db")
     }
 
+    /// The database once everything in it has been moved to another.
+    pub(crate) fn moved(&self) -> PathBuf {
+        self.root.join("gatepost.db.moved")
+    }
+
     pub(crate) fn wal(&self) -> PathBuf {
         self.root.join("gatepost.db-wal")
     }
@@ -106,6 +111,21 @@ impl DataDir {
         file.map(drop).map_err(at(&path))
     }
 
+    /// Gives the database, closed well, the name under which no gateway opens it.
+    pub(crate) fn move_database(&self) -> Result<(), DataDirError> {
+        // Its last connection has emptied the WAL: what is left beside the file holds nothing.
+        let (path, moved) = (self.database(), self.moved());
+        for beside in [self.wal(), self.root.join("gatepost.db-shm")] {
+            match fs::remove_file(&beside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&beside)(error)),
+                _ => {}
+            }
+        }
+        fs::rename(&path, &moved).map_err(at(&path))?;
+        gatepost_faults::point("copy.renamed");
+        sync_dir(&self.root)
+    }
+
     /// Takes the lock that keeps a second gateway away; it is held as long as the file is.
     pub(crate) fn lock(&self) -> Result<File, DataDirError> {
         let path = self.root.join("lock");
@@ -125,7 +145,7 @@ impl DataDir {
 
     /// Loads the keys, or makes them where there is no data yet.
     pub(crate) fn keys(&self, origin: &str) -> Result<Keys, DataDirError> {
-        let data = [self.database(), self.node()].into_iter().find(|data| data.exists());
+        let data = [self.database(), self.node(), self.moved()].into_iter().find(|data| data.exists());
         let (store_key, audit_key) = (self.store_key(), self.audit_key());
         let mut created = false;
         for key in [&store_key, &audit_key] {

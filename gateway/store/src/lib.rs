@@ -6,7 +6,8 @@
 //!
 //! Where things are: [`Store`] is the handle; `writer/` decides and commits groups of operations, over a [`backend`], which is
 //! `sqlite`; `reader/` answers queries; `audit_log` turns leaves into tiles and signed checkpoints; `reconcile` doubts all of
-//! it; `salvage` saves what is sound of a damaged directory; `backup` copies all of it while it is used; `sql` holds every statement as a named const.
+//! it; `salvage` saves what is sound of a damaged directory; `backup` copies all of it while it is used; `migrate` moves all of it from
+//! SQLite to PostgreSQL; `sql` holds every statement as a named const.
 
 pub mod archive;
 mod audit_log;
@@ -22,6 +23,7 @@ mod durability;
 pub mod fuzz;
 mod hints;
 mod leaves;
+pub mod migrate;
 mod open;
 pub mod ops;
 mod postgres;

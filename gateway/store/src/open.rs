@@ -116,6 +116,20 @@ pub enum OpenError {
     Unverified { server: String, how: &'static str },
     #[error("the PostgreSQL server will not do:\n{0}")]
     Unfit(Unfit),
+    #[error(
+        "the messages are in {0}, and the configuration says PostgreSQL: `gatepost migrate --to postgres` brings them there; to begin \
+         without them, move that file away"
+    )]
+    NotMoved(PathBuf),
+    #[error(
+        "the messages were moved to PostgreSQL, and what was here is {0}: set `postgres` in [store], or another `data_dir`"
+    )]
+    Moved(PathBuf),
+    #[error(
+        "the database holds an unfinished copy of this gateway: run `gatepost migrate --to postgres` again where its gatepost.db is, \
+         and it goes on"
+    )]
+    CopyUnfinished,
     #[error("PostgreSQL: {0}")]
     Postgres(String),
     #[error("the store: {0}")]
@@ -236,6 +250,9 @@ async fn open_sqlite(options: &Options) -> Result<(Store, StoreTask), OpenError>
     let keys = data_dir.keys(&options.origin)?;
     let path = data_dir.database();
     let created = !path.exists();
+    if created && data_dir.moved().exists() {
+        return Err(OpenError::Moved(data_dir.moved()));
+    }
     if created {
         begin_log(&data_dir, &keys)?;
         data_dir.create_database()?;
@@ -276,6 +293,9 @@ async fn open_postgres(
     let data_dir = DataDir::new(&options.data_dir);
     data_dir.create()?;
     let lock = data_dir.lock()?;
+    if data_dir.database().exists() {
+        return Err(OpenError::NotMoved(data_dir.database()));
+    }
     let connect = postgres::options(&probe::address(url)?);
     let durability = probe::fit(&connect, engines).await?;
     let has_keys = data_dir.store_key().exists() && data_dir.audit_key().exists();
@@ -283,8 +303,10 @@ async fn open_postgres(
         return Err(OpenError::KeysElsewhere);
     }
     let keys = data_dir.keys(&options.origin)?;
-    let created = !data_dir.node().exists();
-    if created {
+    let is_new = !data_dir.node().exists();
+    // What was moved from here brought its log along.
+    let created = is_new && !data_dir.moved().exists();
+    if is_new {
         begin_log(&data_dir, &keys)?;
     }
     let vault = Vault::new(&keys.store);
@@ -338,6 +360,7 @@ impl From<NodeError> for OpenError {
     fn from(error: NodeError) -> Self {
         match error {
             NodeError::KeyForeign => Self::KeyForeign,
+            NodeError::CopyUnfinished => Self::CopyUnfinished,
             NodeError::Newer { found, known } => Self::Newer { found, known },
             NodeError::Io { path, source } => DataDirError::Io { path, source }.into(),
             NodeError::Store(error) => Self::Postgres(error.to_string()),

@@ -6,6 +6,7 @@
 mod buckets;
 mod commit;
 mod connection;
+pub(crate) mod copy;
 mod load;
 mod node;
 pub(crate) mod partitions;

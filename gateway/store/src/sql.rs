@@ -157,6 +157,36 @@ statements! {
     RECONCILE_DELIVERIES = "/* reconcile_deliveries */ SELECT d.id, d.message, d.queue, d.state, d.attempts, d.series, d.leaves, d.late, \
         d.due, d.lane IS NOT NULL AS in_lane, d.blocks, d.suspect, m.size FROM delivery d LEFT JOIN message m ON m.seq = d.message";
 
+    // === copied into another database ===
+    COPY_MESSAGES = concat!("/* copy_messages */ SELECT ", message_summed!(), ", seq, dedup, fingerprint, subject, key, correlation, \
+        sum_indexed, attributes, salt, data, EXISTS (SELECT 1 FROM dedup k WHERE k.key = m.dedup AND k.message = m.seq), \
+        (SELECT min(pos) FROM delivery d WHERE d.message = m.seq), (SELECT max(pos) FROM delivery d WHERE d.message = m.seq) \
+        FROM message m WHERE seq > ?1 ORDER BY seq");
+    /// A delivery of another message among those of this one.
+    COPY_STRANGER = "/* copy_stranger */ SELECT pos FROM delivery WHERE pos BETWEEN ?2 AND ?3 AND message <> ?1 LIMIT 1";
+    COPY_DELIVERIES = concat!("/* copy_deliveries */ SELECT d.ready IS NOT NULL, ", delivery_columns!(), " FROM delivery d \
+        LEFT JOIN message m ON m.seq = d.message WHERE d.pos > ?1 ORDER BY d.pos");
+    COPY_DETAILS = "/* copy_details */ SELECT t.leaf, t.delivery, t.body, m.accepted_at FROM detail t LEFT JOIN delivery d ON d.pos = t.delivery \
+        LEFT JOIN message m ON m.seq = d.message WHERE t.leaf > ?1 ORDER BY t.leaf";
+    COPY_REPLIES = "/* copy_replies */ SELECT r.delivery, r.body, m.accepted_at FROM reply r LEFT JOIN delivery d ON d.pos = r.delivery \
+        LEFT JOIN message m ON m.seq = d.message WHERE r.delivery > ?1 ORDER BY r.delivery";
+    COPY_STATES = "/* copy_states */ SELECT adapter, key, value FROM adapter_state ORDER BY adapter, key LIMIT -1 OFFSET ?1";
+    /// The largest number of each part, in the order of the parts that have numbers.
+    COPY_LAST = "/* copy_last */ SELECT coalesce((SELECT max(seq) FROM message), 0), coalesce((SELECT max(pos) FROM delivery), 0), \
+        coalesce((SELECT max(leaf) FROM detail), 0), coalesce((SELECT max(delivery) FROM reply), 0), \
+        (SELECT count(*) FROM adapter_state)";
+    /// What must be there in the end, in the order of the copy's own counts. Keys that are not in their index yet stand in messages.
+    COPY_COUNTS = "/* copy_counts */ SELECT (SELECT count(*) FROM queue), (SELECT count(*) FROM message), \
+        (SELECT count(*) FROM message WHERE data IS NOT NULL), \
+        (SELECT count(*) FROM dedup k JOIN message m ON m.seq = k.message AND m.dedup = k.key) + (SELECT count(DISTINCT m.dedup) \
+        FROM message m WHERE m.seq > ?1 AND NOT EXISTS (SELECT 1 FROM dedup k JOIN message u ON u.seq = k.message AND u.dedup = k.key \
+        WHERE k.key = m.dedup)), \
+        (SELECT count(*) FROM delivery), (SELECT count(*) FROM delivery WHERE ready IS NOT NULL), \
+        (SELECT count(*) FROM delivery WHERE lane IS NOT NULL AND blocks = 1), (SELECT count(*) FROM delivery WHERE token IS NOT NULL), \
+        (SELECT count(*) FROM delivery WHERE state IN (3, 5)), \
+        (SELECT count(*) FROM delivery WHERE state = 0 AND expires_at IS NOT NULL), \
+        (SELECT count(*) FROM detail), (SELECT count(*) FROM reply), (SELECT count(*) FROM adapter_state)";
+
     // === single writes beside it ===
     STORE_START = "/* store_start */ INSERT OR REPLACE INTO store (id, clock, instance_epoch, leaf_count, keyed, store_key, sum) \
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";

@@ -3,6 +3,7 @@
 mod backfill;
 mod commit;
 pub(crate) mod connection;
+mod copy;
 mod load;
 mod open;
 mod reads;
@@ -17,8 +18,8 @@ use tokio::time::Instant;
 
 pub(crate) use backfill::{Backfill, BackfillError};
 pub(crate) use commit::{StoreRow, execute_summed};
+pub(crate) use copy::Original;
 pub(crate) use load::{load_memory, load_store};
-#[cfg(test)]
 pub(crate) use open::Opened;
 pub use open::sqlite_version;
 pub(crate) use open::{READER_WAIT, check_library, check_wal, migrate, open_database, readers};

@@ -8,6 +8,7 @@ mod disk;
 mod faults;
 mod kills;
 mod lab;
+mod migrate;
 mod nodes;
 mod order;
 mod partners;

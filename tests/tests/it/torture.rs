@@ -22,6 +22,7 @@ const SCENARIOS: &[(&str, u32, Scenario)] = &[
     ("lost writes", 2, crate::disk::lost_writes),
     ("failing disks", 2, crate::disk::failures),
     ("torn and flipped", 2, crate::torn::torn),
+    ("migration", 1, crate::migrate::migration),
     ("trouble", 3, crate::trouble::trouble),
     ("kills", 18, crate::lab::kills),
 ];

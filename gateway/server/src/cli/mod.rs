@@ -13,6 +13,7 @@ mod doctor;
 mod failure;
 mod list;
 mod locate;
+mod migrate;
 mod queue;
 mod receive;
 mod restore;
@@ -111,6 +112,8 @@ enum Command {
     Bench(bench::Bench),
     /// Look at the machine and at all that is stored; save what is sound of it
     Doctor(doctor::Doctor),
+    /// Move a stopped gateway, with all that it stores, from SQLite to PostgreSQL
+    Migrate(migrate::Migrate),
     /// Print the completions for a shell
     Completions(setup::Completions),
 }
@@ -202,6 +205,7 @@ fn run(
         Command::Restore(args) => runtime()?.block_on(restore::restore(context, args)),
         Command::Bench(args) => runtime()?.block_on(bench::bench(context, args)),
         Command::Doctor(args) => doctor::doctor(context, args),
+        Command::Migrate(args) => runtime()?.block_on(migrate::migrate(context, args)),
         Command::Completions(args) => setup::completions(&context.ui, args),
     }
 }

@@ -5,13 +5,14 @@ mod write;
 
 use gatepost_core::{State, Timestamp};
 
-use super::connection::Connection;
+use super::connection::{Connection, Statement};
 use super::row::{bucket_of, bucket_of_lane};
 use super::{Owned, sql};
 use crate::backend::CommitError;
 use crate::row::{Row, micros, state_code};
 use crate::seal::{Index, Owner};
 use crate::writer::{Counts, Queue, Touched, Turn};
+pub(super) use write::{bind_counts, bind_rows};
 
 /// Microseconds in a day: what is partitioned by time is by days.
 const DAY_MICROS: i64 = 86_400_000_000;
@@ -47,9 +48,9 @@ pub(super) fn write(
 }
 
 /// Executes a statement that must change so many rows. One that changes others finds the database other than it was decided on.
-fn exactly(
+pub(super) fn exactly(
     connection: &mut Connection,
-    statement: super::connection::Statement<'_>,
+    statement: Statement<'_>,
     rows: usize,
     name: &str,
 ) -> Result<(), CommitError> {
@@ -112,7 +113,7 @@ fn enter_lanes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), 
 }
 
 /// How a delivery stands in table `stuck`.
-fn stuck_as(row: &Row) -> Option<(i16, i64, bool)> {
+pub(super) fn stuck_as(row: &Row) -> Option<(i16, i64, bool)> {
     let held = matches!(row.delivery.state, State::InDoubt { due: None });
     matches!(row.delivery.state, State::InDoubt { .. } | State::Dead { .. }).then_some((
         small(state_code(&row.delivery.state)),
@@ -275,15 +276,15 @@ pub(super) fn change_queue(
     exactly(connection, statement, 1, "queue_change")
 }
 
-fn each<'r, T>(rows: &[&'r Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {
+pub(super) fn each<'r, T>(rows: &[&'r Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {
     rows.iter().map(|row| column(row)).collect()
 }
 
-fn due(row: &Row) -> Option<i64> {
+pub(super) fn due(row: &Row) -> Option<i64> {
     row.delivery.state.due().map(Timestamp::as_micros)
 }
 
-fn token(row: &Row) -> Option<&[u8]> {
+pub(super) fn token(row: &Row) -> Option<&[u8]> {
     row.delivery.lease().map(|lease| lease.token.as_bytes().as_slice())
 }
 
@@ -292,7 +293,7 @@ pub(super) fn queue_id(id: i64) -> i32 {
 }
 
 /// A closed set's number.
-fn small(code: i64) -> i16 {
+pub(super) fn small(code: i64) -> i16 {
     i16::try_from(code).unwrap_or(i16::MAX)
 }
 

@@ -14,7 +14,7 @@ use super::buckets::Sharing;
 use super::connection::Connection;
 use super::partitions::Partitions;
 use super::row::Cells;
-use super::{Bell, MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, ROLE_SEQUENCER, sql};
+use super::{Bell, MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, ROLE_SEQUENCER, copy, sql};
 use crate::backend::{Backend as _, CommitError};
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
@@ -76,6 +76,8 @@ pub(crate) enum NodeError {
     KeyForeign,
     #[error("the database has migration {found}, this program knows {known}")]
     Newer { found: i64, known: i64 },
+    #[error("the database holds an unfinished copy of a gateway")]
+    CopyUnfinished,
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
 }
@@ -94,6 +96,9 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
     connection.execute(sqlx::query(sql::STORE_ADD).bind(mark).bind(log_key).bind(0_i64))?;
     connection.execute(sqlx::query(sql::ROLE_ADD).bind(ROLE_SEQUENCER))?;
     let clock = check_store(&mut connection, &node)?;
+    if copy::is_unfinished(&mut connection)? {
+        return Err(NodeError::CopyUnfinished);
+    }
     let mut partitions = Partitions::default();
     partitions.tend(&mut connection, clock.now())?;
     let mut database = Postgres {
@@ -140,7 +145,7 @@ pub(crate) fn readers(options: PgConnectOptions) -> PgPool {
     PgPoolOptions::new().max_connections(READERS).acquire_timeout(READER_WAIT).connect_lazy_with(options)
 }
 
-fn migrate(connection: &mut Connection) -> Result<(), NodeError> {
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), NodeError> {
     connection.script(format!(
         "SET client_min_messages = error; CREATE SCHEMA IF NOT EXISTS gatepost; SET client_min_messages = warning; \
          SELECT pg_advisory_lock({MIGRATION_LOCK}); \
@@ -225,7 +230,9 @@ impl Postgres {
             .bind(self.name.as_str())
             .bind(env!("CARGO_PKG_VERSION"))
             .bind(LEASE_MICROS);
-        self.connection.execute(statement)?;
+        if self.connection.execute(statement)? != 1 {
+            return Err(CommitError::Refused("a gateway is being copied into the database".to_owned()));
+        }
         self.epoch.store(epoch, Ordering::Relaxed);
         self.renewed_at = asked_at;
         self.owned.clear();

@@ -40,10 +40,17 @@ pub(crate) fn days_from(today: i32) -> std::ops::RangeInclusive<i32> {
 
 /// Makes the partitions of a day, one by one: each takes a lock that everybody else waits for.
 pub(crate) fn scripts(day: i32) -> impl Iterator<Item = String> {
+    TABLES.into_iter().map(move |table| script(table, day))
+}
+
+/// Makes the partition of a table for a day, if it is not there.
+pub(super) fn make(connection: &mut Connection, table: &str, day: i32) -> Result<(), CommitError> {
+    connection.script(script(table, day))
+}
+
+fn script(table: &str, day: i32) -> String {
     let to = day + 1;
-    TABLES.into_iter().map(move |table| {
-        format!(
-            "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{day} PARTITION OF {table} FOR VALUES FROM ({day}) TO ({to})"
-        )
-    })
+    format!(
+        "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{day} PARTITION OF {table} FOR VALUES FROM ({day}) TO ({to})"
+    )
 }

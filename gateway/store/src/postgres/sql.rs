@@ -73,8 +73,10 @@ statements! {
     STORE_LOOK = concat!("/* store_look */ SELECT store_key, log_key, ", store_time!(), " FROM store s");
     STORE_ADD = "/* store_add */ INSERT INTO store (id, store_key, log_key, clock, sequenced) VALUES (1, $1, $2, $3, 0) \
         ON CONFLICT DO NOTHING";
+    /// None while a gateway is being copied into the database.
     NODE_ADD = concat!("/* node_add */ INSERT INTO node (epoch, name, version, since, until) \
-        SELECT $1, $2, $3, t.now, t.now + $4 FROM (SELECT ", store_time!(), " AS now FROM store s) t");
+        SELECT $1, $2, $3, t.now, t.now + $4 FROM (SELECT ", store_time!(), " AS now FROM store s) t \
+        WHERE NOT EXISTS (SELECT 1 FROM copy WHERE part <> 'done')");
     NODE_RENEW = concat!("/* node_renew */ UPDATE node SET until = t.now + $2 FROM (SELECT ", store_time!(),
         " AS now FROM store s) t WHERE epoch = $1 AND until > t.now");
     CLOCK_NOTE = concat!("/* clock_note */ UPDATE store s SET clock = ", store_time!());
@@ -316,7 +318,7 @@ mod tests {
             sqlx::raw_sql(*migration).execute(&mut connection).await.unwrap();
         }
         let mut refused = Vec::new();
-        for (name, sql) in ALL {
+        for (name, sql) in ALL.iter().chain(crate::postgres::copy::sql::ALL) {
             if let Err(error) = connection.prepare(SqlStr::from_static(sql)).await {
                 refused.push(format!("{name}: {error}"));
             }

@@ -92,6 +92,8 @@ pub(super) fn failure(error: ArchiveError) -> Failure {
         }
         ArchiveError::Export(ExportError::OtherTree { .. }) => Outcome::Root,
         ArchiveError::NoData(_)
+        | ArchiveError::NotMoved(_)
+        | ArchiveError::Moved(_)
         | ArchiveError::Io { .. }
         | ArchiveError::BadKey(_)
         | ArchiveError::Export(_)
@@ -110,6 +112,8 @@ fn hint(error: &ArchiveError) -> Option<&'static str> {
         ArchiveError::NoData(_) => Some(
             "has `gatepost serve` run with this configuration? If it has, look at `data_dir`, and whether you may read it",
         ),
+        ArchiveError::NotMoved(_) => Some("until then look at it with the configuration that it ran with"),
+        ArchiveError::Moved(_) => Some("set `postgres` in [store] of the configuration"),
         ArchiveError::Export(_) => None,
         _ => Some("run it as the gateway's user, with the gateway's configuration"),
     }

@@ -188,37 +188,42 @@ fn bind_added<'q>(statement: Statement<'q>, rows: &'q [Row]) -> Statement<'q> {
 fn bind_changes<'q>(statement: Statement<'q>, touched: &'q [&'q Touched]) -> Statement<'q> {
     let rows: Vec<&Row> = touched.iter().map(|touched| &touched.now).collect();
     let was: Vec<&Row> = touched.iter().map(|touched| &touched.was).collect();
-    let counts = |count: fn(&Row) -> u32| each(&rows, |row| i32::try_from(count(row)).unwrap_or(i32::MAX));
-    statement
-        .bind(each(&rows, |row| row.pos))
-        .bind(each(&rows, |row| queue_id(row.queue)))
-        .bind(each(&rows, lane_of))
-        .bind(each(&rows, |row| small(state_code(&row.delivery.state))))
-        .bind(each(&rows, |row| row.delivery.state.blocks_lane()))
-        .bind(each(&rows, due))
-        .bind(each(&rows, token))
-        .bind(each(&rows, |row| row.delivery.lease().map(|lease| lease.until.as_micros())))
-        .bind(each(&rows, |row| row.delivery.lease().map(|lease| whole(lease.session))))
-        .bind(each(&rows, |row| row.batch.as_ref().map(<[u8; 16]>::as_slice)))
-        .bind(each(&rows, |row| matches!(row.delivery.state, State::Sending { proof: Proof::Late, .. })))
-        .bind(counts(|row| row.delivery.attempts))
-        .bind(counts(|row| row.delivery.series))
-        .bind(counts(|row| row.delivery.crashes))
-        .bind(each(&rows, |row| row.delivery.doubt))
-        .bind(each(&rows, |row| row.delivery.suspect))
-        .bind(each(&rows, |row| row.delivery.replayed))
-        .bind(each(&rows, |row| reason_of(&row.delivery.state).map(|reason| reason.as_str())))
-        .bind(each(&rows, |row| row.delivery.born.as_micros()))
-        .bind(each(&rows, |row| micros(row.delivery.idle_at_birth)))
-        .bind(each(&rows, |row| row.changed_at.as_micros()))
-        .bind(each(&rows, |row| row.delivery.settled.as_ref().map(|(token, _)| token.as_bytes().as_slice())))
-        .bind(each(&rows, |row| row.delivery.settled.map(|(_, kind)| kind.as_str())))
-        .bind(each(&rows, |row| row.leaves.as_slice()))
+    bind_rows(statement, &rows)
         .bind(each(&was, |row| small(state_code(&row.delivery.state))))
         .bind(each(&was, token))
         .bind(each(&was, |row| row.delivery.lease().map(|lease| lease.until.as_micros())))
         .bind(each(&was, |row| queue_id(row.queue)))
         .bind(each(&was, due))
+}
+
+/// Binds all columns of deliveries that can change, in the table's order, behind their positions.
+pub(in crate::postgres) fn bind_rows<'q>(statement: Statement<'q>, rows: &[&'q Row]) -> Statement<'q> {
+    let counts = |count: fn(&Row) -> u32| each(rows, |row| i32::try_from(count(row)).unwrap_or(i32::MAX));
+    statement
+        .bind(each(rows, |row| row.pos))
+        .bind(each(rows, |row| queue_id(row.queue)))
+        .bind(each(rows, lane_of))
+        .bind(each(rows, |row| small(state_code(&row.delivery.state))))
+        .bind(each(rows, |row| row.delivery.state.blocks_lane()))
+        .bind(each(rows, due))
+        .bind(each(rows, token))
+        .bind(each(rows, |row| row.delivery.lease().map(|lease| lease.until.as_micros())))
+        .bind(each(rows, |row| row.delivery.lease().map(|lease| whole(lease.session))))
+        .bind(each(rows, |row| row.batch.as_ref().map(<[u8; 16]>::as_slice)))
+        .bind(each(rows, |row| matches!(row.delivery.state, State::Sending { proof: Proof::Late, .. })))
+        .bind(counts(|row| row.delivery.attempts))
+        .bind(counts(|row| row.delivery.series))
+        .bind(counts(|row| row.delivery.crashes))
+        .bind(each(rows, |row| row.delivery.doubt))
+        .bind(each(rows, |row| row.delivery.suspect))
+        .bind(each(rows, |row| row.delivery.replayed))
+        .bind(each(rows, |row| reason_of(&row.delivery.state).map(|reason| reason.as_str())))
+        .bind(each(rows, |row| row.delivery.born.as_micros()))
+        .bind(each(rows, |row| micros(row.delivery.idle_at_birth)))
+        .bind(each(rows, |row| row.changed_at.as_micros()))
+        .bind(each(rows, |row| row.delivery.settled.as_ref().map(|(token, _)| token.as_bytes().as_slice())))
+        .bind(each(rows, |row| row.delivery.settled.map(|(_, kind)| kind.as_str())))
+        .bind(each(rows, |row| row.leaves.as_slice()))
 }
 
 /// What stood somewhere until now: ready, or in a lane.
@@ -271,7 +276,11 @@ fn bind_leaves<'q>(statement: Statement<'q>, runs: &'q [Run]) -> Statement<'q> {
         .bind(runs.iter().map(count).collect::<Vec<i32>>())
 }
 
-fn bind_counts<'q>(statement: Statement<'q>, added: &[(i64, Counts)]) -> Statement<'q> {
+/// Behind their queues, in the table's order.
+pub(in crate::postgres) fn bind_counts<'q>(
+    statement: Statement<'q>,
+    added: &[(i64, Counts)],
+) -> Statement<'q> {
     let of = |count: fn(&Counts) -> i64| added.iter().map(|(_, counts)| count(counts)).collect::<Vec<i64>>();
     statement
         .bind(added.iter().map(|(queue, _)| queue_id(*queue)).collect::<Vec<i32>>())
