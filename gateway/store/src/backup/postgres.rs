@@ -14,7 +14,7 @@ use super::{BackupError, Snapshot, Taken};
 use crate::postgres::{self, MIGRATIONS, partitions, probe, sql};
 
 /// All that a gateway writes there; which migrations have been applied is in the manifest.
-pub(super) const TABLES: [&str; 23] = [
+pub(super) const TABLES: [&str; 24] = [
     "store",
     "node",
     "queue",
@@ -28,6 +28,7 @@ pub(super) const TABLES: [&str; 23] = [
     "lane_changed",
     "bucket",
     "consumer",
+    "copy",
     "lease_group",
     "expiry",
     "stuck",

@@ -44,6 +44,8 @@ async fn every_row_is_reached_by_its_key_whatever_the_planner_knew() {
     let mut open = PgConnection::connect(&url).await.unwrap();
     let run =
         async |open: &mut PgConnection, sql: String| sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(open).await;
+    run(&mut open, "CREATE SCHEMA gatepost".to_owned()).await.unwrap();
+    run(&mut open, "SET search_path = gatepost".to_owned()).await.unwrap();
     for (_, migration) in MIGRATIONS {
         run(&mut open, (*migration).to_owned()).await.unwrap();
     }
