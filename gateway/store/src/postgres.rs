@@ -55,7 +55,7 @@ const TURN_BITS: u32 = 20;
 const POSITIONS_MAX: i64 = 10_000;
 /// What is looked at of a bucket for a lease: so many times its share of what was asked for, and at least so many.
 const SHARE_SLACK: u32 = 2;
-const SHARE_MIN: u32 = 16;
+const SHARE_MIN: u32 = 4;
 /// How often a node renews its lease.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node looks after the others, and at what they have done to the queues: at most; an idle one with the writer's look at
