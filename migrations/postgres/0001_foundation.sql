@@ -235,7 +235,7 @@ CREATE TABLE adapter_state (
 
 -- Leaves of the audit log as they were committed: a row is a run of consecutive leaves of one commit, at most 256.
 CREATE TABLE leaf (
-    day    integer NOT NULL,         -- store time of the commit, in days
+    day    integer NOT NULL,         -- store time of the commit, in days; thirty of them are a partition, and none is ever dropped
     number bigint NOT NULL,          -- of its first leaf
     bytes  bytea NOT NULL,           -- each leaf after its length, two bytes, big endian
     PRIMARY KEY (day, number)

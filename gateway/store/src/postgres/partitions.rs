@@ -1,4 +1,4 @@
-//! Tables whose rows go by whole days: their partitions are made ahead.
+//! Tables whose rows go by whole days, and the audit log's, which stay: their partitions are made ahead.
 
 use gatepost_core::Timestamp;
 
@@ -6,8 +6,12 @@ use super::commit::day_of;
 use super::connection::Connection;
 use crate::backend::CommitError;
 
-/// Tables that are partitioned by day.
-const TABLES: [&str; 4] = ["payload", "detail", "reply", "leaf"];
+/// Tables that are partitioned by day …
+const TABLES: [&str; 4] = ["payload", "detail", "reply", LEAVES];
+/// … and the one whose partitions are never dropped, and hold so many days each: every statement locks all of a table's partitions that
+/// it was planned for, and a gateway may live for many years.
+const LEAVES: &str = "leaf";
+const DAYS_OF_LEAVES: i32 = 30;
 /// Days made ahead.
 const DAYS_AHEAD: i32 = 3;
 
@@ -49,8 +53,29 @@ pub(super) fn make(connection: &mut Connection, table: &str, day: i32) -> Result
 }
 
 fn script(table: &str, day: i32) -> String {
-    let to = day + 1;
+    let days = if table == LEAVES { DAYS_OF_LEAVES } else { 1 };
+    let from = day - day.rem_euclid(days);
+    let to = from + days;
     format!(
-        "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{day} PARTITION OF {table} FOR VALUES FROM ({day}) TO ({to})"
+        "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{from} PARTITION OF {table} FOR VALUES FROM ({from}) TO ({to})"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_have_partitions_of_their_own_and_leaves_one_for_a_month() {
+        let made: Vec<String> = scripts(20_789).collect();
+        assert!(
+            made[0].contains("payload_20789 PARTITION OF payload FOR VALUES FROM (20789) TO (20790)"),
+            "{made:?}"
+        );
+        assert!(
+            made[3].contains("leaf_20760 PARTITION OF leaf FOR VALUES FROM (20760) TO (20790)"),
+            "{made:?}"
+        );
+        assert!(scripts(20_790).any(|script| script.contains("leaf_20790")));
+    }
 }
