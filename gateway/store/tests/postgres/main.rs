@@ -17,6 +17,7 @@ mod fixture;
 mod run;
 
 mod nodes;
+mod retention;
 mod unknown;
 
 #[path = "../conformance/accept.rs"]
