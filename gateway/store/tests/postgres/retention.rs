@@ -75,6 +75,17 @@ async fn beside_content(fixture: &Fixture, delivery: DeliveryId) -> (usize, usiz
     (replies, detail.history.iter().filter(|step| step.evidence.is_some()).count())
 }
 
+/// Waits until a store has looked at time a few times: each message that expires is proof of one look.
+async fn looks_around(fixture: &Fixture) {
+    for look in 0..6 {
+        let mut passing = message("passing", None, "x", &["lab"]);
+        passing.idempotency_key = format!("{look} {}", fixture.place.path().display());
+        passing.expires_at = Some(fixture.store.read().now());
+        let passing = fixture.accept(vec![passing]).await.unwrap()[0].deliveries[0].id;
+        fixture.until_state(passing, "expired").await;
+    }
+}
+
 async fn end(place: &Place) {
     assert_sound(place, "at the end").await;
     assert_log(place, "at the end").await;
@@ -176,11 +187,13 @@ async fn a_dead_letter_that_is_replayed_after_its_day_was_walked_keeps_its_conte
 
 #[tokio::test]
 async fn a_replay_that_finds_the_content_just_gone_is_refused() {
-    let (place, [_, dead]) = delivered_and_dead(DAYS_AGO).await;
+    let (place, [delivered, dead]) = delivered_and_dead(DAYS_AGO).await;
     let mut other = connect(url(&place)).await;
     // As a step of another node that is under way: nobody here walks meanwhile.
     run(&mut other, "BEGIN; SELECT name FROM role WHERE name = 'retention' FOR UPDATE".to_owned()).await;
     let fixture = place.open().await.unwrap();
+    looks_around(&fixture).await;
+    assert!(!is_purged(&fixture, delivered).await);
     let replay = async { fixture.operate(dead, Verb::Replay).await };
     let step = async {
         let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
@@ -211,14 +224,8 @@ async fn two_nodes_at_once_purge_once() {
     let (one, other) = tokio::join!(place.open(), second.open());
     let (one, other) = (one.unwrap(), other.unwrap());
     until_dropped(&place).await;
-    // A message that expires at each is proof that both have looked at time since.
-    for node in [&one, &other] {
-        let mut passing = message("passing", None, "x", &["lab"]);
-        passing.idempotency_key = node.place.path().display().to_string();
-        passing.expires_at = Some(node.store.read().now());
-        let passing = node.accept(vec![passing]).await.unwrap()[0].deliveries[0].id;
-        node.until_state(passing, "expired").await;
-    }
+    looks_around(&one).await;
+    looks_around(&other).await;
     let (one, other) = (one.stop().await, other.stop().await);
     assert_eq!(purges(&one).await, [1200]);
     assert_sound(&one, "both stopped").await;
@@ -236,6 +243,7 @@ async fn a_short_retention_empties_what_is_older_and_leaves_what_is_younger() {
     let place = Place { payload_retention: Duration::from_secs(3600), ..fixture.stop().await };
     let fixture = place.open().await.unwrap();
     until("the older ones are empty", async || is_purged(&fixture, delivered).await).await;
+    looks_around(&fixture).await;
     assert!(is_purged(&fixture, dead).await && !is_purged(&fixture, young).await);
     let place = fixture.stop().await;
     assert_eq!(purges(&place).await, [2]);
