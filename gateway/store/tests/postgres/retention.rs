@@ -118,6 +118,7 @@ async fn a_day_goes_with_its_partitions_and_what_is_unsettled_stays_until_it_is_
 
     let fixture = place.open().await.unwrap();
     until_dropped(&place).await;
+    until("their keys are gone", async || number(url(&place), "SELECT count(*) FROM dedup").await == 0).await;
     assert!(is_purged(&fixture, settled).await && is_purged(&fixture, last).await);
     assert_eq!(beside_content(&fixture, settled).await, (0, 0));
     assert!(!is_purged(&fixture, half).await, "one of its deliveries is still to come");
