@@ -18,7 +18,8 @@ CREATE TABLE store (
     store_key   bytea NOT NULL,                     -- HMAC of nothing: whether the key is the one that all this was written with
     log_key     text NOT NULL,                      -- public key of the audit log, in the form of a note's verifier
     clock       bigint NOT NULL,                    -- a store time that has passed; time never goes back behind it
-    sequenced   bigint NOT NULL                     -- size of the audit tree: index of the next leaf
+    sequenced   bigint NOT NULL,                    -- size of the audit tree: index of the next leaf
+    keys_gone   bigint NOT NULL DEFAULT 0           -- message.seq: the idempotency keys of all up to this one have been dropped
 );
 
 -- One row for each start of a gateway. It is the node's right to write: every transaction holds a lock on its row and looks at its
@@ -68,7 +69,7 @@ CREATE TABLE queue_count (
 CREATE TABLE message (
     seq         bigint PRIMARY KEY,  -- accept order
     id          bytea NOT NULL UNIQUE CHECK (length(id) = 16), -- UUIDv7
-    day         integer NOT NULL,    -- store time at accept, in days: the partition of its content
+    day         integer NOT NULL,    -- store time at accept, in days: the partition of its content; 0: kept beyond its day
     accepted_at bigint NOT NULL,
     sender_kind text NOT NULL,       -- app or adapter
     sender      text NOT NULL,       -- its name
@@ -88,7 +89,9 @@ CREATE INDEX message_subject ON message (subject, seq) WHERE subject IS NOT NULL
 CREATE INDEX message_key ON message (key, seq) WHERE key IS NOT NULL;
 CREATE INDEX message_correlation ON message (correlation) WHERE correlation IS NOT NULL;
 
--- The content of messages, dropped by whole days when all of a day's messages are old and settled.
+-- The content of messages. When a whole day is old enough its partition is dropped, with those of detail and reply. What is not
+-- settled by then is moved to day 0 before that, in the same step as its message's row: day 0 means "kept beyond its day". It has no
+-- partition of its own, and is emptied row by row once it is settled.
 CREATE TABLE payload (
     day        integer NOT NULL,     -- message.day
     seq        bigint NOT NULL,      -- message.seq
@@ -226,6 +229,13 @@ CREATE TABLE reply (
 ALTER TABLE reply ALTER body SET STORAGE EXTERNAL;
 CREATE TABLE reply_other PARTITION OF reply DEFAULT; -- of days that have no partition (any more)
 
+-- Days that are looked through before their partitions are dropped: how far that has come.
+CREATE TABLE day_purge (
+    day     integer PRIMARY KEY,     -- payload.day
+    through bigint NOT NULL,         -- payload.seq: of all up to this one it is known that they are settled, or they have been moved to day 0
+    settled bigint NOT NULL          -- how many of those go with the day
+) WITH (fillfactor = 50);
+
 CREATE TABLE adapter_state (
     adapter text NOT NULL,
     key     text NOT NULL,
@@ -233,7 +243,8 @@ CREATE TABLE adapter_state (
     PRIMARY KEY (adapter, key)
 );
 
--- Leaves of the audit log as they were committed: a row is a run of consecutive leaves of one commit, at most 256.
+-- Leaves of the audit log as they were committed: a row is a run of consecutive leaves of one commit, at most 256. Retention drops
+-- nothing of it: the audit log stays.
 CREATE TABLE leaf (
     day    integer NOT NULL,         -- store time of the commit, in days; thirty of them are a partition, and none is ever dropped
     number bigint NOT NULL,          -- of its first leaf
@@ -258,7 +269,7 @@ CREATE TABLE leaf_place (
     count  integer NOT NULL          -- leaves in it
 );
 
--- What one node does for all: numbering leaves, running an adapter that runs once.
+-- What one node does for all: numbering leaves, dropping what is old, running an adapter that runs once.
 CREATE TABLE role (
     name  text PRIMARY KEY,
     epoch integer                    -- node.epoch; null: nobody

@@ -4,6 +4,8 @@
 //! All of it runs on the writer's thread, one call after the other. Rows that a backend finds damaged it gives back as what they
 //! are; the writer passes them over and says so.
 
+use std::time::Duration;
+
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use tokio::time::Instant;
 
@@ -66,21 +68,11 @@ pub(crate) trait Backend: Send + 'static {
 
     // === retention ===
 
-    /// Messages behind `after` that were accepted before `before`, at most so many, none behind `newest`; in accept order.
-    fn purge_find(
-        &mut self,
-        after: i64,
-        before: Timestamp,
-        most: u32,
-        newest: i64,
-    ) -> Result<Vec<i64>, CommitError>;
-    /// Settled messages of a range that excludes its beginning and have content still.
-    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<Attributes>, CommitError>;
-    /// Takes the content of these messages, each with what stays of its attributes, and what came of their deliveries; in the
-    /// open transaction.
-    fn purge(&mut self, messages: &[(i64, Vec<u8>)], after: i64, through: i64) -> Result<(), CommitError>;
-    /// Drops idempotency keys of messages of a range.
-    fn purge_keys(&mut self, after: i64, through: i64) -> Result<(), CommitError>;
+    /// A step of taking the content of settled messages that are older than `age`, and what came of their deliveries; from how many
+    /// it has been taken. If there were any, the transaction is open still, to be committed with what the log says of it.
+    fn purge_content(&mut self, now: Timestamp, age: Duration, vault: &Vault) -> Result<u64, CommitError>;
+    /// A step of dropping the idempotency keys of messages that are older than `age`. Those behind `keyed` are not in the index yet.
+    fn purge_keys(&mut self, now: Timestamp, age: Duration, keyed: i64) -> Result<(), CommitError>;
 
     // === beside the operations ===
 

@@ -427,7 +427,6 @@ async fn assemble<B: Backend>(
         payload_retention: options.payload_retention,
         keys_in_memory: options.keys_in_memory,
         condition: Condition::Working,
-        purge: Default::default(),
         asked: Default::default(),
         own_leases_ended: false,
     };

@@ -13,6 +13,7 @@ pub(crate) mod partitions;
 #[cfg(test)]
 mod plans;
 pub(crate) mod probe;
+mod retention;
 pub(crate) mod row;
 pub(crate) mod scratch;
 mod sequencer;
@@ -62,8 +63,10 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// time, whose shortest pause this is.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Roles in table `role`: who numbers the audit log, and, with its name, who runs an adapter that runs once.
+/// Roles in table `role`: who numbers the audit log, who looks after retention, and, with its name, who runs an adapter that runs
+/// once.
 pub(crate) const ROLE_SEQUENCER: &str = "sequencer";
+const ROLE_RETENTION: &str = "retention";
 pub(crate) const ROLE_OF_ADAPTER: &str = "adapter:";
 
 /// Buckets that this node owns, by queue.
@@ -97,6 +100,7 @@ pub(crate) struct Postgres {
     renewed_at: Instant,
     watched_at: Option<Instant>,
     partitions: partitions::Partitions,
+    retention: retention::Retention,
 }
 
 /// What the beginning of a transaction has shown.
@@ -483,35 +487,12 @@ impl Backend for Postgres {
         Ok(rows.iter().map(|row| load::state(row, vault)).collect::<Result<_, _>>()?)
     }
 
-    fn purge_find(
-        &mut self,
-        after: i64,
-        before: Timestamp,
-        most: u32,
-        newest: i64,
-    ) -> Result<Vec<i64>, CommitError> {
-        let statement = sqlx::query(sql::PURGE_FIND)
-            .bind(after)
-            .bind(before.as_micros())
-            .bind(i64::from(most))
-            .bind(newest);
-        let rows = self.connection.rows(statement)?;
-        Ok(rows.iter().map(|row| Cells::new(row).take()).collect::<Result<_, _>>()?)
+    fn purge_content(&mut self, now: Timestamp, age: Duration, _: &Vault) -> Result<u64, CommitError> {
+        self.content_step(now, age)
     }
 
-    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<Attributes>, CommitError> {
-        let rows = self.connection.rows(sqlx::query(sql::PURGE_READ).bind(after).bind(through))?;
-        self.read_through = i64::MAX;
-        Ok(rows.iter().map(load::attributes).collect::<Result<_, _>>()?)
-    }
-
-    fn purge(&mut self, messages: &[(i64, Vec<u8>)], _: i64, _: i64) -> Result<(), CommitError> {
-        let seqs: Vec<i64> = messages.iter().map(|(seq, _)| *seq).collect();
-        self.connection.execute(sqlx::query(sql::PURGE_CONTENT).bind(seqs)).map(drop)
-    }
-
-    fn purge_keys(&mut self, after: i64, through: i64) -> Result<(), CommitError> {
-        self.connection.execute(sqlx::query(sql::PURGE_KEYS).bind(after).bind(through)).map(drop)
+    fn purge_keys(&mut self, now: Timestamp, age: Duration, _: i64) -> Result<(), CommitError> {
+        self.keys_step(now, age)
     }
 
     /// Rows stay for the other nodes, each of which has files of its own, and for those that are to come.

@@ -6,11 +6,13 @@ pub(crate) mod connection;
 mod copy;
 mod load;
 mod open;
+mod purge;
 mod reads;
 pub(crate) mod wal;
 mod writeback;
 
 use std::path::Path;
+use std::time::Duration;
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use rusqlite::{CachedStatement, Connection, params};
@@ -47,11 +49,12 @@ pub(crate) struct Sqlite {
     wal: Checkpointed,
     /// Without it the writer checkpoints alone.
     backfill: Option<Backfill>,
+    purge: purge::Purge,
 }
 
 impl Sqlite {
     pub(crate) fn new(connection: Connection, data_dir: DataDir, backfill: Option<Backfill>) -> Self {
-        Self { connection, data_dir, wal: Checkpointed::Whole, backfill }
+        Self { connection, data_dir, wal: Checkpointed::Whole, backfill, purge: Default::default() }
     }
 
     pub(crate) fn close(self) -> rusqlite::Result<()> {
@@ -247,34 +250,12 @@ impl Backend for Sqlite {
         })
     }
 
-    fn purge_find(
-        &mut self,
-        after: i64,
-        before: Timestamp,
-        most: u32,
-        newest: i64,
-    ) -> Result<Vec<i64>, CommitError> {
-        let range = params![after, before.as_micros(), most, newest];
-        rows(&self.connection, sql::PURGE_FIND, range, |mut cells| cells.take())
+    fn purge_content(&mut self, now: Timestamp, age: Duration, vault: &Vault) -> Result<u64, CommitError> {
+        self.content_step(now, age, vault)
     }
 
-    fn purge_read(&mut self, after: i64, through: i64) -> Result<Vec<Attributes>, CommitError> {
-        rows(&self.connection, sql::PURGE_READ, [after, through], |mut cells| {
-            Ok(Attributes { seq: cells.take()?, message: cells.take()?, sealed: cells.take()? })
-        })
-    }
-
-    fn purge(&mut self, messages: &[(i64, Vec<u8>)], after: i64, through: i64) -> Result<(), CommitError> {
-        for (seq, attributes) in messages {
-            self.execute(sql::PURGE_MESSAGE, params![seq, attributes])?;
-        }
-        self.execute(sql::PURGE_REPLIES, [after, through])?;
-        self.execute(sql::PURGE_DETAILS, [after, through])?;
-        Ok(())
-    }
-
-    fn purge_keys(&mut self, after: i64, through: i64) -> Result<(), CommitError> {
-        self.execute(sql::PURGE_DEDUP, [after, through]).map(drop)
+    fn purge_keys(&mut self, now: Timestamp, age: Duration, keyed: i64) -> Result<(), CommitError> {
+        self.keys_step(now, age, keyed)
     }
 
     fn leaves_filed(&mut self, below: u64) -> Result<(), CommitError> {

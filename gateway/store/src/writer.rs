@@ -94,7 +94,6 @@ pub(crate) struct Writer<B> {
     pub(crate) payload_retention: Duration,
     pub(crate) keys_in_memory: usize,
     pub(crate) condition: Condition,
-    pub(crate) purge: purge::Purge,
     /// When each queue was asked for deliveries last.
     pub(crate) asked: HashMap<i64, Timestamp>,
     /// The leases that did not outlive the gateway's last run have been ended, which happens once, with the first configuration.

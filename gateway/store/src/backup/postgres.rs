@@ -14,13 +14,14 @@ use super::{BackupError, Snapshot, Taken};
 use crate::postgres::{self, MIGRATIONS, partitions, probe, sql};
 
 /// All that a gateway writes there; which migrations have been applied is in the manifest.
-pub(super) const TABLES: [&str; 24] = [
+pub(super) const TABLES: [&str; 25] = [
     "store",
     "node",
     "queue",
     "queue_count",
     "message",
     "payload",
+    "day_purge",
     "dedup",
     "delivery",
     "ready",

@@ -1,6 +1,7 @@
 //! A turn's one transaction: one statement for what nearly every turn does, and one for each kind of change that is rare, each with
 //! all rows of its kind.
 
+pub(super) mod keep;
 mod write;
 
 use gatepost_core::{State, Timestamp};
@@ -15,7 +16,7 @@ use crate::writer::{Counts, Queue, Touched, Turn};
 pub(super) use write::{bind_counts, bind_rows};
 
 /// Microseconds in a day: what is partitioned by time is by days.
-const DAY_MICROS: i64 = 86_400_000_000;
+pub(super) const DAY_MICROS: i64 = 86_400_000_000;
 
 /// The day of a store time.
 pub(crate) fn day_of(time: Timestamp) -> i32 {
@@ -41,7 +42,9 @@ pub(super) fn write(
 ) -> Result<(), CommitError> {
     let touched: Vec<&Touched> = turn.touched.values().collect();
     let counts = queues(connection, turn, context)?;
-    write::write(connection, turn, &touched, &counts, context)?;
+    keep::keep_unsettled(connection, turn, &touched)?;
+    let days = keep::days_beside(connection, turn)?;
+    write::write(connection, turn, &touched, &counts, &days, context)?;
     standing(connection, &touched)?;
     lanes(connection, turn, context)?;
     states(connection, turn)

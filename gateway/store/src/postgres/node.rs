@@ -14,7 +14,7 @@ use super::buckets::Sharing;
 use super::connection::Connection;
 use super::partitions::Partitions;
 use super::row::Cells;
-use super::{Bell, MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, ROLE_SEQUENCER, copy, sql};
+use super::{Bell, MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, ROLE_RETENTION, ROLE_SEQUENCER, copy, sql};
 use crate::backend::{Backend as _, CommitError};
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
@@ -94,7 +94,9 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
     migrate(&mut connection)?;
     let (mark, log_key) = (node.vault.key_mark().to_vec(), node.log_key.as_str());
     connection.execute(sqlx::query(sql::STORE_ADD).bind(mark).bind(log_key).bind(0_i64))?;
-    connection.execute(sqlx::query(sql::ROLE_ADD).bind(ROLE_SEQUENCER))?;
+    for role in [ROLE_SEQUENCER, ROLE_RETENTION] {
+        connection.execute(sqlx::query(sql::ROLE_ADD).bind(role))?;
+    }
     let clock = check_store(&mut connection, &node)?;
     if copy::is_unfinished(&mut connection)? {
         return Err(NodeError::CopyUnfinished);
@@ -122,6 +124,7 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         renewed_at: Instant::now(),
         watched_at: None,
         partitions,
+        retention: Default::default(),
     };
     database.connection.be_quick();
     database.come()?;

@@ -7,7 +7,7 @@ use super::connection::PLANS;
 use super::{MIGRATIONS, sql};
 
 /// Tables that grow with messages or with what waits.
-const GROWING: [&str; 11] = [
+const GROWING: [&str; 13] = [
     "message",
     "dedup",
     "delivery",
@@ -18,6 +18,8 @@ const GROWING: [&str; 11] = [
     "expiry",
     "leaf_place",
     "payload",
+    "detail",
+    "reply",
     "leaf",
 ];
 

@@ -288,17 +288,49 @@ statements! {
     TABLES_ARE_THERE = "/* tables_are_there */ SELECT EXISTS (SELECT 1 FROM pg_tables WHERE schemaname = 'gatepost' AND tablename <> 'probe')";
 
     // === retention ===
-    PURGE_FIND = "/* purge_find */ SELECT seq FROM (SELECT seq, accepted_at FROM message WHERE seq > $1 AND seq <= $4 ORDER BY seq LIMIT $3) w \
-        WHERE accepted_at < $2 ORDER BY seq";
-    PURGE_READ = "/* purge_read */ SELECT m.seq, m.id, p.attributes FROM message m JOIN payload p ON p.day = m.day AND p.seq = m.seq \
-        WHERE m.seq > $1 AND m.seq <= $2 AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.pos >= m.first_pos \
-        AND d.pos < m.first_pos + m.deliveries AND d.state IN (0, 1, 2, 3)) ORDER BY m.seq";
+    /// Days that have a partition of their own.
+    DAYS_MADE = "/* days_made */ SELECT substr(c.relname, 9)::int AS day FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+        WHERE i.inhparent = 'payload'::regclass AND c.relname ~ '^payload_[0-9]+$' ORDER BY day";
+    DAY_PURGE_BEGIN = "/* day_purge_begin */ INSERT INTO day_purge AS y (day, through, settled) VALUES ($1, 0, 0) \
+        ON CONFLICT (day) DO UPDATE SET through = y.through RETURNING through";
+    DAY_PURGE_NOTE = "/* day_purge_note */ UPDATE day_purge SET through = $2, settled = settled + $3 WHERE day = $1";
+    DAY_PURGE_END = "/* day_purge_end */ DELETE FROM day_purge WHERE day = $1 RETURNING settled";
+    /// These messages have come out of a day: of those that were counted with it.
+    DAY_PURGE_LESS = "/* day_purge_less */ UPDATE day_purge y SET settled = settled - (SELECT count(*) FROM unnest($2::bigint[]) AS k(seq) \
+        WHERE k.seq <= y.through) WHERE y.day = $1";
+    /// Messages that have content under a day. Whose own row is gone counts as unsettled: nobody knows.
+    CONTENT_OF_DAY = "/* content_of_day */ SELECT w.seq, coalesce(m.accepted_at, 0), m.accepted_at IS NULL OR EXISTS (SELECT 1 FROM delivery d \
+        WHERE d.pos >= m.first_pos AND d.pos < m.first_pos + m.deliveries AND d.state IN (0, 1, 2, 3)) \
+        FROM (SELECT seq FROM payload WHERE day = $1 AND seq > $2 ORDER BY seq LIMIT $3) w \
+        LEFT JOIN LATERAL (SELECT accepted_at, first_pos, deliveries FROM message WHERE seq = w.seq LIMIT 1) m ON true ORDER BY w.seq";
+    /// The next day of which there is content at all, and of which there is some outside of the days' own partitions.
+    DAY_NEXT = "/* day_next */ SELECT day FROM payload WHERE day > $1 ORDER BY day LIMIT 1";
+    DAY_NEXT_OTHER = "/* day_next_other */ SELECT day FROM payload_other WHERE day > $1 ORDER BY day LIMIT 1";
+    /// Holds back whoever empties messages, until the end of the transaction.
+    RETENTION_HOLD = "/* retention_hold */ SELECT name FROM role WHERE name = $1 FOR SHARE";
+    CONTENT_LOOK = "/* content_look */ SELECT m.seq, m.day, p.seq IS NOT NULL FROM unnest($1::bigint[]) AS w(seq) \
+        CROSS JOIN LATERAL (SELECT seq, day FROM message WHERE seq = w.seq LIMIT 1) m \
+        LEFT JOIN LATERAL (SELECT seq FROM payload WHERE day = m.day AND seq = m.seq LIMIT 1) p ON true";
+    /// The days of messages, which stay until the end of the transaction.
+    DAYS_HOLD = "/* days_hold */ SELECT m.seq, m.day FROM unnest($1::bigint[]) AS w(seq) \
+        CROSS JOIN LATERAL (SELECT seq, day FROM message WHERE seq = w.seq LIMIT 1 FOR SHARE) m";
+    MESSAGES_KEEP = "/* messages_keep */ UPDATE message m SET day = 0 FROM unnest($1::bigint[]) AS w(seq) WHERE m.seq = w.seq AND m.day = $2";
+    CONTENT_KEEP = "/* content_keep */ WITH w AS MATERIALIZED (SELECT m.first_pos, m.deliveries FROM unnest($1::bigint[]) AS k(seq) \
+        CROSS JOIN LATERAL (SELECT first_pos, deliveries FROM message WHERE seq = k.seq LIMIT 1) m), \
+        r AS (UPDATE reply y SET day = 0 FROM w WHERE y.day = $2 AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
+        d AS (UPDATE detail y SET day = 0 FROM w WHERE y.day = $2 AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \
+        UPDATE payload p SET day = 0 FROM unnest($1::bigint[]) AS k(seq) WHERE p.day = $2 AND p.seq = k.seq";
     PURGE_CONTENT = "/* purge_content */ WITH w AS MATERIALIZED (SELECT m.seq, m.day, m.first_pos, m.deliveries FROM message m \
         WHERE m.seq = ANY($1::bigint[])), \
         r AS (DELETE FROM reply y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
         d AS (DELETE FROM detail y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \
         DELETE FROM payload p USING w WHERE p.day = w.day AND p.seq = w.seq";
+    /// Messages behind those whose idempotency keys are gone, if they are old enough.
+    KEYS_FIND = "/* keys_find */ SELECT w.after, w.seq FROM (SELECT s.keys_gone AS after, m.seq, m.accepted_at FROM store s \
+        CROSS JOIN LATERAL (SELECT seq, accepted_at FROM message WHERE seq > s.keys_gone ORDER BY seq LIMIT $2) m) w \
+        WHERE w.accepted_at < $1 ORDER BY w.seq DESC LIMIT 1";
     PURGE_KEYS = "/* purge_keys */ DELETE FROM dedup k USING message m WHERE m.seq > $1 AND m.seq <= $2 AND k.key = m.dedup AND k.message = m.seq";
+    KEYS_NOTE = "/* keys_note */ UPDATE store SET keys_gone = greatest(keys_gone, $1)";
 }
 
 #[cfg(test)]

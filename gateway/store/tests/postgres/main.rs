@@ -18,6 +18,7 @@ mod run;
 
 mod migrate;
 mod nodes;
+mod retention;
 mod unknown;
 
 #[path = "../conformance/accept.rs"]

@@ -22,7 +22,7 @@ use crate::fixture::{
 const TAKEOVER: Duration = Duration::from_secs(6);
 
 /// Another node of the same gateway: a directory of its own with the same keys.
-fn beside(place: &Place, node: &str) -> Place {
+pub(crate) fn beside(place: &Place, node: &str) -> Place {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("keys")).unwrap();
     for key in ["store.key", "audit.key"] {
@@ -45,7 +45,7 @@ async fn two(queues: Vec<QueueSetup>) -> (Fixture, Fixture) {
     (one, other)
 }
 
-fn url(place: &Place) -> &str {
+pub(crate) fn url(place: &Place) -> &str {
     match &place.database {
         Database::Postgres { url, .. } => url,
         Database::Sqlite => unreachable!("these places are PostgreSQL's"),

@@ -11,6 +11,7 @@ use gatepost_core::delivery::Proof;
 use super::super::connection::{Connection, Statement};
 use super::super::row::bucket_of;
 use super::super::sql;
+use super::keep::Days;
 use super::{Context, day_of, due, each, place_in_lane, queue_id, small, token, whole};
 use crate::backend::CommitError;
 use crate::leaves::Run;
@@ -37,6 +38,7 @@ pub(super) fn write(
     turn: &Turn<'_>,
     touched: &[&Touched],
     counts: &[(i64, Counts)],
+    days: &Days,
     context: &Context<'_>,
 ) -> Result<(), CommitError> {
     let leaves = turn.leaves.as_slice();
@@ -46,11 +48,11 @@ pub(super) fn write(
     let added: HashSet<i64> = turn.new_rows.iter().map(|row| row.pos).collect();
     if touched.iter().any(|touched| added.contains(&touched.was.pos)) {
         // A statement does not see what it has added itself.
-        run(connection, turn, &adds, context)?;
+        run(connection, turn, &adds, days, context)?;
     } else {
         rest = Parts { messages: adds.messages, added: adds.added, ..rest };
     }
-    if rest.is_empty() { Ok(()) } else { run(connection, turn, &rest, context) }
+    if rest.is_empty() { Ok(()) } else { run(connection, turn, &rest, days, context) }
 }
 
 impl Parts<'_> {
@@ -69,6 +71,7 @@ fn run(
     connection: &mut Connection,
     turn: &Turn<'_>,
     parts: &Parts<'_>,
+    days: &Days,
     context: &Context<'_>,
 ) -> Result<(), CommitError> {
     let leave: Vec<&Row> = leaving(parts.touched);
@@ -78,7 +81,7 @@ fn run(
     let statement = bind_changes(statement, parts.touched);
     let statement = bind_left(statement, parts.touched, &leave);
     let statement = bind_leases(statement, parts.touched, context);
-    let statement = bind_beside(statement, parts);
+    let statement = bind_beside(statement, parts, days);
     let statement = bind_leaves(statement, parts.leaves);
     let statement = bind_counts(statement, parts.counts);
     let row = connection.row(statement)?;
@@ -255,15 +258,16 @@ fn bind_leases<'q>(statement: Statement<'q>, touched: &[&Touched], context: &Con
     statement.bind(context.number).bind(context.epoch).bind(positions)
 }
 
-/// What goes with the content of its message.
-fn bind_beside<'q>(statement: Statement<'q>, parts: &Parts<'q>) -> Statement<'q> {
+/// What goes with the content of its message, under whose day it is found.
+fn bind_beside<'q>(statement: Statement<'q>, parts: &Parts<'q>, days: &Days) -> Statement<'q> {
+    let day = |delivery: i64, accepted_at| days.get(&delivery).copied().unwrap_or(day_of(accepted_at));
     let (details, replies) = (parts.details, parts.replies);
     statement
-        .bind(details.iter().map(|detail| day_of(detail.accepted_at)).collect::<Vec<i32>>())
+        .bind(details.iter().map(|detail| day(detail.delivery, detail.accepted_at)).collect::<Vec<i32>>())
         .bind(details.iter().map(|detail| detail.delivery).collect::<Vec<i64>>())
         .bind(details.iter().map(|detail| whole(detail.leaf)).collect::<Vec<i64>>())
         .bind(details.iter().map(|detail| detail.body.as_slice()).collect::<Vec<&[u8]>>())
-        .bind(replies.iter().map(|reply| day_of(reply.accepted_at)).collect::<Vec<i32>>())
+        .bind(replies.iter().map(|reply| day(reply.delivery, reply.accepted_at)).collect::<Vec<i32>>())
         .bind(replies.iter().map(|reply| reply.delivery).collect::<Vec<i64>>())
         .bind(replies.iter().map(|reply| reply.body.as_slice()).collect::<Vec<&[u8]>>())
 }

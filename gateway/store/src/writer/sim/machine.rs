@@ -110,7 +110,6 @@ impl Machine {
             payload_retention: PAYLOAD_RETENTION,
             keys_in_memory: KEYS_IN_MEMORY,
             condition: Condition::Working,
-            purge: Default::default(),
             asked: Default::default(),
             own_leases_ended: false,
         })
