@@ -10,9 +10,13 @@ use crate::check::postgres::{connect, number};
 use crate::check::{assert_log, assert_sound};
 use crate::fixture::{Fixture, Place, inbox, message, quick, until};
 
-/// Ends the sessions that stand at a commit in this way.
-const END: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() \
-    AND query = 'COMMIT' AND state = 'active'";
+/// Ends the session that stands at the commit of a message.
+const END: &str = "SELECT count(pg_terminate_backend(a.pid)) FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() \
+    AND a.query = 'COMMIT' AND a.state = 'active' AND EXISTS (SELECT 1 FROM pg_locks l WHERE l.pid = a.pid \
+    AND l.relation = 'message'::regclass AND l.mode = 'RowExclusiveLock')";
+/// What a node writes once, soon after it has started.
+const SETTLED_IN: &str =
+    "SELECT count(*) FROM role WHERE epoch IS NOT NULL AND name IN ('sequencer', 'retention')";
 
 /// Hands in one message, and loses the connection while it is being committed.
 async fn accept_and_lose(fixture: &Fixture, other: &mut PgConnection, then: impl AsyncFnOnce()) {
@@ -78,6 +82,8 @@ async fn a_commit_that_came_about_unheard_is_not_made_again() {
     };
     let fixture = Place { database, ..place }.open().await.unwrap();
     let mut other = connect(url(&fixture.place)).await;
+    // Nothing else of the writer's must stand at its commit when the standby does not answer.
+    until("the node has its roles", async || number(url(&fixture.place), SETTLED_IN).await == 2).await;
     // It is committed here, and waits for the one that stands still.
     standby.pause().unwrap();
     accept_and_lose(&fixture, &mut other, async || standby.resume().unwrap()).await;
