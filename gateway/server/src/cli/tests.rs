@@ -338,8 +338,11 @@ fn operators(request: &Request) -> (u16, Value) {
         "/v1/queues" => (200, json!({"queues": [queue], "next": null})),
         "/v1/adapters" => (200, json!({"adapters": [adapter], "next": null})),
         "/v1/nodes" => {
+            // So long ago that a test's own time does not show.
+            let started_at =
+                gatepost_core::Timestamp::from_micros(super::text::now().as_micros() - 100 * 3_600_000_000);
             let node = |name: &str, here: bool, lease: Option<u64>| {
-                json!({"name": name, "epoch": "0a1b2c3d", "version": "0.1.0", "started_at": "2026-11-23T08:00:00.000000Z",
+                json!({"name": name, "epoch": "0a1b2c3d", "version": "0.1.0", "started_at": started_at.to_rfc3339(),
                     "here": here, "lease_ms": lease, "sequencer": here, "adapters": if here { vec!["lab"] } else { vec![] },
                     "queues": [{"queue": "lab", "buckets": 32, "of": 64}]})
             };
