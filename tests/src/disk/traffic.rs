@@ -16,6 +16,10 @@ const LANES_PER_SENDER: usize = 5;
 /// One in so many requests is a batch.
 const BATCHES: usize = 4;
 const BATCH_EVENTS: usize = 5;
+/// The reader takes the head of every lane, and settles them in so large parts that it keeps up with the senders: a delivery that is
+/// left for a minute makes the gateway say, rightly, that it is not ready.
+const LEASED_MAX: usize = SENDERS * LANES_PER_SENDER;
+const SETTLED_MAX: usize = 12;
 /// Pause before a request is repeated that had no answer, so that they do not keep the gateway from starting.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -180,22 +184,27 @@ fn send(sender: usize, app: &Client, bytes: usize, promises: &Mutex<Promises>, c
 
 fn read(app: &Client, auditor: &Client, promises: &Mutex<Promises>, course: &Course) {
     while course.goes_on() {
-        let request = json!({ "max": 8, "lease_ms": 2000, "wait_ms": 100 });
+        let request = json!({ "max": LEASED_MAX, "lease_ms": 2000, "wait_ms": 100 });
         let lease = || app.try_post("/v1/queues/desk/lease", &request);
         let Some(answer) = insist(promises, course, 200, lease) else { return };
-        for leased in answer["deliveries"].as_array().expect("deliveries") {
-            let id = text(&leased["id"]);
+        let leased = answer["deliveries"].as_array().expect("deliveries");
+        for id in leased.iter().map(|leased| text(&leased["id"])) {
             if locked(promises).settled_once.contains(&id) {
                 locked(promises).wrong.push(format!("{id} was settled and is leased again"));
             }
-            let body = json!({ "results": [settle_item(leased, "delivered")] });
+        }
+        for part in leased.chunks(SETTLED_MAX) {
+            let results: Vec<Value> = part.iter().map(|leased| settle_item(leased, "delivered")).collect();
+            let body = json!({ "results": results });
             let settle = || app.try_post("/v1/settle", &body);
             let Some(answer) = insist(promises, course, 200, settle) else { return };
-            // `stale` if it ran out while the gateway was away.
-            if answer["results"][0]["status"] == "ok" {
-                let mut promises = locked(promises);
-                promises.settled_once.insert(id.clone());
-                promises.settled.push(id);
+            for (position, leased) in part.iter().enumerate() {
+                // `stale` if it ran out while the gateway was away.
+                if answer["results"][position]["status"] == "ok" {
+                    let (id, mut promises) = (text(&leased["id"]), locked(promises));
+                    promises.settled_once.insert(id.clone());
+                    promises.settled.push(id);
+                }
             }
         }
         if let Ok(answer) = auditor.send("GET", "/v1/audit/checkpoint", &[], b"")
