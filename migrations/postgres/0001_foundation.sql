@@ -13,6 +13,10 @@
 
 CREATE SEQUENCE turn MINVALUE 1;
 
+-- Refuses a write from within its own statement, which so leaves nothing.
+CREATE FUNCTION refuse(code text, reason text) RETURNS boolean LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION USING ERRCODE = code, MESSAGE = reason; END $$;
+
 CREATE TABLE store (
     id          integer PRIMARY KEY CHECK (id = 1), -- one row
     store_key   bytea NOT NULL,                     -- HMAC of nothing: whether the key is the one that all this was written with

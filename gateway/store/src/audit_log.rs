@@ -226,6 +226,9 @@ impl AuditLog {
 
     /// Extends the tree by committed leaves until it has `size` of them.
     async fn read_to(&mut self, size: u64) -> Result<(), LogFault> {
+        if self.source.places_later() {
+            return self.read_placed(size).await;
+        }
         for run in self.handed.take() {
             self.read_rows(run.first.min(size)).await?;
             for (index, leaf) in run.leaves().map_err(tiles_error)? {
@@ -236,6 +239,41 @@ impl AuditLog {
             }
         }
         self.read_rows(size).await
+    }
+
+    /// As [`AuditLog::read_to`], where leaves get their places after their commit. Those of this node's own commits are at hand.
+    async fn read_placed(&mut self, size: u64) -> Result<(), LogFault> {
+        while self.edge.size() < size {
+            let from = self.edge.size();
+            let placed = self.source.placed(from, size.min(from + PAGE_LEAVES)).await.map_err(tiles_error)?;
+            let mut others = None;
+            for (placed, run) in placed.iter().zip(self.handed.take_placed(&placed)) {
+                let Some(run) = run else {
+                    others = Some(placed.first + placed.count);
+                    continue;
+                };
+                if let Some(to) = others.take() {
+                    self.read_rows(size.min(to)).await?;
+                }
+                let mut count = 0;
+                for (index, leaf) in run.leaves().map_err(tiles_error)? {
+                    if index == self.edge.size() {
+                        self.push(leaf)?;
+                    }
+                    count += 1;
+                }
+                if count != placed.count {
+                    return Err(LogFault::EntryDamaged(placed.first.to_string()));
+                }
+            }
+            if let Some(to) = others {
+                self.read_rows(size.min(to)).await?;
+            }
+            if self.edge.size() == from {
+                return Err(LogFault::EntryMissing(from));
+            }
+        }
+        Ok(())
     }
 
     async fn read_rows(&mut self, size: u64) -> Result<(), LogFault> {

@@ -24,6 +24,12 @@ pub(crate) trait Backend: Send + 'static {
     /// Begins a transaction that nothing else can get in the way of, and makes sure until its end that these sessions, each after its
     /// queue, are their adapters' newest ones.
     fn begin(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError>;
+    /// As [`Backend::begin`], for a turn that may be decided beside what others write, as long as its commit makes sure that all stands
+    /// as it was read. `adds` says that it only adds unordered messages.
+    fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: bool) -> Result<(), CommitError> {
+        let _ = adds;
+        self.begin(sessions)
+    }
     /// Ends a transaction without a trace, if one is open.
     fn roll_back(&mut self) -> Result<(), CommitError>;
     /// Gives the next turn the numbers that its messages, deliveries and leaves begin with, after everything was read that it is
@@ -33,8 +39,9 @@ pub(crate) trait Backend: Send + 'static {
     fn places_leaves(&self) -> bool;
     /// Brings memory in line with what others have written; a queue's policy stays.
     fn catch_up(&mut self, memory: &mut Memory, vault: &Vault) -> Result<(), CommitError>;
-    /// Commits what a turn has decided, in the open transaction if there is one, or leaves the database as it was before that.
-    fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError>;
+    /// Commits what a turn has decided, in the open transaction if there is one, or leaves the database as it was before that. By how
+    /// much the numbers of what was added are larger than the turn has them.
+    fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError>;
     /// Writes a queue as the configuration has it, in the open transaction.
     fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError>;
 
@@ -54,8 +61,13 @@ pub(crate) trait Backend: Send + 'static {
     fn past_expiry(&mut self, now: Timestamp, most: u32) -> Result<Read<Row>, CommitError>;
     /// What waits or is dead in a queue behind a position, in accept order.
     fn to_move(&mut self, queue: i64, after: i64, most: u32) -> Result<ToMove, CommitError>;
-    /// What is known of keys that messages used; of a key that nobody used, nothing.
-    fn keys_used(&mut self, memory: &Memory, keys: &[Index]) -> Result<Vec<KeyUse>, CommitError>;
+    /// What is known of keys that messages used; of a key that nobody used, nothing. `None`: it was not looked for.
+    fn keys_used(
+        &mut self,
+        memory: &Memory,
+        keys: &[Index],
+        need: Need,
+    ) -> Result<Option<Vec<KeyUse>>, CommitError>;
     fn attributes(&mut self, seq: i64) -> Result<Option<Attributes>, CommitError>;
     /// Messages as they were stored, of those that are small, sound and not purged.
     fn messages_small(
@@ -125,6 +137,14 @@ pub(crate) struct Tended {
 pub(crate) enum Put {
     Add,
     Change,
+}
+
+/// Whether it must be known what has used a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    Sure,
+    /// A commit that puts the same key may fail instead as [`CommitError::Stale`]; it is known from then on.
+    AtCommit,
 }
 
 /// Which deliveries of a queue.

@@ -4,7 +4,7 @@
 //! a single leaf. It also hands them on in memory once they are durable, so that they need not be read back. What is handed on
 //! may be dropped at any time; the rows are the truth.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use gatepost_audit::TILE_WIDTH;
@@ -15,6 +15,16 @@ use tokio::sync::Notify;
 const HANDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes handed on at which they are taken up before the next checkpoint is due.
 const HANDED_BYTES_DUE: usize = 1024 * 1024;
+
+/// Leaves that were committed under a number and have got their place in the tree later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Placed {
+    /// Index of the first one in the tree.
+    pub(crate) first: u64,
+    /// The first one's number.
+    pub(crate) number: u64,
+    pub(crate) count: u64,
+}
 
 /// Consecutive leaves of one tile, in the file form of a bundle: the runs of a tile, one after the other, are its bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,9 +85,15 @@ impl Runs {
     pub(crate) fn into_runs(self) -> Vec<Run> {
         self.runs
     }
+
+    /// Makes their numbers larger: where they were made nobody knew what they begin with.
+    pub(crate) fn add_to_numbers(&mut self, base: u64) {
+        self.runs.iter_mut().for_each(|run| run.first += base);
+        self.next += base;
+    }
 }
 
-/// Runs that are durable and that the audit log has not taken up yet, oldest first.
+/// Runs that are durable and that the audit log has not taken up yet.
 #[derive(Debug, Default)]
 pub(crate) struct Handed {
     runs: Mutex<Waiting>,
@@ -86,7 +102,8 @@ pub(crate) struct Handed {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    runs: VecDeque<Run>,
+    /// By the number of its first leaf.
+    runs: BTreeMap<u64, Run>,
     bytes: usize,
 }
 
@@ -96,7 +113,7 @@ impl Handed {
         let mut waiting = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         for run in runs {
             waiting.bytes += run.bytes.len();
-            waiting.runs.push_back(run);
+            waiting.runs.insert(run.first, run);
         }
         if waiting.bytes > HANDED_BYTES_MAX {
             *waiting = Waiting::default();
@@ -106,8 +123,20 @@ impl Handed {
         }
     }
 
-    pub(crate) fn take(&self) -> VecDeque<Run> {
-        std::mem::take(&mut *self.runs.lock().unwrap_or_else(PoisonError::into_inner)).runs
+    /// All of them, in their order.
+    pub(crate) fn take(&self) -> impl Iterator<Item = Run> + use<> {
+        std::mem::take(&mut *self.runs.lock().unwrap_or_else(PoisonError::into_inner)).runs.into_values()
+    }
+
+    /// Those of leaves that have their places now; `None` for one that was not handed on here.
+    pub(crate) fn take_placed(&self, placed: &[Placed]) -> Vec<Option<Run>> {
+        let mut waiting = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut take = |placed: &Placed| {
+            let run = waiting.runs.remove(&placed.number)?;
+            waiting.bytes -= run.bytes.len();
+            Some(Run { first: placed.first, ..run })
+        };
+        placed.iter().map(&mut take).collect()
     }
 
     /// Waits until there is so much that it should be taken up.
@@ -145,14 +174,14 @@ mod tests {
     fn more_than_fits_is_dropped_and_not_half_of_it() {
         let handed = Handed::default();
         handed.give(runs(0, 1).into_runs());
-        assert_eq!(handed.take().len(), 1);
+        assert_eq!(handed.take().count(), 1);
         let large = |first| vec![Run { first, bytes: vec![0; HANDED_BYTES_MAX / 2] }];
         handed.give(large(0));
         handed.give(large(256));
-        assert_eq!(handed.take().len(), 2);
+        assert_eq!(handed.take().count(), 2);
         handed.give(large(0));
         handed.give(large(256));
         handed.give(large(512));
-        assert_eq!(handed.take().len(), 0);
+        assert_eq!(handed.take().count(), 0);
     }
 }

@@ -7,6 +7,7 @@ mod buckets;
 mod commit;
 mod connection;
 pub(crate) mod copy;
+mod leases;
 mod load;
 mod node;
 pub(crate) mod partitions;
@@ -20,9 +21,9 @@ mod sequencer;
 pub(crate) mod sql;
 mod wakeup;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI32;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
@@ -37,7 +38,9 @@ pub(crate) use sequencer::Sequencer;
 pub(crate) use sql::MIGRATIONS;
 pub(crate) use wakeup::{Bell, Wakeups};
 
-use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, Tended, ToMove};
+use crate::backend::{
+    Attributes, Backend, CommitError, KeyUse, More, Need, Put, Read, Ready, Tended, ToMove,
+};
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
 use crate::ops::StoreError;
@@ -48,6 +51,7 @@ use crate::writer::{Memory, Queue, Turn};
 use buckets::{Buckets, Sharing};
 use commit::{Context, queue_id};
 use connection::Connection;
+use leases::LeaseGroups;
 use row::Cells;
 
 /// Bits of a number below those of its turn.
@@ -57,6 +61,8 @@ const POSITIONS_MAX: i64 = 10_000;
 /// What is looked at of a bucket for a lease: so many times its share of what was asked for, and at least so many.
 const SHARE_SLACK: u32 = 2;
 const SHARE_MIN: u32 = 4;
+/// Turns that look for what others have written, after one that has met with it: what is handed in again comes in crowds.
+const WARY_TURNS: u32 = 64;
 /// How often a node renews its lease.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node looks after the others, and at what they have done to the queues: at most; an idle one with the writer's look at
@@ -83,11 +89,18 @@ pub(crate) struct Postgres {
     number: i64,
     /// And when: the database has said so, for this host's clock may leap.
     turn_at: Timestamp,
-    /// A number and a time that came with the beginning of the open transaction, and that nobody has taken yet.
-    drawn: Option<Begun>,
+    /// A number that came with the beginning of the open transaction, or with what a turn has read, and that nobody has taken yet.
+    drawn: Option<Drawn>,
     /// Largest number that anything has which was read in the open transaction.
     read_through: i64,
     is_open: bool,
+    unopened: Option<Unopened>,
+    /// The sessions of a turn without a transaction.
+    held: Vec<(i64, u64)>,
+    /// When buckets have changed hands last.
+    handed_over_at: Instant,
+    /// Turns that look, before they are written, for what others have written: some, once one has met with it.
+    wary: u32,
     owned: Owned,
     sharing: Sharing,
     /// For the other nodes.
@@ -103,13 +116,24 @@ pub(crate) struct Postgres {
     retention: retention::Retention,
 }
 
+/// A turn's number, and store time when it was drawn.
+struct Drawn {
+    number: i64,
+    now: Timestamp,
+}
+
+impl Drawn {
+    fn read(cells: &mut Cells<'_>) -> Result<Self, CommitError> {
+        let (number, now) = (cells.take::<i64>()?, cells.take()?);
+        Ok(Self { number: number << TURN_BITS, now: Timestamp::from_micros(now) })
+    }
+}
+
 /// What the beginning of a transaction has shown.
 struct Begun {
-    now: Timestamp,
+    drawn: Drawn,
     /// When the node's right ends.
     until: Timestamp,
-    /// The next number of a turn.
-    number: i64,
     /// How many of the sessions that were asked for are their adapters' newest.
     sessions: usize,
 }
@@ -122,41 +146,24 @@ impl Begun {
             .filter(|row| row.len() > 1)
             .ok_or_else(|| CommitError::Broken("another node has taken this one's place".to_owned()))?;
         let mut cells = Cells::new(node);
-        Ok(Self {
-            now: Timestamp::from_micros(cells.take()?),
-            until: Timestamp::from_micros(cells.take()?),
-            number: cells.take::<i64>()? << TURN_BITS,
-            sessions: rows.len() - 1,
-        })
+        let drawn = Drawn::read(&mut cells)?;
+        Ok(Self { drawn, until: Timestamp::from_micros(cells.take()?), sessions: rows.len() - 1 })
     }
 }
 
-/// Which deliveries of each group of leases still stand.
-#[derive(Default)]
-struct LeaseGroups {
-    of: HashMap<i64, i64>,
-    members: HashMap<i64, HashSet<i64>>,
-    /// Groups of which nothing stands any more.
-    over: Vec<i64>,
+/// A turn that is decided without a transaction: the one call that writes it makes sure of everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unopened {
+    /// It only adds messages, and counts from 0: the call draws its number.
+    Adds,
+    Reads,
 }
 
-impl LeaseGroups {
-    fn lease(&mut self, pos: i64, group: i64) {
-        self.end(pos);
-        self.of.insert(pos, group);
-        self.members.entry(group).or_default().insert(pos);
-    }
-
-    fn end(&mut self, pos: i64) {
-        let Some(group) = self.of.remove(&pos) else { return };
-        if let Some(members) = self.members.get_mut(&group) {
-            members.remove(&pos);
-            if members.is_empty() {
-                self.members.remove(&group);
-                self.over.push(group);
-            }
-        }
-    }
+/// Says what was found of a commit at which the connection was lost.
+fn found<T>(there: Option<T>, text: &str) -> Result<T, CommitError> {
+    let found = there.is_some();
+    tracing::warn!(found, error = text, "the connection was lost at a commit; it was looked for");
+    there.ok_or_else(|| CommitError::Stale("the connection was lost before the commit".to_owned()))
 }
 
 impl Postgres {
@@ -221,7 +228,7 @@ impl Backend for Postgres {
         self.read_through = 0;
         let begun = begun.and_then(|rows| Begun::read(&rows));
         let checked = begun.and_then(|begun| {
-            if begun.now >= begun.until {
+            if begun.drawn.now >= begun.until {
                 return Err(CommitError::Broken("this node's lease is over".to_owned()));
             }
             if begun.sessions != sessions.len() {
@@ -233,8 +240,8 @@ impl Backend for Postgres {
         });
         match checked {
             Ok(begun) => {
-                self.clock.follow(begun.now);
-                self.drawn = Some(begun);
+                self.clock.follow(begun.drawn.now);
+                self.drawn = Some(begun.drawn);
                 Ok(())
             }
             Err(error) => {
@@ -244,7 +251,22 @@ impl Backend for Postgres {
         }
     }
 
+    fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: bool) -> Result<(), CommitError> {
+        if adds && self.wary == 0 {
+            self.unopened = Some(Unopened::Adds);
+            return Ok(());
+        }
+        if self.is_handing_over() {
+            return self.begin(sessions);
+        }
+        self.unopened = Some(Unopened::Reads);
+        self.held = sessions.to_vec();
+        (self.drawn, self.read_through) = (None, 0);
+        Ok(())
+    }
+
     fn roll_back(&mut self) -> Result<(), CommitError> {
+        self.unopened = None;
         if std::mem::take(&mut self.is_open) {
             // Where that fails there is no connection any more, and so no transaction.
             self.connection.script("ROLLBACK".to_owned())?;
@@ -253,21 +275,26 @@ impl Backend for Postgres {
     }
 
     fn number(&mut self, memory: &mut Memory) -> Result<Option<Timestamp>, CommitError> {
+        if self.unopened == Some(Unopened::Adds) {
+            (memory.next_seq, memory.next_pos, memory.leaf_count) = (0, 0, 0);
+            self.turn_at = self.turn_at.max(self.clock.now());
+            return Ok(Some(self.turn_at));
+        }
         // What depends on something has the larger number: one that was drawn before something was read must be larger than all
         // that was found.
-        let drawn = self.drawn.take().filter(|drawn| self.is_open && self.read_through < drawn.number);
-        let (number, now) = match drawn {
-            Some(drawn) => (drawn.number, drawn.now),
+        let is_begun = self.is_open || self.unopened.is_some();
+        let drawn = self.drawn.take().filter(|drawn| is_begun && self.read_through < drawn.number);
+        let drawn = match drawn {
+            Some(drawn) => drawn,
             None => {
                 let row = self.connection.row(sqlx::query(sql::TURN_NEXT))?;
                 let row = row.ok_or_else(|| CommitError::Broken("there is no sequence".to_owned()))?;
-                let mut cells = Cells::new(&row);
-                (cells.take::<i64>()? << TURN_BITS, Timestamp::from_micros(cells.take()?))
+                Drawn::read(&mut Cells::new(&row))?
             }
         };
-        self.number = number;
+        self.number = drawn.number;
         // The server's clock may have been set back by less than what was noted of it last.
-        self.turn_at = self.turn_at.max(now);
+        self.turn_at = self.turn_at.max(drawn.now);
         memory.next_seq = self.number;
         memory.next_pos = self.number;
         memory.leaf_count = u64::try_from(self.number).unwrap_or(0);
@@ -284,36 +311,19 @@ impl Backend for Postgres {
         Ok(())
     }
 
-    fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
-        if !self.is_open {
-            self.begin(&[])?;
-        }
-        let dedup_before = (turn.now.as_micros())
-            .saturating_sub(i64::try_from(self.dedup_window.as_micros()).unwrap_or(i64::MAX));
-        let versions = &self.versions;
-        let context = Context {
-            epoch: self.node(),
-            number: self.number,
-            owned: &self.owned,
-            version: &|queue| versions.get(&queue).copied().unwrap_or(0),
-            dedup_before,
+    fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
+        let written = match self.unopened.take() {
+            Some(Unopened::Adds) => self.add(turn),
+            Some(Unopened::Reads) if commit::is_one_call(turn) => self.write_at_once(turn).map(|()| 0),
+            Some(Unopened::Reads) | None => self.write(turn).map(|()| 0),
         };
-        let written = commit::write(&mut self.connection, turn, &context);
-        gatepost_faults::point("store.before_commit");
-        if let Err(error) = written {
-            return self.end(Err(error));
+        if let Err(CommitError::Stale(_)) = written {
+            self.wary = WARY_TURNS;
         }
-        match self.connection.script("COMMIT".to_owned()) {
-            Ok(()) => self.is_open = false,
-            Err(CommitError::Broken(text)) => self.look_up(&text)?,
-            Err(error) => {
-                self.roll_back()?;
-                return Err(error);
-            }
-        }
+        let base = written?;
         gatepost_faults::point("store.after_commit");
         self.committed(turn);
-        Ok(())
+        Ok(base)
     }
 
     fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError> {
@@ -356,7 +366,8 @@ impl Backend for Postgres {
         let queue = match ready {
             Ready::Any { queue } => queue,
             Ready::Suspect { queue } => {
-                let statement = sqlx::query(sql::DELIVERIES_READY_SUSPECT)
+                let (plain, lock) = (sql::DELIVERIES_READY_SUSPECT, sql::DELIVERIES_READY_SUSPECT_LOCK);
+                let statement = sqlx::query(if self.is_open { lock } else { plain })
                     .bind(queue_id(queue))
                     .bind(self.buckets(queue))
                     .bind(now.as_micros())
@@ -369,13 +380,14 @@ impl Backend for Postgres {
         // Deliveries are spread over the buckets at random. Only where they are not is it worth to look at all of each.
         let of_each = SHARE_MIN.max(SHARE_SLACK * most.div_ceil(buckets.len().max(1) as u32)).min(most);
         let mut look = |of_each: u32| {
-            let statement = sqlx::query(sql::DELIVERIES_READY)
+            let text = if self.is_open { sql::DELIVERIES_READY_LOCK } else { sql::DELIVERIES_READY };
+            let statement = sqlx::query(text)
                 .bind(queue_id(queue))
                 .bind(buckets.as_slice())
                 .bind(now.as_micros())
                 .bind(i64::from(most))
                 .bind(i64::from(of_each));
-            self.entries(statement)
+            if self.is_open { self.entries(statement) } else { self.entries_and_number(statement) }
         };
         let found = look(of_each)?;
         let mut of_bucket = [0; row::BUCKETS as usize];
@@ -435,7 +447,18 @@ impl Backend for Postgres {
         Ok(ToMove { rows, through, more: through < newest })
     }
 
-    fn keys_used(&mut self, _: &Memory, keys: &[Index]) -> Result<Vec<KeyUse>, CommitError> {
+    fn keys_used(
+        &mut self,
+        _: &Memory,
+        keys: &[Index],
+        need: Need,
+    ) -> Result<Option<Vec<KeyUse>>, CommitError> {
+        if need == Need::AtCommit {
+            if self.wary == 0 {
+                return Ok(None);
+            }
+            self.wary -= 1;
+        }
         let keys: Vec<&[u8]> = keys.iter().map(Index::as_slice).collect();
         let rows = self.connection.rows(sqlx::query(sql::KEYS_USED).bind(keys))?;
         self.read_through = if rows.is_empty() { self.read_through } else { i64::MAX };
@@ -457,7 +480,7 @@ impl Backend for Postgres {
                 used.deliveries.push((delivery, i64::from(queue), i64::from(state)));
             }
         }
-        Ok(used)
+        Ok(Some(used))
     }
 
     fn attributes(&mut self, seq: i64) -> Result<Option<Attributes>, CommitError> {
@@ -512,13 +535,14 @@ impl Backend for Postgres {
             self.watched_at = Some(Instant::now());
             tended.took_leases = self.take_places(memory, vault)?;
             tended.queues_changed = self.follow_queues(memory)?;
+            // Where something is written all the time, that takes them along.
+            if !self.leases.over.is_empty() {
+                self.connection.execute(sqlx::query(sql::LEASES_DROP).bind(&self.leases.over))?;
+                self.leases.over.clear();
+            }
         }
         if self.balance_is_due() && self.has_to_balance(consumed) {
             tended.changed = self.look(memory, consumed)?;
-        }
-        if !self.leases.over.is_empty() {
-            let over = std::mem::take(&mut self.leases.over);
-            self.connection.execute(sqlx::query(sql::LEASES_DROP).bind(over))?;
         }
         Ok(tended)
     }
@@ -600,24 +624,110 @@ impl Postgres {
         }
     }
 
+    /// Idempotency keys that were used until then may be used again.
+    fn dedup_before(&self, now: Timestamp) -> i64 {
+        now.as_micros().saturating_sub(i64::try_from(self.dedup_window.as_micros()).unwrap_or(i64::MAX))
+    }
+
+    /// Writes a turn in the open transaction, and commits it.
+    fn write(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
+        if !self.is_open {
+            let held = std::mem::take(&mut self.held);
+            self.begin(&held)?;
+        }
+        let context = Context {
+            epoch: self.epoch.load(Ordering::Relaxed),
+            number: self.number,
+            sessions: &[],
+            owned: &self.owned,
+            versions: &self.versions,
+            leases_over: &self.leases.over,
+            dedup_before: self.dedup_before(turn.now),
+        };
+        let written = commit::write(&mut self.connection, turn, &context);
+        gatepost_faults::point("store.before_commit");
+        if let Err(error) = written {
+            return self.end(Err(error));
+        }
+        match self.connection.script("COMMIT".to_owned()) {
+            Ok(()) => {
+                self.is_open = false;
+                Ok(())
+            }
+            Err(CommitError::Broken(text)) => self.look_up_turn(&text),
+            Err(error) => {
+                self.roll_back()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes and commits a turn for which no transaction was opened, in one call.
+    fn write_at_once(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
+        gatepost_faults::point("store.before_commit");
+        let context = Context {
+            epoch: self.epoch.load(Ordering::Relaxed),
+            number: self.number,
+            sessions: &self.held,
+            owned: &self.owned,
+            versions: &self.versions,
+            leases_over: &self.leases.over,
+            dedup_before: self.dedup_before(turn.now),
+        };
+        match commit::write_at_once(&mut self.connection, turn, &context) {
+            Err(CommitError::Broken(text)) => self.look_up_turn(&text),
+            written => written,
+        }
+    }
+
+    fn look_up_turn(&mut self, text: &str) -> Result<(), CommitError> {
+        let (from, to) = (self.number, self.number + (1 << TURN_BITS));
+        let there = self.look_up(sqlx::query(sql::TURN_IS_THERE).bind(from).bind(to), text)?;
+        let is_there = Cells::new(&there).take::<bool>()?;
+        found(is_there.then_some(()), text)
+    }
+
+    /// Buckets have changed hands so lately that one who has lost its own may not know it yet: what is ready is read under locks, and
+    /// what others have locked is passed over.
+    fn is_handing_over(&self) -> bool {
+        !self.is_alone && self.handed_over_at.elapsed() < node::LEASE
+    }
+
+    /// Writes and commits a turn that only adds messages; the number that its own begin with.
+    fn add(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
+        gatepost_faults::point("store.before_commit");
+        let context = Context {
+            epoch: self.epoch.load(Ordering::Relaxed),
+            number: self.number,
+            sessions: &[],
+            owned: &self.owned,
+            versions: &self.versions,
+            leases_over: &self.leases.over,
+            dedup_before: self.dedup_before(turn.now),
+        };
+        match commit::add(&mut self.connection, turn, &context) {
+            Err(CommitError::Broken(text)) => {
+                let Some(first) = turn.messages.first() else { return Err(CommitError::Broken(text)) };
+                let statement =
+                    sqlx::query(sql::MESSAGE_IS_THERE).bind(first.prepared.id.as_bytes().as_slice());
+                let there = self.look_up(statement, &text)?;
+                let base = Cells::new(&there).take::<Option<i64>>()?;
+                found(base, &text)
+            }
+            added => added,
+        }
+    }
+
     /// The connection was lost at a commit, and nobody knows whether that came about: looks, before anything is done again.
     ///
     /// The transaction held a lock on this node's row. Whoever gets that lock knows that it has ended; and since to lock is to
     /// write, a synchronous standby has confirmed everything up to there when the answer comes.
-    fn look_up(&mut self, text: &str) -> Result<(), CommitError> {
+    fn look_up(&mut self, statement: connection::Statement<'_>, text: &str) -> Result<PgRow, CommitError> {
         self.is_open = false;
         let away = |_| CommitError::Broken(text.to_owned());
         self.connection.reopen().map_err(away)?;
         self.connection.row(sqlx::query(sql::NODE_LOCK).bind(self.node())).map_err(away)?;
-        let (from, to) = (self.number, self.number + (1 << TURN_BITS));
-        let found = self.connection.row(sqlx::query(sql::TURN_IS_THERE).bind(from).bind(to)).map_err(away)?;
-        let found = found.map_or(Ok(false), |row| Cells::new(&row).take::<bool>())?;
-        tracing::warn!(found, error = text, "the connection was lost at a commit; it was looked for");
-        if found {
-            Ok(())
-        } else {
-            Err(CommitError::Stale("the connection was lost before the commit".to_owned()))
-        }
+        self.connection.row(statement).map_err(away)?.ok_or_else(|| CommitError::Broken(text.to_owned()))
     }
 
     /// Takes over what others have done to the queues: brakes, sessions, counts.
@@ -670,6 +780,25 @@ impl Postgres {
     fn entries(&mut self, statement: connection::Statement<'_>) -> Result<Vec<(i64, i64, i16)>, CommitError> {
         let rows = self.connection.rows(statement)?;
         rows.iter()
+            .map(|row| {
+                let mut cells = Cells::new(row);
+                Ok((cells.take()?, cells.take()?, cells.take()?))
+            })
+            .collect()
+    }
+
+    /// As [`Postgres::entries`], behind a row with the number of a turn that is decided on them.
+    fn entries_and_number(
+        &mut self,
+        statement: connection::Statement<'_>,
+    ) -> Result<Vec<(i64, i64, i16)>, CommitError> {
+        let rows = self.connection.rows(statement)?;
+        let Some((first, entries)) = rows.split_first() else { return Ok(Vec::new()) };
+        let drawn = Drawn::read(&mut Cells::new(first))?;
+        self.clock.follow(drawn.now);
+        self.drawn = Some(drawn);
+        entries
+            .iter()
             .map(|row| {
                 let mut cells = Cells::new(row);
                 Ok((cells.take()?, cells.take()?, cells.take()?))

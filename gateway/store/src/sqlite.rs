@@ -26,7 +26,9 @@ pub(crate) use open::Opened;
 pub use open::sqlite_version;
 pub(crate) use open::{READER_WAIT, check_library, check_wal, migrate, open_database, readers};
 
-use crate::backend::{Attributes, Backend, CommitError, KeyUse, More, Put, Read, Ready, Tended, ToMove};
+use crate::backend::{
+    Attributes, Backend, CommitError, KeyUse, More, Need, Put, Read, Ready, Tended, ToMove,
+};
 use crate::data_dir::{DataDir, RESERVE_BYTES};
 use crate::ops::StoreError;
 use crate::recent::RecentMessage;
@@ -140,8 +142,8 @@ impl Backend for Sqlite {
         Ok(())
     }
 
-    fn commit(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
-        commit::commit(&self.connection, turn)
+    fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
+        commit::commit(&self.connection, turn).map(|()| 0)
     }
 
     fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError> {
@@ -219,12 +221,17 @@ impl Backend for Sqlite {
         Ok(ToMove { rows, through, more: through < newest })
     }
 
-    fn keys_used(&mut self, memory: &Memory, keys: &[Index]) -> Result<Vec<KeyUse>, CommitError> {
+    fn keys_used(
+        &mut self,
+        memory: &Memory,
+        keys: &[Index],
+        _: Need,
+    ) -> Result<Option<Vec<KeyUse>>, CommitError> {
         let mut used = Vec::new();
         for key in keys {
             used.extend(reads::key_used(&self.connection, memory, key)?);
         }
-        Ok(used)
+        Ok(Some(used))
     }
 
     fn attributes(&mut self, seq: i64) -> Result<Option<Attributes>, CommitError> {

@@ -141,6 +141,9 @@ impl Postgres {
             }
             let missing = share.without(owned);
             let taken = if missing.is_empty() { Buckets::default() } else { self.acquire(queue, missing)? };
+            if !(surplus.is_empty() && taken.is_empty()) {
+                self.handed_over_at = Instant::now();
+            }
             let owned = Buckets(owned.without(surplus).0 | taken.0);
             if owned.is_empty() {
                 self.owned.remove(&queue);

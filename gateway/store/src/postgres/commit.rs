@@ -2,18 +2,25 @@
 //! all rows of its kind.
 
 pub(super) mod keep;
+mod script;
 mod write;
+
+use std::collections::HashMap;
 
 use gatepost_core::{State, Timestamp};
 
 use super::connection::{Connection, Statement};
-use super::row::{bucket_of, bucket_of_lane};
+use super::row::{Cells, bucket_of, bucket_of_lane};
 use super::{Owned, sql};
 use crate::backend::CommitError;
 use crate::row::{Row, micros, state_code};
 use crate::seal::{Index, Owner};
 use crate::writer::{Counts, Queue, Touched, Turn};
-pub(super) use write::{bind_counts, bind_rows};
+use keep::Days;
+pub(super) use script::Values;
+#[cfg(test)]
+pub(super) use write::whole_texts;
+pub(super) use write::{bind_counts, bind_rows, queues_of};
 
 /// Microseconds in a day: what is partitioned by time is by days.
 pub(super) const DAY_MICROS: i64 = 86_400_000_000;
@@ -28,9 +35,13 @@ pub(super) struct Context<'c> {
     pub(super) epoch: i32,
     /// Number of the turn.
     pub(super) number: i64,
+    /// Which sessions have to be their adapters' newest, if that was not made sure of before.
+    pub(super) sessions: &'c [(i64, u64)],
     pub(super) owned: &'c Owned,
-    /// Version of a queue's row, as it was read.
-    pub(super) version: &'c dyn Fn(i64) -> i64,
+    /// Versions of the queues' rows, as they were read.
+    pub(super) versions: &'c HashMap<i64, i64>,
+    /// Groups of leases of which nothing stands any more.
+    pub(super) leases_over: &'c [i64],
     pub(super) dedup_before: i64,
 }
 
@@ -50,6 +61,51 @@ pub(super) fn write(
     states(connection, turn)
 }
 
+/// Writes a turn in one call that commits itself. Only one of which [`is_one_call`] says so.
+pub(super) fn write_at_once(
+    connection: &mut Connection,
+    turn: &Turn<'_>,
+    context: &Context<'_>,
+) -> Result<(), CommitError> {
+    let touched: Vec<&Touched> = turn.touched.values().collect();
+    let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
+    write::write(connection, turn, &touched, &counts, &Days::new(), context)
+}
+
+/// Writes and commits a turn that only adds messages, in one call; the number that theirs begin with. An error says that nothing was
+/// written, except [`CommitError::Broken`]: then nobody knows.
+pub(super) fn add(
+    connection: &mut Connection,
+    turn: &Turn<'_>,
+    context: &Context<'_>,
+) -> Result<i64, CommitError> {
+    let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
+    let row = write::add(connection, turn, &counts, context)?;
+    let row = row.ok_or_else(|| CommitError::Broken("a turn was written without an answer".to_owned()))?;
+    let mut cells = Cells::new(&row);
+    let _refused: Option<bool> = cells.take()?;
+    Ok(cells.take()?)
+}
+
+/// Whether a turn changes only what the one statement writes. What is rare has statements of its own.
+pub(super) fn is_one_call(turn: &Turn<'_>) -> bool {
+    let queue_changes =
+        |queue: &Queue| turn.memory.queues.get(&queue.id).is_none_or(|before| has_changed(before, queue));
+    let is_rare = |touched: &Touched| {
+        comes(touched)
+            || waits_again(touched)
+            || stuck_as(&touched.was) != stuck_as(&touched.now)
+            || enters_lane(touched)
+            || keep::is_unsettled_again(touched)
+    };
+    turn.lanes.is_empty()
+        && turn.states.is_empty()
+        && !turn.queues.values().any(queue_changes)
+        && !turn.touched.values().any(is_rare)
+        && keep::beside_old(turn).next().is_none()
+        && !write::touches_added(turn)
+}
+
 /// Executes a statement that must change so many rows. One that changes others finds the database other than it was decided on.
 pub(super) fn exactly(
     connection: &mut Connection,
@@ -66,11 +122,10 @@ pub(super) fn exactly(
 
 /// Brings what stands in the tables beside the deliveries in line with what has become of them.
 fn standing(connection: &mut Connection, touched: &[&Touched]) -> Result<(), CommitError> {
-    let rows = |pick: fn(&Touched) -> Option<&Row>| -> Vec<&Row> {
-        touched.iter().filter_map(|touched| pick(touched)).collect()
+    let rows = |pick: fn(&Touched) -> bool| -> Vec<&Row> {
+        touched.iter().filter(|touched| pick(touched)).map(|touched| &touched.now).collect()
     };
-    let come =
-        rows(|touched| (touched.now.lane.is_none() && due(&touched.now).is_some()).then_some(&touched.now));
+    let come = rows(comes);
     if !come.is_empty() {
         let statement = sqlx::query(sql::READY_ADD)
             .bind(each(&come, |row| queue_id(row.queue)))
@@ -82,11 +137,7 @@ fn standing(connection: &mut Connection, touched: &[&Touched]) -> Result<(), Com
     }
     enter_lanes(connection, touched)?;
     stuck(connection, touched)?;
-    let waiting = rows(|touched| {
-        let back = !matches!(touched.was.delivery.state, State::Waiting { .. })
-            && matches!(touched.now.delivery.state, State::Waiting { .. });
-        (back && touched.now.delivery.expires_at.is_some()).then_some(&touched.now)
-    });
+    let waiting = rows(waits_again);
     if !waiting.is_empty() {
         let statement = sqlx::query(sql::EXPIRY_ADD)
             .bind(each(&waiting, |row| row.delivery.expires_at.map(|at| at.as_micros())))
@@ -96,15 +147,29 @@ fn standing(connection: &mut Connection, touched: &[&Touched]) -> Result<(), Com
     Ok(())
 }
 
+/// Whether it is ready now, in no lane.
+fn comes(touched: &Touched) -> bool {
+    touched.now.lane.is_none() && due(&touched.now).is_some()
+}
+
+/// Whether it waits again, and may expire.
+fn waits_again(touched: &Touched) -> bool {
+    let waits = |row: &Row| matches!(row.delivery.state, State::Waiting { .. });
+    !waits(&touched.was) && waits(&touched.now) && touched.now.delivery.expires_at.is_some()
+}
+
+fn enters_lane(touched: &Touched) -> bool {
+    place_in_lane(&touched.was) != place_in_lane(&touched.now) && place_in_lane(&touched.now).is_some()
+}
+
 /// Where a delivery stands in a lane.
 fn place_in_lane(row: &Row) -> Option<(i64, Index)> {
     row.lane.filter(|_| row.delivery.state.blocks_lane()).map(|lane| (row.queue, lane))
 }
 
 fn enter_lanes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), CommitError> {
-    let moved = touched.iter().filter(|touched| place_in_lane(&touched.was) != place_in_lane(&touched.now));
-    let rows: Vec<&Row> =
-        moved.map(|touched| &touched.now).filter(|now| place_in_lane(now).is_some()).collect();
+    let entering = touched.iter().filter(|touched| enters_lane(touched));
+    let rows: Vec<&Row> = entering.map(|touched| &touched.now).collect();
     if rows.is_empty() {
         return Ok(());
     }
@@ -243,16 +308,26 @@ fn queues(
     turn: &Turn<'_>,
     context: &Context<'_>,
 ) -> Result<Vec<(i64, Counts)>, CommitError> {
-    let mut added = Vec::new();
     for queue in turn.queues.values() {
         let Some(before) = turn.memory.queues.get(&queue.id) else { continue };
-        if before.control != queue.control || before.session != queue.session {
-            change_queue(connection, queue, (context.version)(queue.id))?;
+        if has_changed(before, queue) {
+            change_queue(connection, queue, context.versions.get(&queue.id).copied().unwrap_or(0))?;
         }
-        added.push((queue.id, queue.counts.since(&before.counts)));
     }
-    added.retain(|(_, counts)| *counts != Counts::default());
-    Ok(added)
+    Ok(added_to_counts(turn).collect())
+}
+
+/// Whether a queue's row is another one.
+fn has_changed(before: &Queue, queue: &Queue) -> bool {
+    before.control != queue.control || before.session != queue.session
+}
+
+fn added_to_counts(turn: &Turn<'_>) -> impl Iterator<Item = (i64, Counts)> {
+    let changed = turn.queues.values().filter_map(|queue| {
+        let before = turn.memory.queues.get(&queue.id)?;
+        Some((queue.id, queue.counts.since(&before.counts)))
+    });
+    changed.filter(|(_, counts)| *counts != Counts::default())
 }
 
 /// Writes a queue's row, if it is still of that version.

@@ -24,6 +24,7 @@ use crate::seal::Vault;
 use crate::writer::Memory;
 
 /// For how long a node may write after it has renewed its lease.
+pub(super) const LEASE: Duration = Duration::from_micros(LEASE_MICROS.cast_unsigned());
 const LEASE_MICROS: i64 = 5_000_000;
 /// For how long it believes so itself: it lets go of what it runs before another can take it.
 pub(super) const RIGHT: Duration = Duration::from_millis(4500);
@@ -115,6 +116,10 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         drawn: None,
         read_through: 0,
         is_open: false,
+        unopened: None,
+        held: Vec::new(),
+        handed_over_at: Instant::now(),
+        wary: 0,
         owned: Owned::new(),
         sharing: Sharing::new(),
         bell: Arc::default(),
@@ -239,6 +244,7 @@ impl Postgres {
         self.epoch.store(epoch, Ordering::Relaxed);
         self.renewed_at = asked_at;
         self.owned.clear();
+        self.handed_over_at = Instant::now();
         self.sharing = Sharing::new();
         Ok(())
     }

@@ -55,7 +55,9 @@ async fn every_row_is_reached_by_its_key_whatever_the_planner_knew() {
         run(&mut open, format!("SET {name} = {value}")).await.unwrap();
     }
     let mut found = Vec::new();
-    for (name, statement) in sql::ALL {
+    let turns = super::commit::whole_texts();
+    let all = sql::ALL.iter().copied().chain(turns.iter().map(|(name, text)| (*name, text.as_str())));
+    for (name, statement) in all {
         let parameters = (1..).take_while(|number| statement.contains(&format!("${number}"))).count();
         let nulls = vec!["NULL"; parameters].join(", ");
         let list = if parameters == 0 { String::new() } else { format!("({nulls})") };

@@ -47,15 +47,27 @@ macro_rules! store_time {
         "greatest((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, s.clock)"
     };
 }
+pub(super) use store_time;
 
-/// Begins a transaction: store time, the end of the node's right, whose row it keeps from being taken away until its own end, and a
-/// turn's number. Then a row for each of these sessions, by their queues, that is its adapter's newest, and stays so until the end.
+macro_rules! ready_suspect {
+    ($name:literal, $lock:literal) => {
+        concat!(
+            $name,
+            " SELECT pos, due, bucket FROM ready WHERE queue = $1 AND suspect AND bucket = ANY($2::smallint[]) AND due <= $3 \
+             ORDER BY due, pos LIMIT $4",
+            $lock
+        )
+    };
+}
+
+/// Begins a transaction: a turn's number, store time, and the end of the node's right, whose row it keeps from being taken away until
+/// its own end. Then a row for each of these sessions, by their queues, that is its adapter's newest, and stays so until the end.
 /// One call, of several statements.
 pub(super) fn begin(node: i32, sessions: &[(i64, u64)]) -> String {
     const BEGIN: &str = concat!(
-        "BEGIN; SELECT ",
+        "BEGIN; SELECT nextval('turn'), ",
         store_time!(),
-        ", n.until, nextval('turn') FROM node n, store s WHERE n.epoch = "
+        ", n.until FROM node n, store s WHERE n.epoch = "
     );
     let mut script = format!("{BEGIN}{node} FOR KEY SHARE OF n");
     if !sessions.is_empty() {
@@ -132,14 +144,18 @@ statements! {
         delivery_of!("pos"), with_message!());
     DELIVERIES_LEASED = concat!("/* deliveries_leased */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT unnest(pos) AS pos \
         FROM lease_group WHERE epoch = $1) w", delivery_of!("pos"), with_message!(), "WHERE d.token IS NOT NULL");
-    /// At most so many ($4), of at most so many ($5) from each bucket.
-    DELIVERIES_READY = "/* deliveries_ready */ WITH picked AS MATERIALIZED (SELECT b.bucket, r.due, r.pos \
+    /// At most so many ($4), of at most so many ($5) from each bucket, behind a row with a turn's number and store time.
+    DELIVERIES_READY = concat!("/* deliveries_ready */ (SELECT nextval('turn'), ", store_time!(), ", NULL::smallint FROM store s) UNION ALL \
+        (SELECT r.pos, r.due, b.bucket FROM unnest($2::smallint[]) AS b(bucket) CROSS JOIN LATERAL (SELECT due, pos FROM ready WHERE queue = $1 \
+        AND bucket = b.bucket AND due <= $3 ORDER BY due, pos LIMIT $5) r ORDER BY r.due, r.pos LIMIT $4)");
+    /// The entries alone, which stay as they are until the end of the transaction; what others have locked is passed over.
+    DELIVERIES_READY_LOCK = "/* deliveries_ready_lock */ WITH picked AS MATERIALIZED (SELECT b.bucket, r.due, r.pos \
         FROM unnest($2::smallint[]) AS b(bucket) CROSS JOIN LATERAL (SELECT due, pos FROM ready WHERE queue = $1 AND bucket = b.bucket \
         AND due <= $3 ORDER BY due, pos LIMIT $5) r ORDER BY r.due, r.pos LIMIT $4) \
         SELECT r.pos, r.due, r.bucket FROM picked p JOIN ready r ON r.queue = $1 AND r.bucket = p.bucket AND r.due = p.due AND r.pos = p.pos \
         ORDER BY r.due, r.pos FOR UPDATE OF r SKIP LOCKED";
-    DELIVERIES_READY_SUSPECT = "/* deliveries_ready_suspect */ SELECT pos, due, bucket FROM ready WHERE queue = $1 AND suspect \
-        AND bucket = ANY($2::smallint[]) AND due <= $3 ORDER BY due, pos LIMIT $4 FOR UPDATE SKIP LOCKED";
+    DELIVERIES_READY_SUSPECT = ready_suspect!("/* deliveries_ready_suspect */", "");
+    DELIVERIES_READY_SUSPECT_LOCK = ready_suspect!("/* deliveries_ready_suspect_lock */", " FOR UPDATE SKIP LOCKED");
     READY_NEXT = "/* ready_next */ SELECT min(r.due) FROM unnest($2::smallint[]) AS b(bucket) CROSS JOIN LATERAL (SELECT due FROM ready \
         WHERE queue = $1 AND bucket = b.bucket AND due > $3 ORDER BY due LIMIT 1) r";
     DELIVERIES_OF_LANE = concat!("/* deliveries_of_lane */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM lane WHERE queue = $1 \
@@ -171,41 +187,8 @@ statements! {
     ADAPTER_STATES = "/* adapter_states */ SELECT adapter, key, value FROM adapter_state";
 
     // === a turn's transaction ===
-    /// In this order: messages, their content, their keys; deliveries, and where they stand; what changes of others, with what must stand
-    /// there still, since another node may have changed it; what is ready or in a lane no more; leases; texts, evidence and replies; leaves; counts.
-    TURN_WRITE = "/* turn_write */ WITH m AS (INSERT INTO message (seq, id, day, accepted_at, sender_kind, sender, kind, form, size, dedup, fingerprint, subject, key, \
-        correlation, first_pos, deliveries, remains) SELECT unnest($1::bigint[]), unnest($2::bytea[]), $3::int, $4::bigint, unnest($5::text[]), \
-        unnest($6::text[]), unnest($7::text[]), unnest($8::smallint[]), unnest($9::bigint[]), unnest($10::bytea[]), \
-        unnest($11::bytea[]), unnest($12::bytea[]), unnest($13::bytea[]), unnest($14::bytea[]), unnest($15::bigint[]), unnest($16::int[]), \
-        unnest($17::bytea[])), p AS (INSERT INTO payload (day, seq, attributes, salt, data) SELECT $3::int, unnest($1::bigint[]), unnest($18::bytea[]), \
-        unnest($19::bytea[]), unnest($20::bytea[])), k AS (INSERT INTO dedup AS k (key, message, accepted_at) SELECT unnest($21::bytea[]), unnest($22::bigint[]), $4::bigint \
-        ON CONFLICT (key) DO UPDATE SET message = excluded.message, accepted_at = excluded.accepted_at WHERE k.accepted_at <= $23::bigint RETURNING 1), d AS (INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, late, attempts, series, crashes, doubt, suspect, \
-        replayed, reason, expires_at, born, idle_at_birth, changed_at, leaves) SELECT unnest($24::bigint[]), unnest($25::bytea[]), \
-        unnest($26::bigint[]), unnest($27::int[]), unnest($28::bytea[]), unnest($29::smallint[]), unnest($30::bool[]), unnest($31::bigint[]), \
-        false, 0, 0, 0, false, false, false, unnest($32::text[]), unnest($33::bigint[]), unnest($34::bigint[]), unnest($35::bigint[]), unnest($36::bigint[]), \
-        unnest($37::bytea[])), l AS (INSERT INTO lane (queue, lane, pos) SELECT unnest($38::int[]), unnest($39::bytea[]), unnest($40::bigint[])), r AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT unnest($41::int[]), unnest($42::smallint[]), unnest($43::bigint[]), \
-        unnest($44::bigint[]), false), e AS (INSERT INTO expiry (at, pos) SELECT unnest($45::bigint[]), unnest($46::bigint[])), s AS (INSERT INTO stuck (state, pos, queue, held) SELECT 5, unnest($47::bigint[]), unnest($48::int[]), false), c AS (UPDATE delivery d SET queue = n.queue, lane = n.lane, state = n.state, blocks = n.blocks, \
-        due = n.due, token = n.token, until = n.until, session = n.session, batch = n.batch, late = n.late, attempts = n.attempts, \
-        series = n.series, crashes = n.crashes, doubt = n.doubt, suspect = n.suspect, replayed = n.replayed, reason = n.reason, \
-        born = n.born, idle_at_birth = n.idle_at_birth, changed_at = n.changed_at, settled_token = n.settled_token, \
-        settled_as = n.settled_as, leaves = n.leaves FROM unnest($49::bigint[], $50::int[], $51::bytea[], $52::smallint[], $53::bool[], \
-        $54::bigint[], $55::bytea[], $56::bigint[], $57::bigint[], $58::bytea[], $59::bool[], $60::int[], $61::int[], $62::int[], \
-        $63::bool[], $64::bool[], $65::bool[], $66::text[], $67::bigint[], $68::bigint[], $69::bigint[], $70::bytea[], $71::text[], \
-        $72::bytea[], $73::smallint[], $74::bytea[], $75::bigint[], $76::int[], $77::bigint[]) AS n(pos, queue, lane, state, blocks, due, token, \
-        until, session, batch, late, attempts, series, crashes, doubt, suspect, replayed, reason, born, idle_at_birth, changed_at, settled_token, \
-        settled_as, leaves, was_state, was_token, was_until, was_queue, was_due) WHERE d.pos = n.pos AND d.state = n.was_state \
-        AND d.token IS NOT DISTINCT FROM n.was_token AND d.until IS NOT DISTINCT FROM n.was_until AND d.queue = n.was_queue \
-        AND d.due IS NOT DISTINCT FROM n.was_due RETURNING 1), x AS (DELETE FROM ready r USING unnest($78::int[], $79::smallint[], $80::bigint[], $81::bigint[]) AS n(queue, bucket, due, pos) \
-        WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos), y AS (DELETE FROM lane l USING unnest($82::int[], $83::bytea[], $84::bigint[]) AS n(queue, lane, pos) \
-        WHERE l.queue = n.queue AND l.lane = n.lane AND l.pos = n.pos RETURNING 1), g AS (INSERT INTO lease_group (id, epoch, pos) SELECT $85::bigint, $86::int, $87::bigint[] WHERE $87::bigint[] <> '{}'), t AS (INSERT INTO detail (day, delivery, leaf, body) SELECT unnest($88::int[]), unnest($89::bigint[]), unnest($90::bigint[]), unnest($91::bytea[])), z AS (INSERT INTO reply (day, delivery, body) SELECT unnest($92::int[]), unnest($93::bigint[]), unnest($94::bytea[]) \
-        ON CONFLICT (day, delivery) DO UPDATE SET body = excluded.body), b AS (INSERT INTO leaf (day, number, bytes) SELECT $3::int, unnest($95::bigint[]), unnest($96::bytea[])), \
-        w AS (INSERT INTO leaf_new (number, day, count) SELECT unnest($95::bigint[]), $3::int, unnest($97::int[])), q AS (INSERT INTO queue_count AS q (queue, epoch, waiting, leased, sending, sent, in_doubt, held, dead, suspects, \
-        held_lanes, bytes) SELECT unnest($98::int[]), $86::int, unnest($99::bigint[]), unnest($100::bigint[]), unnest($101::bigint[]), unnest($102::bigint[]), \
-        unnest($103::bigint[]), unnest($104::bigint[]), unnest($105::bigint[]), unnest($106::bigint[]), unnest($107::bigint[]), unnest($108::bigint[]) \
-        ON CONFLICT (queue, epoch) DO UPDATE SET waiting = q.waiting + excluded.waiting, leased = q.leased + excluded.leased, \
-        sending = q.sending + excluded.sending, sent = q.sent + excluded.sent, in_doubt = q.in_doubt + excluded.in_doubt, \
-        held = q.held + excluded.held, dead = q.dead + excluded.dead, suspects = q.suspects + excluded.suspects, \
-        held_lanes = q.held_lanes + excluded.held_lanes, bytes = q.bytes + excluded.bytes) SELECT (SELECT count(*) FROM k), (SELECT count(*) FROM c), (SELECT count(*) FROM y)";
+    /// The number of a message, by its id; null if it was not added.
+    MESSAGE_IS_THERE = "/* message_is_there */ SELECT (SELECT seq FROM message WHERE id = $1)";
     /// Whether a turn was committed, by the numbers of its leaves.
     TURN_IS_THERE = "/* turn_is_there */ SELECT EXISTS (SELECT 1 FROM leaf_new WHERE number >= $1 AND number < $2) \
         OR EXISTS (SELECT 1 FROM leaf_place WHERE number >= $1 AND number < $2)";
@@ -336,7 +319,7 @@ statements! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sqlx::{Connection as _, Executor as _, PgConnection, SqlStr};
+    use sqlx::{Connection as _, Executor as _, PgConnection, SqlSafeStr as _, SqlStr};
 
     #[tokio::test]
     async fn every_statement_prepares_on_a_fresh_database() {
@@ -350,6 +333,11 @@ mod tests {
             sqlx::raw_sql(*migration).execute(&mut connection).await.unwrap();
         }
         let mut refused = Vec::new();
+        for (name, text) in crate::postgres::commit::whole_texts() {
+            if let Err(error) = connection.prepare(sqlx::AssertSqlSafe(text).into_sql_str()).await {
+                refused.push(format!("{name}: {error}"));
+            }
+        }
         for (name, sql) in ALL.iter().chain(crate::postgres::copy::sql::ALL) {
             if let Err(error) = connection.prepare(SqlStr::from_static(sql)).await {
                 refused.push(format!("{name}: {error}"));

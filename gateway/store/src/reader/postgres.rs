@@ -16,7 +16,7 @@ use super::record::{
     MessageRecord, NodeRecord, Payload, ReplyRecord, leaf_numbers,
 };
 use super::source::{Check, DeliverySearch, MessageSearch};
-use crate::leaves::Run;
+use crate::leaves::{Placed, Run};
 use crate::ops::StoreError;
 use crate::seal::{Index, Place};
 
@@ -199,6 +199,20 @@ impl PgSource {
         let row = self.optional(sqlx::query(sql::TREE_SIZE)).await?;
         let place = Place { table: "store", column: "sequenced", row: 1 };
         row.map(|row| place.count(get(&row, "sequenced")?)).transpose()
+    }
+
+    pub(super) async fn placed(&self, from: u64, to: u64) -> Result<Vec<Placed>, StoreError> {
+        let rows = self.all(sqlx::query(sql::LEAVES_PLACED).bind(bound(from)).bind(bound(to))).await?;
+        let placed = |row: &PgRow| {
+            let first: i64 = get(row, "first")?;
+            let place = |column| Place { table: "leaf_place", column, row: first };
+            Ok(Placed {
+                first: place("first").count(first)?,
+                number: place("number").count(get(row, "number")?)?,
+                count: place("count").count(i64::from(get::<i32>(row, "count")?))?,
+            })
+        };
+        rows.iter().map(placed).collect()
     }
 
     /// Rows have no sums, so that there is nothing more to check where leaves must be what was written: the tree is.

@@ -16,6 +16,7 @@ use super::record::{
     ReplyRecord,
 };
 use super::sqlite::SqliteSource;
+use crate::leaves::Placed;
 use crate::ops::{MessageFilter, StoreError};
 use crate::seal::Index;
 
@@ -212,6 +213,19 @@ impl Source {
     /// The ids of a message's deliveries alone, for who has no health to tell of a damaged one.
     pub(crate) async fn delivery_ids_of_message(&self, id: MessageId) -> Result<Vec<DeliveryId>, StoreError> {
         ask!(self.delivery_ids_of_message(id))
+    }
+
+    /// Whether leaves get their places in the tree after their commit.
+    pub(crate) fn places_later(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
+    /// Which leaves stand at `from..to` of the tree, where they get their places after their commit, in order.
+    pub(crate) async fn placed(&self, from: u64, to: u64) -> Result<Vec<Placed>, StoreError> {
+        match self {
+            Self::Sqlite(_) => Ok(Vec::new()),
+            Self::Postgres(source) => source.placed(from, to).await,
+        }
     }
 
     /// Leaves `from..to` of the tree that the database has, with their indices, in order.

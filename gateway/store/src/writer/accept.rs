@@ -183,10 +183,10 @@ impl<'a> Turn<'a> {
             .map_err(|error| StoreError::Database(error.to_string()))?;
         let queue = self.queue_named(destination)?;
         let name = queue.setup.name.as_bytes();
-        let lane = match (queue.setup.policy.order, &message.partition_key) {
-            (Order::None, _) | (Order::Key, None) => None,
-            (Order::Key, Some(key)) => Some(self.vault.index(Domain::Lane, &[name, key.as_bytes()])),
-            (Order::Strict, _) => Some(self.vault.index(Domain::Lane, &[name])),
+        let lane = match ordered_by(queue.setup.policy.order, message) {
+            Ordered::No => None,
+            Ordered::ByKey(key) => Some(self.vault.index(Domain::Lane, &[name, key.as_bytes()])),
+            Ordered::WithAll => Some(self.vault.index(Domain::Lane, &[name])),
         };
         let delivery = Delivery::accepted(self.now, queue.control.idle_total(self.now), message.expires_at);
         let row = Row {
@@ -256,6 +256,25 @@ impl<'a> Turn<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// In what order a message is delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ordered<'m> {
+    No,
+    /// With those of the same key.
+    ByKey(&'m str),
+    /// With all of its queue.
+    WithAll,
+}
+
+/// How a queue of this order takes a message.
+pub(super) fn ordered_by(order: Order, message: &NewMessage) -> Ordered<'_> {
+    match (order, &message.partition_key) {
+        (Order::None, _) | (Order::Key, None) => Ordered::No,
+        (Order::Key, Some(key)) => Ordered::ByKey(key),
+        (Order::Strict, _) => Ordered::WithAll,
     }
 }
 

@@ -6,7 +6,7 @@ use gatepost_core::DeliveryId;
 
 use super::Writer;
 use super::accept::{KnownKey, KnownKeys};
-use crate::backend::{Backend, CommitError, KeyUse};
+use crate::backend::{Backend, CommitError, KeyUse, Need};
 use crate::call::Op;
 use crate::ops::{Accepted, AcceptedDelivery, StoreError};
 use crate::row::{Row, state_name};
@@ -16,12 +16,13 @@ use crate::seal::Index;
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) rows: HashMap<DeliveryId, Row>,
-    pub(super) keys: KnownKeys,
+    /// `None` if it was not looked for.
+    pub(super) keys: Option<KnownKeys>,
 }
 
 impl<B: Backend> Writer<B> {
     /// Reads the deliveries and keys that the group names and memory does not hold.
-    pub(super) fn find(&mut self, ops: &[Op]) -> Result<Found, CommitError> {
+    pub(super) fn find(&mut self, ops: &[Op], need: Need) -> Result<Found, CommitError> {
         let mut ids: HashSet<DeliveryId> = HashSet::new();
         let mut keys: Vec<Index> = Vec::new();
         for op in ops {
@@ -51,7 +52,7 @@ impl<B: Backend> Writer<B> {
         let ids: Vec<DeliveryId> = ids.into_iter().filter(|id| !self.memory.hot.contains_key(id)).collect();
         let read = if ids.is_empty() { Vec::new() } else { self.database.deliveries(&ids)? };
         let rows = self.memory.damage.sound(read)?.into_iter().map(|row| (row.id, row)).collect();
-        Ok(Found { rows, keys: self.known_keys(&keys)? })
+        Ok(Found { rows, keys: self.known_keys(&keys, need)? })
     }
 
     /// What a message was answered when it was handed in before with the same content.
@@ -60,24 +61,26 @@ impl<B: Backend> Writer<B> {
         key: Index,
         fingerprint: Index,
     ) -> Result<Option<Accepted>, StoreError> {
-        let known = self.known_keys(&[key])?.remove(&key).filter(|known| known.fingerprint == fingerprint);
+        let known = self.known_keys(&[key], Need::Sure)?.and_then(|mut known| known.remove(&key));
+        let known = known.filter(|known| known.fingerprint == fingerprint);
         Ok(known.map(|known| Accepted { id: known.message, duplicate: true, deliveries: known.deliveries }))
     }
 
-    /// What is known of those of the keys whose window has not passed.
-    fn known_keys(&mut self, keys: &[Index]) -> Result<KnownKeys, CommitError> {
+    /// What is known of those of the keys whose window has not passed; `None` if it was not looked for.
+    fn known_keys(&mut self, keys: &[Index], need: Need) -> Result<Option<KnownKeys>, CommitError> {
         if keys.is_empty() {
-            return Ok(KnownKeys::new());
+            return Ok(Some(KnownKeys::new()));
         }
         let (now, mut known) = (self.now(), KnownKeys::new());
-        for used in self.database.keys_used(&self.memory, keys)? {
+        let Some(all_used) = self.database.keys_used(&self.memory, keys, need)? else { return Ok(None) };
+        for used in all_used {
             let age = now.since(used.accepted_at);
             if age < self.dedup_window {
                 tracing::debug!(message = %used.message, age_s = age.as_secs(), "a known idempotency key");
                 known.insert(used.key, self.known_key(used));
             }
         }
-        Ok(known)
+        Ok(Some(known))
     }
 
     fn known_key(&self, used: KeyUse) -> KnownKey {

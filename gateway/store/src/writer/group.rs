@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use gatepost_core::message::NewMessage;
 use gatepost_core::principal::ActorKind;
 
-use super::accept::KnownKeys;
+use super::accept::{KnownKeys, Ordered, ordered_by};
 use super::candidates::Candidates;
 use super::cold;
 use super::lease::{Claim, Given};
@@ -12,7 +13,7 @@ use super::memory::Queue;
 use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
-use crate::backend::{Backend, CommitError};
+use crate::backend::{Backend, CommitError, Need};
 use crate::call::{Claimed, ClaimedDelivery, Op};
 use crate::leaves::Runs;
 use crate::ops::{
@@ -164,14 +165,22 @@ impl<B: Backend> Writer<B> {
 
     /// As [`Writer::attempt`], and again if others have written what was decided on meanwhile.
     fn attempt_anew(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
-        let mut attempted = self.attempt(ops);
+        let mut attempted = self.attempt_either(ops);
         for _ in 0..STALE_ATTEMPTS_MAX {
             let Err(CommitError::Stale(text)) = &attempted else { break };
             tracing::debug!(text, "others have written meanwhile: deciding anew");
             self.catch_up()?;
-            attempted = self.attempt(ops);
+            attempted = self.attempt_either(ops);
         }
         attempted
+    }
+
+    /// Without looking what has used the keys of new messages, where the commit will tell; and else, if that must be known before.
+    fn attempt_either(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
+        match self.attempt(ops, Need::AtCommit)? {
+            Some(decided) => Ok(decided),
+            None => Ok(self.attempt(ops, Need::Sure)?.unwrap_or_default()),
+        }
     }
 
     /// Takes note of who asks for deliveries, before anything is decided: what nobody here asked for may be another's.
@@ -225,23 +234,48 @@ impl<B: Backend> Writer<B> {
         (held, ended)
     }
 
-    /// Decides and commits. An error means that nothing was written.
-    fn attempt(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
+    /// Whether it only adds messages, which no lane has to take up.
+    fn only_adds(&self, op: &Op) -> bool {
+        let Op::Accept { accept, .. } = op else { return false };
+        let is_unordered = |message: &NewMessage| {
+            let mut queues = message.destinations.iter().map(|name| self.memory.queue(name));
+            queues.all(|queue| {
+                queue.is_some_and(|queue| ordered_by(queue.setup.policy.order, message) == Ordered::No)
+            })
+        };
+        accept.permit.sender().kind != ActorKind::Adapter && accept.messages.iter().all(is_unordered)
+    }
+
+    /// Decides and commits. An error means that nothing was written; and so does `None`: it depends on what has used the keys of new
+    /// messages.
+    fn attempt(&mut self, ops: &[Op], need: Need) -> Result<Option<Vec<Decided>>, CommitError> {
         // The reads belong to the transaction too: each outside of it would take the file's locks for itself.
         self.consume(ops)?;
         let (held, ended) = self.sessions(ops);
-        self.database.begin(&held)?;
-        let attempted = self.attempt_open(ops, &ended);
+        if ended.is_empty() {
+            let adds = need == Need::AtCommit && ops.iter().all(|op| self.only_adds(op));
+            self.database.begin_turn(&held, adds)?;
+        } else {
+            self.database.begin(&held)?;
+        }
+        let attempted = self.attempt_open(ops, &ended, need);
         self.database.roll_back()?;
         attempted
     }
 
     /// Leaves the transaction open when there is nothing to write, or on an error.
-    fn attempt_open(&mut self, ops: &[Op], ended: &[i64]) -> Result<Vec<Decided>, CommitError> {
+    fn attempt_open(
+        &mut self,
+        ops: &[Op],
+        ended: &[i64],
+        need: Need,
+    ) -> Result<Option<Vec<Decided>>, CommitError> {
         for queue in ended {
             self.database.adopt(&mut self.memory, *queue)?;
         }
-        let found = self.find(ops)?;
+        let found = self.find(ops, need)?;
+        let is_unsure = found.keys.is_none();
+        let known = found.keys.unwrap_or_default();
         let mut candidates = self.candidates(ops)?;
         let now = self.number()?;
         let mut turn =
@@ -249,7 +283,11 @@ impl<B: Backend> Writer<B> {
         turn.loaded = found.rows;
         let mut decided: Vec<Option<Decided>> = Vec::with_capacity(ops.len());
         for op in ops {
-            decided.push(decide(&mut turn, op, &found.keys)?);
+            decided.push(decide(&mut turn, op, &known)?);
+        }
+        // What is full takes in again what it has already.
+        if is_unsure && decided.iter().flatten().any(is_refused) {
+            return Ok(None);
         }
         // Leases come last, so that they cannot give away what another operation of the group has just changed.
         for (position, op) in ops.iter().enumerate() {
@@ -261,7 +299,7 @@ impl<B: Backend> Writer<B> {
         }
         let committed = conclude(&mut self.database, turn)?;
         self.install(committed, ops.len());
-        Ok(decided.into_iter().flatten().collect())
+        Ok(Some(decided.into_iter().flatten().collect()))
     }
 
     /// Takes what has been committed into memory; whether that was anything.
@@ -307,9 +345,7 @@ impl<B: Backend> Writer<B> {
             }
         }
         if outcome.leaves.count() > 0 {
-            if placed {
-                self.leaves_handed.give(outcome.leaves.into_runs());
-            }
+            self.leaves_handed.give(outcome.leaves.into_runs());
             self.leaves_added.notify_one();
         }
         true
@@ -415,13 +451,17 @@ pub(crate) fn conclude(database: &mut impl Backend, turn: Turn<'_>) -> Result<Op
     if turn.is_empty() {
         return Ok(None);
     }
-    database.commit(&turn)?;
-    Ok(Some(Outcome::of(turn)))
+    let base = database.commit(&turn)?;
+    Ok(Some(Outcome::of(turn, base)))
 }
 
 impl Outcome {
-    /// What a turn leaves behind once it has been committed.
-    pub(super) fn of(turn: Turn<'_>) -> Self {
+    /// What a turn leaves behind once it has been committed. What it has added has numbers that are larger by `base` than it has them.
+    pub(super) fn of(mut turn: Turn<'_>, base: i64) -> Self {
+        if base != 0 {
+            turn.new_rows.iter_mut().for_each(|row| row.add_to_numbers(base));
+            turn.leaves.add_to_numbers(u64::try_from(base).unwrap_or(0));
+        }
         Self {
             at: turn.now,
             rows: turn.touched.into_values().map(|touched| touched.now).collect(),
@@ -431,11 +471,15 @@ impl Outcome {
             ended: turn.ended,
             leaves: turn.leaves,
             keys_moved: turn.memory.keys.slice(turn.keys_new.len()).keys.len(),
-            keys: turn.keys_new.into_iter().map(|(key, new)| (key, new.seq)).collect(),
+            keys: turn.keys_new.into_iter().map(|(key, new)| (key, new.seq + base)).collect(),
             next_seq: turn.next_seq,
             next_pos: turn.next_pos,
         }
     }
+}
+
+fn is_refused(decided: &Decided) -> bool {
+    matches!(decided, Decided::Accept(Err(_)) | Decided::Settle(Err(_)))
 }
 
 fn decide<'a>(turn: &mut Turn<'a>, op: &'a Op, known: &KnownKeys) -> Result<Option<Decided>, StoreError> {

@@ -158,8 +158,8 @@ impl<B: Backend> Writer<B> {
         for queue in queues {
             turn.end_leases(*queue, Event::SessionEnded)?;
         }
-        self.database.commit(&turn)?;
-        let committed = Outcome::of(turn);
+        let base = self.database.commit(&turn)?;
+        let committed = Outcome::of(turn, base);
         self.install(Some(committed), 0);
         Ok(())
     }

@@ -40,8 +40,8 @@ impl<B: Backend> Writer<B> {
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.note(&note)?;
-        self.database.commit(&turn)?;
-        let outcome = Outcome::of(turn);
+        let base = self.database.commit(&turn)?;
+        let outcome = Outcome::of(turn, base);
         self.install(Some(outcome), 0);
         Ok(())
     }

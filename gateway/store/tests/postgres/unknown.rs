@@ -8,19 +8,22 @@ use sqlx::PgConnection;
 
 use crate::check::postgres::{connect, number};
 use crate::check::{assert_log, assert_sound};
-use crate::fixture::{Fixture, Place, inbox, message, quick, until};
+use crate::fixture::{Fixture, Place, inbox, keyed, message, until};
 
-/// Ends the session that stands at the commit of a message.
+/// Ends the session that stands at the commit of a message: in what that has to do first, or waiting for a standby.
 const END: &str = "SELECT count(pg_terminate_backend(a.pid)) FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() \
-    AND a.query = 'COMMIT' AND a.state = 'active' AND EXISTS (SELECT 1 FROM pg_locks l WHERE l.pid = a.pid \
+    AND a.state = 'active' AND a.wait_event IN ('PgSleep', 'SyncRep') AND EXISTS (SELECT 1 FROM pg_locks l WHERE l.pid = a.pid \
     AND l.relation = 'message'::regclass AND l.mode = 'RowExclusiveLock')";
 /// What a node writes once, soon after it has started.
 const SETTLED_IN: &str =
     "SELECT count(*) FROM role WHERE epoch IS NOT NULL AND name IN ('sequencer', 'retention')";
 
+/// A key, where what is handed in goes into a lane: its commit is a call of its own then. Else one call does everything.
+type Key = Option<&'static str>;
+
 /// Hands in one message, and loses the connection while it is being committed.
-async fn accept_and_lose(fixture: &Fixture, other: &mut PgConnection, then: impl AsyncFnOnce()) {
-    let accepting = fixture.accept(vec![message("1", None, "x", &["in"])]);
+async fn accept_and_lose(fixture: &Fixture, key: Key, other: &mut PgConnection, then: impl AsyncFnOnce()) {
+    let accepting = fixture.accept(vec![message("1", key, "x", &["in"])]);
     let losing = async {
         loop {
             let row = sqlx::query(END).fetch_one(&mut *other).await.unwrap();
@@ -33,7 +36,7 @@ async fn accept_and_lose(fixture: &Fixture, other: &mut PgConnection, then: impl
     let (accepted, ()) = tokio::join!(accepting, losing);
     let accepted = accepted.unwrap();
     assert!(!accepted[0].duplicate);
-    let again = fixture.accept(vec![message("1", None, "x", &["in"])]).await.unwrap();
+    let again = fixture.accept(vec![message("1", key, "x", &["in"])]).await.unwrap();
     assert_eq!((again[0].id, again[0].duplicate), (accepted[0].id, true), "there once");
 }
 
@@ -54,26 +57,44 @@ async fn assert_one(fixture: Fixture) {
 
 #[tokio::test]
 async fn a_commit_that_did_not_come_about_is_made_again() {
-    let fixture = Fixture::new(vec![inbox("in", quick())]).await;
+    did_not_come_about(None).await;
+}
+
+#[tokio::test]
+async fn a_commit_of_several_calls_that_did_not_come_about_is_made_again() {
+    did_not_come_about(Some("k")).await;
+}
+
+#[tokio::test]
+async fn a_commit_that_came_about_unheard_is_not_made_again() {
+    came_about_unheard(None).await;
+}
+
+#[tokio::test]
+async fn a_commit_of_several_calls_that_came_about_unheard_is_not_made_again() {
+    came_about_unheard(Some("k")).await;
+}
+
+async fn did_not_come_about(key: Key) {
+    let fixture = Fixture::new(vec![inbox("in", keyed())]).await;
     let mut other = connect(url(&fixture.place)).await;
     // The commit takes its time, and nothing of it is there before it is over.
     let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'; \
         CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON message DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()";
     sqlx::raw_sql(slow).execute(&mut other).await.unwrap();
     let mut dropping = connect(url(&fixture.place)).await;
-    accept_and_lose(&fixture, &mut other, async || {
+    accept_and_lose(&fixture, key, &mut other, async || {
         sqlx::raw_sql("DROP TRIGGER slow ON message").execute(&mut dropping).await.unwrap();
     })
     .await;
     assert_one(fixture).await;
 }
 
-#[tokio::test]
-async fn a_commit_that_came_about_unheard_is_not_made_again() {
+async fn came_about_unheard(key: Key) {
     let mut primary = Cluster::start(&[]).expect("a PostgreSQL server for the tests");
     let standby = primary.standby("second", &[]).expect("a standby");
     primary.configure(&[("synchronous_standby_names", "second")]).unwrap();
-    let place = Place::new(vec![inbox("in", quick())]);
+    let place = Place::new(vec![inbox("in", keyed())]);
     let database = match place.database.clone() {
         Database::Postgres { node, engines, .. } => {
             Database::Postgres { url: primary.url("postgres"), node, engines }
@@ -86,6 +107,6 @@ async fn a_commit_that_came_about_unheard_is_not_made_again() {
     until("the node has its roles", async || number(url(&fixture.place), SETTLED_IN).await == 2).await;
     // It is committed here, and waits for the one that stands still.
     standby.pause().unwrap();
-    accept_and_lose(&fixture, &mut other, async || standby.resume().unwrap()).await;
+    accept_and_lose(&fixture, key, &mut other, async || standby.resume().unwrap()).await;
     assert_one(fixture).await;
 }

@@ -40,7 +40,7 @@ pub(in crate::postgres) fn keep(
 }
 
 /// Whether a delivery is unsettled again.
-fn is_unsettled_again(touched: &Touched) -> bool {
+pub(super) fn is_unsettled_again(touched: &Touched) -> bool {
     touched.was.delivery.state.is_terminal() && !touched.now.delivery.state.is_terminal()
 }
 
@@ -84,13 +84,18 @@ pub(super) fn keep_unsettled(
     Ok(())
 }
 
-/// Deliveries about which something is written that goes with the content, and the days under which it is found: those of old
-/// messages, which may have been moved, and are not until this commit has ended.
-pub(super) fn days_beside(connection: &mut Connection, turn: &Turn<'_>) -> Result<Days, CommitError> {
+/// Deliveries of old messages about which something is written that goes with the content.
+pub(super) fn beside_old(turn: &Turn<'_>) -> impl Iterator<Item = i64> {
     let beside = turn.details.iter().map(|detail| (detail.delivery, detail.accepted_at));
     let beside = beside.chain(turn.replies.iter().map(|reply| (reply.delivery, reply.accepted_at)));
     let old = beside.filter(|(_, accepted_at)| day_of(*accepted_at) < first_young(turn));
-    let old: BTreeSet<i64> = old.map(|(delivery, _)| delivery).collect();
+    old.map(|(delivery, _)| delivery)
+}
+
+/// Deliveries about which something is written that goes with the content, and the days under which it is found: those of old
+/// messages, which may have been moved, and are not until this commit has ended.
+pub(super) fn days_beside(connection: &mut Connection, turn: &Turn<'_>) -> Result<Days, CommitError> {
+    let old: BTreeSet<i64> = beside_old(turn).collect();
     if old.is_empty() {
         return Ok(Days::new());
     }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use gatepost_core::Timestamp;
 
 use super::super::commit::{
-    bind_counts, bind_rows, change_queue, day_of, each as each_ref, exactly, queue_id, small, whole,
+    Values, bind_counts, bind_rows, change_queue, day_of, each as each_ref, exactly, queue_id, queues_of,
+    small, whole,
 };
 use super::super::connection::Connection;
 use super::super::row::{BUCKETS, bucket_of};
@@ -49,8 +50,10 @@ fn write_queue(connection: &mut Connection, queue: &Queue) -> Result<(), CommitE
         .bind(queue.setup.kind.as_str());
     exactly(connection, statement, 1, "queue_add")?;
     change_queue(connection, queue, 1)?;
-    let counts = bind_counts(sqlx::query(sql::COPY_QUEUE_COUNTS), &[(queue.id, queue.counts)]);
-    exactly(connection, counts, 1, "copy_queue_counts")?;
+    let added = [(queue.id, queue.counts)];
+    let mut counts = Values::default();
+    bind_counts(counts.bind(queues_of(&added)), &added);
+    exactly(connection, counts.of(sql::COPY_QUEUE_COUNTS)?, 1, "copy_queue_counts")?;
     let buckets = sqlx::query(BUCKETS_ADD).bind(queue_id(queue.id)).bind(i32::from(BUCKETS));
     exactly(connection, buckets, usize::from(BUCKETS), "buckets_add")
 }
@@ -110,13 +113,14 @@ fn keys(connection: &mut Connection, rows: &[Message]) -> Result<(), CommitError
 
 fn deliveries(connection: &mut Connection, copied: &[Delivery]) -> Result<(), CommitError> {
     let rows: Vec<&Row> = copied.iter().map(|delivery| &delivery.row).collect();
-    let statement = bind_rows(sqlx::query(sql::COPY_DELIVERIES), &rows)
+    let mut values = Values::default();
+    bind_rows(&mut values, &rows)
         .bind(each_ref(&rows, |row| row.id.as_bytes().as_slice()))
         .bind(each_ref(&rows, |row| row.message_seq))
         .bind(each_ref(&rows, |row| row.delivery.expires_at.map(Timestamp::as_micros)))
         .bind(each_ref(&rows, |row| bucket_of(row.lane.as_ref(), &row.id)))
         .bind(each(copied, |delivery| delivery.is_ready));
-    exactly(connection, statement, rows.len(), "copy_deliveries")?;
+    exactly(connection, values.of(sql::COPY_DELIVERIES)?, rows.len(), "copy_deliveries")?;
     let leased = rows.iter().filter(|row| row.delivery.lease().is_some());
     let leased: Vec<i64> = leased.map(|row| row.pos).collect();
     let Some(group) = leased.first().copied() else { return Ok(()) };

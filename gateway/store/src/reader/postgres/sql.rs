@@ -122,6 +122,9 @@ statements! {
         coalesce(array_agg(c.count ORDER BY q.name), '{}') AS counts FROM (SELECT queue, count(*)::int AS count FROM bucket \
         WHERE epoch = n.epoch GROUP BY queue) c JOIN queue q ON q.id = c.queue) b ORDER BY n.name, n.since, n.epoch";
     TREE_SIZE = "/* tree_size */ SELECT sequenced FROM store";
+    /// As [`LEAVES`], without what is in them.
+    LEAVES_PLACED = "/* leaves_placed */ SELECT first, number, count FROM leaf_place \
+        WHERE first >= coalesce((SELECT max(b.first) FROM leaf_place b WHERE b.first <= $1), $1) AND first < $2 ORDER BY first";
     /// From the run in which $1 stands, if there is one.
     LEAVES = "/* leaves */ SELECT p.first, p.count, l.bytes FROM leaf_place p CROSS JOIN LATERAL (SELECT bytes FROM leaf \
         WHERE day = p.day AND number = p.number LIMIT 1) l \
