@@ -25,8 +25,8 @@ pub(crate) trait Backend: Send + 'static {
     /// queue, are their adapters' newest ones.
     fn begin(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError>;
     /// As [`Backend::begin`], for a turn that may be decided beside what others write, as long as its commit makes sure that all stands
-    /// as it was read. `adds` says that it only adds unordered messages.
-    fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: bool) -> Result<(), CommitError> {
+    /// as it was read.
+    fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
         let _ = adds;
         self.begin(sessions)
     }
@@ -42,6 +42,7 @@ pub(crate) trait Backend: Send + 'static {
     /// Commits what a turn has decided, in the open transaction if there is one, or leaves the database as it was before that. By how
     /// much the numbers of what was added are larger than the turn has them.
     fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError>;
+
     /// Writes a queue as the configuration has it, in the open transaction.
     fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError>;
 
@@ -137,6 +138,15 @@ pub(crate) struct Tended {
 pub(crate) enum Put {
     Add,
     Change,
+}
+
+/// What a turn has to do with new messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adds {
+    Nothing,
+    /// It adds them, in no lane of which several may be leased at once, and does nothing else.
+    Only,
+    Too,
 }
 
 /// Whether it must be known what has used a key.

@@ -39,7 +39,7 @@ pub(crate) use sql::MIGRATIONS;
 pub(crate) use wakeup::{Bell, Wakeups};
 
 use crate::backend::{
-    Attributes, Backend, CommitError, KeyUse, More, Need, Put, Read, Ready, Tended, ToMove,
+    Adds, Attributes, Backend, CommitError, KeyUse, More, Need, Put, Read, Ready, Tended, ToMove,
 };
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
@@ -95,6 +95,14 @@ pub(crate) struct Postgres {
     read_through: i64,
     is_open: bool,
     unopened: Option<Unopened>,
+    /// When the next delivery of a queue will be due, and when that was looked for: nothing that this node has written since is due.
+    next: HashMap<i64, (Instant, Option<i64>)>,
+    /// A number that nobody has taken yet.
+    spare: Option<i64>,
+    /// The turn's time is of this host's clock.
+    by_own_clock: bool,
+    /// What has used the keys of the turn's messages was looked for.
+    keys_are_known: bool,
     /// The sessions of a turn without a transaction.
     held: Vec<(i64, u64)>,
     /// When buckets have changed hands last.
@@ -156,7 +164,10 @@ impl Begun {
 enum Unopened {
     /// It only adds messages, and counts from 0: the call draws its number.
     Adds,
-    Reads,
+    Reads {
+        /// It adds messages too.
+        adds: bool,
+    },
 }
 
 /// Says what was found of a commit at which the connection was lost.
@@ -181,7 +192,15 @@ impl Postgres {
 
     /// Takes note of what a commit has done.
     fn committed(&mut self, turn: &Turn<'_>) {
-        self.ring(turn);
+        self.bell.ring(self.others(turn).into_iter());
+        for queue in turn.queues.keys() {
+            let of_queue = |row: &Row| row.queue == *queue && row.delivery.state.due().is_some();
+            if turn.new_rows.iter().any(of_queue)
+                || turn.touched.values().any(|touched| of_queue(&touched.now))
+            {
+                self.next.remove(queue);
+            }
+        }
         for touched in turn.touched.values() {
             let (was, now) = (touched.was.delivery.lease(), touched.now.delivery.lease());
             match now {
@@ -201,10 +220,10 @@ impl Postgres {
         }
     }
 
-    /// Wakes those who own what this node has made ready, or has left a note of.
-    fn ring(&self, turn: &Turn<'_>) {
+    /// Queues of which this node has made something ready, or has left a note of something, for others who own it.
+    fn others(&self, turn: &Turn<'_>) -> Vec<i32> {
         if self.is_alone {
-            return;
+            return Vec::new();
         }
         let is_others =
             |queue: i64, bucket: i16| !self.owned.get(&queue).is_some_and(|owned| owned.has(bucket));
@@ -213,7 +232,7 @@ impl Postgres {
         let unordered = rows.filter(|row| row.lane.is_none() && row.delivery.state.due().is_some());
         let unordered = unordered.map(|row| (row.queue, row::bucket_of(None, &row.id)));
         let others = lanes.chain(unordered).filter(|(queue, bucket)| is_others(*queue, *bucket));
-        self.bell.ring(others.map(|(queue, _)| queue_id(queue)));
+        others.map(|(queue, _)| queue_id(queue)).collect()
     }
 
     fn version(&self, queue: i64) -> i64 {
@@ -251,15 +270,15 @@ impl Backend for Postgres {
         }
     }
 
-    fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: bool) -> Result<(), CommitError> {
-        if adds && self.wary == 0 {
+    fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
+        if adds == Adds::Only && self.wary == 0 {
             self.unopened = Some(Unopened::Adds);
             return Ok(());
         }
         if self.is_handing_over() {
             return self.begin(sessions);
         }
-        self.unopened = Some(Unopened::Reads);
+        self.unopened = Some(Unopened::Reads { adds: adds != Adds::Nothing });
         self.held = sessions.to_vec();
         (self.drawn, self.read_through) = (None, 0);
         Ok(())
@@ -284,13 +303,22 @@ impl Backend for Postgres {
         // that was found.
         let is_begun = self.is_open || self.unopened.is_some();
         let drawn = self.drawn.take().filter(|drawn| is_begun && self.read_through < drawn.number);
+        self.by_own_clock = false;
         let drawn = match drawn {
             Some(drawn) => drawn,
-            None => {
-                let row = self.connection.row(sqlx::query(sql::TURN_NEXT))?;
-                let row = row.ok_or_else(|| CommitError::Broken("there is no sequence".to_owned()))?;
-                Drawn::read(&mut Cells::new(&row))?
-            }
+            None => match self.spare_number() {
+                Some(number) => {
+                    self.by_own_clock = true;
+                    Drawn { number, now: self.clock.now() }
+                }
+                None => {
+                    let row = self.connection.row(sqlx::query(sql::TURN_NEXT))?;
+                    let row = row.ok_or_else(|| CommitError::Broken("there is no sequence".to_owned()))?;
+                    let drawn = Drawn::read(&mut Cells::new(&row))?;
+                    self.clock.follow(drawn.now);
+                    drawn
+                }
+            },
         };
         self.number = drawn.number;
         // The server's clock may have been set back by less than what was noted of it last.
@@ -312,10 +340,14 @@ impl Backend for Postgres {
     }
 
     fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
+        // Of the turn before and of no other: what is decided next may depend on this one.
+        self.spare = None;
         let written = match self.unopened.take() {
             Some(Unopened::Adds) => self.add(turn),
-            Some(Unopened::Reads) if commit::is_one_call(turn) => self.write_at_once(turn).map(|()| 0),
-            Some(Unopened::Reads) | None => self.write(turn).map(|()| 0),
+            Some(Unopened::Reads { .. }) if commit::is_one_call(turn, &self.owned) => {
+                self.write_at_once(turn).map(|()| 0)
+            }
+            Some(Unopened::Reads { .. }) | None => self.write(turn).map(|()| 0),
         };
         if let Err(CommitError::Stale(_)) = written {
             self.wary = WARY_TURNS;
@@ -400,12 +432,22 @@ impl Backend for Postgres {
     }
 
     fn ready_next(&mut self, queue: i64, now: Timestamp) -> Result<Option<i64>, CommitError> {
+        if let Some((at, next)) = self.next.get(&queue)
+            && at.elapsed() < WATCH_INTERVAL
+            && next.is_none_or(|next| next > now.as_micros())
+        {
+            return Ok(*next);
+        }
         let statement = sqlx::query(sql::READY_NEXT)
             .bind(queue_id(queue))
             .bind(self.buckets(queue))
             .bind(now.as_micros());
-        let row = self.connection.row(statement)?;
-        row.map_or(Ok(None), |row| Ok(Cells::new(&row).take()?))
+        let next = match self.connection.row(statement)? {
+            Some(row) => Cells::new(&row).take()?,
+            None => None,
+        };
+        self.next.insert(queue, (Instant::now(), next));
+        Ok(next)
     }
 
     fn lane(&mut self, queue: i64, lane: &Index, most: u32) -> Result<Read<Row>, CommitError> {
@@ -455,10 +497,12 @@ impl Backend for Postgres {
     ) -> Result<Option<Vec<KeyUse>>, CommitError> {
         if need == Need::AtCommit {
             if self.wary == 0 {
+                self.keys_are_known = false;
                 return Ok(None);
             }
             self.wary -= 1;
         }
+        self.keys_are_known = true;
         let keys: Vec<&[u8]> = keys.iter().map(Index::as_slice).collect();
         let rows = self.connection.rows(sqlx::query(sql::KEYS_USED).bind(keys))?;
         self.read_through = if rows.is_empty() { self.read_through } else { i64::MAX };
@@ -548,6 +592,7 @@ impl Backend for Postgres {
     }
 
     fn look(&mut self, memory: &Memory, consumed: &[i64]) -> Result<Vec<i64>, CommitError> {
+        self.next.clear();
         let mut changed = self.balance(memory, consumed)?;
         changed.extend(self.ready_waits(consumed)?);
         Ok(changed)
@@ -641,6 +686,8 @@ impl Postgres {
             sessions: &[],
             owned: &self.owned,
             versions: &self.versions,
+            keys_are_known: self.keys_are_known,
+            by_own_clock: self.by_own_clock,
             leases_over: &self.leases.over,
             dedup_before: self.dedup_before(turn.now),
         };
@@ -671,20 +718,47 @@ impl Postgres {
             sessions: &self.held,
             owned: &self.owned,
             versions: &self.versions,
+            keys_are_known: self.keys_are_known,
+            by_own_clock: self.by_own_clock,
             leases_over: &self.leases.over,
             dedup_before: self.dedup_before(turn.now),
         };
         match commit::write_at_once(&mut self.connection, turn, &context) {
+            Ok(number) => {
+                self.spare = Some(number << TURN_BITS);
+                Ok(())
+            }
             Err(CommitError::Broken(text)) => self.look_up_turn(&text),
-            written => written,
+            Err(error) => Err(error),
         }
     }
 
+    /// A number that the turn before has drawn. It is as good as a new one where nothing was read that has a larger one, and no message
+    /// is added: of these, one that is handed in later than another stands behind it, whichever node takes them.
+    fn spare_number(&mut self) -> Option<i64> {
+        let may_use = self.unopened == Some(Unopened::Reads { adds: false }) && self.wary == 0;
+        self.spare.take_if(|number| may_use && self.read_through < *number)
+    }
+
     fn look_up_turn(&mut self, text: &str) -> Result<(), CommitError> {
+        self.reopen_connection(text)?;
         let (from, to) = (self.number, self.number + (1 << TURN_BITS));
         let there = self.look_up(sqlx::query(sql::TURN_IS_THERE).bind(from).bind(to), text)?;
         let is_there = Cells::new(&there).take::<bool>()?;
         found(is_there.then_some(()), text)
+    }
+
+    /// The number of a message, whose turn's begin with that.
+    fn look_up_message(&mut self, message: MessageId, text: &str) -> Result<i64, CommitError> {
+        let statement = sqlx::query(sql::MESSAGE_IS_THERE).bind(message.as_bytes().as_slice());
+        let there = self.look_up(statement, text)?;
+        let seq = Cells::new(&there).take::<Option<i64>>()?;
+        found(seq, text)
+    }
+
+    fn reopen_connection(&mut self, text: &str) -> Result<(), CommitError> {
+        self.is_open = false;
+        self.connection.reopen().map_err(|_| CommitError::Broken(text.to_owned()))
     }
 
     /// Buckets have changed hands so lately that one who has lost its own may not know it yet: what is ready is read under locks, and
@@ -702,17 +776,16 @@ impl Postgres {
             sessions: &[],
             owned: &self.owned,
             versions: &self.versions,
+            keys_are_known: self.keys_are_known,
+            by_own_clock: self.by_own_clock,
             leases_over: &self.leases.over,
             dedup_before: self.dedup_before(turn.now),
         };
         match commit::add(&mut self.connection, turn, &context) {
             Err(CommitError::Broken(text)) => {
                 let Some(first) = turn.messages.first() else { return Err(CommitError::Broken(text)) };
-                let statement =
-                    sqlx::query(sql::MESSAGE_IS_THERE).bind(first.prepared.id.as_bytes().as_slice());
-                let there = self.look_up(statement, &text)?;
-                let base = Cells::new(&there).take::<Option<i64>>()?;
-                found(base, &text)
+                self.reopen_connection(&text)?;
+                self.look_up_message(first.prepared.id, &text)
             }
             added => added,
         }
@@ -723,9 +796,7 @@ impl Postgres {
     /// The transaction held a lock on this node's row. Whoever gets that lock knows that it has ended; and since to lock is to
     /// write, a synchronous standby has confirmed everything up to there when the answer comes.
     fn look_up(&mut self, statement: connection::Statement<'_>, text: &str) -> Result<PgRow, CommitError> {
-        self.is_open = false;
         let away = |_| CommitError::Broken(text.to_owned());
-        self.connection.reopen().map_err(away)?;
         self.connection.row(sqlx::query(sql::NODE_LOCK).bind(self.node())).map_err(away)?;
         self.connection.row(statement).map_err(away)?.ok_or_else(|| CommitError::Broken(text.to_owned()))
     }

@@ -2,21 +2,25 @@
 //! all rows of its kind.
 
 pub(super) mod keep;
+mod lanes;
 mod script;
 mod write;
 
 use std::collections::HashMap;
 
 use gatepost_core::{State, Timestamp};
+use sqlx::postgres::PgRow;
 
 use super::connection::{Connection, Statement};
-use super::row::{Cells, bucket_of, bucket_of_lane};
+use super::row::{Cells, bucket_of};
 use super::{Owned, sql};
 use crate::backend::CommitError;
 use crate::row::{Row, micros, state_code};
 use crate::seal::{Index, Owner};
 use crate::writer::{Counts, Queue, Touched, Turn};
 use keep::Days;
+use lanes::Simple;
+pub(super) use lanes::{Lane, advance};
 pub(super) use script::Values;
 #[cfg(test)]
 pub(super) use write::whole_texts;
@@ -40,6 +44,10 @@ pub(super) struct Context<'c> {
     pub(super) owned: &'c Owned,
     /// Versions of the queues' rows, as they were read.
     pub(super) versions: &'c HashMap<i64, i64>,
+    /// What has used the keys of the turn's messages was looked for.
+    pub(super) keys_are_known: bool,
+    /// The turn's time is of this host's clock.
+    pub(super) by_own_clock: bool,
     /// Groups of leases of which nothing stands any more.
     pub(super) leases_over: &'c [i64],
     pub(super) dedup_before: i64,
@@ -55,21 +63,32 @@ pub(super) fn write(
     let counts = queues(connection, turn, context)?;
     keep::keep_unsettled(connection, turn, &touched)?;
     let days = keep::days_beside(connection, turn)?;
-    write::write(connection, turn, &touched, &counts, &days, context)?;
+    let lanes = Simple::default();
+    write::write(connection, turn, &touched, &counts, &days, &lanes, context)?;
     standing(connection, &touched)?;
-    lanes(connection, turn, context)?;
+    lanes::bring_in_line(connection, turn, context.owned)?;
     states(connection, turn)
 }
 
-/// Writes a turn in one call that commits itself. Only one of which [`is_one_call`] says so.
+/// Writes a turn in one call that commits itself, and draws a number for another. Only one of which [`is_one_call`] says so.
 pub(super) fn write_at_once(
     connection: &mut Connection,
     turn: &Turn<'_>,
     context: &Context<'_>,
-) -> Result<(), CommitError> {
+) -> Result<i64, CommitError> {
     let touched: Vec<&Touched> = turn.touched.values().collect();
     let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
-    write::write(connection, turn, &touched, &counts, &Days::new(), context)
+    let lanes = Simple::of(turn, context.owned).unwrap_or_default();
+    let row = write::write(connection, turn, &touched, &counts, &Days::new(), &lanes, context)?;
+    number_of(row)
+}
+
+/// What a turn's statement says besides that it has refused nothing.
+fn number_of(row: Option<PgRow>) -> Result<i64, CommitError> {
+    let row = row.ok_or_else(|| CommitError::Broken("a turn was written without an answer".to_owned()))?;
+    let mut cells = Cells::new(&row);
+    let _refused: Option<bool> = cells.take()?;
+    Ok(cells.take()?)
 }
 
 /// Writes and commits a turn that only adds messages, in one call; the number that theirs begin with. An error says that nothing was
@@ -80,15 +99,11 @@ pub(super) fn add(
     context: &Context<'_>,
 ) -> Result<i64, CommitError> {
     let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
-    let row = write::add(connection, turn, &counts, context)?;
-    let row = row.ok_or_else(|| CommitError::Broken("a turn was written without an answer".to_owned()))?;
-    let mut cells = Cells::new(&row);
-    let _refused: Option<bool> = cells.take()?;
-    Ok(cells.take()?)
+    number_of(connection.row(write::adding(turn, &counts, context)?)?)
 }
 
 /// Whether a turn changes only what the one statement writes. What is rare has statements of its own.
-pub(super) fn is_one_call(turn: &Turn<'_>) -> bool {
+pub(super) fn is_one_call(turn: &Turn<'_>, owned: &Owned) -> bool {
     let queue_changes =
         |queue: &Queue| turn.memory.queues.get(&queue.id).is_none_or(|before| has_changed(before, queue));
     let is_rare = |touched: &Touched| {
@@ -98,7 +113,7 @@ pub(super) fn is_one_call(turn: &Turn<'_>) -> bool {
             || enters_lane(touched)
             || keep::is_unsettled_again(touched)
     };
-    turn.lanes.is_empty()
+    lanes::Simple::of(turn, owned).is_some()
         && turn.states.is_empty()
         && !turn.queues.values().any(queue_changes)
         && !turn.touched.values().any(is_rare)
@@ -214,66 +229,6 @@ fn stuck(connection: &mut Connection, touched: &[&Touched]) -> Result<(), Commit
         .bind(come.iter().map(|((_, queue, _), _)| queue_id(*queue)).collect::<Vec<i32>>())
         .bind(come.iter().map(|((.., held), _)| *held).collect::<Vec<bool>>());
     exactly(connection, statement, come.len(), "stuck_add")
-}
-
-/// A lane that a turn has touched.
-pub(super) struct Lane<'l> {
-    pub(super) queue: i64,
-    pub(super) name: &'l Index,
-    /// As wide as its queue's window is now, and as it may have been.
-    pub(super) width: u32,
-    pub(super) widest: u32,
-    pub(super) session: u64,
-}
-
-/// Brings what is ready in the touched lanes in line with who stands in them now: where this node owns the bucket. Elsewhere
-/// the owner is told, in this very commit: it decides alone, so that two nodes never overlook each other's rows.
-fn lanes(connection: &mut Connection, turn: &Turn<'_>, context: &Context<'_>) -> Result<(), CommitError> {
-    let mut touched: Vec<&(i64, Index)> = turn.lanes.iter().collect();
-    touched.sort_unstable();
-    let is_owned = |(queue, lane): &&(i64, Index)| {
-        context.owned.get(queue).is_some_and(|buckets| buckets.has(bucket_of_lane(lane)))
-    };
-    type Lanes<'t> = Vec<&'t (i64, Index)>;
-    let (owned, others): (Lanes<'_>, Lanes<'_>) = touched.into_iter().partition(is_owned);
-    if !others.is_empty() {
-        let statement = sqlx::query(sql::LANES_CHANGED_ADD)
-            .bind(others.iter().map(|(queue, _)| queue_id(*queue)).collect::<Vec<i32>>())
-            .bind(others.iter().map(|(_, lane)| bucket_of_lane(lane)).collect::<Vec<i16>>())
-            .bind(others.iter().map(|(_, lane)| lane.as_slice()).collect::<Vec<&[u8]>>());
-        connection.execute(statement)?;
-    }
-    let lanes = owned.into_iter().map(|(queue, name)| {
-        let of = turn.queue(*queue).ok();
-        let width = of.map_or(1, |of| of.setup.policy.window.max(1));
-        let session = of.map_or(0, |of| of.session);
-        Lane { queue: *queue, name, width, widest: width.max(turn.width_before), session }
-    });
-    advance(connection, &lanes.collect::<Vec<_>>())
-}
-
-pub(super) fn advance(connection: &mut Connection, lanes: &[Lane<'_>]) -> Result<(), CommitError> {
-    if lanes.is_empty() {
-        return Ok(());
-    }
-    let queues: Vec<i32> = lanes.iter().map(|lane| queue_id(lane.queue)).collect();
-    let names: Vec<&[u8]> = lanes.iter().map(|lane| lane.name.as_slice()).collect();
-    let buckets: Vec<i16> = lanes.iter().map(|lane| bucket_of_lane(lane.name)).collect();
-    if lanes.iter().any(|lane| lane.widest > 1) {
-        let statement = sqlx::query(sql::LANES_CLEAR)
-            .bind(queues.clone())
-            .bind(names.clone())
-            .bind(buckets.clone())
-            .bind(lanes.iter().map(|lane| count(lane.widest)).collect::<Vec<i32>>());
-        connection.execute(statement)?;
-    }
-    let statement = sqlx::query(sql::LANES_ADVANCE)
-        .bind(queues)
-        .bind(names)
-        .bind(buckets)
-        .bind(lanes.iter().map(|lane| count(lane.width)).collect::<Vec<i32>>())
-        .bind(lanes.iter().map(|lane| whole(lane.session)).collect::<Vec<i64>>());
-    connection.execute(statement).map(drop)
 }
 
 fn states(connection: &mut Connection, turn: &Turn<'_>) -> Result<(), CommitError> {

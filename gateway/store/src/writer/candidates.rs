@@ -37,15 +37,21 @@ impl<B: Backend> Writer<B> {
     /// Reads, for each lease of the group, what it may be given.
     pub(super) fn candidates(&mut self, ops: &[Op]) -> Result<HashMap<usize, Candidates>, CommitError> {
         let mut found = HashMap::new();
+        let mut emptied = HashSet::new();
         for (position, op) in ops.iter().enumerate() {
             if let Op::Lease(request, _) = op {
-                found.insert(position, self.candidates_of(request)?);
+                found.insert(position, self.candidates_of(request, &mut emptied)?);
             }
         }
         Ok(found)
     }
 
-    fn candidates_of(&mut self, request: &LeaseRequest) -> Result<Candidates, CommitError> {
+    /// `emptied` are queues of which others of the group take all that is ready.
+    fn candidates_of(
+        &mut self,
+        request: &LeaseRequest,
+        emptied: &mut HashSet<i64>,
+    ) -> Result<Candidates, CommitError> {
         let now = self.now();
         let turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
@@ -67,7 +73,15 @@ impl<B: Backend> Writer<B> {
                     (Claim::SuspectOr(1), suspects)
                 }
             }
-            claim => (claim, self.ready(Ready::Any { queue: id }, now, claim.most())?),
+            claim if emptied.contains(&id) => (claim, Vec::new()),
+            claim => {
+                let rows = self.ready(Ready::Any { queue: id }, now, claim.most())?;
+                // Of a lane of which several may be leased, an entry stands for all of them.
+                if window <= 1 && !rows.is_empty() && rows.len() < claim.most() as usize {
+                    emptied.insert(id);
+                }
+                (claim, rows)
+            }
         };
         let next = if rows.is_empty() { self.database.ready_next(id, now)? } else { None };
         let found = if window > 1 {

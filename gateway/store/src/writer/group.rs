@@ -1,7 +1,9 @@
 //! A group of operations: read what they need, decide them in one turn, commit, answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use gatepost_core::State;
+use gatepost_core::delivery::Proof;
 use gatepost_core::message::NewMessage;
 use gatepost_core::principal::ActorKind;
 
@@ -13,7 +15,7 @@ use super::memory::Queue;
 use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
-use crate::backend::{Backend, CommitError, Need};
+use crate::backend::{Adds, Backend, CommitError, Need};
 use crate::call::{Claimed, ClaimedDelivery, Op};
 use crate::leaves::Runs;
 use crate::ops::{
@@ -48,6 +50,8 @@ pub(crate) struct Outcome {
     rows: Vec<Row>,
     added: Vec<Row>,
     queues: Vec<Queue>,
+    /// Queues of which something was leased, and to which nothing has happened that others wait for.
+    taken_only: HashSet<i64>,
     traffic: HashMap<i64, (u64, u64)>,
     ended: Vec<gatepost_core::MessageId>,
     leaves: Runs,
@@ -234,16 +238,19 @@ impl<B: Backend> Writer<B> {
         (held, ended)
     }
 
-    /// Whether it only adds messages, which no lane has to take up.
+    /// Whether it only adds messages, in no lane of which several may be leased at once.
     fn only_adds(&self, op: &Op) -> bool {
         let Op::Accept { accept, .. } = op else { return false };
-        let is_unordered = |message: &NewMessage| {
+        let is_simple = |message: &NewMessage| {
             let mut queues = message.destinations.iter().map(|name| self.memory.queue(name));
             queues.all(|queue| {
-                queue.is_some_and(|queue| ordered_by(queue.setup.policy.order, message) == Ordered::No)
+                queue.is_some_and(|queue| {
+                    let policy = &queue.setup.policy;
+                    policy.window <= 1 || ordered_by(policy.order, message) == Ordered::No
+                })
             })
         };
-        accept.permit.sender().kind != ActorKind::Adapter && accept.messages.iter().all(is_unordered)
+        accept.permit.sender().kind != ActorKind::Adapter && accept.messages.iter().all(is_simple)
     }
 
     /// Decides and commits. An error means that nothing was written; and so does `None`: it depends on what has used the keys of new
@@ -253,7 +260,13 @@ impl<B: Backend> Writer<B> {
         self.consume(ops)?;
         let (held, ended) = self.sessions(ops);
         if ended.is_empty() {
-            let adds = need == Need::AtCommit && ops.iter().all(|op| self.only_adds(op));
+            let adds = if need == Need::AtCommit && ops.iter().all(|op| self.only_adds(op)) {
+                Adds::Only
+            } else if ops.iter().any(adds) {
+                Adds::Too
+            } else {
+                Adds::Nothing
+            };
             self.database.begin_turn(&held, adds)?;
         } else {
             self.database.begin(&held)?;
@@ -326,17 +339,15 @@ impl<B: Backend> Writer<B> {
         for row in outcome.rows {
             self.memory.install(row);
         }
-        let mut changed = Vec::with_capacity(outcome.queues.len());
-        for queue in outcome.queues {
-            changed.push((queue.id, queue.setup.name.clone()));
-            self.memory.queues.insert(queue.id, queue);
-        }
+        let changed: Vec<(i64, String)> =
+            outcome.queues.iter().map(|queue| (queue.id, queue.setup.name.clone())).collect();
+        self.memory.queues.extend(outcome.queues.into_iter().map(|queue| (queue.id, queue)));
         let rows: Vec<_> =
             changed.iter().filter_map(|(id, _)| Self::queue_row(&mut self.memory, *id, now)).collect();
         self.health.update_queues(rows.into_iter());
         let micros = u64::try_from(now.since(outcome.at).as_micros()).unwrap_or(u64::MAX);
         self.health.committed(ops as u64, micros, accepted, settled);
-        for (_, name) in &changed {
+        for (_, name) in changed.iter().filter(|(id, _)| !outcome.taken_only.contains(id)) {
             self.hints.queue_changed(name);
         }
         if self.hints.messages_awaited() {
@@ -456,25 +467,68 @@ pub(crate) fn conclude(database: &mut impl Backend, turn: Turn<'_>) -> Result<Op
 }
 
 impl Outcome {
-    /// What a turn leaves behind once it has been committed. What it has added has numbers that are larger by `base` than it has them.
-    pub(super) fn of(mut turn: Turn<'_>, base: i64) -> Self {
+    /// Makes the numbers of what was added larger by `base`.
+    fn add_to_numbers(&mut self, base: i64) {
         if base != 0 {
-            turn.new_rows.iter_mut().for_each(|row| row.add_to_numbers(base));
-            turn.leaves.add_to_numbers(u64::try_from(base).unwrap_or(0));
+            self.added.iter_mut().for_each(|row| row.add_to_numbers(base));
+            self.leaves.add_to_numbers(u64::try_from(base).unwrap_or(0));
+            self.keys.iter_mut().for_each(|(_, seq)| *seq += base);
         }
-        Self {
+    }
+
+    /// What a turn leaves behind once it has been committed. What it has added has numbers that are larger by `base` than it has them.
+    pub(super) fn of(turn: Turn<'_>, base: i64) -> Self {
+        let taken_only = taken_only(&turn);
+        let mut outcome = Self {
             at: turn.now,
             rows: turn.touched.into_values().map(|touched| touched.now).collect(),
             added: turn.new_rows,
             queues: turn.queues.into_values().collect(),
+            taken_only,
             traffic: turn.traffic,
             ended: turn.ended,
             leaves: turn.leaves,
             keys_moved: turn.memory.keys.slice(turn.keys_new.len()).keys.len(),
-            keys: turn.keys_new.into_iter().map(|(key, new)| (key, new.seq + base)).collect(),
+            keys: turn.keys_new.into_iter().map(|(key, new)| (key, new.seq)).collect(),
             next_seq: turn.next_seq,
             next_pos: turn.next_pos,
+        };
+        outcome.add_to_numbers(base);
+        outcome
+    }
+}
+
+/// Queues of which a turn has leased something, and in which it has made nothing ready.
+fn taken_only(turn: &Turn<'_>) -> HashSet<i64> {
+    let same = |queue: &&Queue| {
+        let before = turn.memory.queues.get(&queue.id);
+        let one_of_a_lane = queue.setup.policy.window <= 1;
+        one_of_a_lane
+            && before.is_some_and(|before| before.control == queue.control && before.session == queue.session)
+    };
+    let mut taken: HashSet<i64> = turn.queues.values().filter(same).map(|queue| queue.id).collect();
+    for row in &turn.new_rows {
+        taken.remove(&row.queue);
+    }
+    for touched in turn.touched.values() {
+        let is_in_flight = matches!(
+            touched.now.delivery.state,
+            State::Leased { .. } | State::Sending { proof: Proof::Prompt, .. }
+        );
+        if !(is_in_flight && touched.was.queue == touched.now.queue) {
+            taken.remove(&touched.was.queue);
+            taken.remove(&touched.now.queue);
         }
+    }
+    taken
+}
+
+/// Whether it may add messages.
+fn adds(op: &Op) -> bool {
+    match op {
+        Op::Accept { .. } => true,
+        Op::Settle { prepared, .. } => !prepared.is_empty(),
+        _ => false,
     }
 }
 

@@ -16,6 +16,7 @@ mod fixture;
 #[path = "../conformance/run.rs"]
 mod run;
 
+mod crowd;
 mod migrate;
 mod nodes;
 mod retention;

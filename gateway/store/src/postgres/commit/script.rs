@@ -81,7 +81,7 @@ impl Script {
         self.refusals.push(Refusal { part, rows, reason });
     }
 
-    /// `column` is of the first part.
+    /// The statement gives a row with `column`, of the first part or of none, in its second place.
     pub(super) fn finish(mut self, column: &str) -> Result<Statement<'static>, CommitError> {
         let text = self.text(column);
         debug_assert_eq!(self.parameters, self.values.values.len(), "{text}");

@@ -13,6 +13,7 @@ use super::super::connection::{Connection, Statement};
 use super::super::row::bucket_of;
 use super::super::sql::store_time;
 use super::keep::Days;
+use super::lanes::Simple;
 use super::script::{Script, Values};
 use super::{Context, day_of, due, each, place_in_lane, queue_id, small, token, whole};
 use crate::backend::CommitError;
@@ -28,15 +29,16 @@ const VALID: &str = concat!(
     store_time!(),
     " < n.until AS is_valid, 0::bigint AS base FROM node n, store s WHERE n.epoch = ? FOR KEY SHARE OF n)"
 );
-/// As [`VALID`], and draws the turn's number, if store time is about what the turn was decided at.
+/// As [`VALID`], and draws the turn's number.
 const VALID_AND_NUMBER: &str = concat!(
     "valid AS MATERIALIZED (SELECT t.now < n.until AS is_valid, nextval('turn') << 20 AS base FROM node n CROSS JOIN store s \
      CROSS JOIN LATERAL (SELECT ",
     store_time!(),
-    " AS now) t WHERE n.epoch = ? FOR KEY SHARE OF n), on_time AS (SELECT 1 FROM store s WHERE abs(",
-    store_time!(),
-    " - ?::bigint) <= 1000000)"
+    " AS now) t WHERE n.epoch = ? FOR KEY SHARE OF n)"
 );
+/// Whether store time is about what the turn was decided at, by this host's clock.
+const ON_TIME: &str =
+    concat!("on_time AS (SELECT 1 FROM store s WHERE abs(", store_time!(), " - ?::bigint) <= 1000000)");
 const SESSIONS: &str = "sessions AS MATERIALIZED (SELECT q.id FROM (SELECT unnest(?::int[]) AS id, unnest(?::bigint[]) AS session) w \
      CROSS JOIN LATERAL (SELECT id FROM queue WHERE id = w.id AND session = w.session LIMIT 1 FOR SHARE) q)";
 
@@ -47,10 +49,14 @@ const MESSAGES: &str = "messages AS (INSERT INTO message (seq, id, day, accepted
      unnest(?::int[]), unnest(?::bytea[]) FROM valid f)";
 const PAYLOADS: &str = "payloads AS (INSERT INTO payload (day, seq, attributes, salt, data) SELECT ?::int, f.base + unnest(?::bigint[]), \
      unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]) FROM valid f)";
-/// A key that another node's message has taken meanwhile is not put.
+/// Keys that have been looked for: one whose window has passed is used again, and one that another node's message has taken
+/// meanwhile is not put.
 const KEYS: &str = "keys AS (INSERT INTO dedup AS k (key, message, accepted_at) SELECT unnest(?::bytea[]), f.base + unnest(?::bigint[]), \
      ?::bigint FROM valid f ON CONFLICT (key) DO UPDATE SET message = excluded.message, accepted_at = excluded.accepted_at \
      WHERE k.accepted_at <= ? RETURNING 1)";
+/// Keys that have not been looked for: one that is there, whatever its age, refuses the statement.
+const NEW_KEYS: &str = "new_keys AS (INSERT INTO dedup (key, message, accepted_at) SELECT unnest(?::bytea[]), f.base + unnest(?::bigint[]), \
+     ?::bigint FROM valid f)";
 /// As they are accepted.
 const ACCEPTED: &str = "accepted AS (INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, late, attempts, series, \
      crashes, doubt, suspect, replayed, expires_at, born, idle_at_birth, changed_at, leaves) SELECT f.base + unnest(?::bigint[]), \
@@ -126,13 +132,18 @@ pub(in crate::postgres) fn whole_texts() -> [(&'static str, String); 2] {
         ("", MESSAGES),
         ("", PAYLOADS),
         ("keys", KEYS),
+        ("", NEW_KEYS),
         ("", ACCEPTED),
         ("", READY),
         ("", EXPIRING),
+        ("", super::lanes::PARTS[0]),
+        ("", super::lanes::PARTS[1]),
+        ("", super::lanes::PARTS[2]),
         ("", LEAVES),
         ("", COUNTS),
     ];
     let others: &[(&str, &str)] = &[
+        ("on_time", ON_TIME),
         ("sessions", SESSIONS),
         ("", BORN_DEAD),
         ("", IN_LANES),
@@ -156,7 +167,10 @@ pub(in crate::postgres) fn whole_texts() -> [(&'static str, String); 2] {
         }
         script.text("base")
     };
-    [("add", text(VALID_AND_NUMBER, &[added])), ("write", text(VALID, &[added, others]))]
+    [
+        ("add", text(VALID_AND_NUMBER, &[&[("on_time", ON_TIME)], added])),
+        ("write", text(VALID, &[added, others])),
+    ]
 }
 
 /// What is written at once.
@@ -171,46 +185,51 @@ struct Parts<'t> {
     counts: &'t [(i64, Counts)],
 }
 
-/// Writes a turn's rows, or says that others have written what it was decided on.
+/// Writes a turn's rows, or says that others have written what it was decided on; the row that it gives has a number for another turn. What `lanes` does not say of the turn's lanes is
+/// left to be brought in line.
 pub(super) fn write(
     connection: &mut Connection,
     turn: &Turn<'_>,
     touched: &[&Touched],
     counts: &[(i64, Counts)],
     days: &Days,
+    lanes: &Simple<'_>,
     context: &Context<'_>,
-) -> Result<(), CommitError> {
+) -> Result<Option<PgRow>, CommitError> {
     let leaves = turn.leaves.as_slice();
     let (details, replies) = (&turn.details, &turn.replies);
     let mut rest = Parts { touched, details, replies, leaves, counts, ..Parts::default() };
     let adds = Parts { messages: &turn.messages, added: &turn.new_rows, ..Parts::default() };
     if touches_added(turn) {
         // A statement does not see what it has added itself.
-        connection.execute(statement(turn, &adds, days, context)?)?;
+        connection.execute(statement(turn, &adds, days, &Simple::default(), context)?)?;
     } else {
         rest = Parts { messages: adds.messages, added: adds.added, ..rest };
     }
-    if !rest.is_empty() {
-        connection.execute(statement(turn, &rest, days, context)?)?;
+    if rest.is_empty() {
+        return Ok(None);
     }
-    Ok(())
+    connection.row(statement(turn, &rest, days, lanes, context)?)
 }
 
-/// Writes a turn that counts from 0 and only adds unordered messages, and draws its number; the row that says it.
-pub(super) fn add(
-    connection: &mut Connection,
+/// The statement of a turn that counts from 0 and only adds messages: it draws the number, which is what its row says.
+pub(super) fn adding(
     turn: &Turn<'_>,
     counts: &[(i64, Counts)],
     context: &Context<'_>,
-) -> Result<Option<PgRow>, CommitError> {
+) -> Result<Statement<'static>, CommitError> {
     let mut script = Script::new(VALID_AND_NUMBER);
-    script.values().bind(context.epoch).bind(turn.now.as_micros());
-    script.expect("on_time", 1, "store time is another one");
+    script.values().bind(context.epoch);
+    on_time(&mut script, turn);
     messages(&mut script, turn, &turn.messages, &turn.new_rows, context);
     added(&mut script, turn, &turn.new_rows);
+    let lanes = Simple::of(turn, context.owned);
+    let lanes =
+        lanes.ok_or_else(|| CommitError::Refused("a turn that adds has touched a lane".to_owned()))?;
+    lanes.write(&mut script, turn);
     leaves(&mut script, turn, turn.leaves.as_slice());
     count(&mut script, context, counts);
-    connection.row(script.finish("base")?)
+    script.finish("base")
 }
 
 /// Whether what is added is changed in the same turn.
@@ -235,20 +254,30 @@ fn statement(
     turn: &Turn<'_>,
     parts: &Parts<'_>,
     days: &Days,
+    lanes: &Simple<'_>,
     context: &Context<'_>,
 ) -> Result<Statement<'static>, CommitError> {
     let mut script = Script::new(VALID);
     script.values().bind(context.epoch);
+    if context.by_own_clock {
+        on_time(&mut script, turn);
+    }
     sessions(&mut script, context.sessions);
     messages(&mut script, turn, parts.messages, parts.added, context);
     added(&mut script, turn, parts.added);
     changes(&mut script, turn, parts.touched);
     left(&mut script, parts.touched);
+    lanes.write(&mut script, turn);
     leases(&mut script, parts.touched, context);
     beside(&mut script, parts, days);
     leaves(&mut script, turn, parts.leaves);
     count(&mut script, context, parts.counts);
-    script.finish("base")
+    script.finish("nextval('turn')")
+}
+
+fn on_time(script: &mut Script, turn: &Turn<'_>) {
+    script.part(ON_TIME).bind(turn.now.as_micros());
+    script.expect("on_time", 1, "store time is another one");
 }
 
 fn sessions(script: &mut Script, sessions: &[(i64, u64)]) {
@@ -308,8 +337,13 @@ fn messages(
         .bind(of(|prepared| Some(&prepared.salt)))
         .bind(of(|prepared| Some(&prepared.data)));
     let (keys, key_seqs) = sorted_keys(rows);
-    script.part(KEYS).bind(keys).bind(key_seqs).bind(turn.now.as_micros()).bind(context.dedup_before);
-    script.expect("keys", rows.len(), "an idempotency key is taken");
+    let now = turn.now.as_micros();
+    if context.keys_are_known {
+        script.part(KEYS).bind(keys).bind(key_seqs).bind(now).bind(context.dedup_before);
+        script.expect("keys", rows.len(), "an idempotency key is taken");
+    } else {
+        script.part(NEW_KEYS).bind(keys).bind(key_seqs).bind(now);
+    }
 }
 
 /// The messages' keys, each with its message's number: in one order for every node, since two that put the same keys would wait for
