@@ -205,6 +205,8 @@ pub(crate) enum CommitError {
     Full,
     /// The database can no longer be trusted in this connection.
     Broken(String),
+    /// This gateway's right to write is over; nothing was written. It comes back as another one.
+    Fenced(String),
     /// Only a new start of the gateway can repair the database.
     Lost(String),
     /// Others have written meanwhile, and what was decided no longer fits; nothing was written.
@@ -217,7 +219,9 @@ impl From<CommitError> for StoreError {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Full => Self::Full,
-            CommitError::Broken(text) | CommitError::Lost(text) => Self::ReadOnly(text),
+            CommitError::Broken(text) | CommitError::Fenced(text) | CommitError::Lost(text) => {
+                Self::ReadOnly(text)
+            }
             CommitError::Refused(text) | CommitError::Stale(text) => Self::Database(text),
         }
     }

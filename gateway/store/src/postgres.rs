@@ -192,7 +192,7 @@ impl Postgres {
 
     /// Takes note of what a commit has done.
     fn committed(&mut self, turn: &Turn<'_>) {
-        self.bell.ring(self.others(turn).into_iter());
+        self.bell.ring(self.others(turn));
         for queue in turn.queues.keys() {
             let of_queue = |row: &Row| row.queue == *queue && row.delivery.state.due().is_some();
             if turn.new_rows.iter().any(of_queue)
@@ -725,7 +725,7 @@ impl Postgres {
         };
         match commit::write_at_once(&mut self.connection, turn, &context) {
             Ok(number) => {
-                self.spare = Some(number << TURN_BITS);
+                self.spare = number.map(|number| number << TURN_BITS);
                 Ok(())
             }
             Err(CommitError::Broken(text)) => self.look_up_turn(&text),

@@ -324,7 +324,7 @@ impl<B: Backend> Writer<B> {
                 self.condition = Condition::Full;
                 self.health.set_obstacle(Some("the disk is full".to_owned()));
             }
-            CommitError::Broken(text) => {
+            CommitError::Broken(text) | CommitError::Fenced(text) => {
                 tracing::error!(error = %text, "the database failed; it is opened anew");
                 self.condition = Condition::Broken(text.clone());
                 self.health.set_obstacle(Some(format!("the database failed: {text}")));

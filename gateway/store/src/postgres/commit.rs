@@ -75,12 +75,13 @@ pub(super) fn write_at_once(
     connection: &mut Connection,
     turn: &Turn<'_>,
     context: &Context<'_>,
-) -> Result<i64, CommitError> {
+) -> Result<Option<i64>, CommitError> {
     let touched: Vec<&Touched> = turn.touched.values().collect();
     let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
     let lanes = Simple::of(turn, context.owned).unwrap_or_default();
     let row = write::write(connection, turn, &touched, &counts, &Days::new(), &lanes, context)?;
-    number_of(row)
+    // What changes no row needs no statement.
+    row.map(|row| number_of(Some(row))).transpose()
 }
 
 /// What a turn's statement says besides that it has refused nothing.

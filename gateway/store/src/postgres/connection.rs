@@ -162,6 +162,9 @@ impl Connection {
     }
 }
 
+/// What a statement of ours refuses itself with when this node's right to write is over: of a class that PostgreSQL does not use.
+pub(super) const FENCED: &str = "GP001";
+
 /// Sorts errors by what the writer does about them (SQLSTATE: PostgreSQL's appendix A).
 pub(super) fn commit_error(error: sqlx::Error) -> CommitError {
     let sqlx::Error::Database(database) = &error else {
@@ -177,6 +180,7 @@ pub(super) fn commit_error(error: sqlx::Error) -> CommitError {
     let text = format!("{} ({code})", database.message());
     match code.as_ref() {
         "53100" => CommitError::Full,
+        FENCED => CommitError::Fenced(database.message().to_owned()),
         // Others were there at the same time: serialization, deadlock, lock timeout, a key that is taken by now.
         "40001" | "40P01" | "55P03" | "23505" => CommitError::Stale(text),
         // Read only: it is a standby now. Corrupt; I/O.

@@ -6,7 +6,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::PgArguments;
 use sqlx::{Arguments as _, AssertSqlSafe, Postgres, SqlSafeStr, Type};
 
-use super::super::connection::Statement;
+use super::super::connection::{FENCED, Statement};
 use crate::backend::CommitError;
 
 /// Values of a statement's parameters, in their order.
@@ -90,10 +90,10 @@ impl Script {
 
     /// Ends the text, with the values that belong to its end.
     pub(super) fn text(&mut self, column: &str) -> String {
-        self.push(
+        self.push(&format!(
             " SELECT CASE WHEN NOT coalesce((SELECT is_valid FROM valid), false) \
-                   THEN refuse('57P01', 'the lease of this node is over')",
-        );
+             THEN refuse('{FENCED}', 'the lease of this node is over')"
+        ));
         for Refusal { part, rows, reason } in std::mem::take(&mut self.refusals) {
             self.push(&format!(" WHEN (SELECT count(*) FROM {part}) <> ? THEN refuse('40001', '{reason}')"));
             self.values.bind(i64::try_from(rows).unwrap_or(i64::MAX));
