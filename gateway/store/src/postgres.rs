@@ -19,16 +19,15 @@ pub(crate) mod row;
 pub(crate) mod scratch;
 mod sequencer;
 pub(crate) mod sql;
+mod turn;
 mod wakeup;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
-use sqlx::Row as _;
-use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
 pub(crate) use commit::day_of;
@@ -49,10 +48,11 @@ use crate::row::Row;
 use crate::seal::{Index, Place, Vault};
 use crate::writer::{Memory, Queue, Turn};
 use buckets::{Buckets, Sharing};
-use commit::{Context, queue_id};
+use commit::queue_id;
 use connection::Connection;
 use leases::LeaseGroups;
 use row::Cells;
+use turn::{Drawn, Unopened};
 
 /// Bits of a number below those of its turn.
 const TURN_BITS: u32 = 20;
@@ -124,59 +124,6 @@ pub(crate) struct Postgres {
     retention: retention::Retention,
 }
 
-/// A turn's number, and store time when it was drawn.
-struct Drawn {
-    number: i64,
-    now: Timestamp,
-}
-
-impl Drawn {
-    fn read(cells: &mut Cells<'_>) -> Result<Self, CommitError> {
-        let (number, now) = (cells.take::<i64>()?, cells.take()?);
-        Ok(Self { number: number << TURN_BITS, now: Timestamp::from_micros(now) })
-    }
-}
-
-/// What the beginning of a transaction has shown.
-struct Begun {
-    drawn: Drawn,
-    /// When the node's right ends.
-    until: Timestamp,
-    /// How many of the sessions that were asked for are their adapters' newest.
-    sessions: usize,
-}
-
-impl Begun {
-    fn read(rows: &[PgRow]) -> Result<Self, CommitError> {
-        // Those of sessions have one column.
-        let node = rows
-            .first()
-            .filter(|row| row.len() > 1)
-            .ok_or_else(|| CommitError::Broken("another node has taken this one's place".to_owned()))?;
-        let mut cells = Cells::new(node);
-        let drawn = Drawn::read(&mut cells)?;
-        Ok(Self { drawn, until: Timestamp::from_micros(cells.take()?), sessions: rows.len() - 1 })
-    }
-}
-
-/// A turn that is decided without a transaction: the one call that writes it makes sure of everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unopened {
-    /// It only adds messages, and counts from 0: the call draws its number.
-    Adds,
-    Reads {
-        /// It adds messages too.
-        adds: bool,
-    },
-}
-
-/// Says what was found of a commit at which the connection was lost.
-fn found<T>(there: Option<T>, text: &str) -> Result<T, CommitError> {
-    let found = there.is_some();
-    tracing::warn!(found, error = text, "the connection was lost at a commit; it was looked for");
-    there.ok_or_else(|| CommitError::Stale("the connection was lost before the commit".to_owned()))
-}
-
 impl Postgres {
     /// Ends the node in good order: whoever comes next need not wait for its lease to run out.
     pub(crate) fn close(mut self) {
@@ -190,51 +137,6 @@ impl Postgres {
         self.owned.get(&queue).copied().unwrap_or_default().list()
     }
 
-    /// Takes note of what a commit has done.
-    fn committed(&mut self, turn: &Turn<'_>) {
-        self.bell.ring(self.others(turn));
-        for queue in turn.queues.keys() {
-            let of_queue = |row: &Row| row.queue == *queue && row.delivery.state.due().is_some();
-            if turn.new_rows.iter().any(of_queue)
-                || turn.touched.values().any(|touched| of_queue(&touched.now))
-            {
-                self.next.remove(queue);
-            }
-        }
-        for touched in turn.touched.values() {
-            let (was, now) = (touched.was.delivery.lease(), touched.now.delivery.lease());
-            match now {
-                Some(lease) if was.map(|was| was.token) != Some(lease.token) => {
-                    self.leases.lease(touched.now.pos, self.number);
-                }
-                Some(_) => {}
-                None => self.leases.end(touched.now.pos),
-            }
-        }
-        for queue in turn.queues.values() {
-            let before = turn.memory.queues.get(&queue.id);
-            if before.is_some_and(|before| before.control != queue.control || before.session != queue.session)
-            {
-                *self.versions.entry(queue.id).or_default() += 1;
-            }
-        }
-    }
-
-    /// Queues of which this node has made something ready, or has left a note of something, for others who own it.
-    fn others(&self, turn: &Turn<'_>) -> Vec<i32> {
-        if self.is_alone {
-            return Vec::new();
-        }
-        let is_others =
-            |queue: i64, bucket: i16| !self.owned.get(&queue).is_some_and(|owned| owned.has(bucket));
-        let lanes = turn.lanes.iter().map(|(queue, lane)| (*queue, row::bucket_of_lane(lane)));
-        let rows = turn.new_rows.iter().chain(turn.touched.values().map(|touched| &touched.now));
-        let unordered = rows.filter(|row| row.lane.is_none() && row.delivery.state.due().is_some());
-        let unordered = unordered.map(|row| (row.queue, row::bucket_of(None, &row.id)));
-        let others = lanes.chain(unordered).filter(|(queue, bucket)| is_others(*queue, *bucket));
-        others.map(|(queue, _)| queue_id(queue)).collect()
-    }
-
     fn version(&self, queue: i64) -> i64 {
         self.versions.get(&queue).copied().unwrap_or(0)
     }
@@ -242,46 +144,11 @@ impl Postgres {
 
 impl Backend for Postgres {
     fn begin(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError> {
-        let begun = self.connection.script_rows(sql::begin(self.node(), sessions));
-        self.is_open = true;
-        self.read_through = 0;
-        let begun = begun.and_then(|rows| Begun::read(&rows));
-        let checked = begun.and_then(|begun| {
-            if begun.drawn.now >= begun.until {
-                return Err(CommitError::Broken("this node's lease is over".to_owned()));
-            }
-            if begun.sessions != sessions.len() {
-                return Err(CommitError::Stale(
-                    "an adapter has opened its next session elsewhere".to_owned(),
-                ));
-            }
-            Ok(begun)
-        });
-        match checked {
-            Ok(begun) => {
-                self.clock.follow(begun.drawn.now);
-                self.drawn = Some(begun.drawn);
-                Ok(())
-            }
-            Err(error) => {
-                self.roll_back()?;
-                Err(error)
-            }
-        }
+        self.open_transaction(sessions)
     }
 
     fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
-        if adds == Adds::Only && self.wary == 0 {
-            self.unopened = Some(Unopened::Adds);
-            return Ok(());
-        }
-        if self.is_handing_over() {
-            return self.begin(sessions);
-        }
-        self.unopened = Some(Unopened::Reads { adds: adds != Adds::Nothing });
-        self.held = sessions.to_vec();
-        (self.drawn, self.read_through) = (None, 0);
-        Ok(())
+        self.begin_beside(sessions, adds)
     }
 
     fn roll_back(&mut self) -> Result<(), CommitError> {
@@ -294,39 +161,7 @@ impl Backend for Postgres {
     }
 
     fn number(&mut self, memory: &mut Memory) -> Result<Option<Timestamp>, CommitError> {
-        if self.unopened == Some(Unopened::Adds) {
-            (memory.next_seq, memory.next_pos, memory.leaf_count) = (0, 0, 0);
-            self.turn_at = self.turn_at.max(self.clock.now());
-            return Ok(Some(self.turn_at));
-        }
-        // What depends on something has the larger number: one that was drawn before something was read must be larger than all
-        // that was found.
-        let is_begun = self.is_open || self.unopened.is_some();
-        let drawn = self.drawn.take().filter(|drawn| is_begun && self.read_through < drawn.number);
-        self.by_own_clock = false;
-        let drawn = match drawn {
-            Some(drawn) => drawn,
-            None => match self.spare_number() {
-                Some(number) => {
-                    self.by_own_clock = true;
-                    Drawn { number, now: self.clock.now() }
-                }
-                None => {
-                    let row = self.connection.row(sqlx::query(sql::TURN_NEXT))?;
-                    let row = row.ok_or_else(|| CommitError::Broken("there is no sequence".to_owned()))?;
-                    let drawn = Drawn::read(&mut Cells::new(&row))?;
-                    self.clock.follow(drawn.now);
-                    drawn
-                }
-            },
-        };
-        self.number = drawn.number;
-        // The server's clock may have been set back by less than what was noted of it last.
-        self.turn_at = self.turn_at.max(drawn.now);
-        memory.next_seq = self.number;
-        memory.next_pos = self.number;
-        memory.leaf_count = u64::try_from(self.number).unwrap_or(0);
-        Ok(Some(self.turn_at))
+        self.draw(memory)
     }
 
     fn places_leaves(&self) -> bool {
@@ -340,22 +175,7 @@ impl Backend for Postgres {
     }
 
     fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
-        // Of the turn before and of no other: what is decided next may depend on this one.
-        self.spare = None;
-        let written = match self.unopened.take() {
-            Some(Unopened::Adds) => self.add(turn),
-            Some(Unopened::Reads { .. }) if commit::is_one_call(turn, &self.owned) => {
-                self.write_at_once(turn).map(|()| 0)
-            }
-            Some(Unopened::Reads { .. }) | None => self.write(turn).map(|()| 0),
-        };
-        if let Err(CommitError::Stale(_)) = written {
-            self.wary = WARY_TURNS;
-        }
-        let base = written?;
-        gatepost_faults::point("store.after_commit");
-        self.committed(turn);
-        Ok(base)
+        self.commit_turn(turn)
     }
 
     fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError> {
@@ -667,138 +487,6 @@ impl Postgres {
                 Err(error)
             }
         }
-    }
-
-    /// Idempotency keys that were used until then may be used again.
-    fn dedup_before(&self, now: Timestamp) -> i64 {
-        now.as_micros().saturating_sub(i64::try_from(self.dedup_window.as_micros()).unwrap_or(i64::MAX))
-    }
-
-    /// Writes a turn in the open transaction, and commits it.
-    fn write(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
-        if !self.is_open {
-            let held = std::mem::take(&mut self.held);
-            self.begin(&held)?;
-        }
-        let context = Context {
-            epoch: self.epoch.load(Ordering::Relaxed),
-            number: self.number,
-            sessions: &[],
-            owned: &self.owned,
-            versions: &self.versions,
-            keys_are_known: self.keys_are_known,
-            by_own_clock: self.by_own_clock,
-            leases_over: &self.leases.over,
-            dedup_before: self.dedup_before(turn.now),
-        };
-        let written = commit::write(&mut self.connection, turn, &context);
-        gatepost_faults::point("store.before_commit");
-        if let Err(error) = written {
-            return self.end(Err(error));
-        }
-        match self.connection.script("COMMIT".to_owned()) {
-            Ok(()) => {
-                self.is_open = false;
-                Ok(())
-            }
-            Err(CommitError::Broken(text)) => self.look_up_turn(&text),
-            Err(error) => {
-                self.roll_back()?;
-                Err(error)
-            }
-        }
-    }
-
-    /// Writes and commits a turn for which no transaction was opened, in one call.
-    fn write_at_once(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
-        gatepost_faults::point("store.before_commit");
-        let context = Context {
-            epoch: self.epoch.load(Ordering::Relaxed),
-            number: self.number,
-            sessions: &self.held,
-            owned: &self.owned,
-            versions: &self.versions,
-            keys_are_known: self.keys_are_known,
-            by_own_clock: self.by_own_clock,
-            leases_over: &self.leases.over,
-            dedup_before: self.dedup_before(turn.now),
-        };
-        match commit::write_at_once(&mut self.connection, turn, &context) {
-            Ok(number) => {
-                self.spare = number.map(|number| number << TURN_BITS);
-                Ok(())
-            }
-            Err(CommitError::Broken(text)) => self.look_up_turn(&text),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// A number that the turn before has drawn. It is as good as a new one where nothing was read that has a larger one, and no message
-    /// is added: of these, one that is handed in later than another stands behind it, whichever node takes them.
-    fn spare_number(&mut self) -> Option<i64> {
-        let may_use = self.unopened == Some(Unopened::Reads { adds: false }) && self.wary == 0;
-        self.spare.take_if(|number| may_use && self.read_through < *number)
-    }
-
-    fn look_up_turn(&mut self, text: &str) -> Result<(), CommitError> {
-        self.reopen_connection(text)?;
-        let (from, to) = (self.number, self.number + (1 << TURN_BITS));
-        let there = self.look_up(sqlx::query(sql::TURN_IS_THERE).bind(from).bind(to), text)?;
-        let is_there = Cells::new(&there).take::<bool>()?;
-        found(is_there.then_some(()), text)
-    }
-
-    /// The number of a message, whose turn's begin with that.
-    fn look_up_message(&mut self, message: MessageId, text: &str) -> Result<i64, CommitError> {
-        let statement = sqlx::query(sql::MESSAGE_IS_THERE).bind(message.as_bytes().as_slice());
-        let there = self.look_up(statement, text)?;
-        let seq = Cells::new(&there).take::<Option<i64>>()?;
-        found(seq, text)
-    }
-
-    fn reopen_connection(&mut self, text: &str) -> Result<(), CommitError> {
-        self.is_open = false;
-        self.connection.reopen().map_err(|_| CommitError::Broken(text.to_owned()))
-    }
-
-    /// Buckets have changed hands so lately that one who has lost its own may not know it yet: what is ready is read under locks, and
-    /// what others have locked is passed over.
-    fn is_handing_over(&self) -> bool {
-        !self.is_alone && self.handed_over_at.elapsed() < node::LEASE
-    }
-
-    /// Writes and commits a turn that only adds messages; the number that its own begin with.
-    fn add(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
-        gatepost_faults::point("store.before_commit");
-        let context = Context {
-            epoch: self.epoch.load(Ordering::Relaxed),
-            number: self.number,
-            sessions: &[],
-            owned: &self.owned,
-            versions: &self.versions,
-            keys_are_known: self.keys_are_known,
-            by_own_clock: self.by_own_clock,
-            leases_over: &self.leases.over,
-            dedup_before: self.dedup_before(turn.now),
-        };
-        match commit::add(&mut self.connection, turn, &context) {
-            Err(CommitError::Broken(text)) => {
-                let Some(first) = turn.messages.first() else { return Err(CommitError::Broken(text)) };
-                self.reopen_connection(&text)?;
-                self.look_up_message(first.prepared.id, &text)
-            }
-            added => added,
-        }
-    }
-
-    /// The connection was lost at a commit, and nobody knows whether that came about: looks, before anything is done again.
-    ///
-    /// The transaction held a lock on this node's row. Whoever gets that lock knows that it has ended; and since to lock is to
-    /// write, a synchronous standby has confirmed everything up to there when the answer comes.
-    fn look_up(&mut self, statement: connection::Statement<'_>, text: &str) -> Result<PgRow, CommitError> {
-        let away = |_| CommitError::Broken(text.to_owned());
-        self.connection.row(sqlx::query(sql::NODE_LOCK).bind(self.node())).map_err(away)?;
-        self.connection.row(statement).map_err(away)?.ok_or_else(|| CommitError::Broken(text.to_owned()))
     }
 
     /// Takes over what others have done to the queues: brakes, sessions, counts.
