@@ -160,7 +160,8 @@ pub(super) async fn clear(options: &PgConnectOptions) -> Result<(), BackupError>
     let mut open = PgConnection::connect_with(options).await?;
     let tables = TABLES.join(", ");
     // In one transaction, as everything that is sent at once.
-    run(&mut open, &format!("DROP TABLE {tables}, migration; DROP SEQUENCE turn")).await?;
+    let rest = "DROP SEQUENCE turn; DROP FUNCTION refuse(text, text)";
+    run(&mut open, &format!("DROP TABLE {tables}, migration; {rest}")).await?;
     drop(open.close().await);
     Ok(())
 }
