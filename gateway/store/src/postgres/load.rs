@@ -50,6 +50,8 @@ impl Postgres {
     /// Queues, each with the version of its row.
     pub(super) fn load_queues(&mut self) -> Result<Vec<(Queue, i64)>, StoreError> {
         self.read_through = i64::MAX;
+        // What others have done to the queues may have a larger number.
+        self.spare = None;
         self.connection.rows(sqlx::query(sql::QUEUES_LOAD))?.iter().map(queue).collect()
     }
 

@@ -153,6 +153,8 @@ impl Postgres {
     pub(super) fn commit_turn(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
         // Of the turn before and of no other: what is decided next may depend on this one.
         self.spare = None;
+        // What only adds leaves the ends of leases to others.
+        let takes_leases = self.unopened != Some(Unopened::Adds);
         let written = match self.unopened.take() {
             Some(Unopened::Adds) => self.add(turn),
             Some(Unopened::Reads { .. }) if commit::is_one_call(turn, &self.owned) => {
@@ -165,6 +167,9 @@ impl Postgres {
         }
         let base = written?;
         gatepost_faults::point("store.after_commit");
+        if takes_leases {
+            self.leases.over.clear();
+        }
         self.committed(turn);
         Ok(base)
     }

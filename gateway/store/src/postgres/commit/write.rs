@@ -206,7 +206,7 @@ pub(super) fn write(
     } else {
         rest = Parts { messages: adds.messages, added: adds.added, ..rest };
     }
-    if rest.is_empty() {
+    if rest.is_empty() && context.leases_over.is_empty() {
         return Ok(None);
     }
     connection.row(statement(turn, &rest, days, lanes, context)?)
