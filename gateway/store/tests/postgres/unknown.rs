@@ -21,6 +21,20 @@ const SETTLED_IN: &str =
 /// A key, where what is handed in goes into a lane: its commit is a call of its own then. Else one call does everything.
 type Key = Option<&'static str>;
 
+/// Waits until the node has renewed its right, and noted the time with that: for nearly a second it writes nothing by itself.
+async fn until_just_renewed(fixture: &Fixture) {
+    let look = async || {
+        let until = number(url(&fixture.place), "SELECT until FROM node").await;
+        (until, number(url(&fixture.place), "SELECT clock FROM store").await)
+    };
+    let before = look().await;
+    until("the node has just renewed its right", async || {
+        let now = look().await;
+        now.0 != before.0 && now.1 != before.1
+    })
+    .await;
+}
+
 /// Hands in one message, and loses the connection while it is being committed.
 async fn accept_and_lose(fixture: &Fixture, key: Key, other: &mut PgConnection, then: impl AsyncFnOnce()) {
     let accepting = fixture.accept(vec![message("1", key, "x", &["in"])]);
@@ -105,6 +119,7 @@ async fn came_about_unheard(key: Key) {
     let mut other = connect(url(&fixture.place)).await;
     // Nothing else of the writer's must stand at its commit when the standby does not answer.
     until("the node has its roles", async || number(url(&fixture.place), SETTLED_IN).await == 2).await;
+    until_just_renewed(&fixture).await;
     // It is committed here, and waits for the one that stands still.
     standby.pause().unwrap();
     accept_and_lose(&fixture, key, &mut other, async || standby.resume().unwrap()).await;
