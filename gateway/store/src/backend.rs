@@ -42,7 +42,6 @@ pub(crate) trait Backend: Send + 'static {
     /// Commits what a turn has decided, in the open transaction if there is one, or leaves the database as it was before that. By how
     /// much the numbers of what was added are larger than the turn has them.
     fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError>;
-
     /// Writes a queue as the configuration has it, in the open transaction.
     fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError>;
 

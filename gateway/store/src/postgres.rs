@@ -144,11 +144,12 @@ impl Postgres {
 
 impl Backend for Postgres {
     fn begin(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError> {
+        self.keys_are_known = true;
         self.open_transaction(sessions)
     }
 
     fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
-        self.begin_beside(sessions, adds)
+        self.begin_unopened(sessions, adds)
     }
 
     fn roll_back(&mut self) -> Result<(), CommitError> {

@@ -95,8 +95,15 @@ fn order(disk: &Disk, place: Place, count: u64) {
 /// Whether only a new start helped.
 fn goes_on(gateway: &mut Gateway, traffic: &Traffic, place: Place) -> bool {
     let mut recovery = Recovery { gateway, place, ended: false };
+    let mut said = String::new();
     recovery.until(WAIT, "it is ready again", |gateway| {
-        gateway.admin().send("GET", "/readyz", &[], b"").is_ok_and(|answer| answer.status == 200)
+        let Ok(answer) = gateway.admin().send("GET", "/readyz", &[], b"") else { return false };
+        // Shown when the test fails: why it was not ready.
+        if answer.text() != said {
+            said = answer.text();
+            eprintln!("readiness after {place:?}: {said}");
+        }
+        answer.status == 200
     });
     let before = traffic.promises().accepted.len();
     recovery.until(WAIT, "it accepts again", |_| traffic.promises().accepted.len() > before);

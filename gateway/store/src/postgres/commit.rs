@@ -1,5 +1,5 @@
-//! A turn's one transaction: one statement for what nearly every turn does, and one for each kind of change that is rare, each with
-//! all rows of its kind.
+//! What a turn writes: in one statement where it can be, and else in a transaction with one for each kind of change that is rare, each
+//! with all rows of its kind.
 
 pub(super) mod keep;
 mod lanes;
@@ -19,8 +19,7 @@ use crate::row::{Row, micros, state_code};
 use crate::seal::{Index, Owner};
 use crate::writer::{Counts, Queue, Touched, Turn};
 use keep::Days;
-use lanes::Simple;
-pub(super) use lanes::{Lane, advance};
+pub(super) use lanes::{Lane, Simple, advance};
 pub(super) use script::Values;
 #[cfg(test)]
 pub(super) use write::whole_texts;
@@ -63,48 +62,39 @@ pub(super) fn write(
     let counts = queues(connection, turn, context)?;
     keep::keep_unsettled(connection, turn, &touched)?;
     let days = keep::days_beside(connection, turn)?;
-    let lanes = Simple::default();
-    write::write(connection, turn, &touched, &counts, &days, &lanes, context)?;
+    write::write(connection, turn, &touched, &counts, &days, context)?;
     standing(connection, &touched)?;
     lanes::bring_in_line(connection, turn, context.owned)?;
     states(connection, turn)
 }
 
-/// Writes a turn in one call that commits itself, and draws a number for another. Only one of which [`is_one_call`] says so.
-pub(super) fn write_at_once(
-    connection: &mut Connection,
+/// The one call that writes a turn, commits itself, and draws a number for another turn. `None` if there is nothing to write.
+pub(super) fn at_once(
     turn: &Turn<'_>,
+    lanes: &Simple<'_>,
     context: &Context<'_>,
-) -> Result<Option<i64>, CommitError> {
+) -> Result<Option<Statement<'static>>, CommitError> {
     let touched: Vec<&Touched> = turn.touched.values().collect();
     let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
-    let lanes = Simple::of(turn, context.owned).unwrap_or_default();
-    let row = write::write(connection, turn, &touched, &counts, &Days::new(), &lanes, context)?;
-    // What changes no row needs no statement.
-    row.map(|row| number_of(Some(row))).transpose()
+    write::all_of(turn, &touched, &counts, &Days::new(), lanes, context)
 }
 
-/// What a turn's statement says besides that it has refused nothing.
-fn number_of(row: Option<PgRow>) -> Result<i64, CommitError> {
+/// The one call that writes and commits a turn that only adds messages; it draws the number that theirs begin with.
+pub(super) fn adding(turn: &Turn<'_>, context: &Context<'_>) -> Result<Statement<'static>, CommitError> {
+    let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
+    write::adding(turn, &counts, context)
+}
+
+/// The number that such a call has drawn. That it answers says that it has refused nothing.
+pub(super) fn number_of(row: Option<PgRow>) -> Result<i64, CommitError> {
     let row = row.ok_or_else(|| CommitError::Broken("a turn was written without an answer".to_owned()))?;
     let mut cells = Cells::new(&row);
     let _refused: Option<bool> = cells.take()?;
     Ok(cells.take()?)
 }
 
-/// Writes and commits a turn that only adds messages, in one call; the number that theirs begin with. An error says that nothing was
-/// written, except [`CommitError::Broken`]: then nobody knows.
-pub(super) fn add(
-    connection: &mut Connection,
-    turn: &Turn<'_>,
-    context: &Context<'_>,
-) -> Result<i64, CommitError> {
-    let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
-    number_of(connection.row(write::adding(turn, &counts, context)?)?)
-}
-
-/// Whether a turn changes only what the one statement writes. What is rare has statements of its own.
-pub(super) fn is_one_call(turn: &Turn<'_>, owned: &Owned) -> bool {
+/// What has happened to a turn's lanes, if it changes only what the one statement writes. What is rare has statements of its own.
+pub(super) fn if_one_call<'t>(turn: &'t Turn<'_>, owned: &Owned) -> Option<Simple<'t>> {
     let queue_changes =
         |queue: &Queue| turn.memory.queues.get(&queue.id).is_none_or(|before| has_changed(before, queue));
     let is_rare = |touched: &Touched| {
@@ -114,12 +104,12 @@ pub(super) fn is_one_call(turn: &Turn<'_>, owned: &Owned) -> bool {
             || enters_lane(touched)
             || keep::is_unsettled_again(touched)
     };
-    lanes::Simple::of(turn, owned).is_some()
-        && turn.states.is_empty()
+    let is_usual = turn.states.is_empty()
         && !turn.queues.values().any(queue_changes)
         && !turn.touched.values().any(is_rare)
         && keep::beside_old(turn).next().is_none()
-        && !write::touches_added(turn)
+        && !write::touches_added(turn);
+    if is_usual { Simple::of(turn, owned) } else { None }
 }
 
 /// Executes a statement that must change so many rows. One that changes others finds the database other than it was decided on.

@@ -9,7 +9,7 @@ use gatepost_core::{MessageId, Timestamp};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::commit::{self, Context, queue_id};
+use super::commit::{self, Context, Simple, queue_id};
 use super::connection::Statement;
 use super::row::{self, Cells};
 use super::{Postgres, TURN_BITS, WARY_TURNS, node, sql};
@@ -100,7 +100,8 @@ impl Postgres {
         }
     }
 
-    pub(super) fn begin_beside(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
+    pub(super) fn begin_unopened(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
+        self.keys_are_known = true;
         if adds == Adds::Only && self.wary == 0 {
             self.unopened = Some(Unopened::Adds);
             return Ok(());
@@ -117,6 +118,7 @@ impl Postgres {
     pub(super) fn draw(&mut self, memory: &mut Memory) -> Result<Option<Timestamp>, CommitError> {
         if self.unopened == Some(Unopened::Adds) {
             (memory.next_seq, memory.next_pos, memory.leaf_count) = (0, 0, 0);
+            self.by_own_clock = true;
             self.turn_at = self.turn_at.max(self.clock.now());
             return Ok(Some(self.turn_at));
         }
@@ -157,12 +159,15 @@ impl Postgres {
         let takes_leases = self.unopened != Some(Unopened::Adds);
         let written = match self.unopened.take() {
             Some(Unopened::Adds) => self.add(turn),
-            Some(Unopened::Reads { .. }) if commit::is_one_call(turn, &self.owned) => {
-                self.write_at_once(turn).map(|()| 0)
-            }
-            Some(Unopened::Reads { .. }) | None => self.write(turn).map(|()| 0),
+            Some(Unopened::Reads { .. }) => match commit::if_one_call(turn, &self.owned) {
+                Some(lanes) => self.write_at_once(turn, &lanes).map(|()| 0),
+                None => self.write(turn).map(|()| 0),
+            },
+            None => self.write(turn).map(|()| 0),
         };
-        if let Err(CommitError::Stale(_)) = written {
+        // It may be one of its guesses that was wrong. What has made none has nothing to be wary of.
+        let has_guessed = self.by_own_clock || !self.keys_are_known;
+        if has_guessed && matches!(written, Err(CommitError::Stale(_))) {
             self.wary = WARY_TURNS;
         }
         let base = written?;
@@ -224,12 +229,28 @@ impl Postgres {
         now.as_micros().saturating_sub(i64::try_from(self.dedup_window.as_micros()).unwrap_or(i64::MAX))
     }
 
-    /// Writes a turn in the open transaction, and commits it.
+    /// What a turn for which no transaction was opened is written with.
+    fn context<'c>(&'c self, turn: &Turn<'_>, sessions: &'c [(i64, u64)]) -> Context<'c> {
+        Context {
+            epoch: self.node(),
+            number: self.number,
+            sessions,
+            owned: &self.owned,
+            versions: &self.versions,
+            keys_are_known: self.keys_are_known,
+            by_own_clock: self.by_own_clock,
+            leases_over: &self.leases.over,
+            dedup_before: self.dedup_before(turn.now),
+        }
+    }
+
+    /// Writes a turn in a transaction, in the open one if there is one, and commits it.
     fn write(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
         if !self.is_open {
             let held = std::mem::take(&mut self.held);
-            self.begin(&held)?;
+            self.open_transaction(&held)?;
         }
+        // As `context` does, beside the connection. The sessions are held since the transaction was opened.
         let context = Context {
             epoch: self.epoch.load(Ordering::Relaxed),
             number: self.number,
@@ -260,22 +281,14 @@ impl Postgres {
     }
 
     /// Writes and commits a turn for which no transaction was opened, in one call.
-    fn write_at_once(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
+    fn write_at_once(&mut self, turn: &Turn<'_>, lanes: &Simple<'_>) -> Result<(), CommitError> {
         gatepost_faults::point("store.before_commit");
-        let context = Context {
-            epoch: self.epoch.load(Ordering::Relaxed),
-            number: self.number,
-            sessions: &self.held,
-            owned: &self.owned,
-            versions: &self.versions,
-            keys_are_known: self.keys_are_known,
-            by_own_clock: self.by_own_clock,
-            leases_over: &self.leases.over,
-            dedup_before: self.dedup_before(turn.now),
+        let Some(statement) = commit::at_once(turn, lanes, &self.context(turn, &self.held))? else {
+            return Ok(());
         };
-        match commit::write_at_once(&mut self.connection, turn, &context) {
+        match self.connection.row(statement).and_then(commit::number_of) {
             Ok(number) => {
-                self.spare = number.map(|number| number << TURN_BITS);
+                self.spare = Some(number << TURN_BITS);
                 Ok(())
             }
             Err(CommitError::Broken(text)) => self.look_up_turn(&text),
@@ -317,21 +330,11 @@ impl Postgres {
         !self.is_alone && self.handed_over_at.elapsed() < node::LEASE
     }
 
-    /// Writes and commits a turn that only adds messages; the number that its own begin with.
+    /// Writes and commits a turn that only adds messages, in one call; the number that its own begin with.
     fn add(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
         gatepost_faults::point("store.before_commit");
-        let context = Context {
-            epoch: self.epoch.load(Ordering::Relaxed),
-            number: self.number,
-            sessions: &[],
-            owned: &self.owned,
-            versions: &self.versions,
-            keys_are_known: self.keys_are_known,
-            by_own_clock: self.by_own_clock,
-            leases_over: &self.leases.over,
-            dedup_before: self.dedup_before(turn.now),
-        };
-        match commit::add(&mut self.connection, turn, &context) {
+        let statement = commit::adding(turn, &self.context(turn, &[]))?;
+        match self.connection.row(statement).and_then(commit::number_of) {
             Err(CommitError::Broken(text)) => {
                 let Some(first) = turn.messages.first() else { return Err(CommitError::Broken(text)) };
                 self.reopen_connection(&text)?;

@@ -183,7 +183,9 @@ impl<B: Backend> Writer<B> {
     fn attempt_either(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
         match self.attempt(ops, Need::AtCommit)? {
             Some(decided) => Ok(decided),
-            None => Ok(self.attempt(ops, Need::Sure)?.unwrap_or_default()),
+            None => self
+                .attempt(ops, Need::Sure)?
+                .ok_or_else(|| CommitError::Refused("what has used the keys was not looked for".to_owned())),
         }
     }
 

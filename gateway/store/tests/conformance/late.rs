@@ -42,8 +42,12 @@ async fn r13_4_sent_takes_no_place_in_flight() {
         fixture.send(id, None, "lab").await;
     }
     let leased = fixture.lease_one("lab", session).await;
+    let hint = fixture.store.queue_hint("lab");
+    let mut told = std::pin::pin!(hint.notified());
+    told.as_mut().enable();
     assert!(fixture.lease("lab", session, 1).await.is_empty());
     fixture.taken("lab", session, &leased, SENT).await;
+    tokio::time::timeout(Duration::from_secs(5), told).await.expect("whoever waits for its place is told");
     fixture.taken("lab", session, &leased, SENT).await;
     assert_eq!(texts(&fixture.lease("lab", session, 1).await), ["2"]);
 }

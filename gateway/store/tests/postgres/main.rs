@@ -16,9 +16,9 @@ mod fixture;
 #[path = "../conformance/run.rs"]
 mod run;
 
-mod crowd;
 mod migrate;
 mod nodes;
+mod one_call;
 mod retention;
 mod unknown;
 

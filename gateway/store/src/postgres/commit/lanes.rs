@@ -34,7 +34,7 @@ type Name = (i64, Index);
 
 /// What has happened to the lanes of a turn, where the turn's own statement can bring them in line.
 #[derive(Default)]
-pub(super) struct Simple<'t> {
+pub(in crate::postgres) struct Simple<'t> {
     /// Lanes into which messages were accepted, with the first of them.
     entered: Vec<(&'t Name, i64)>,
     /// Lanes that one delivery leaves, which nothing else has happened to.

@@ -7,7 +7,6 @@ use std::collections::{HashMap, HashSet};
 
 use gatepost_core::State;
 use gatepost_core::delivery::Proof;
-use sqlx::postgres::PgRow;
 
 use super::super::connection::{Connection, Statement};
 use super::super::row::bucket_of;
@@ -185,31 +184,43 @@ struct Parts<'t> {
     counts: &'t [(i64, Counts)],
 }
 
-/// Writes a turn's rows, or says that others have written what it was decided on; the row that it gives has a number for another turn. What `lanes` does not say of the turn's lanes is
-/// left to be brought in line.
+/// Writes a turn's rows in the open transaction, or says that others have written what it was decided on. The turn's lanes are left to be
+/// brought in line.
 pub(super) fn write(
     connection: &mut Connection,
     turn: &Turn<'_>,
     touched: &[&Touched],
     counts: &[(i64, Counts)],
     days: &Days,
+    context: &Context<'_>,
+) -> Result<(), CommitError> {
+    let lanes = Simple::default();
+    let written = if touches_added(turn) {
+        // A statement does not see what it has added itself.
+        let adds = Parts { messages: &turn.messages, added: &turn.new_rows, ..Parts::default() };
+        connection.execute(statement(turn, &adds, days, &lanes, context)?)?;
+        let rest = Parts { messages: &[], added: &[], ..Parts::of(turn, touched, counts) };
+        Some(statement(turn, &rest, days, &lanes, context)?)
+    } else {
+        all_of(turn, touched, counts, days, &lanes, context)?
+    };
+    written.map_or(Ok(()), |statement| connection.execute(statement).map(drop))
+}
+
+/// All of a turn's rows, and what `lanes` says of its lanes, in one statement, whose row has a number for another turn.
+pub(super) fn all_of(
+    turn: &Turn<'_>,
+    touched: &[&Touched],
+    counts: &[(i64, Counts)],
+    days: &Days,
     lanes: &Simple<'_>,
     context: &Context<'_>,
-) -> Result<Option<PgRow>, CommitError> {
-    let leaves = turn.leaves.as_slice();
-    let (details, replies) = (&turn.details, &turn.replies);
-    let mut rest = Parts { touched, details, replies, leaves, counts, ..Parts::default() };
-    let adds = Parts { messages: &turn.messages, added: &turn.new_rows, ..Parts::default() };
-    if touches_added(turn) {
-        // A statement does not see what it has added itself.
-        connection.execute(statement(turn, &adds, days, &Simple::default(), context)?)?;
-    } else {
-        rest = Parts { messages: adds.messages, added: adds.added, ..rest };
-    }
-    if rest.is_empty() && context.leases_over.is_empty() {
+) -> Result<Option<Statement<'static>>, CommitError> {
+    let parts = Parts::of(turn, touched, counts);
+    if parts.is_empty() && context.leases_over.is_empty() {
         return Ok(None);
     }
-    connection.row(statement(turn, &rest, days, lanes, context)?)
+    statement(turn, &parts, days, lanes, context).map(Some)
 }
 
 /// The statement of a turn that counts from 0 and only adds messages: it draws the number, which is what its row says.
@@ -238,7 +249,19 @@ pub(super) fn touches_added(turn: &Turn<'_>) -> bool {
     !added.is_empty() && turn.touched.values().any(|touched| added.contains(&touched.was.pos))
 }
 
-impl Parts<'_> {
+impl<'t> Parts<'t> {
+    fn of(turn: &'t Turn<'_>, touched: &'t [&'t Touched], counts: &'t [(i64, Counts)]) -> Self {
+        Self {
+            messages: &turn.messages,
+            added: &turn.new_rows,
+            touched,
+            details: &turn.details,
+            replies: &turn.replies,
+            leaves: turn.leaves.as_slice(),
+            counts,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.messages.is_empty()
             && self.added.is_empty()
@@ -415,7 +438,6 @@ fn added(script: &mut Script, turn: &Turn<'_>, rows: &[Row]) {
 }
 
 /// How a delivery has changed.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Leased,
     Delivered,
@@ -458,15 +480,29 @@ impl Kind {
     }
 }
 
+/// Deliveries of a kind, as they were and as they are now.
+#[derive(Default)]
+struct Changes<'t> {
+    was: Vec<&'t Row>,
+    now: Vec<&'t Row>,
+}
+
 /// What others may have changed meanwhile must stand there as it was.
 fn changes(script: &mut Script, turn: &Turn<'_>, touched: &[&Touched]) {
-    let of = |kind: Kind| -> (Vec<&Row>, Vec<&Row>) {
-        let of_kind = touched.iter().filter(|touched| Kind::of(touched, turn) == kind);
-        of_kind.map(|touched| (&touched.was, &touched.now)).unzip()
-    };
+    let (mut leased, mut delivered, mut others) =
+        (Changes::default(), Changes::default(), Changes::default());
+    for touched in touched {
+        let changes = match Kind::of(touched, turn) {
+            Kind::Leased => &mut leased,
+            Kind::Delivered => &mut delivered,
+            Kind::Other => &mut others,
+        };
+        changes.was.push(&touched.was);
+        changes.now.push(&touched.now);
+    }
     let until = |row: &Row| row.delivery.lease().map(|lease| lease.until.as_micros());
     const OTHER: &str = "a delivery is not what it was";
-    let (was, now) = of(Kind::Leased);
+    let Changes { was, now } = leased;
     if !now.is_empty() {
         script
             .part(LEASED)
@@ -480,7 +516,7 @@ fn changes(script: &mut Script, turn: &Turn<'_>, touched: &[&Touched]) {
             .bind(each(&now, |row| row.batch.as_ref().map(<[u8; 16]>::as_slice)));
         script.expect("leased", now.len(), OTHER);
     }
-    let (was, now) = of(Kind::Delivered);
+    let Changes { was, now } = delivered;
     if !now.is_empty() {
         script
             .part(DELIVERED)
@@ -493,7 +529,7 @@ fn changes(script: &mut Script, turn: &Turn<'_>, touched: &[&Touched]) {
             .bind(each(&now, |row| row.leaves.as_slice()));
         script.expect("delivered", now.len(), OTHER);
     }
-    let (was, now) = of(Kind::Other);
+    let Changes { was, now } = others;
     if !now.is_empty() {
         bind_rows(script.part(CHANGED), &now)
             .bind(each(&was, |row| small(state_code(&row.delivery.state))))

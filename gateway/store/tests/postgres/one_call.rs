@@ -1,12 +1,14 @@
-//! Many who hand in at once, while what they hand in is delivered.
+//! Turns that are one call: it makes sure itself of everything that a transaction would have held.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use gatepost_core::DeliveryId;
 
+use crate::check::postgres::{connect, number};
 use crate::check::{assert_log, assert_sound};
 use crate::fixture::{DELIVERED, Fixture, inbox, keyed, message, quick, until};
+use crate::nodes::url;
 
 /// Messages of one call.
 const BATCH: usize = 40;
@@ -59,4 +61,47 @@ async fn what_a_crowd_hands_in_is_there_once_and_counts() {
     let place = Arc::into_inner(fixture).unwrap().stop().await;
     assert_sound(&place, "after the crowd").await;
     assert_log(&place, "after the crowd").await;
+}
+
+/// A leap of the server's clock, of which this host's own knows nothing: larger than what two clocks may differ by, and smaller than a
+/// node's lease.
+const LEAP: &str = "UPDATE store SET clock = 1500000 + greatest(clock, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";
+
+async fn leap(fixture: &Fixture) -> i64 {
+    sqlx::raw_sql(LEAP).execute(&mut connect(url(&fixture.place)).await).await.unwrap();
+    number(url(&fixture.place), "SELECT clock FROM store").await
+}
+
+#[tokio::test]
+async fn a_turn_happens_at_the_servers_time_though_it_was_decided_without_asking() {
+    let fixture = Fixture::new(vec![inbox("in", quick())]).await;
+    for id in ["1", "2"] {
+        fixture.send(id, None, "in").await;
+    }
+    let leased = fixture.lease_in_time("in", 0, 2).await;
+    let leapt = leap(&fixture).await;
+    fixture.send("3", None, "in").await;
+    let accepted = number(url(&fixture.place), "SELECT max(accepted_at) FROM message").await;
+    assert!(accepted >= leapt, "{accepted} is before {leapt}");
+    // The first draws the number of the second, which need not ask for one.
+    fixture.taken("in", 0, &leased[0], DELIVERED).await;
+    let leapt = leap(&fixture).await;
+    fixture.taken("in", 0, &leased[1], DELIVERED).await;
+    let settled = number(url(&fixture.place), "SELECT max(changed_at) FROM delivery").await;
+    assert!(settled >= leapt, "{settled} is before {leapt}");
+    assert_log(&fixture.stop().await, "after leaps").await;
+}
+
+#[tokio::test]
+async fn a_node_whose_lease_is_over_adds_nothing() {
+    let fixture = Fixture::new(vec![inbox("in", quick())]).await;
+    let over = "UPDATE node SET until = since";
+    sqlx::raw_sql(over).execute(&mut connect(url(&fixture.place)).await).await.unwrap();
+    let accept = async |id: &str| fixture.accept(vec![message(id, None, "x", &["in"])]).await;
+    assert!(accept("1").await.is_err());
+    assert_eq!(number(url(&fixture.place), "SELECT count(*) FROM message").await, 0);
+    until("it is back as another", async || accept("2").await.is_ok()).await;
+    let place = fixture.stop().await;
+    assert_sound(&place, "after its lease").await;
+    assert_log(&place, "after its lease").await;
 }
