@@ -87,8 +87,8 @@ pub(crate) struct Postgres {
     dedup_window: Duration,
     /// Of the turn that is decided now.
     number: i64,
-    /// And when: the database has said so, for this host's clock may leap.
-    turn_at: Timestamp,
+    /// When the newest was that was committed. Of those that failed the time may have been a leap of this host's clock.
+    newest: Timestamp,
     /// A number that came with the beginning of the open transaction, or with what a turn has read, and that nobody has taken yet.
     drawn: Option<Drawn>,
     /// Largest number that anything has which was read in the open transaction.

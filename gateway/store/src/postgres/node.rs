@@ -112,7 +112,7 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         epoch: Arc::default(),
         dedup_window: node.dedup_window,
         number: 0,
-        turn_at: clock.now(),
+        newest: clock.now(),
         drawn: None,
         read_through: 0,
         is_open: false,

@@ -119,8 +119,7 @@ impl Postgres {
         if self.unopened == Some(Unopened::Adds) {
             (memory.next_seq, memory.next_pos, memory.leaf_count) = (0, 0, 0);
             self.by_own_clock = true;
-            self.turn_at = self.turn_at.max(self.clock.now());
-            return Ok(Some(self.turn_at));
+            return Ok(Some(self.newest.max(self.clock.now())));
         }
         // What depends on something has the larger number: one that was drawn before something was read must be larger than all
         // that was found.
@@ -144,12 +143,11 @@ impl Postgres {
             },
         };
         self.number = drawn.number;
-        // The server's clock may have been set back by less than what was noted of it last.
-        self.turn_at = self.turn_at.max(drawn.now);
         memory.next_seq = self.number;
         memory.next_pos = self.number;
         memory.leaf_count = u64::try_from(self.number).unwrap_or(0);
-        Ok(Some(self.turn_at))
+        // The server's clock may have been set back by less than what was noted of it last.
+        Ok(Some(self.newest.max(drawn.now)))
     }
 
     pub(super) fn commit_turn(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
@@ -181,6 +179,7 @@ impl Postgres {
 
     /// Takes note of what a commit has done.
     fn committed(&mut self, turn: &Turn<'_>) {
+        self.newest = turn.now;
         self.bell.ring(self.others(turn));
         for queue in turn.queues.keys() {
             let of_queue = |row: &Row| row.queue == *queue && row.delivery.state.due().is_some();

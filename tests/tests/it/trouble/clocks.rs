@@ -80,6 +80,30 @@ fn a_wall_clock_that_jumps_hours_and_repeats_a_second_changes_nothing() {
     verdict.expect_clean();
 }
 
+/// By less than two clocks may differ, and by more.
+const LEAPS: [Duration; 2] = [Duration::from_millis(900), Duration::from_secs(600)];
+
+#[test]
+fn what_is_handed_in_just_after_a_leap_is_not_of_a_time_to_come_for_the_next_start() {
+    let Some(mut clock) = Clock::new() else { return skipped("needs a C compiler") };
+    let mut gateway = Gateway::builder()
+        .environment(clock.environment())
+        .app("shop", &["*"], &[])
+        .inbox("desk", "")
+        .route("shop", &["desk"])
+        .start();
+    for n in 0..6 {
+        clock.pass(LEAPS[n % LEAPS.len()]);
+        for m in 0..3 {
+            gateway.app().event(&crate::order_event(&format!("{n}-{m}"), "desk", &json!({}))).expect(202);
+        }
+        gateway.kill();
+        gateway.restart();
+        gateway.app().event(&crate::order_event(&format!("{n}-after"), "desk", &json!({}))).expect(202);
+    }
+    log_is_in_order(&gateway);
+}
+
 const WEEKEND_HOURS: u64 = 64;
 const STEP_HOURS: u64 = 4;
 const WAITING: usize = 12;
