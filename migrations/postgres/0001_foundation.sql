@@ -247,7 +247,7 @@ CREATE TABLE adapter_state (
     PRIMARY KEY (adapter, key)
 );
 
--- Leaves of the audit log as they were committed: a row is a run of consecutive leaves of one commit, at most 256. Retention drops
+-- Leaves of the audit log as they were committed: a row is a run of consecutive leaves of one commit, as a rule of one page at most. Retention drops
 -- nothing of it: the audit log stays.
 CREATE TABLE leaf (
     day    integer NOT NULL,         -- store time of the commit, in days; thirty of them are a partition, and none is ever dropped

@@ -53,17 +53,25 @@ pub(crate) struct Runs {
     /// Index of the next leaf.
     next: u64,
     count: u64,
+    /// Bytes with which a run is large enough.
+    run_bytes: usize,
 }
 
 impl Runs {
     pub(crate) const fn new(next: u64) -> Self {
-        Self { runs: Vec::new(), next, count: 0 }
+        Self::of_bytes(next, usize::MAX)
+    }
+
+    /// Runs of so many bytes and hardly more.
+    pub(crate) const fn of_bytes(next: u64, run_bytes: usize) -> Self {
+        Self { runs: Vec::new(), next, count: 0, run_bytes }
     }
 
     /// Adds a leaf and returns its index in the tree.
     pub(crate) fn push(&mut self, leaf: &[u8]) -> Result<u64, BundleError> {
         let index = self.next;
-        if self.count == 0 || Run::tile_start(index) == index {
+        let is_full = self.runs.last().is_none_or(|run| run.bytes.len() + leaf.len() > self.run_bytes);
+        if is_full || Run::tile_start(index) == index {
             self.runs.push(Run { first: index, bytes: Vec::new() });
         }
         if let Some(run) = self.runs.last_mut() {
@@ -168,6 +176,17 @@ mod tests {
             assert_eq!(leaf, format!("leaf {index}").as_bytes());
         }
         assert_eq!(runs.count(), 300);
+    }
+
+    #[test]
+    fn runs_are_no_larger_than_they_may_be_except_for_a_leaf_that_is() {
+        let mut runs = Runs::of_bytes(0, 100);
+        for leaf in [40, 40, 40, 200, 10] {
+            runs.push(&vec![b'x'; leaf]).unwrap();
+        }
+        let sizes: Vec<(u64, usize)> =
+            runs.as_slice().iter().map(|run| (run.first, run.bytes.len())).collect();
+        assert_eq!(sizes, [(0, 84), (2, 42), (3, 202), (4, 12)]);
     }
 
     #[test]

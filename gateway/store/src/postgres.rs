@@ -7,6 +7,7 @@ mod buckets;
 mod commit;
 mod connection;
 pub(crate) mod copy;
+mod known;
 mod leases;
 mod load;
 mod node;
@@ -50,6 +51,7 @@ use crate::writer::{Memory, Queue, Turn};
 use buckets::{Buckets, Sharing};
 use commit::queue_id;
 use connection::Connection;
+use known::Known;
 use leases::LeaseGroups;
 use row::Cells;
 use turn::{Drawn, Unopened};
@@ -95,10 +97,11 @@ pub(crate) struct Postgres {
     read_through: i64,
     is_open: bool,
     unopened: Option<Unopened>,
-    /// When the next delivery of a queue will be due, and when that was looked for: nothing that this node has written since is due.
-    next: HashMap<i64, (Instant, Option<i64>)>,
-    /// A number that nobody has taken yet.
+    known: Known,
+    /// The number that this node has drawn last, if nobody has taken it yet.
     spare: Option<i64>,
+    /// The turn goes by a spare number, and must be behind all that others have done.
+    must_be_newest: bool,
     /// The turn's time is of this host's clock.
     by_own_clock: bool,
     /// What has used the keys of the turn's messages was looked for.
@@ -229,6 +232,11 @@ impl Backend for Postgres {
                 return Ok(found.into_iter().map(|(pos, due, _)| (pos, due)).collect());
             }
         };
+        if !self.is_open
+            && let Some(known) = self.known.ready(queue, now, most)
+        {
+            return Ok(known);
+        }
         let buckets = self.buckets(queue);
         // Deliveries are spread over the buckets at random. Only where they are not is it worth to look at all of each.
         let of_each = SHARE_MIN.max(SHARE_SLACK * most.div_ceil(buckets.len().max(1) as u32)).min(most);
@@ -249,15 +257,19 @@ impl Backend for Postgres {
         }
         let is_all = found.len() >= most as usize || of_bucket.iter().all(|found| *found < of_each);
         let found = if is_all { found } else { look(most)? };
-        Ok(found.into_iter().map(|(pos, due, _)| (pos, due)).collect())
+        let found: Vec<(i64, i64)> = found.into_iter().map(|(pos, due, _)| (pos, due)).collect();
+        // Under locks, what others have locked is passed over.
+        if found.len() < most as usize && !self.is_open {
+            self.known.found(queue, &found);
+        } else {
+            self.known.found_more(queue);
+        }
+        Ok(found)
     }
 
     fn ready_next(&mut self, queue: i64, now: Timestamp) -> Result<Option<i64>, CommitError> {
-        if let Some((at, next)) = self.next.get(&queue)
-            && at.elapsed() < WATCH_INTERVAL
-            && next.is_none_or(|next| next > now.as_micros())
-        {
-            return Ok(*next);
+        if let Some(next) = self.known.next(queue, now) {
+            return Ok(next);
         }
         let statement = sqlx::query(sql::READY_NEXT)
             .bind(queue_id(queue))
@@ -267,7 +279,7 @@ impl Backend for Postgres {
             Some(row) => Cells::new(&row).take()?,
             None => None,
         };
-        self.next.insert(queue, (Instant::now(), next));
+        self.known.found_next(queue, next);
         Ok(next)
     }
 
@@ -413,7 +425,6 @@ impl Backend for Postgres {
     }
 
     fn look(&mut self, memory: &Memory, consumed: &[i64]) -> Result<Vec<i64>, CommitError> {
-        self.next.clear();
         let mut changed = self.balance(memory, consumed)?;
         changed.extend(self.ready_waits(consumed)?);
         Ok(changed)
@@ -556,7 +567,7 @@ impl Postgres {
         let Some((first, entries)) = rows.split_first() else { return Ok(Vec::new()) };
         let drawn = Drawn::read(&mut Cells::new(first))?;
         self.clock.follow(drawn.now);
-        self.drawn = Some(drawn);
+        (self.drawn, self.spare) = (Some(drawn), None);
         entries
             .iter()
             .map(|row| {

@@ -113,6 +113,7 @@ impl Postgres {
 
     /// Brings what this node owns in line with who consumes what; the queues in which that changed something.
     pub(super) fn balance(&mut self, memory: &Memory, consumed: &[i64]) -> Result<Vec<i64>, CommitError> {
+        self.known.forget();
         self.begin(&[])?;
         let balanced = self.balance_open(memory, consumed);
         let balanced = self.end(balanced);

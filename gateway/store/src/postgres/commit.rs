@@ -33,6 +33,9 @@ pub(crate) fn day_of(time: Timestamp) -> i32 {
     i32::try_from(time.as_micros().div_euclid(DAY_MICROS)).unwrap_or(i32::MAX)
 }
 
+/// Why a turn that must be behind all that others have done is not.
+pub(super) const NOT_NEWEST: &str = "others have drawn numbers meanwhile";
+
 /// What a commit needs to know besides the turn.
 pub(super) struct Context<'c> {
     pub(super) epoch: i32,
@@ -47,6 +50,8 @@ pub(super) struct Context<'c> {
     pub(super) keys_are_known: bool,
     /// The turn's time is of this host's clock.
     pub(super) by_own_clock: bool,
+    /// Nobody may have drawn a number since the turn's own was drawn.
+    pub(super) must_be_newest: bool,
     /// Groups of leases of which nothing stands any more.
     pub(super) leases_over: &'c [i64],
     pub(super) dedup_before: i64,
@@ -79,18 +84,19 @@ pub(super) fn at_once(
     write::all_of(turn, &touched, &counts, &Days::new(), lanes, context)
 }
 
-/// The one call that writes and commits a turn that only adds messages; it draws the number that theirs begin with.
+/// As [`at_once`], of a turn that only adds messages and counts from 0; it draws the number that theirs begin with.
 pub(super) fn adding(turn: &Turn<'_>, context: &Context<'_>) -> Result<Statement<'static>, CommitError> {
     let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
     write::adding(turn, &counts, context)
 }
 
-/// The number that such a call has drawn. That it answers says that it has refused nothing.
-pub(super) fn number_of(row: Option<PgRow>) -> Result<i64, CommitError> {
+/// By how much the numbers of what was added are larger than the turn has them, and a number drawn for another turn. That such a call
+/// answers says that it has refused nothing.
+pub(super) fn numbers_of(row: Option<PgRow>) -> Result<(i64, i64), CommitError> {
     let row = row.ok_or_else(|| CommitError::Broken("a turn was written without an answer".to_owned()))?;
     let mut cells = Cells::new(&row);
     let _refused: Option<bool> = cells.take()?;
-    Ok(cells.take()?)
+    Ok((cells.take()?, cells.take()?))
 }
 
 /// What has happened to a turn's lanes, if it changes only what the one statement writes. What is rare has statements of its own.

@@ -8,6 +8,7 @@ use gatepost_core::queue::QueueControl;
 use gatepost_core::{MessageId, Timestamp};
 use sqlx::postgres::PgRow;
 
+use super::partitions::RUN_BYTES;
 use super::row::Cells;
 use super::{LeaseGroups, Postgres, sql};
 use crate::backend::Attributes;
@@ -22,6 +23,7 @@ impl Postgres {
     pub(super) fn load_memory(&mut self, vault: &Vault) -> Result<Memory, StoreError> {
         let mut memory = Memory {
             leaf_count: 0,
+            run_bytes: RUN_BYTES,
             committed_at: Timestamp::default(),
             fresh: Default::default(),
             next_seq: 0,
@@ -35,6 +37,7 @@ impl Postgres {
             rates: HashMap::new(),
             damage: Default::default(),
         };
+        self.known.forget();
         for row in self.connection.rows(sqlx::query(sql::ADAPTER_STATES))? {
             state(&row, vault)?;
         }

@@ -12,6 +12,10 @@ const TABLES: [&str; 4] = ["payload", "detail", "reply", LEAVES];
 /// it was planned for, and a gateway may live for many years.
 const LEAVES: &str = "leaf";
 const DAYS_OF_LEAVES: i32 = 30;
+/// Bytes of a run of leaves. Its row stays in one piece, in a page: in pieces, each had a row and an index entry of its own.
+pub(super) const RUN_BYTES: usize = 8000;
+/// Bytes of the largest row that stays in one piece: as many as the server allows.
+const ROW_BYTES: usize = 8160;
 /// Days made ahead.
 const DAYS_AHEAD: i32 = 3;
 
@@ -56,8 +60,10 @@ fn script(table: &str, day: i32) -> String {
     let days = if table == LEAVES { DAYS_OF_LEAVES } else { 1 };
     let from = day - day.rem_euclid(days);
     let to = from + days;
+    let rows =
+        if table == LEAVES { format!(" WITH (toast_tuple_target = {ROW_BYTES})") } else { String::new() };
     format!(
-        "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{from} PARTITION OF {table} FOR VALUES FROM ({from}) TO ({to})"
+        "SET LOCAL client_min_messages = error; CREATE TABLE IF NOT EXISTS {table}_{from} PARTITION OF {table} FOR VALUES FROM ({from}) TO ({to}){rows}"
     )
 }
 

@@ -74,7 +74,7 @@ impl Postgres {
     pub(super) fn open_transaction(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError> {
         let begun = self.connection.script_rows(sql::begin(self.node(), sessions));
         self.is_open = true;
-        self.read_through = 0;
+        (self.read_through, self.spare) = (0, None);
         let begun = begun.and_then(|rows| Begun::read(&rows));
         let checked = begun.and_then(|begun| {
             if begun.drawn.now >= begun.until {
@@ -125,12 +125,13 @@ impl Postgres {
         // that was found.
         let is_begun = self.is_open || self.unopened.is_some();
         let drawn = self.drawn.take().filter(|drawn| is_begun && self.read_through < drawn.number);
-        self.by_own_clock = false;
+        (self.by_own_clock, self.must_be_newest) = (false, false);
         let drawn = match drawn {
             Some(drawn) => drawn,
             None => match self.spare_number() {
                 Some(number) => {
                     self.by_own_clock = true;
+                    self.must_be_newest = self.unopened == Some(Unopened::Reads { adds: true });
                     Drawn { number, now: self.clock.now() }
                 }
                 None => {
@@ -138,6 +139,7 @@ impl Postgres {
                     let row = row.ok_or_else(|| CommitError::Broken("there is no sequence".to_owned()))?;
                     let drawn = Drawn::read(&mut Cells::new(&row))?;
                     self.clock.follow(drawn.now);
+                    self.spare = None;
                     drawn
                 }
             },
@@ -168,27 +170,24 @@ impl Postgres {
         if has_guessed && matches!(written, Err(CommitError::Stale(_))) {
             self.wary = WARY_TURNS;
         }
+        if written.is_err() {
+            self.known.forget();
+        }
         let base = written?;
         gatepost_faults::point("store.after_commit");
         if takes_leases {
             self.leases.over.clear();
         }
-        self.committed(turn);
+        self.committed(turn, base);
         Ok(base)
     }
 
-    /// Takes note of what a commit has done.
-    fn committed(&mut self, turn: &Turn<'_>) {
+    /// Takes note of what a commit has done; `base` is by how much the numbers of what it has added are larger than the turn has them.
+    fn committed(&mut self, turn: &Turn<'_>, base: i64) {
         self.newest = turn.now;
         self.bell.ring(self.others(turn));
-        for queue in turn.queues.keys() {
-            let of_queue = |row: &Row| row.queue == *queue && row.delivery.state.due().is_some();
-            if turn.new_rows.iter().any(of_queue)
-                || turn.touched.values().any(|touched| of_queue(&touched.now))
-            {
-                self.next.remove(queue);
-            }
-        }
+        let (owned, of) = (&self.owned, |row: &Row| row::bucket_of(None, &row.id));
+        self.known.committed(turn, base, |row| owned.get(&row.queue).is_some_and(|owned| owned.has(of(row))));
         for touched in turn.touched.values() {
             let (was, now) = (touched.was.delivery.lease(), touched.now.delivery.lease());
             match now {
@@ -238,6 +237,7 @@ impl Postgres {
             versions: &self.versions,
             keys_are_known: self.keys_are_known,
             by_own_clock: self.by_own_clock,
+            must_be_newest: self.must_be_newest,
             leases_over: &self.leases.over,
             dedup_before: self.dedup_before(turn.now),
         }
@@ -248,6 +248,11 @@ impl Postgres {
         if !self.is_open {
             let held = std::mem::take(&mut self.held);
             self.open_transaction(&held)?;
+            // The transaction has drawn one too.
+            let next = self.number + (1 << TURN_BITS);
+            if self.must_be_newest && self.drawn.as_ref().is_none_or(|drawn| drawn.number != next) {
+                return self.end(Err(CommitError::Stale(commit::NOT_NEWEST.to_owned())));
+            }
         }
         // As `context` does, beside the connection. The sessions are held since the transaction was opened.
         let context = Context {
@@ -258,6 +263,7 @@ impl Postgres {
             versions: &self.versions,
             keys_are_known: self.keys_are_known,
             by_own_clock: self.by_own_clock,
+            must_be_newest: false,
             leases_over: &self.leases.over,
             dedup_before: self.dedup_before(turn.now),
         };
@@ -285,9 +291,9 @@ impl Postgres {
         let Some(statement) = commit::at_once(turn, lanes, &self.context(turn, &self.held))? else {
             return Ok(());
         };
-        match self.connection.row(statement).and_then(commit::number_of) {
-            Ok(number) => {
-                self.spare = Some(number << TURN_BITS);
+        match self.connection.row(statement).and_then(commit::numbers_of) {
+            Ok((_, next)) => {
+                self.spare = Some(next);
                 Ok(())
             }
             Err(CommitError::Broken(text)) => self.look_up_turn(&text),
@@ -295,10 +301,12 @@ impl Postgres {
         }
     }
 
-    /// A number that the turn before has drawn. It is as good as a new one where nothing was read that has a larger one, and no message
-    /// is added: of these, one that is handed in later than another stands behind it, whichever node takes them.
+    /// A number that the turn before has drawn. It is as good as a new one where nothing was read that has a larger one. Where messages
+    /// are added, nobody may have drawn one since: of these, one that is handed in later than another stands behind it, whichever node
+    /// takes them.
     fn spare_number(&mut self) -> Option<i64> {
-        let may_use = self.unopened == Some(Unopened::Reads { adds: false }) && self.wary == 0;
+        let Some(Unopened::Reads { adds }) = self.unopened else { return None };
+        let may_use = self.wary == 0 && (self.is_alone || !adds);
         self.spare.take_if(|number| may_use && self.read_through < *number)
     }
 
@@ -333,13 +341,17 @@ impl Postgres {
     fn add(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
         gatepost_faults::point("store.before_commit");
         let statement = commit::adding(turn, &self.context(turn, &[]))?;
-        match self.connection.row(statement).and_then(commit::number_of) {
+        match self.connection.row(statement).and_then(commit::numbers_of) {
+            Ok((base, next)) => {
+                self.spare = Some(next);
+                Ok(base)
+            }
             Err(CommitError::Broken(text)) => {
                 let Some(first) = turn.messages.first() else { return Err(CommitError::Broken(text)) };
                 self.reopen_connection(&text)?;
                 self.look_up_message(first.prepared.id, &text)
             }
-            added => added,
+            Err(error) => Err(error),
         }
     }
 

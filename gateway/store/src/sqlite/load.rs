@@ -31,6 +31,7 @@ pub(crate) fn load_memory(
             .unwrap_or_default();
     let mut memory = Memory {
         leaf_count,
+        run_bytes: usize::MAX,
         committed_at: Timestamp::default(),
         fresh: Default::default(),
         next_seq: last_seq + 1,

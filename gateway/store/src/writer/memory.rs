@@ -28,6 +28,8 @@ pub(crate) struct Memory {
     pub(crate) rates: HashMap<i64, Rates>,
     pub(crate) keys: Keys,
     pub(crate) leaf_count: u64,
+    /// Bytes with which a run of leaves is large enough for a row.
+    pub(crate) run_bytes: usize,
     /// Store time of the newest commit.
     pub(crate) committed_at: Timestamp,
     /// Deliveries accepted lately that nothing has happened to since, so that their first lease need not read them.

@@ -123,7 +123,7 @@ impl<'a> Turn<'a> {
             touched: HashMap::new(),
             new_rows: Vec::new(),
             lanes: HashSet::new(),
-            leaves: Runs::new(memory.leaf_count),
+            leaves: Runs::of_bytes(memory.leaf_count, memory.run_bytes),
             next_seq: memory.next_seq,
             next_pos: memory.next_pos,
             keys_new: HashMap::new(),

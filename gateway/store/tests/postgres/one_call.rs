@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gatepost_core::DeliveryId;
+use gatepost_store::Emit;
 
 use crate::check::postgres::{connect, number};
 use crate::check::{assert_log, assert_sound};
-use crate::fixture::{DELIVERED, Fixture, inbox, keyed, message, quick, until};
+use crate::fixture::{DELIVERED, Fixture, inbox, item, keyed, message, queue, quick, texts, until};
 use crate::nodes::url;
 
 /// Messages of one call.
@@ -59,6 +61,9 @@ async fn what_a_crowd_hands_in_is_there_once_and_counts() {
     })
     .await;
     let place = Arc::into_inner(fixture).unwrap().stop().await;
+    let pieces =
+        "SELECT sum(pg_relation_size(reltoastrelid))::bigint FROM pg_class WHERE relname ~ '^leaf_[0-9]+$'";
+    assert_eq!(number(url(&place), pieces).await, 0, "leaves are stored in pieces");
     assert_sound(&place, "after the crowd").await;
     assert_log(&place, "after the crowd").await;
 }
@@ -90,6 +95,55 @@ async fn a_turn_happens_at_the_servers_time_though_it_was_decided_without_asking
     let settled = number(url(&fixture.place), "SELECT max(changed_at) FROM delivery").await;
     assert!(settled >= leapt, "{settled} is before {leapt}");
     assert_log(&fixture.stop().await, "after leaps").await;
+}
+
+#[tokio::test]
+async fn what_is_emitted_stands_behind_what_others_have_drawn_a_number_for_before() {
+    let fixture = Fixture::new(vec![queue("lab", quick()), inbox("in", quick())]).await;
+    let session = fixture.session("lab").await;
+    for round in 0..5 {
+        for name in ["a", "b"] {
+            fixture.send(&format!("{name}{round}"), None, "lab").await;
+        }
+        let leased = fixture.lease_in_time("lab", session, 2).await;
+        // This draws a number for the next turn.
+        fixture.taken("lab", session, &leased[0], DELIVERED).await;
+        let drawn = number(url(&fixture.place), "SELECT nextval('turn')").await;
+        let mut settle = fixture.settling("lab", session, vec![item(&leased[1], DELIVERED)]);
+        let emitted = message(&format!("emitted{round}"), None, "x", &["in"]);
+        settle.emit = vec![Emit { message: emitted, dead: None }];
+        fixture.store.delivery_settle(settle).await.unwrap();
+        let newest = number(url(&fixture.place), "SELECT max(seq) >> 20 FROM message").await;
+        assert!(newest > drawn, "{newest} was drawn before {drawn}");
+    }
+    let place = fixture.stop().await;
+    assert_sound(&place, "after what was emitted").await;
+    assert_log(&place, "after what was emitted").await;
+}
+
+/// As a node that does it between this one's look and its lease.
+const PUT_OFF: &str = "UPDATE ready SET due = due + 3600000000 WHERE pos = (SELECT min(pos) FROM delivery); \
+    UPDATE delivery SET due = due + 3600000000 WHERE pos = (SELECT min(pos) FROM delivery)";
+
+#[tokio::test]
+async fn what_others_have_put_off_meanwhile_is_not_leased() {
+    // One with which the lease is all that changes, and one with which more does.
+    for name in ["lab", "in", "lab", "in"] {
+        let fixture = Fixture::new(vec![queue("lab", quick()), inbox("in", quick())]).await;
+        let session = if name == "lab" { fixture.session("lab").await } else { 0 };
+        // Until it has seen that it is alone, it looks under locks.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        // For a while now it knows what is ready.
+        assert!(fixture.lease(name, session, 10).await.is_empty());
+        for id in ["1", "2"] {
+            fixture.send(id, None, name).await;
+        }
+        sqlx::raw_sql(PUT_OFF).execute(&mut connect(url(&fixture.place)).await).await.unwrap();
+        let leased = fixture.lease_in_time(name, session, 10).await;
+        assert_eq!(texts(&leased), ["2"]);
+        assert_eq!(fixture.stats(name).await.waiting, 1);
+        assert_sound(&fixture.stop().await, "after a lease").await;
+    }
 }
 
 #[tokio::test]

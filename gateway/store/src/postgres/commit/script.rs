@@ -6,6 +6,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::PgArguments;
 use sqlx::{Arguments as _, AssertSqlSafe, Postgres, SqlSafeStr, Type};
 
+use super::super::TURN_BITS;
 use super::super::connection::{FENCED, Statement};
 use crate::backend::CommitError;
 
@@ -36,7 +37,8 @@ impl Values {
     }
 }
 
-/// A statement of common table expressions that all do what they do, or none. Its one row has what was asked for last.
+/// A statement of common table expressions that all do what they do, or none. Its one row has column `base` of the first part, and a number
+/// that it has drawn for another turn.
 pub(in crate::postgres) struct Script {
     text: String,
     parameters: usize,
@@ -81,15 +83,14 @@ impl Script {
         self.refusals.push(Refusal { part, rows, reason });
     }
 
-    /// The statement gives a row with `column`, of the first part or of none, in its second place.
-    pub(super) fn finish(mut self, column: &str) -> Result<Statement<'static>, CommitError> {
-        let text = self.text(column);
+    pub(super) fn finish(mut self) -> Result<Statement<'static>, CommitError> {
+        let text = self.text();
         debug_assert_eq!(self.parameters, self.values.values.len(), "{text}");
         self.values.of(AssertSqlSafe(text))
     }
 
     /// Ends the text, with the values that belong to its end.
-    pub(super) fn text(&mut self, column: &str) -> String {
+    pub(super) fn text(&mut self) -> String {
         self.push(&format!(
             " SELECT CASE WHEN NOT coalesce((SELECT is_valid FROM valid), false) \
              THEN refuse('{FENCED}', 'the lease of this node is over')"
@@ -98,7 +99,7 @@ impl Script {
             self.push(&format!(" WHEN (SELECT count(*) FROM {part}) <> ? THEN refuse('40001', '{reason}')"));
             self.values.bind(i64::try_from(rows).unwrap_or(i64::MAX));
         }
-        self.push(&format!(" END, (SELECT {column} FROM valid)"));
+        self.push(&format!(" END, (SELECT base FROM valid), nextval('turn') << {TURN_BITS}"));
         std::mem::take(&mut self.text)
     }
 

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use gatepost_core::State;
 use gatepost_core::delivery::Proof;
 
+use super::super::TURN_BITS;
 use super::super::connection::{Connection, Statement};
 use super::super::row::bucket_of;
 use super::super::sql::store_time;
@@ -42,6 +43,8 @@ const ON_TIME: &str = concat!(
     store_time!(),
     " - ?::bigint BETWEEN -10000 AND 1000000)"
 );
+/// A number that was drawn before the turn, and that nobody has drawn another one since.
+const NEWEST: &str = "newest AS MATERIALIZED (SELECT 1 FROM turn WHERE last_value = ?)";
 const SESSIONS: &str = "sessions AS MATERIALIZED (SELECT q.id FROM (SELECT unnest(?::int[]) AS id, unnest(?::bigint[]) AS session) w \
      CROSS JOIN LATERAL (SELECT id FROM queue WHERE id = w.id AND session = w.session LIMIT 1 FOR SHARE) q)";
 
@@ -78,10 +81,11 @@ const READY: &str = "ready_now AS (INSERT INTO ready (queue, bucket, due, pos, s
      ?::bigint, f.base + unnest(?::bigint[]), false FROM valid f)";
 const EXPIRING: &str = "expiring AS (INSERT INTO expiry (at, pos) SELECT unnest(?::bigint[]), f.base + unnest(?::bigint[]) FROM valid f)";
 
-/// What waited and is leased now.
-const LEASED: &str = "leased AS (UPDATE delivery d SET state = 1, due = NULL, token = n.token, until = n.until, session = n.session, \
-     batch = n.batch, changed_at = ? FROM (SELECT unnest(?::bigint[]) AS pos, unnest(?::int[]) AS queue, unnest(?::bigint[]) AS due, \
-     unnest(?::bytea[]) AS token, unnest(?::bigint[]) AS until, unnest(?::bigint[]) AS session, unnest(?::bytea[]) AS batch) n \
+/// What waited and is leased now, begun or not.
+const LEASED: &str = "leased AS (UPDATE delivery d SET state = n.state, due = NULL, token = n.token, until = n.until, \
+     session = n.session, batch = n.batch, changed_at = ?, leaves = n.leaves FROM (SELECT unnest(?::bigint[]) AS pos, \
+     unnest(?::int[]) AS queue, unnest(?::bigint[]) AS due, unnest(?::smallint[]) AS state, unnest(?::bytea[]) AS token, \
+     unnest(?::bigint[]) AS until, unnest(?::bigint[]) AS session, unnest(?::bytea[]) AS batch, unnest(?::bytea[]) AS leaves) n \
      WHERE d.pos = n.pos AND d.state = 0 AND d.queue = n.queue AND d.due = n.due RETURNING 1)";
 /// What was leased and is delivered now. A lease's token is nobody else's.
 const DELIVERED: &str = "delivered AS (UPDATE delivery d SET state = 4, blocks = false, token = NULL, until = NULL, session = NULL, \
@@ -147,6 +151,7 @@ pub(in crate::postgres) fn whole_texts() -> [(&'static str, String); 2] {
     ];
     let others: &[(&str, &str)] = &[
         ("on_time", ON_TIME),
+        ("newest", NEWEST),
         ("sessions", SESSIONS),
         ("", BORN_DEAD),
         ("", IN_LANES),
@@ -168,7 +173,7 @@ pub(in crate::postgres) fn whole_texts() -> [(&'static str, String); 2] {
                 script.expect(name, 0, "");
             }
         }
-        script.text("base")
+        script.text()
     };
     [
         ("add", text(VALID_AND_NUMBER, &[&[("on_time", ON_TIME)], added])),
@@ -227,7 +232,7 @@ pub(super) fn all_of(
     statement(turn, &parts, days, lanes, context).map(Some)
 }
 
-/// The statement of a turn that counts from 0 and only adds messages: it draws the number, which is what its row says.
+/// The statement of a turn that counts from 0 and only adds messages.
 pub(super) fn adding(
     turn: &Turn<'_>,
     counts: &[(i64, Counts)],
@@ -244,7 +249,7 @@ pub(super) fn adding(
     lanes.write(&mut script, turn);
     leaves(&mut script, turn, turn.leaves.as_slice());
     count(&mut script, context, counts);
-    script.finish("base")
+    script.finish()
 }
 
 /// Whether what is added is changed in the same turn.
@@ -289,6 +294,10 @@ fn statement(
     if context.by_own_clock {
         on_time(&mut script, turn);
     }
+    if context.must_be_newest {
+        script.part(NEWEST).bind(context.number >> TURN_BITS);
+        script.expect("newest", 1, super::NOT_NEWEST);
+    }
     sessions(&mut script, context.sessions);
     messages(&mut script, turn, parts.messages, parts.added, context);
     added(&mut script, turn, parts.added);
@@ -299,7 +308,7 @@ fn statement(
     beside(&mut script, parts, days);
     leaves(&mut script, turn, parts.leaves);
     count(&mut script, context, parts.counts);
-    script.finish("nextval('turn')")
+    script.finish()
 }
 
 fn on_time(script: &mut Script, turn: &Turn<'_>) {
@@ -467,10 +476,8 @@ impl Kind {
         };
         let same_attempts = was.delivery.attempts == now.delivery.attempts;
         match (&was.delivery.state, &now.delivery.state) {
-            (State::Waiting { .. }, State::Leased { .. })
-                if same_attempts
-                    && was.delivery.settled == now.delivery.settled
-                    && was.leaves == now.leaves =>
+            (State::Waiting { .. }, State::Leased { .. } | State::Sending { proof: Proof::Prompt, .. })
+                if same_attempts && was.delivery.settled == now.delivery.settled =>
             {
                 Self::Leased
             }
@@ -514,10 +521,12 @@ fn changes(script: &mut Script, turn: &Turn<'_>, touched: &[&Touched]) {
             .bind(each(&was, |row| row.pos))
             .bind(each(&was, |row| queue_id(row.queue)))
             .bind(each(&was, due))
+            .bind(each(&now, |row| small(state_code(&row.delivery.state))))
             .bind(each(&now, token))
             .bind(each(&now, until))
             .bind(each(&now, |row| row.delivery.lease().map(|lease| whole(lease.session))))
-            .bind(each(&now, |row| row.batch.as_ref().map(<[u8; 16]>::as_slice)));
+            .bind(each(&now, |row| row.batch.as_ref().map(<[u8; 16]>::as_slice)))
+            .bind(each(&now, |row| row.leaves.as_slice()));
         script.expect("leased", now.len(), OTHER);
     }
     let Changes { was, now } = delivered;
