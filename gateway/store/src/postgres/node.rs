@@ -282,7 +282,7 @@ impl Postgres {
         let renewed = self.connection.execute(statement)? == 1;
         if renewed {
             self.renewed_at = asked_at;
-            self.connection.execute(sqlx::query(sql::CLOCK_NOTE))?;
+            self.connection.execute(sqlx::query(sql::CLOCK_NOTE).bind(self.newest.as_micros()))?;
         }
         Ok(renewed)
     }

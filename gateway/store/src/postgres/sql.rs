@@ -91,7 +91,8 @@ statements! {
         WHERE NOT EXISTS (SELECT 1 FROM copy WHERE part <> 'done')");
     NODE_RENEW = concat!("/* node_renew */ UPDATE node SET until = t.now + $2 FROM (SELECT ", store_time!(),
         " AS now FROM store s) t WHERE epoch = $1 AND until > t.now");
-    CLOCK_NOTE = concat!("/* clock_note */ UPDATE store s SET clock = ", store_time!());
+    /// Nor behind what was written.
+    CLOCK_NOTE = concat!("/* clock_note */ UPDATE store s SET clock = greatest(", store_time!(), ", $1)");
     /// Waits until nothing of it is under way any more.
     NODE_LOCK = "/* node_lock */ SELECT epoch FROM node WHERE epoch = $1 FOR UPDATE";
     NODE_DROP = "/* node_drop */ DELETE FROM node WHERE epoch = $1";

@@ -98,6 +98,21 @@ async fn a_turn_happens_at_the_servers_time_though_it_was_decided_without_asking
 }
 
 #[tokio::test]
+async fn what_was_written_is_past_though_the_servers_clock_is_set_back() {
+    let fixture = Fixture::new(vec![inbox("in", quick())]).await;
+    leap(&fixture).await;
+    fixture.send("1", None, "in").await;
+    let back = "UPDATE store SET clock = 0";
+    sqlx::raw_sql(back).execute(&mut connect(url(&fixture.place)).await).await.unwrap();
+    // The node says so when it renews its right.
+    let ahead = "SELECT clock - (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM store";
+    until("it is noted", async || number(url(&fixture.place), ahead).await > 0).await;
+    fixture.send("2", None, "in").await;
+    let place = fixture.stop().await;
+    assert_log(&place, "after the server's clock was set back").await;
+}
+
+#[tokio::test]
 async fn what_is_emitted_stands_behind_what_others_have_drawn_a_number_for_before() {
     let fixture = Fixture::new(vec![queue("lab", quick()), inbox("in", quick())]).await;
     let session = fixture.session("lab").await;
