@@ -99,6 +99,7 @@ impl Script {
             self.push(&format!(" WHEN (SELECT count(*) FROM {part}) <> ? THEN refuse('40001', '{reason}')"));
             self.values.bind(i64::try_from(rows).unwrap_or(i64::MAX));
         }
+        // Drawn behind the CASE, which the server works out first: a part of it may look at the number that was drawn last.
         self.push(&format!(" END, (SELECT base FROM valid), nextval('turn') << {TURN_BITS}"));
         std::mem::take(&mut self.text)
     }
