@@ -3,7 +3,7 @@
 -- module reads and writes them. "HMAC" columns hold 16 bytes of HMAC-SHA-256 under the store's key, searched by exact match.
 -- Numbers of messages, deliveries and leaves come from sequence "turn": each transaction that writes takes one value, shifts it 20
 -- bits to the left and counts on from there. It takes it after its reads and before its writes, so that what depends on something
--- has the larger number.
+-- has the larger number. One that follows its own node's last without anybody between them may count on behind that one's numbers.
 -- What is large is stored as it is: compressing it cost an eighth of the server's time for a message, and what is sealed does not
 -- get smaller. Partitions take that from their table.
 -- Row versions are what a queue costs here. So a delivery's row has no index on anything that changes while it lives, and is

@@ -42,6 +42,23 @@ pub(crate) trait Backend: Send + 'static {
     /// Commits what a turn has decided, in the open transaction if there is one, or leaves the database as it was before that. By how
     /// much the numbers of what was added are larger than the turn has them.
     fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError>;
+    /// As [`Backend::commit`], and need not wait for the end of it: so the next turn can be decided meanwhile, as if this one had come
+    /// about. One at a time is under way: before another is written or sent, this one has come about, or that is refused as
+    /// [`CommitError::Stale`].
+    fn send(&mut self, turn: &Turn<'_>) -> Result<Sent, CommitError> {
+        self.commit(turn).map(Sent::Committed)
+    }
+    /// What has become of the turn that was sent last, once that is known. To be asked before anybody is told of it.
+    fn ended(&mut self) -> Result<(), CommitError> {
+        Ok(())
+    }
+    /// Waits for the end of the turn that is under way, and no longer than for `other`. `None`: there is none, or it has ended.
+    fn wait_or<T>(&mut self, other: impl Future<Output = T>) -> Option<T> {
+        drop(other);
+        None
+    }
+    /// Brings on what is under way, in the midst of something else that takes long.
+    fn push(&mut self) {}
     /// Writes a queue as the configuration has it, in the open transaction.
     fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError>;
 
@@ -130,6 +147,15 @@ pub(crate) struct Tended {
     pub(crate) took_leases: bool,
     /// What others have done shows in the queues' rows.
     pub(crate) queues_changed: bool,
+}
+
+/// What has become of a turn that was to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// By how much the numbers of what was added are larger than the turn has them.
+    Committed(i64),
+    /// It is under way, with the numbers that it has.
+    UnderWay,
 }
 
 /// Whether a queue's row is there already.

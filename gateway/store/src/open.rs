@@ -428,6 +428,8 @@ async fn assemble<B: Backend>(
         keys_in_memory: options.keys_in_memory,
         condition: Condition::Working,
         asked: Default::default(),
+        under_way: None,
+        decides_ahead: true,
         own_leases_ended: false,
     };
     let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);

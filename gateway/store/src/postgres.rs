@@ -3,6 +3,7 @@
 //! A node's right to write is its row in table `node`: every transaction locks it and looks at its deadline. Nothing is held
 //! while anything else than the database is waited for.
 
+mod ahead;
 mod buckets;
 mod commit;
 mod connection;
@@ -39,7 +40,7 @@ pub(crate) use sql::MIGRATIONS;
 pub(crate) use wakeup::{Bell, Wakeups};
 
 use crate::backend::{
-    Adds, Attributes, Backend, CommitError, KeyUse, More, Need, Put, Read, Ready, Tended, ToMove,
+    Adds, Attributes, Backend, CommitError, KeyUse, More, Need, Put, Read, Ready, Sent, Tended, ToMove,
 };
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
@@ -48,6 +49,7 @@ use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
 use crate::row::Row;
 use crate::seal::{Index, Place, Vault};
 use crate::writer::{Memory, Queue, Turn};
+use ahead::Ahead;
 use buckets::{Buckets, Sharing};
 use commit::queue_id;
 use connection::Connection;
@@ -100,8 +102,11 @@ pub(crate) struct Postgres {
     known: Known,
     /// The number that this node has drawn last, if nobody has taken it yet.
     spare: Option<i64>,
-    /// The turn goes by a spare number, and must be behind all that others have done.
+    /// The turn goes by a number that was drawn before: which one will have been drawn last when it is written, if nobody else does.
+    last_drawn: Option<i64>,
+    /// … and so it must be: the turn has to be behind all that others have done.
     must_be_newest: bool,
+    ahead: Ahead,
     /// The turn's time is of this host's clock.
     by_own_clock: bool,
     /// What has used the keys of the turn's messages was looked for.
@@ -180,6 +185,22 @@ impl Backend for Postgres {
 
     fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
         self.commit_turn(turn)
+    }
+
+    fn send(&mut self, turn: &Turn<'_>) -> Result<Sent, CommitError> {
+        self.send_turn(turn)
+    }
+
+    fn ended(&mut self) -> Result<(), CommitError> {
+        self.end_of_sent()
+    }
+
+    fn wait_or<T>(&mut self, other: impl Future<Output = T>) -> Option<T> {
+        self.connection.wait_or(other)
+    }
+
+    fn push(&mut self) {
+        self.connection.push();
     }
 
     fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError> {

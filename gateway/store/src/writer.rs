@@ -1,9 +1,11 @@
 //! The writer: one thread that owns the one connection which writes.
 //!
 //! It drains what waits, decides it against memory and a few reads, commits it in one call, and answers all of it
-//! afterwards (group commit; no timers while there is work). Between commits it sweeps what time has ended.
+//! afterwards (group commit; no timers while there is work). Where the database can be left to its work, the next group is decided
+//! meanwhile. Between commits it sweeps what time has ended.
 
 mod accept;
+mod ahead;
 mod candidates;
 mod cold;
 mod control;
@@ -27,13 +29,14 @@ mod turn;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gatepost_core::Timestamp;
 use gatepost_core::principal::Actor;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc, watch};
 
+pub(crate) use ahead::UnderWay;
 #[cfg(test)]
 pub(crate) use cold::fetch;
 pub use health::Health;
@@ -67,6 +70,8 @@ const SWEEP_JITTER: f64 = 0.2;
 const SWEEP_DELIVERIES_MAX: u32 = 500;
 /// Most commits of one sweep, so that a flood that expires at once does not keep callers waiting.
 const SWEEP_COMMITS_MAX: usize = 4;
+/// How long turns follow each other without a break in which the database is tended.
+const TEND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Requests to the writer from the store's own background work.
 pub(crate) enum Chore {
@@ -96,6 +101,9 @@ pub(crate) struct Writer<B> {
     pub(crate) condition: Condition,
     /// When each queue was asked for deliveries last.
     pub(crate) asked: HashMap<i64, Timestamp>,
+    pub(crate) under_way: Option<UnderWay>,
+    /// The next turn is decided before the last one has come about, where the database can.
+    pub(crate) decides_ahead: bool,
     /// The leases that did not outlive the gateway's last run have been ended, which happens once, with the first configuration.
     pub(crate) own_leases_ended: bool,
 }
@@ -178,8 +186,25 @@ impl<B: Backend> Writer<B> {
         let mut drained = Vec::with_capacity(OPS_PER_COMMIT_MAX);
         // Whoever opens a store without a configuration sees what is in it.
         self.publish_queues();
+        let (mut looks_at, mut tended_at) = (Instant::now(), Instant::now());
         loop {
+            if self.under_way.is_some() {
+                let is_time_to_tend = tended_at.elapsed() >= TEND_INTERVAL;
+                let others_wait = !chores.is_empty() || stop.has_changed().unwrap_or(true);
+                if is_time_to_tend || others_wait || Instant::now() >= looks_at {
+                    self.settle_under_way();
+                } else {
+                    self.gather(&mut ops, &mut drained);
+                }
+                if is_time_to_tend && self.condition == Condition::Working {
+                    self.tend();
+                    tended_at = Instant::now();
+                }
+            }
             let next = async {
+                if !drained.is_empty() {
+                    return Next::Ops;
+                }
                 tokio::select! {
                     biased;
                     _ = sweep.tick() => Next::Sweep,
@@ -197,7 +222,9 @@ impl<B: Backend> Writer<B> {
             match runtime.block_on(next) {
                 Next::Sweep => {
                     self.look_at_time();
-                    sweep.reset_after(self.until_next_look());
+                    let pause = self.until_next_look();
+                    sweep.reset_after(pause);
+                    looks_at = Instant::now() + pause;
                 }
                 Next::Chore(chore) => self.chore(chore),
                 Next::Close => ops.close(),
@@ -205,8 +232,9 @@ impl<B: Backend> Writer<B> {
                 Next::Ops => {
                     self.groups(std::mem::take(&mut drained));
                     drained.reserve(OPS_PER_COMMIT_MAX);
-                    if self.condition == Condition::Working {
+                    if self.condition == Condition::Working && self.under_way.is_none() {
                         self.tend();
+                        tended_at = Instant::now();
                     }
                 }
             }

@@ -50,8 +50,8 @@ pub(super) struct Context<'c> {
     pub(super) keys_are_known: bool,
     /// The turn's time is of this host's clock.
     pub(super) by_own_clock: bool,
-    /// Nobody may have drawn a number since the turn's own was drawn.
-    pub(super) must_be_newest: bool,
+    /// Nobody may have drawn a number since this one.
+    pub(super) newest_drawn: Option<i64>,
     /// Groups of leases of which nothing stands any more.
     pub(super) leases_over: &'c [i64],
     pub(super) dedup_before: i64,

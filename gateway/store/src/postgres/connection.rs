@@ -3,7 +3,9 @@
 //!
 //! Nothing here is ever cancelled half way: a call that takes too long ends its connection.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
@@ -57,10 +59,19 @@ pub(crate) fn options(url: &PgConnectOptions) -> PgConnectOptions {
 /// One connection, used by one thread.
 pub(super) struct Connection {
     runtime: Waiting,
+    /// `None` too while a call is under way.
     open: Option<PgConnection>,
+    under_way: Option<UnderWay>,
+    /// What the call that was under way has answered, until somebody asks for it.
+    answered: Option<Answer>,
     options: PgConnectOptions,
     patience: Duration,
 }
+
+type Answer = Result<Option<PgRow>, CommitError>;
+
+/// A call that nobody waits for yet; it gives the connection back.
+type UnderWay = Pin<Box<dyn Future<Output = (PgConnection, Result<Option<PgRow>, sqlx::Error>)> + Send>>;
 
 /// A runtime that may be dropped anywhere: nothing runs on it but what is waited for.
 struct Waiting(Option<Runtime>);
@@ -73,6 +84,11 @@ impl Waiting {
     /// Longest `wait`; `None` when it takes longer.
     fn on<T>(&self, wait: Duration, call: impl Future<Output = T>) -> Option<T> {
         self.0.as_ref()?.block_on(async { tokio::time::timeout(wait, call).await.ok() })
+    }
+
+    /// For what waits no longer than it should by itself. `None` when there is no runtime any more.
+    fn on_all<T>(&self, call: impl Future<Output = T>) -> Option<T> {
+        Some(self.0.as_ref()?.block_on(call))
     }
 }
 
@@ -91,14 +107,15 @@ impl Connection {
     pub(super) fn open(options: &PgConnectOptions) -> Result<Self, CommitError> {
         let runtime = Waiting::new().map_err(|error| CommitError::Broken(error.to_string()))?;
         let options = options.clone().options(PLANS.iter().copied());
-        let mut connection = Self { runtime, open: None, options, patience: MIGRATION_WAIT };
+        let mut connection =
+            Self { runtime, open: None, under_way: None, answered: None, options, patience: MIGRATION_WAIT };
         connection.reopen()?;
         Ok(connection)
     }
 
     /// Ends the connection, if it is open, and makes a new one.
     pub(super) fn reopen(&mut self) -> Result<(), CommitError> {
-        self.open = None;
+        (self.open, self.under_way, self.answered) = (None, None, None);
         let connected = self.runtime.on(CONNECT_WAIT, PgConnection::connect_with(&self.options));
         let connected = connected.ok_or_else(|| CommitError::Broken("it does not answer".to_owned()))?;
         self.open = Some(connected.map_err(commit_error)?);
@@ -112,6 +129,7 @@ impl Connection {
 
     /// Ends the connection well.
     pub(super) fn close(mut self) {
+        self.wait();
         if let Some(open) = self.open.take() {
             drop(self.runtime.on(CONNECT_WAIT, open.close()));
         }
@@ -145,13 +163,93 @@ impl Connection {
         self.call(async |open| open.fetch_optional(statement).await)
     }
 
+    /// Sends a statement and does not wait for its row; [`Connection::answer`] gives it. Whoever calls for something else before waits for
+    /// this one first.
+    pub(super) fn start(&mut self, statement: Statement<'static>) -> Result<(), CommitError> {
+        self.wait();
+        let Some(mut open) = self.open.take() else { return Err(CommitError::Broken(AWAY.to_owned())) };
+        let patience = self.patience;
+        self.answered = None;
+        self.under_way = Some(Box::pin(async move {
+            let answered = tokio::time::timeout(patience, open.fetch_optional(statement)).await;
+            (open, answered.unwrap_or_else(|_| Err(late())))
+        }));
+        self.push();
+        Ok(())
+    }
+
+    /// Sends more of the statement that is under way, if not all of it has found room.
+    pub(super) fn push(&mut self) {
+        let Some(under_way) = &mut self.under_way else { return };
+        let pushed = self.runtime.on_all(async {
+            // Lets the runtime see what there is room for now.
+            tokio::task::yield_now().await;
+            poll_fn(|context| {
+                Poll::Ready(match under_way.as_mut().poll(context) {
+                    Poll::Ready(answer) => Some(answer),
+                    Poll::Pending => None,
+                })
+            })
+            .await
+        });
+        if let Some(Some((open, answer))) = pushed {
+            self.end(open, answer);
+        }
+    }
+
+    /// Waits for what is under way, and no longer than for `other`. `None`: nothing is under way any more.
+    pub(super) fn wait_or<T>(&mut self, other: impl Future<Output = T>) -> Option<T> {
+        let under_way = self.under_way.as_mut()?;
+        let first = self.runtime.on_all(async {
+            tokio::select! {
+                biased;
+                ended = under_way => Err(ended),
+                other = other => Ok(other),
+            }
+        });
+        match first {
+            Some(Ok(other)) => Some(other),
+            Some(Err((open, answer))) => {
+                self.end(open, answer);
+                None
+            }
+            None => {
+                self.under_way = None;
+                None
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        let nothing = std::future::pending::<std::convert::Infallible>();
+        if let Some(never) = self.wait_or(nothing) {
+            match never {}
+        }
+    }
+
+    fn end(&mut self, open: PgConnection, answer: Result<Option<PgRow>, sqlx::Error>) {
+        self.under_way = None;
+        let answer = answer.map_err(commit_error);
+        if !matches!(answer, Err(CommitError::Broken(_))) {
+            self.open = Some(open);
+        }
+        self.answered = Some(answer);
+    }
+
+    /// What the call that was started last has answered.
+    pub(super) fn answer(&mut self) -> Answer {
+        self.wait();
+        self.answered.take().unwrap_or_else(|| Err(CommitError::Broken(AWAY.to_owned())))
+    }
+
     fn call<T>(
         &mut self,
         call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, CommitError> {
-        let Some(open) = &mut self.open else { return Err(CommitError::Broken("it is away".to_owned())) };
+        self.wait();
+        let Some(open) = &mut self.open else { return Err(CommitError::Broken(AWAY.to_owned())) };
         let answered = self.runtime.on(self.patience, call(open));
-        let answer = answered.unwrap_or_else(|| Err(sqlx::Error::Protocol("no answer in time".to_owned())));
+        let answer = answered.unwrap_or_else(|| Err(late()));
         answer.map_err(|error| {
             let error = commit_error(error);
             if matches!(error, CommitError::Broken(_)) {
@@ -160,6 +258,12 @@ impl Connection {
             error
         })
     }
+}
+
+const AWAY: &str = "it is away";
+
+fn late() -> sqlx::Error {
+    sqlx::Error::Protocol("no answer in time".to_owned())
 }
 
 /// What a statement of ours refuses itself with when this node's right to write is over: of a class that PostgreSQL does not use.

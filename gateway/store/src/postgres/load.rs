@@ -24,7 +24,6 @@ impl Postgres {
         let mut memory = Memory {
             leaf_count: 0,
             run_bytes: RUN_BYTES,
-            committed_at: Timestamp::default(),
             fresh: Default::default(),
             next_seq: 0,
             next_pos: 0,

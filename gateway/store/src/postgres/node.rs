@@ -120,6 +120,8 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         known: Default::default(),
         spare: None,
         must_be_newest: false,
+        last_drawn: None,
+        ahead: Default::default(),
         by_own_clock: false,
         keys_are_known: true,
         held: Vec::new(),

@@ -3,12 +3,14 @@
 //! What nothing else writes at the same time needs no transaction while it is decided: its one statement makes sure of everything.
 //! A transaction is opened where a turn needs statements of its own, and while buckets change hands.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use gatepost_core::{MessageId, Timestamp};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
+use super::ahead::leaves_of;
 use super::commit::{self, Context, Simple, queue_id};
 use super::connection::Statement;
 use super::row::{self, Cells};
@@ -102,7 +104,9 @@ impl Postgres {
 
     pub(super) fn begin_unopened(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
         self.keys_are_known = true;
-        if adds == Adds::Only && self.wary == 0 {
+        // What it does not know yet the call finds out, but nothing can be decided on it before.
+        let has_number = self.is_alone && (self.spare.is_some() || self.ahead.has_number());
+        if adds == Adds::Only && self.wary == 0 && !has_number {
             self.unopened = Some(Unopened::Adds);
             return Ok(());
         }
@@ -119,18 +123,19 @@ impl Postgres {
         if self.unopened == Some(Unopened::Adds) {
             (memory.next_seq, memory.next_pos, memory.leaf_count) = (0, 0, 0);
             self.by_own_clock = true;
-            return Ok(Some(self.newest.max(self.clock.now())));
+            return Ok(Some(self.newest().max(self.clock.now())));
         }
         // What depends on something has the larger number: one that was drawn before something was read must be larger than all
         // that was found.
         let is_begun = self.is_open || self.unopened.is_some();
         let drawn = self.drawn.take().filter(|drawn| is_begun && self.read_through < drawn.number);
-        (self.by_own_clock, self.must_be_newest) = (false, false);
+        (self.by_own_clock, self.must_be_newest, self.last_drawn) = (false, false, None);
         let drawn = match drawn {
             Some(drawn) => drawn,
-            None => match self.spare_number() {
-                Some(number) => {
+            None => match self.number_at_hand() {
+                Some((number, last)) => {
                     self.by_own_clock = true;
+                    self.last_drawn = Some(last);
                     self.must_be_newest = self.unopened == Some(Unopened::Reads { adds: true });
                     Drawn { number, now: self.clock.now() }
                 }
@@ -149,10 +154,16 @@ impl Postgres {
         memory.next_pos = self.number;
         memory.leaf_count = u64::try_from(self.number).unwrap_or(0);
         // The server's clock may have been set back by less than what was noted of it last.
-        Ok(Some(self.newest.max(drawn.now)))
+        Ok(Some(self.newest().max(drawn.now)))
+    }
+
+    /// When the newest turn was, the one that is under way included.
+    fn newest(&self) -> Timestamp {
+        self.newest.max(self.ahead.at())
     }
 
     pub(super) fn commit_turn(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
+        self.sent_has_come_about()?;
         // Of the turn before and of no other: what is decided next may depend on this one.
         self.spare = None;
         // What only adds leaves the ends of leases to others.
@@ -178,13 +189,13 @@ impl Postgres {
         if takes_leases {
             self.leases.over.clear();
         }
-        self.committed(turn, base);
+        self.newest = turn.now;
+        self.note(turn, base);
         Ok(base)
     }
 
-    /// Takes note of what a commit has done; `base` is by how much the numbers of what it has added are larger than the turn has them.
-    fn committed(&mut self, turn: &Turn<'_>, base: i64) {
-        self.newest = turn.now;
+    /// Takes note of what a turn does; `base` is by how much the numbers of what it adds are larger than the turn has them.
+    pub(super) fn note(&mut self, turn: &Turn<'_>, base: i64) {
         self.bell.ring(self.others(turn));
         let (owned, of) = (&self.owned, |row: &Row| row::bucket_of(None, &row.id));
         self.known.committed(turn, base, |row| owned.get(&row.queue).is_some_and(|owned| owned.has(of(row))));
@@ -228,7 +239,7 @@ impl Postgres {
     }
 
     /// What a turn for which no transaction was opened is written with.
-    fn context<'c>(&'c self, turn: &Turn<'_>, sessions: &'c [(i64, u64)]) -> Context<'c> {
+    pub(super) fn context<'c>(&'c self, turn: &Turn<'_>, sessions: &'c [(i64, u64)]) -> Context<'c> {
         Context {
             epoch: self.node(),
             number: self.number,
@@ -237,10 +248,15 @@ impl Postgres {
             versions: &self.versions,
             keys_are_known: self.keys_are_known,
             by_own_clock: self.by_own_clock,
-            must_be_newest: self.must_be_newest,
+            newest_drawn: self.newest_drawn(),
             leases_over: &self.leases.over,
             dedup_before: self.dedup_before(turn.now),
         }
+    }
+
+    /// Which number must be the last that anybody has drawn when the turn is written, if that matters.
+    fn newest_drawn(&self) -> Option<i64> {
+        self.last_drawn.filter(|_| self.must_be_newest)
     }
 
     /// Writes a turn in a transaction, in the open one if there is one, and commits it.
@@ -249,8 +265,8 @@ impl Postgres {
             let held = std::mem::take(&mut self.held);
             self.open_transaction(&held)?;
             // The transaction has drawn one too.
-            let next = self.number + (1 << TURN_BITS);
-            if self.must_be_newest && self.drawn.as_ref().is_none_or(|drawn| drawn.number != next) {
+            let drawn = self.drawn.as_ref().map(|drawn| drawn.number >> TURN_BITS);
+            if self.newest_drawn().is_some_and(|last| drawn != Some(last + 1)) {
                 return self.end(Err(CommitError::Stale(commit::NOT_NEWEST.to_owned())));
             }
         }
@@ -263,7 +279,7 @@ impl Postgres {
             versions: &self.versions,
             keys_are_known: self.keys_are_known,
             by_own_clock: self.by_own_clock,
-            must_be_newest: false,
+            newest_drawn: None,
             leases_over: &self.leases.over,
             dedup_before: self.dedup_before(turn.now),
         };
@@ -277,7 +293,7 @@ impl Postgres {
                 self.is_open = false;
                 Ok(())
             }
-            Err(CommitError::Broken(text)) => self.look_up_turn(&text),
+            Err(CommitError::Broken(text)) => self.look_up_turn(leaves_of(turn, self.number), &text),
             Err(error) => {
                 self.roll_back()?;
                 Err(error)
@@ -296,24 +312,34 @@ impl Postgres {
                 self.spare = Some(next);
                 Ok(())
             }
-            Err(CommitError::Broken(text)) => self.look_up_turn(&text),
+            Err(CommitError::Broken(text)) => self.look_up_turn(leaves_of(turn, self.number), &text),
             Err(error) => Err(error),
         }
     }
 
-    /// A number that the turn before has drawn. It is as good as a new one where nothing was read that has a larger one. Where messages
-    /// are added, nobody may have drawn one since: of these, one that is handed in later than another stands behind it, whichever node
-    /// takes them.
-    fn spare_number(&mut self) -> Option<i64> {
+    /// A number that was drawn before, and which one was drawn last. It is as good as a new one where nothing was read that has a larger
+    /// one. Where messages are added, nobody may have drawn one since: of these, one that is handed in later than another stands behind it,
+    /// whichever node takes them.
+    fn number_at_hand(&mut self) -> Option<(i64, i64)> {
         let Some(Unopened::Reads { adds }) = self.unopened else { return None };
         let may_use = self.wary == 0 && (self.is_alone || !adds);
-        self.spare.take_if(|number| may_use && self.read_through < *number)
+        if !may_use {
+            return None;
+        }
+        if let Some(following) = self.ahead.take_number(self.read_through) {
+            return Some(following);
+        }
+        // The end of the turn that is under way gives one.
+        self.wait_for_sent();
+        let spare = self.spare.take_if(|number| self.read_through < *number);
+        spare.map(|number| (number, number >> TURN_BITS))
     }
 
-    fn look_up_turn(&mut self, text: &str) -> Result<(), CommitError> {
+    /// Looks for a turn by the numbers of its leaves.
+    pub(super) fn look_up_turn(&mut self, leaves: Range<i64>, text: &str) -> Result<(), CommitError> {
         self.reopen_connection(text)?;
-        let (from, to) = (self.number, self.number + (1 << TURN_BITS));
-        let there = self.look_up(sqlx::query(sql::TURN_IS_THERE).bind(from).bind(to), text)?;
+        let statement = sqlx::query(sql::TURN_IS_THERE).bind(leaves.start).bind(leaves.end);
+        let there = self.look_up(statement, text)?;
         let is_there = Cells::new(&there).take::<bool>()?;
         found(is_there.then_some(()), text)
     }

@@ -32,7 +32,6 @@ pub(crate) fn load_memory(
     let mut memory = Memory {
         leaf_count,
         run_bytes: usize::MAX,
-        committed_at: Timestamp::default(),
         fresh: Default::default(),
         next_seq: last_seq + 1,
         next_pos: last_pos + 1,

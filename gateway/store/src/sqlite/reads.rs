@@ -188,7 +188,7 @@ mod tests {
         let recent = Recent::default();
         let wanted: Vec<_> = [1, 2, 3, 4, 5, 6, 1].into_iter().map(claimed).collect();
         let mut database = Sqlite::new(connection, DataDir::new(Path::new("/nowhere")), None);
-        fetch(&mut database, &recent, &wanted);
+        fetch(&mut database, &recent, &wanted, i64::MAX);
         let found = recent.take((1..=6).map(id));
         let seqs: Vec<i64> = (1..=6).filter(|seq| found.contains_key(&id(*seq))).collect();
         assert_eq!(seqs, [1, 5]);

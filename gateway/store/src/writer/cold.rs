@@ -9,9 +9,16 @@ use crate::recent::Recent;
 const COLD_BYTES_MAX: usize = 1024 * 1024;
 
 /// Puts the messages of these deliveries beside those that were accepted lately. What is large, purged or damaged, or cannot be
-/// read, is left to the readers, which say what is wrong with it.
-pub(crate) fn fetch(database: &mut impl Backend, recent: &Recent, deliveries: &[ClaimedDelivery]) {
-    let cold = recent.missing(deliveries.iter().map(|delivery| (delivery.message, delivery.message_seq)));
+/// read, is left to the readers, which say what is wrong with it. Messages from number `below` on are not in the database yet, and come
+/// beside the others with their turn.
+pub(crate) fn fetch(
+    database: &mut impl Backend,
+    recent: &Recent,
+    deliveries: &[ClaimedDelivery],
+    below: i64,
+) {
+    let known = deliveries.iter().filter(|delivery| delivery.message_seq < below);
+    let cold = recent.missing(known.map(|delivery| (delivery.message, delivery.message_seq)));
     if cold.is_empty() {
         return;
     }

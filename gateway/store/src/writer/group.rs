@@ -8,6 +8,7 @@ use gatepost_core::message::NewMessage;
 use gatepost_core::principal::ActorKind;
 
 use super::accept::{KnownKeys, Ordered, ordered_by};
+use super::ahead::News;
 use super::candidates::Candidates;
 use super::cold;
 use super::lease::{Claim, Given};
@@ -15,7 +16,7 @@ use super::memory::Queue;
 use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
-use crate::backend::{Adds, Backend, CommitError, Need};
+use crate::backend::{Adds, Backend, CommitError, Need, Sent};
 use crate::call::{Claimed, ClaimedDelivery, Op};
 use crate::leaves::Runs;
 use crate::ops::{
@@ -30,17 +31,33 @@ use crate::seal::Index;
 /// Payload bytes after which a group is closed, so that nobody waits long for another's bulk.
 const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// An operation of more bytes takes so long to decide that what is under way has to be brought on meanwhile.
+const PUSH_BYTES: usize = 16 * 1024;
+
 /// How often a group is decided anew because others have written meanwhile, before its operations stand alone.
 pub(super) const STALE_ATTEMPTS_MAX: u32 = 3;
 
 /// What was decided of an operation; sent when the commit has succeeded.
-enum Decided {
+pub(super) enum Decided {
     Accept(Result<Vec<Accepted>, AcceptError>),
     Settle(Result<SettleAnswer, SettleError>),
     Lease(Result<Claimed, LeaseError>),
     Operate(Result<DeliveryRow, OperateError>),
     Done(Result<(), StoreError>),
     Session(Result<u64, StoreError>),
+}
+
+/// Operations that were decided, and what has become of their turn.
+pub(super) struct Attempted {
+    pub(super) decided: Vec<Decided>,
+    pub(super) fate: Fate,
+}
+
+pub(super) enum Fate {
+    /// There was nothing to write.
+    Nothing,
+    Committed(News),
+    UnderWay(News),
 }
 
 /// What a turn leaves behind when its borrows have ended.
@@ -58,6 +75,7 @@ pub(crate) struct Outcome {
     /// Idempotency keys first used, with their messages.
     keys: Vec<(Index, i64)>,
     keys_moved: usize,
+    first_seq: i64,
     next_seq: i64,
     next_pos: i64,
 }
@@ -76,33 +94,40 @@ impl<B: Backend> Writer<B> {
             match op {
                 Op::Configure { queues, answer } => {
                     self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
                     let configured = self.configure(queues);
                     drop(answer.send(configured));
                 }
                 Op::AcceptedBefore { key, fingerprint, answer } => {
                     self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
                     drop(answer.send(self.accepted_before(key, fingerprint)));
                 }
                 Op::Move { step, answer } => {
                     self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
                     let moved = self.rehome(&step);
                     drop(answer.send(moved));
                 }
                 Op::Claim { adapter, answer } => {
                     self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
                     drop(answer.send(self.claim(&adapter)));
                 }
                 Op::Yield { adapter, answer } => {
                     self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
                     let given_up = self.database.give_up(&adapter);
                     drop(answer.send(given_up.map_err(StoreError::from)));
                 }
                 Op::Damaged { leased, answer } => {
                     self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
                     drop(answer.send(self.end_damaged(&leased)));
                 }
                 Op::SessionOpen { .. } | Op::SessionEnd { .. } => {
                     self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
                     self.group(vec![op]);
                 }
                 Op::Accept { .. }
@@ -133,9 +158,16 @@ impl<B: Backend> Writer<B> {
         }
     }
 
-    fn group(&mut self, mut ops: Vec<Op>) {
+    pub(super) fn group(&mut self, mut ops: Vec<Op>) {
         if ops.is_empty() {
             return;
+        }
+        if self.under_way.is_some() {
+            match self.attempt_either(&ops) {
+                Ok(attempted) => return self.take(ops, attempted),
+                // It is decided anew once it is known what has become of that.
+                Err(_) => self.settle_under_way(),
+            }
         }
         if let Some(error) = unavailable(&self.condition) {
             return refuse_all(ops, &error);
@@ -144,13 +176,13 @@ impl<B: Backend> Writer<B> {
             ops = refuse_accepts(ops);
         }
         match self.attempt_anew(&ops) {
-            Ok(decided) => self.answer(ops, decided),
+            Ok(attempted) => self.take(ops, attempted),
             Err(CommitError::Full) => {
                 self.failed(&CommitError::Full);
                 // The reserve is free now: everything but new messages goes on.
                 let ops = refuse_accepts(ops);
                 match self.attempt_anew(&ops) {
-                    Ok(decided) => self.answer(ops, decided),
+                    Ok(attempted) => self.take(ops, attempted),
                     Err(error) => refuse_all(ops, &error.into()),
                 }
             }
@@ -168,7 +200,7 @@ impl<B: Backend> Writer<B> {
     }
 
     /// As [`Writer::attempt`], and again if others have written what was decided on meanwhile.
-    fn attempt_anew(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
+    fn attempt_anew(&mut self, ops: &[Op]) -> Result<Attempted, CommitError> {
         let mut attempted = self.attempt_either(ops);
         for _ in 0..STALE_ATTEMPTS_MAX {
             let Err(CommitError::Stale(text)) = &attempted else { break };
@@ -180,9 +212,9 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Without looking what has used the keys of new messages, where the commit will tell; and else, if that must be known before.
-    fn attempt_either(&mut self, ops: &[Op]) -> Result<Vec<Decided>, CommitError> {
+    fn attempt_either(&mut self, ops: &[Op]) -> Result<Attempted, CommitError> {
         match self.attempt(ops, Need::AtCommit)? {
-            Some(decided) => Ok(decided),
+            Some(attempted) => Ok(attempted),
             None => self
                 .attempt(ops, Need::Sure)?
                 .ok_or_else(|| CommitError::Refused("what has used the keys was not looked for".to_owned())),
@@ -257,7 +289,7 @@ impl<B: Backend> Writer<B> {
 
     /// Decides and commits. An error means that nothing was written; and so does `None`: it depends on what has used the keys of new
     /// messages.
-    fn attempt(&mut self, ops: &[Op], need: Need) -> Result<Option<Vec<Decided>>, CommitError> {
+    fn attempt(&mut self, ops: &[Op], need: Need) -> Result<Option<Attempted>, CommitError> {
         // The reads belong to the transaction too: each outside of it would take the file's locks for itself.
         self.consume(ops)?;
         let (held, ended) = self.sessions(ops);
@@ -284,7 +316,7 @@ impl<B: Backend> Writer<B> {
         ops: &[Op],
         ended: &[i64],
         need: Need,
-    ) -> Result<Option<Vec<Decided>>, CommitError> {
+    ) -> Result<Option<Attempted>, CommitError> {
         for queue in ended {
             self.database.adopt(&mut self.memory, *queue)?;
         }
@@ -293,12 +325,16 @@ impl<B: Backend> Writer<B> {
         let known = found.keys.unwrap_or_default();
         let mut candidates = self.candidates(ops)?;
         let now = self.number()?;
+        let (may_decide_ahead, first_under_way) = (self.may_decide_ahead(), self.first_under_way());
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.loaded = found.rows;
         let mut decided: Vec<Option<Decided>> = Vec::with_capacity(ops.len());
         for op in ops {
             decided.push(decide(&mut turn, op, &known)?);
+            if payload_bytes(op) > PUSH_BYTES {
+                self.database.push();
+            }
         }
         // What is full takes in again what it has already.
         if is_unsure && decided.iter().flatten().any(is_refused) {
@@ -309,77 +345,117 @@ impl<B: Backend> Writer<B> {
             if let Op::Lease(request, _) = op {
                 let candidates = candidates.remove(&position).unwrap_or_default();
                 let lease = decide_lease(&mut turn, request, candidates)?;
+                if let Ok(claimed) = &lease {
+                    cold::fetch(&mut self.database, &self.recent, &claimed.deliveries, first_under_way);
+                }
                 decided[position] = Some(Decided::Lease(lease));
             }
         }
-        let committed = conclude(&mut self.database, turn)?;
-        self.install(committed, ops.len());
-        Ok(Some(decided.into_iter().flatten().collect()))
+        let decided = decided.into_iter().flatten().collect();
+        if turn.is_empty() {
+            return Ok(Some(Attempted { decided, fate: Fate::Nothing }));
+        }
+        let sent = if may_decide_ahead {
+            self.database.send(&turn)?
+        } else {
+            Sent::Committed(self.database.commit(&turn)?)
+        };
+        let base = if let Sent::Committed(base) = sent { base } else { 0 };
+        let outcome = Outcome::of(turn, base);
+        let news = self.remember(outcome, ops.len());
+        let fate = match sent {
+            Sent::Committed(_) => Fate::Committed(news),
+            Sent::UnderWay => Fate::UnderWay(news),
+        };
+        Ok(Some(Attempted { decided, fate }))
     }
 
     /// Takes what has been committed into memory; whether that was anything.
     pub(super) fn install(&mut self, outcome: Option<Outcome>, ops: usize) -> bool {
         let Some(outcome) = outcome else { return false };
+        let news = self.remember(outcome, ops);
+        self.tell(news);
+        true
+    }
+
+    /// Takes what a turn does into memory; what others are to be told of it.
+    fn remember(&mut self, outcome: Outcome, ops: usize) -> News {
         let now = self.now();
-        self.memory.committed_at = outcome.at;
         self.memory.next_seq = outcome.next_seq;
         self.memory.next_pos = outcome.next_pos;
-        let placed = self.database.places_leaves();
-        if placed {
+        if self.database.places_leaves() {
             self.memory.leaf_count += outcome.leaves.count();
-            self.health.set_audit_size(self.memory.leaf_count);
         }
         self.memory.keys.committed(outcome.keys, outcome.keys_moved);
-        let (mut accepted, mut settled) = (0, 0);
-        for (queue, traffic) in outcome.traffic {
-            accepted += traffic.0;
-            settled += traffic.1;
-            self.memory.rates.entry(queue).or_default().add(now, traffic.0, traffic.1);
-        }
         // In this order: what was added may have been changed in the same turn.
         self.memory.added(outcome.added);
         for row in outcome.rows {
             self.memory.install(row);
         }
-        let changed: Vec<(i64, String)> =
-            outcome.queues.iter().map(|queue| (queue.id, queue.setup.name.clone())).collect();
+        let queues = outcome.queues.iter().map(|queue| (queue.id, queue.setup.name.clone()));
+        let queues: Vec<(i64, String)> = queues.collect();
         self.memory.queues.extend(outcome.queues.into_iter().map(|queue| (queue.id, queue)));
-        let rows: Vec<_> =
-            changed.iter().filter_map(|(id, _)| Self::queue_row(&mut self.memory, *id, now)).collect();
-        self.health.update_queues(rows.into_iter());
-        let micros = u64::try_from(now.since(outcome.at).as_micros()).unwrap_or(u64::MAX);
-        self.health.committed(ops as u64, micros, accepted, settled);
-        for (_, name) in changed.iter().filter(|(id, _)| !outcome.taken_only.contains(id)) {
+        let row = |(id, _): &(i64, String)| Some((*id, Self::queue_row(&mut self.memory, *id, now)?));
+        let rows = queues.iter().filter_map(row).collect();
+        let changed = queues.into_iter().filter(|(id, _)| !outcome.taken_only.contains(id));
+        News {
+            at: outcome.at,
+            ops,
+            traffic: outcome.traffic.into_iter().collect(),
+            rows,
+            changed: changed.map(|(_, name)| name).collect(),
+            ended: outcome.ended,
+            leaves: outcome.leaves,
+            first_seq: outcome.first_seq,
+        }
+    }
+
+    /// Tells others of a turn that has come about.
+    pub(super) fn tell(&mut self, news: News) {
+        let now = self.now();
+        if self.database.places_leaves() {
+            self.health.set_audit_size(self.memory.leaf_count);
+        }
+        let (mut accepted, mut settled) = (0, 0);
+        for (queue, traffic) in news.traffic {
+            accepted += traffic.0;
+            settled += traffic.1;
+            self.memory.rates.entry(queue).or_default().add(now, traffic.0, traffic.1);
+        }
+        let rows = news.rows.into_iter().map(|(id, mut row)| {
+            let rates = self.memory.rates.entry(id).or_default().per_second(now);
+            (row.stats.accepted_per_s, row.stats.settled_per_s) = rates;
+            row
+        });
+        self.health.update_queues(rows);
+        let micros = u64::try_from(now.since(news.at).as_micros()).unwrap_or(u64::MAX);
+        self.health.committed(news.ops as u64, micros, accepted, settled);
+        for name in &news.changed {
             self.hints.queue_changed(name);
         }
         if self.hints.messages_awaited() {
-            for message in outcome.ended {
+            for message in news.ended {
                 self.hints.message_changed(message);
             }
         }
-        if outcome.leaves.count() > 0 {
-            self.leaves_handed.give(outcome.leaves.into_runs());
+        if news.leaves.count() > 0 {
+            self.leaves_handed.give(news.leaves.into_runs());
             self.leaves_added.notify_one();
         }
-        true
     }
 
-    fn answer(&mut self, ops: Vec<Op>, decided: Vec<Decided>) {
+    /// Answers what was decided in a turn of that time.
+    pub(super) fn answer(&mut self, ops: Vec<Op>, decided: Vec<Decided>, at: gatepost_core::Timestamp) {
         for (op, decided) in ops.into_iter().zip(decided) {
             match (op, decided) {
                 (Op::Accept { accept, prepared, answer }, Decided::Accept(result)) => {
                     if let Ok(accepted) = &result {
-                        self.keep_recent(&accept, prepared, accepted);
+                        self.keep_recent(&accept, prepared, accepted, at);
                     }
                     drop(answer.send(result));
                 }
                 (Op::Settle { answer, .. }, Decided::Settle(result)) => drop(answer.send(result)),
-                (Op::Lease(_, answer), Decided::Lease(result)) => {
-                    if let Ok(claimed) = &result {
-                        cold::fetch(&mut self.database, &self.recent, &claimed.deliveries);
-                    }
-                    drop(answer.send(result));
-                }
+                (Op::Lease(_, answer), Decided::Lease(result)) => drop(answer.send(result)),
                 (Op::Operate { answer, .. }, Decided::Operate(result)) => drop(answer.send(result)),
                 (
                     Op::Note(_, answer)
@@ -403,14 +479,20 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Keeps what has just been accepted at hand for those who will lease it.
-    fn keep_recent(&self, accept: &Accept, prepared: Vec<Prepared>, accepted: &[Accepted]) {
+    fn keep_recent(
+        &self,
+        accept: &Accept,
+        prepared: Vec<Prepared>,
+        accepted: &[Accepted],
+        accepted_at: gatepost_core::Timestamp,
+    ) {
         let sender = accept.permit.sender();
         let messages = accept.messages.iter().zip(prepared).zip(accepted);
         let new = messages.filter(|(_, accepted)| !accepted.duplicate);
         self.recent.keep(new.map(|((message, prepared), accepted)| {
             let recent = RecentMessage {
                 sender: sender.clone(),
-                accepted_at: self.memory.committed_at,
+                accepted_at,
                 form: message.form,
                 size: prepared.size,
                 salt: prepared.salt,
@@ -472,6 +554,7 @@ impl Outcome {
     /// Makes the numbers of what was added larger by `base`.
     fn add_to_numbers(&mut self, base: i64) {
         if base != 0 {
+            self.first_seq += base;
             self.added.iter_mut().for_each(|row| row.add_to_numbers(base));
             self.leaves.add_to_numbers(u64::try_from(base).unwrap_or(0));
             self.keys.iter_mut().for_each(|(_, seq)| *seq += base);
@@ -491,6 +574,7 @@ impl Outcome {
             ended: turn.ended,
             leaves: turn.leaves,
             keys_moved: turn.memory.keys.slice(turn.keys_new.len()).keys.len(),
+            first_seq: turn.memory.next_seq,
             keys: turn.keys_new.into_iter().map(|(key, new)| (key, new.seq)).collect(),
             next_seq: turn.next_seq,
             next_pos: turn.next_pos,

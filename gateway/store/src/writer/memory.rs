@@ -1,5 +1,6 @@
 //! What the writer keeps in memory: the queues with their counts, and every delivery that is leased now. All of it can be
-//! rebuilt from the database, and is at each start and after each failure; it changes only when a commit has succeeded.
+//! rebuilt from the database, and is at each start and after each failure; it changes only when a commit has succeeded,
+//! or is on its way, and is read anew if that fails.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -30,8 +31,6 @@ pub(crate) struct Memory {
     pub(crate) leaf_count: u64,
     /// Bytes with which a run of leaves is large enough for a row.
     pub(crate) run_bytes: usize,
-    /// Store time of the newest commit.
-    pub(crate) committed_at: Timestamp,
     /// Deliveries accepted lately that nothing has happened to since, so that their first lease need not read them.
     pub(crate) fresh: Fresh,
     pub(crate) next_seq: i64,
@@ -263,7 +262,6 @@ impl Memory {
         let before = std::mem::replace(self, read);
         self.rates = before.rates;
         self.damage = before.damage;
-        self.committed_at = before.committed_at;
         for queue in self.queues.values_mut() {
             if let Some(known) = before.queues.get(&queue.id) {
                 queue.keep_own(known);

@@ -16,6 +16,7 @@ mod fixture;
 #[path = "../conformance/run.rs"]
 mod run;
 
+mod ahead;
 mod migrate;
 mod nodes;
 mod one_call;

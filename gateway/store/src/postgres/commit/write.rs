@@ -8,7 +8,6 @@ use std::collections::{HashMap, HashSet};
 use gatepost_core::State;
 use gatepost_core::delivery::Proof;
 
-use super::super::TURN_BITS;
 use super::super::connection::{Connection, Statement};
 use super::super::row::bucket_of;
 use super::super::sql::store_time;
@@ -294,8 +293,8 @@ fn statement(
     if context.by_own_clock {
         on_time(&mut script, turn);
     }
-    if context.must_be_newest {
-        script.part(NEWEST).bind(context.number >> TURN_BITS);
+    if let Some(drawn) = context.newest_drawn {
+        script.part(NEWEST).bind(drawn);
         script.expect("newest", 1, super::NOT_NEWEST);
     }
     sessions(&mut script, context.sessions);

@@ -111,6 +111,8 @@ impl Machine {
             keys_in_memory: KEYS_IN_MEMORY,
             condition: Condition::Working,
             asked: Default::default(),
+            under_way: None,
+            decides_ahead: true,
             own_leases_ended: false,
         })
     }
