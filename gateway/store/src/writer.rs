@@ -18,6 +18,7 @@ pub(crate) mod leaf;
 mod lease;
 mod load;
 mod memory;
+mod outcome;
 mod purge;
 mod refuse;
 mod rehome;

@@ -2,38 +2,20 @@
 //! told of anything before all that it was decided on has come about. If a turn does not come about, memory is read anew, and
 //! what was decided in it and behind it is decided again.
 
-use gatepost_core::MessageId;
 use tokio::sync::mpsc;
 
 use super::group::{Attempted, Decided, Fate};
+use super::outcome::News;
 use super::refuse::refuse_all;
 use super::{Condition, OPS_PER_COMMIT_MAX, Writer};
 use crate::backend::{Backend, CommitError};
 use crate::call::Op;
-use crate::leaves::Runs;
-use crate::ops::QueueRow;
 
 /// A turn on its way, and what waits for it.
 pub(crate) struct UnderWay {
     news: News,
     /// What was decided in it first, then what was decided behind it and changes nothing.
     decided: Vec<(Vec<Op>, Vec<Decided>)>,
-}
-
-/// What others are told once a turn has come about.
-pub(super) struct News {
-    pub(super) at: gatepost_core::Timestamp,
-    pub(super) ops: usize,
-    /// Deliveries accepted and ended, by queue.
-    pub(super) traffic: Vec<(i64, (u64, u64))>,
-    /// What operators see of the queues that it has changed.
-    pub(super) rows: Vec<(i64, QueueRow)>,
-    /// Names of queues that may have something for those who wait.
-    pub(super) changed: Vec<String>,
-    pub(super) ended: Vec<MessageId>,
-    pub(super) leaves: Runs,
-    /// Number of the first message that it may have added.
-    pub(super) first_seq: i64,
 }
 
 impl<B: Backend> Writer<B> {

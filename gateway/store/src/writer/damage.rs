@@ -10,7 +10,7 @@ use gatepost_audit::Event as LeafEvent;
 use gatepost_core::delivery::Event;
 
 use super::Writer;
-use super::group::conclude;
+use super::outcome::conclude;
 use super::turn::{Extra, Turn};
 use crate::backend::{Backend, CommitError};
 use crate::call::DamagedLease;

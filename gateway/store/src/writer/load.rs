@@ -6,8 +6,9 @@ use gatepost_core::delivery::Event;
 use gatepost_core::queue::QueueControl;
 
 use super::candidates::WINDOW_MAX;
-use super::group::{Outcome, STALE_ATTEMPTS_MAX};
+use super::group::STALE_ATTEMPTS_MAX;
 use super::memory::{Counts, Queue};
+use super::outcome::Outcome;
 use super::turn::Turn;
 use super::{Condition, Writer, unavailable};
 use crate::backend::{Backend, CommitError, Put};

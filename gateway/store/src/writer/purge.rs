@@ -1,7 +1,7 @@
 //! Retention: settled messages are emptied when they are old enough of all that may be about somebody, and idempotency keys
 //! go when their window has passed, in small steps between commits. What has not been settled is never touched.
 
-use super::group::Outcome;
+use super::outcome::Outcome;
 use super::turn::Turn;
 use super::{Condition, Writer};
 use crate::backend::{Backend, CommitError};

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::candidates::WINDOW_MAX;
-use super::group::conclude;
+use super::outcome::conclude;
 use super::turn::{Extra, Turn};
 use super::{Writer, unavailable};
 use crate::backend::{Attributes, Backend, CommitError, ToMove};
