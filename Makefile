@@ -15,6 +15,7 @@ demo: build ## Watch a gateway lose nothing: real sockets, real HL7, a kill in t
 	@target/debug/gatepost demo
 
 build: ## Build the programs for development
+	@test -e target/debug/gatepost || echo 'Building the programs, which takes a few minutes the first time …' >&2
 	@$(CARGO) build --quiet --locked $(PACKAGES)
 
 release: ## Build the programs for use
