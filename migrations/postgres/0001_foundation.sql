@@ -100,7 +100,7 @@ CREATE TABLE payload (
     day        integer NOT NULL,     -- message.day
     seq        bigint NOT NULL,      -- message.seq
     attributes bytea NOT NULL, -- sealed: the event's JSON without data
-    salt       bytea NOT NULL,       -- 32 random bytes; audit leaves commit to the payload under it
+    salt       bytea NOT NULL,       -- 32 random bytes, masked, behind where their data key is; audit leaves commit to the payload under them
     data       bytea NOT NULL, -- sealed payload
     PRIMARY KEY (day, seq)
 ) PARTITION BY RANGE (day);
@@ -245,6 +245,13 @@ CREATE TABLE adapter_state (
     key     text NOT NULL,
     value   bytea NOT NULL,          -- sealed
     PRIMARY KEY (adapter, key)
+);
+
+-- What the data keys of sealed values are computed from, wrapped with a seal key that is not in the database.
+CREATE TABLE keyring (
+    tree bigint PRIMARY KEY,         -- random
+    key  integer NOT NULL,           -- version of the seal key
+    body bytea NOT NULL              -- wrapped
 );
 
 -- Leaves of the audit log as they were committed: a row is a run of consecutive leaves of one commit, as a rule of one page at most. Retention drops

@@ -58,7 +58,7 @@ CREATE TABLE message (
     correlation BLOB,                -- HMAC of the correlation id
     sum_indexed INTEGER NOT NULL,    -- of seq and of the columns between the two sums
     attributes  BLOB NOT NULL,       -- sealed: the event's JSON without data
-    salt        BLOB,                -- 32 random bytes; audit leaves commit to the payload under it
+    salt        BLOB,                -- 32 random bytes, masked, behind where their data key is; audit leaves commit to the payload under them
     data        BLOB,                -- sealed payload
     CHECK ((salt IS NULL) = (data IS NULL))
 ) STRICT;
@@ -136,6 +136,22 @@ CREATE TABLE adapter_state (
     value   BLOB NOT NULL,        -- sealed
     PRIMARY KEY (adapter, key)
 ) STRICT, WITHOUT ROWID;
+
+-- What the data keys of sealed values are computed from, wrapped with a seal key that is not in the database.
+CREATE TABLE keyring (
+    tree INTEGER PRIMARY KEY,     -- random
+    key  INTEGER NOT NULL,        -- version of the seal key
+    body BLOB NOT NULL,           -- wrapped
+    sum  INTEGER NOT NULL         -- of the columns before it
+) STRICT;
+
+-- The same once more, on other pages: a damaged row of keyring would take a million values along.
+CREATE TABLE keyring_copy (
+    tree INTEGER PRIMARY KEY,
+    key  INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    sum  INTEGER NOT NULL
+) STRICT;
 
 -- The newest part of the audit log; what stands in full bundle files under data_dir/audit is no longer here. A row is a run of
 -- consecutive leaves that were committed together and belong to one tile of 256.

@@ -189,7 +189,7 @@ unix = "{dir}/admin.sock"
 {listens}
 [operators.ops]
 user = "{uid}"
-can = ["read", "operate", "read_payload", "audit"]
+can = ["read", "operate", "read_payload", "audit", "erase"]
 
 {rest}"#,
             gateway = self.gateway,

@@ -6,6 +6,7 @@
 pub mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod keys;
 pub mod lists;
 pub mod messages;
 pub mod problem;

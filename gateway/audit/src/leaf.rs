@@ -90,6 +90,10 @@ words! {
         /// A peer or a request was refused; `code` says why.
         Refused = "refused",
         PayloadPurged = "payload_purged",
+        /// An operator had everything erased that a message was about.
+        MessageErased = "message_erased",
+        /// Data keys are wrapped with a new version of the seal key, and the older ones destroyed; `subject_of` is the version.
+        SealKeyRotated = "seal_key_rotated",
         /// A row of the database holds something else than was written; `subject_of` says which.
         DamageFound = "damage_found",
         /// An operator saved what was sound of a damaged directory into a new one, in which the log goes on from here, or, as

@@ -51,7 +51,7 @@ use gatepost_core::principal::{OperatorRights, TypePatterns};
 use gatepost_core::routing::Routes;
 
 pub(crate) use fault::Fault;
-pub(crate) use gateway::DATA_DIR;
+pub(crate) use gateway::{CREDENTIALS, DATA_DIR};
 pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector};
 pub(crate) use init::{check, init};
 pub(crate) use load::LoadError;
@@ -69,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) digest: String,
     pub(crate) gateway: Gateway,
     pub(crate) store: Store,
+    pub(crate) encryption: gatepost_store::Encryption,
+    pub(crate) seal_keys: gatepost_store::SealKeysFrom,
     pub(crate) listens: Vec<Listen>,
     pub(crate) apps: BTreeMap<String, Arc<App>>,
     pub(crate) operators: BTreeMap<String, Arc<Operator>>,
@@ -252,6 +254,7 @@ impl Config {
             ("gateway.retention", was.retention != will.retention),
             ("gateway.max_connections", was.max_connections != will.max_connections),
             ("store", self.store != new.store),
+            ("encryption", self.encryption != new.encryption || self.seal_keys != new.seal_keys),
             ("listen", self.listens != new.listens),
         ];
         fixed.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

@@ -25,6 +25,7 @@ mod health;
 mod help;
 mod identity;
 mod intake;
+mod keys;
 mod lease;
 mod messages;
 mod metrics;
@@ -103,6 +104,8 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(deliveries::discard))
         .routes(routes!(deliveries::resolve))
         .routes(routes!(nodes::list))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(keys::erase))
         .routes(routes!(queues::adapters))
         .routes(routes!(queues::restart))
         .routes(routes!(audit::checkpoint))

@@ -170,6 +170,8 @@ async fn open_store(config: &Config) -> Result<(Store, StoreTask), ServeError> {
         origin: gateway.name.clone(),
         dedup_window: gateway.dedup_window,
         payload_retention: gateway.retention,
+        encryption: config.encryption,
+        seal_keys: config.seal_keys.clone(),
         keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
         adopt: None,
     };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use tokio::time::Instant;
 
+use crate::keyring::WrappedTree;
 use crate::ops::StoreError;
 use crate::recent::RecentMessage;
 use crate::row::Row;
@@ -102,6 +103,25 @@ pub(crate) trait Backend: Send + 'static {
     fn purge_content(&mut self, now: Timestamp, age: Duration, vault: &Vault) -> Result<u64, CommitError>;
     /// A step of dropping the idempotency keys of messages that are older than `age`. Those behind `keyed` are not in the index yet.
     fn purge_keys(&mut self, now: Timestamp, age: Duration, keyed: i64) -> Result<(), CommitError>;
+
+    // === data keys ===
+
+    /// Writes trees of data keys, durably, in a transaction of their own. Those that are there already stay.
+    fn keyring_add(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError>;
+
+    /// Writes trees anew that are there already: in the open transaction, or durably in one of their own.
+    fn keyring_put(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError>;
+    /// The oldest version of the seal key that anything is wrapped with.
+    fn keyring_oldest(&mut self) -> Result<Option<u32>, CommitError>;
+    /// Whether others use this database.
+    fn has_others(&self) -> bool;
+
+    // === erasing ===
+
+    /// What comes next behind a position of what is to be erased, with everything that is sealed of it. In the open transaction.
+    fn to_erase(&mut self, what: &EraseFind, after: i64, most: u32) -> Result<ToErase, CommitError>;
+    /// Takes the content of messages, and what they are found and recognised by. In the open transaction.
+    fn erase(&mut self, messages: &[Erasing]) -> Result<(), CommitError>;
 
     // === beside the operations ===
 
@@ -210,6 +230,75 @@ pub(crate) struct ToMove {
     pub(crate) through: i64,
     /// Whether there may be more behind that.
     pub(crate) more: bool,
+}
+
+/// What is to be erased, as it is found.
+pub(crate) enum EraseFind {
+    Message(MessageId),
+    /// All that this app has sent: no index finds it.
+    App(String),
+    Subject(Index),
+}
+
+impl EraseFind {
+    /// How many messages to look at for at most so many.
+    pub(crate) fn looked_through(&self, most: u32) -> u32 {
+        match self {
+            Self::Message(_) | Self::Subject(_) => most,
+            Self::App(_) => most.saturating_mul(16),
+        }
+    }
+}
+
+/// Of messages that were looked at, each with whether it is one of those: the first so many, up to where that is all, and whether there
+/// may be more.
+pub(crate) fn some_to_erase(
+    what: &EraseFind,
+    found: &[(i64, bool)],
+    after: i64,
+    most: u32,
+) -> (Vec<i64>, i64, bool) {
+    let mut seqs = Vec::new();
+    let mut through = after;
+    for (seq, is_one) in found {
+        if *is_one && seqs.len() >= most as usize {
+            return (seqs, through, true);
+        }
+        seqs.extend(is_one.then_some(*seq));
+        through = *seq;
+    }
+    let more = !matches!(what, EraseFind::Message(_)) && found.len() >= what.looked_through(most) as usize;
+    (seqs, through, more)
+}
+
+/// A part of what is to be erased.
+pub(crate) struct ToErase {
+    pub(crate) messages: Vec<Erasable>,
+    /// The position up to which everything was looked at.
+    pub(crate) through: i64,
+    /// Whether there may be more behind that.
+    pub(crate) more: bool,
+}
+
+pub(crate) struct Erasable {
+    pub(crate) seq: i64,
+    pub(crate) id: MessageId,
+    /// None of its deliveries is under way.
+    pub(crate) is_settled: bool,
+    /// It has been erased already.
+    pub(crate) is_erased: bool,
+    /// Sealed.
+    pub(crate) attributes: Vec<u8>,
+    /// The other sealed values: payload, replies, evidence.
+    pub(crate) sealed: Vec<Vec<u8>>,
+}
+
+/// A message that is erased.
+pub(crate) struct Erasing {
+    pub(crate) seq: i64,
+    pub(crate) id: MessageId,
+    /// Sealed: what stays of its attributes.
+    pub(crate) remains: Vec<u8>,
 }
 
 /// The message that used an idempotency key last.

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use restore::{Backup, Landing};
 
 use crate::data_dir::{DataDir, DataDirError};
+use crate::keyring::source::SealKeysFrom;
 use crate::open::{Database, OpenError};
 use files::{Building, Contents, Recorded};
 
@@ -32,7 +33,8 @@ pub const MANIFEST: &str = "manifest.json";
 /// The manifest's own SHA-256, as `sha256sum --check` takes it.
 const MANIFEST_SUM: &str = "manifest.sha256";
 const DATABASE: &str = "gatepost.db";
-const KEYS: [&str; 2] = ["keys/store.key", "keys/audit.key"];
+/// Where a data directory and a backup have keys.
+const KEYS: &str = "keys/";
 
 /// What a backup says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +115,7 @@ pub struct Source {
     pub data_dir: PathBuf,
     pub database: Database,
     pub keys: Keys,
+    pub seal_keys: SealKeysFrom,
     /// The manifest's time.
     pub at: Timestamp,
 }
@@ -194,8 +197,15 @@ pub async fn make(source: &Source, target: &Path) -> Result<Manifest, BackupErro
     gatepost_faults::point("backup.snapshot_taken");
     log::take(&data, &taken, &mut contents)?;
     if source.keys == Keys::Include {
-        for key in KEYS {
-            contents.copy(&data.root().join(key), key)?;
+        let seal_keys = data.seal_key_source(&source.seal_keys);
+        let elsewhere = seal_keys.versions().into_iter().map(|version| seal_keys.place(version));
+        let mut files = data.key_files()?;
+        files.extend(elsewhere);
+        files.sort_unstable();
+        files.dedup();
+        for path in files {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            contents.copy(&path, &format!("{KEYS}{name}"))?;
         }
     }
     let manifest = Manifest {

@@ -8,9 +8,9 @@ use gatepost_core::{DeliveryId, LeaseToken, MessageId};
 use tokio::sync::oneshot;
 
 use crate::ops::{
-    Accept, AcceptError, Accepted, AdapterRole, AuditNote, DeliveryRow, LeaseError, LeaseRequest, MoveError,
-    MoveStep, Moved, OperateError, Pause, QueueSetup, Session, SessionEnd, Settle, SettleAnswer, SettleError,
-    StoreError, Verb,
+    Accept, AcceptError, Accepted, AdapterRole, AuditNote, DeliveryRow, EraseStep, Erased, LeaseError,
+    LeaseRequest, MoveError, MoveStep, Moved, OperateError, Pause, QueueSetup, Session, SessionEnd, Settle,
+    SettleAnswer, SettleError, StoreError, Verb,
 };
 use crate::prepared::Prepared;
 use crate::seal::Index;
@@ -84,6 +84,17 @@ pub(crate) enum Op {
     Claim {
         adapter: String,
         answer: Answer<Option<AdapterRole>, StoreError>,
+    },
+    /// Wraps some data keys with the newest seal key; how many are left.
+    Rewrap {
+        answer: Answer<u64, StoreError>,
+    },
+    SealKeyOldest {
+        answer: Answer<Option<u32>, StoreError>,
+    },
+    Erase {
+        step: EraseStep,
+        answer: Answer<Erased, StoreError>,
     },
     Yield {
         adapter: String,

@@ -1,12 +1,20 @@
 //! The data directory: its layout, its lock, its keys. It is created 0700 with keys 0600; data without its keys is refused.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gatepost_audit::{SignerKey, VerifierKey};
+use zeroize::Zeroizing;
 
+use crate::keyring::SealKeys;
+use crate::keyring::source::{FIRST_VERSION, GivenKeys, KeyFiles, SealKeySource, SealKeysFrom, version_of};
+
+const STORE_KEY: &str = "store.key";
+const AUDIT_KEY: &str = "audit.key";
 /// Bytes set aside so that settling goes on when the disk is full.
 pub(crate) const RESERVE_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -27,15 +35,25 @@ pub enum DataDirError {
         "{dir} belongs to the gateway `{owner}`, and the configuration says `{name}`: its log goes by that name for good"
     )]
     AnotherGateways { dir: PathBuf, owner: String, name: String },
+    #[error("there is no {0} and no later version of it: what it sealed cannot be read without it")]
+    SealKeyMissing(PathBuf),
+    #[error(
+        "{0} is not there, and this gateway does not make the keys that it is given: put it there, and start again"
+    )]
+    SealKeyGiven(PathBuf),
     #[error("{0} is not a key of this gateway")]
     KeyMalformed(PathBuf),
 }
 
 /// Keys of a data directory.
 pub(crate) struct Keys {
+    /// Wraps data keys; at least one.
+    pub(crate) seal: Arc<SealKeys>,
     /// Keys HMACs of indexed identifiers.
     pub(crate) store: [u8; 32],
     pub(crate) signer: SignerKey,
+    /// Where the seal keys are kept.
+    pub(crate) source: Arc<dyn SealKeySource>,
 }
 
 impl DataDir {
@@ -73,18 +91,26 @@ impl DataDir {
         self.root.join("reserve")
     }
 
+    fn keys_dir(&self) -> PathBuf {
+        self.root.join("keys")
+    }
+
+    pub(crate) fn key_files(&self) -> Result<Vec<PathBuf>, DataDirError> {
+        key_files(&self.keys_dir())
+    }
+
     pub(crate) fn store_key(&self) -> PathBuf {
-        self.root.join("keys/store.key")
+        self.keys_dir().join(STORE_KEY)
     }
 
     pub(crate) fn audit_key(&self) -> PathBuf {
-        self.root.join("keys/audit.key")
+        self.keys_dir().join(AUDIT_KEY)
     }
 
     /// Makes the directories that are not there. Until there is a database, every start makes their names durable, the whole way
     /// up: the start that made them may have been killed before it could.
     pub(crate) fn create(&self) -> Result<(), DataDirError> {
-        for dir in [self.root.clone(), self.root.join("keys"), self.audit()] {
+        for dir in [self.root.clone(), self.keys_dir(), self.audit()] {
             if !dir.is_dir() {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(&dir))?;
             }
@@ -144,11 +170,16 @@ impl DataDir {
     }
 
     /// Loads the keys, or makes them where there is no data yet.
-    pub(crate) fn keys(&self, origin: &str) -> Result<Keys, DataDirError> {
+    pub(crate) fn keys(&self, origin: &str, seal_keys: &SealKeysFrom) -> Result<Keys, DataDirError> {
+        let source = self.seal_key_source(seal_keys);
         let data = [self.database(), self.node(), self.moved()].into_iter().find(|data| data.exists());
         let (store_key, audit_key) = (self.store_key(), self.audit_key());
         let mut created = false;
-        for key in [&store_key, &audit_key] {
+        let seal_key = match source.load()?.is_empty() {
+            true => Some(source.place(FIRST_VERSION)),
+            false => None,
+        };
+        for key in [Some(&store_key), Some(&audit_key), seal_key.as_ref()].into_iter().flatten() {
             if key.exists() {
                 continue;
             }
@@ -158,10 +189,9 @@ impl DataDir {
             created = true;
         }
         if created {
-            self.make_keys(origin)?;
+            self.make_keys(origin, &*source)?;
         }
-        let store = fs::read_to_string(&store_key).map_err(at(&store_key))?;
-        let store = from_hex(store.trim()).ok_or_else(|| DataDirError::KeyMalformed(store_key.clone()))?;
+        let store = read_key(&store_key)?;
         let signer = fs::read_to_string(&audit_key).map_err(at(&audit_key))?;
         let signer = SignerKey::parse(signer.trim()).map_err(|_| DataDirError::KeyMalformed(audit_key))?;
         if signer.name() != origin {
@@ -169,26 +199,42 @@ impl DataDir {
             return Err(DataDirError::AnotherGateways { dir, owner, name: origin.to_owned() });
         }
         self.keep_vkey(&signer.verifier())?;
-        Ok(Keys { store, signer })
+        Ok(Keys { store, signer, seal: source.keys()?, source })
     }
 
     /// Keys of a new directory: those given, others made.
     pub(crate) fn put_keys(
         &self,
         store: Option<&[u8; 32]>,
+        seal: &BTreeMap<u32, [u8; 32]>,
         signer: Option<&SignerKey>,
         origin: &str,
     ) -> Result<Keys, DataDirError> {
         if let Some(store) = store {
             write_secret(&self.store_key(), &hex(store))?;
         }
+        for (version, key) in seal {
+            write_secret(&self.seal_key(*version), &hex(key))?;
+        }
         if let Some(signer) = signer {
             write_secret(&self.audit_key(), &signer.encode())?;
         }
-        self.keys(origin)
+        self.keys(origin, &SealKeysFrom::DataDir)
     }
 
-    fn make_keys(&self, origin: &str) -> Result<(), DataDirError> {
+    pub(crate) fn seal_key_source(&self, from: &SealKeysFrom) -> Arc<dyn SealKeySource> {
+        match from {
+            SealKeysFrom::DataDir => Arc::new(KeyFiles(self.keys_dir())),
+            SealKeysFrom::Directory(dir) => Arc::new(KeyFiles(dir.clone())),
+            SealKeysFrom::Credentials(dir) => Arc::new(GivenKeys(dir.clone())),
+        }
+    }
+
+    pub(crate) fn seal_key(&self, version: u32) -> PathBuf {
+        self.keys_dir().join(format!("seal-{version}.key"))
+    }
+
+    fn make_keys(&self, origin: &str, seal_keys: &dyn SealKeySource) -> Result<(), DataDirError> {
         let random = |path: &Path| -> Result<[u8; 32], DataDirError> {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| DataDirError::Io {
@@ -200,6 +246,9 @@ impl DataDir {
         let (store_key, audit_key) = (self.store_key(), self.audit_key());
         if !store_key.exists() {
             write_secret(&store_key, &hex(&random(&store_key)?))?;
+        }
+        if seal_keys.load()?.is_empty() {
+            seal_keys.create(FIRST_VERSION)?;
         }
         if !audit_key.exists() {
             let signer = SignerKey::from_seed(origin, &random(&audit_key)?)
@@ -246,8 +295,26 @@ impl DataDir {
     }
 }
 
+/// The keys in a directory: those that there is one of, whether it is there or not, and every version of the seal key.
+pub(crate) fn key_files(dir: &Path) -> Result<Vec<PathBuf>, DataDirError> {
+    let mut files = vec![dir.join(STORE_KEY), dir.join(AUDIT_KEY)];
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        let path = entry.map_err(at(dir))?.path();
+        if version_of(&path).is_some() {
+            files.push(path);
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+pub(crate) fn read_key(path: &Path) -> Result<[u8; 32], DataDirError> {
+    let text = Zeroizing::new(fs::read_to_string(path).map_err(at(path))?);
+    from_hex(text.trim()).ok_or_else(|| DataDirError::KeyMalformed(path.to_path_buf()))
+}
+
 /// Writes a file that is whole or not there, whenever the machine stops.
-fn write_secret(path: &Path, text: &str) -> Result<(), DataDirError> {
+pub(crate) fn write_secret(path: &Path, text: &str) -> Result<(), DataDirError> {
     let temporary = path.with_extension("new");
     let write = || -> io::Result<()> {
         let mut file =
@@ -261,16 +328,16 @@ fn write_secret(path: &Path, text: &str) -> Result<(), DataDirError> {
     write().map_err(at(path))
 }
 
-fn sync_dir(path: &Path) -> Result<(), DataDirError> {
+pub(crate) fn sync_dir(path: &Path) -> Result<(), DataDirError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(at(path))
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
     let path = path.to_path_buf();
     move |source| DataDirError::Io { path, source }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -22,6 +22,7 @@ mod durability;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod hints;
+mod keyring;
 mod leaves;
 pub mod migrate;
 mod open;
@@ -45,7 +46,8 @@ pub use audit_log::LogFault;
 pub use data_dir::DataDirError;
 pub use durability::Durability;
 pub use hints::MessageHint;
-pub use open::{Adopt, Database, Engines, KEYS_IN_MEMORY, OpenError, Options, StoreTask, open};
+pub use keyring::source::SealKeysFrom;
+pub use open::{Adopt, Database, Encryption, Engines, KEYS_IN_MEMORY, OpenError, Options, StoreTask, open};
 pub use ops::*;
 pub use postgres::probe::{ServerFinding, ServerLook, Unfit, Weight, look as server_look};
 pub use postgres::scratch::ScratchDatabase;

@@ -20,12 +20,12 @@ use crate::audit_log::{AuditLog, LogFault};
 use crate::backend::CommitError;
 use crate::clock::Source;
 use crate::data_dir::{DataDir, DataDirError};
-use crate::open::{Engines, KEYS_IN_MEMORY, OpenError};
+use crate::keyring::source::SealKeysFrom;
+use crate::open::{Encryption, Engines, KEYS_IN_MEMORY, OpenError, vault};
 use crate::ops::StoreError;
 use crate::postgres::copy::{Copy, CopyError, Origin};
 use crate::postgres::{self, probe};
 use crate::reader;
-use crate::seal::Vault;
 use crate::sqlite::{self, Original};
 pub use batch::Part;
 use batch::Stage;
@@ -44,6 +44,7 @@ pub struct Migration {
     /// `postgres://…`; may hold a password.
     pub url: String,
     pub engines: Engines,
+    pub seal_keys: SealKeysFrom,
     /// Rows of one transaction: [`BATCH_ROWS`].
     pub batch_rows: usize,
 }
@@ -230,12 +231,12 @@ pub async fn migrate(
         return if before { Ok(Migrated::Before) } else { Err(MigrateError::NoData(migration.data_dir)) };
     }
     let _lock = data_dir.lock()?;
-    let keys = data_dir.keys(&migration.origin)?;
+    let keys = data_dir.keys(&migration.origin, &migration.seal_keys)?;
     let connect = postgres::options(&probe::address(&migration.url).map_err(MigrateError::Database)?);
     probe::fit(&connect, migration.engines).await.map_err(MigrateError::Database)?;
     sqlite::check_library()?;
     sqlite::check_wal(&data_dir)?;
-    let vault = Vault::new(&keys.store);
+    let vault = vault(&keys, Encryption::On);
     let opened = sqlite::open_database(&data_dir.database(), &vault, Source::Machine, KEYS_IN_MEMORY)?;
     let (mark, log_key, now) = (vault.key_mark(), keys.signer.verifier().to_string(), opened.clock.now());
     let entries = opened.memory.leaf_count;
@@ -273,6 +274,8 @@ fn copy(
     mut progress: impl FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Moved, MigrateError> {
     let (mut copy, begun) = Copy::open(connect, origin)?;
+    // Before anything that needs them; what was sealed for an earlier try has its own there.
+    copy.keep_keys(&original.trees()?)?;
     let ends = original.ends()?;
     while let Stage::Copying(part, through) = copy.stage() {
         if tell(&mut progress, part, through, &ends).is_break() {

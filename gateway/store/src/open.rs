@@ -16,6 +16,8 @@ use crate::backend::Backend;
 use crate::clock::{Clock, Source};
 use crate::data_dir::{DataDir, DataDirError, Keys};
 use crate::hints::Hints;
+use crate::keyring::Keyring;
+use crate::keyring::source::SealKeysFrom;
 use crate::ops::{AuditNote, StoreError};
 use crate::postgres::probe::{self, Unfit, Watch};
 use crate::postgres::{self, Node, NodeError, Postgres, Sequencer, Wakeups};
@@ -39,10 +41,22 @@ pub struct Options {
     pub origin: String,
     pub dedup_window: Duration,
     pub payload_retention: Duration,
+    /// What is sealed from now on is encrypted; what is there already opens either way.
+    pub encryption: Encryption,
+    /// Where the key is that data keys are wrapped with.
+    pub seal_keys: SealKeysFrom,
     /// Idempotency keys kept in memory before they are moved into their index; [`KEYS_IN_MEMORY`] unless a test wants few.
     pub keys_in_memory: usize,
     /// Go on from a log that does not extend its last checkpoint, at an operator's word.
     pub adopt: Option<Adopt>,
+}
+
+/// Whether what is sealed is encrypted at rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encryption {
+    #[default]
+    On,
+    Off,
 }
 
 /// Where messages are kept. Keys and the audit log's files are in the data directory in any case.
@@ -247,7 +261,7 @@ async fn open_sqlite(options: &Options) -> Result<(Store, StoreTask), OpenError>
     let data_dir = DataDir::new(&options.data_dir);
     data_dir.create()?;
     let lock = data_dir.lock()?;
-    let keys = data_dir.keys(&options.origin)?;
+    let keys = data_dir.keys(&options.origin, &options.seal_keys)?;
     let path = data_dir.database();
     let created = !path.exists();
     if created && data_dir.moved().exists() {
@@ -262,7 +276,7 @@ async fn open_sqlite(options: &Options) -> Result<(Store, StoreTask), OpenError>
         tracing::warn!(%error, "no reserve could be set aside for a full disk");
     }
     let fail = |text: String| OpenError::Database { path: path.clone(), text };
-    let vault = Vault::new(&keys.store);
+    let vault = vault(&keys, options.encryption);
     let opened = sqlite::open_database(&path, &vault, Source::Machine, options.keys_in_memory)?;
     let pool = sqlite::readers(&path).await.map_err(|error| fail(error.to_string()))?;
     let file = Arc::new(File::open(&path).map_err(|error| fail(error.to_string()))?);
@@ -298,18 +312,21 @@ async fn open_postgres(
     }
     let connect = postgres::options(&probe::address(url)?);
     let durability = probe::fit(&connect, engines).await?;
-    let has_keys = data_dir.store_key().exists() && data_dir.audit_key().exists();
+    let source = data_dir.seal_key_source(&options.seal_keys);
+    let has_keys = data_dir.store_key().exists()
+        && data_dir.audit_key().exists()
+        && !source.load().unwrap_or_default().is_empty();
     if !has_keys && !data_dir.node().exists() && postgres::is_in_use(&connect).await? {
         return Err(OpenError::KeysElsewhere);
     }
-    let keys = data_dir.keys(&options.origin)?;
+    let keys = data_dir.keys(&options.origin, &options.seal_keys)?;
     let is_new = !data_dir.node().exists();
     // What was moved from here brought its log along.
     let created = is_new && !data_dir.moved().exists();
     if is_new {
         begin_log(&data_dir, &keys)?;
     }
-    let vault = Vault::new(&keys.store);
+    let vault = vault(&keys, options.encryption);
     let node = Node {
         options: connect.clone(),
         data_dir: data_dir.clone(),
@@ -366,6 +383,11 @@ impl From<NodeError> for OpenError {
             NodeError::Store(error) => Self::Postgres(error.to_string()),
         }
     }
+}
+
+/// The vault of a data directory's keys.
+pub(crate) fn vault(keys: &Keys, encryption: Encryption) -> Vault {
+    Vault::with_keyring(&keys.store, Keyring::new(Arc::clone(&keys.seal)), encryption == Encryption::On)
 }
 
 /// Before the first leaf can exist there is a checkpoint that it extends. One that is there already stays: if it signs entries,
@@ -433,7 +455,18 @@ async fn assemble<B: Backend>(
         own_leases_ended: false,
     };
     let (ops_in, ops) = mpsc::channel(OPS_WAITING_MAX);
-    let store = Store { ops: ops_in, reader, vault, clock, hints, health, recent, remains };
+    let store = Store {
+        ops: ops_in,
+        reader,
+        vault,
+        seal_keys: keys.source,
+        rotation: Arc::default(),
+        clock,
+        hints,
+        health,
+        recent,
+        remains,
+    };
     Ok(Assembled { store, writer, ops, chores, audit, grown, first, adopted, created, lock })
 }
 
@@ -454,6 +487,7 @@ impl<B: Backend> Assembled<B> {
             _lock: self.lock,
         };
         note_start(&self.store, options, self.first, self.adopted).await?;
+        self.store.seal_keys_settle().await?;
         Ok((self.store, task))
     }
 }

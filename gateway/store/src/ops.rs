@@ -325,6 +325,52 @@ impl AuditNote {
     }
 }
 
+// === erasing ===
+
+/// Which messages are to be erased.
+#[derive(Clone, Debug)]
+pub enum EraseWhat {
+    Message(MessageId),
+    /// All that this app has sent.
+    App(String),
+    /// All about this subject.
+    Subject(String),
+}
+
+/// A step of erasing.
+#[derive(Clone, Debug)]
+pub struct EraseStep {
+    pub by: Actor,
+    pub what: EraseWhat,
+    /// Where the step before has ended; 0 at first.
+    pub after: i64,
+}
+
+/// What a step, or all of them, came to.
+#[derive(Clone, Debug, Default)]
+pub struct Erased {
+    pub messages: Vec<MessageId>,
+    /// Those that stay, since a delivery of theirs is under way.
+    pub unsettled: Vec<MessageId>,
+    /// Of the erased, how many were stored in the clear.
+    pub plain: u64,
+    /// Where to go on; none when that was all.
+    pub next: Option<i64>,
+    /// The seal key's version since, all older ones of which are destroyed …
+    pub seal_key: Option<u32>,
+    /// … or why not: copies that the database, its log or a replica still has can be opened until then.
+    pub copies_remain: Option<String>,
+}
+
+/// What a rotation of the seal key came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rotated {
+    /// The version that everything is wrapped with.
+    pub version: u32,
+    /// Those that are no more.
+    pub destroyed: Vec<u32>,
+}
+
 // === reads ===
 
 /// One page of a list.
@@ -469,6 +515,12 @@ pub enum StoreError {
     Busy,
     #[error("{table}.{column} of row {row} is corrupt")]
     Corrupt { table: &'static str, column: &'static str, row: String },
+    #[error("data keys of tree {tree:016x} are not known to this gateway")]
+    DataKeyUnknown { tree: u64 },
+    #[error("it has been erased")]
+    Erased,
+    #[error("{0}")]
+    SealKey(String),
     #[error("the database failed: {0}")]
     Database(String),
     #[error("the audit log: {0}")]

@@ -8,6 +8,7 @@ mod buckets;
 mod commit;
 mod connection;
 pub(crate) mod copy;
+mod erase;
 mod known;
 mod leases;
 mod load;
@@ -24,7 +25,7 @@ pub(crate) mod sql;
 mod turn;
 mod wakeup;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 use std::time::Duration;
@@ -40,18 +41,20 @@ pub(crate) use sql::MIGRATIONS;
 pub(crate) use wakeup::{Bell, Wakeups};
 
 use crate::backend::{
-    Adds, Attributes, Backend, CommitError, KeyUse, More, Need, Put, Read, Ready, Sent, Tended, ToMove,
+    Adds, Attributes, Backend, CommitError, EraseFind, Erasing, KeyUse, More, Need, Put, Read, Ready, Sent,
+    Tended, ToErase, ToMove,
 };
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
+use crate::keyring::{Locator, WrappedTree};
 use crate::ops::StoreError;
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
 use crate::row::Row;
-use crate::seal::{Index, Place, Vault};
+use crate::seal::{Index, Place, Salt, Vault, locator_of};
 use crate::writer::{Memory, Queue, Turn};
 use ahead::Ahead;
 use buckets::{Buckets, Sharing};
-use commit::queue_id;
+use commit::{queue_id, whole};
 use connection::Connection;
 use known::Known;
 use leases::LeaseGroups;
@@ -84,6 +87,7 @@ type Owned = HashMap<i64, Buckets>;
 
 pub(crate) struct Postgres {
     connection: Connection,
+    vault: Vault,
     clock: Clock,
     data_dir: DataDir,
     name: String,
@@ -405,7 +409,37 @@ impl Backend for Postgres {
 
     fn adapter_state(&mut self, adapter: &str, vault: &Vault) -> Result<Vec<(String, Vec<u8>)>, CommitError> {
         let rows = self.connection.rows(sqlx::query(sql::ADAPTER_STATE_LOAD).bind(adapter))?;
+        let sealed: Vec<Vec<u8>> = rows.iter().map(load::sealed_state).collect::<Result<_, _>>()?;
+        self.know(sealed.iter().filter_map(|sealed| locator_of(sealed)))?;
         Ok(rows.iter().map(|row| load::state(row, vault)).collect::<Result<_, _>>()?)
+    }
+
+    fn keyring_add(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError> {
+        self.end_of_sent()?;
+        commit::add_trees(&mut self.connection, trees)
+    }
+
+    fn keyring_put(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError> {
+        self.end_of_sent()?;
+        commit::put_trees(&mut self.connection, trees)
+    }
+
+    fn keyring_oldest(&mut self) -> Result<Option<u32>, CommitError> {
+        self.end_of_sent()?;
+        let found = self.position(sqlx::query(sql::KEYRING_OLDEST))?;
+        Ok(found.and_then(|key| u32::try_from(key).ok()))
+    }
+
+    fn has_others(&self) -> bool {
+        !self.is_alone
+    }
+
+    fn to_erase(&mut self, what: &EraseFind, after: i64, most: u32) -> Result<ToErase, CommitError> {
+        self.find_to_erase(what, after, most)
+    }
+
+    fn erase(&mut self, messages: &[Erasing]) -> Result<(), CommitError> {
+        self.erase_messages(messages)
     }
 
     fn purge_content(&mut self, now: Timestamp, age: Duration, _: &Vault) -> Result<u64, CommitError> {
@@ -562,10 +596,26 @@ impl Postgres {
 
     fn load_rows(&mut self, statement: connection::Statement<'_>) -> Result<Read<Row>, CommitError> {
         let rows: Read<Row> = self.connection.rows(statement)?.iter().map(row::load).collect();
+        let salts: Vec<Salt> = rows.iter().flatten().filter_map(|row| row.salt).collect();
+        self.know(salts.iter().filter_map(Salt::locator))?;
         let newest = rows.iter().flatten().filter_map(|row| row.leaves.last_chunk::<8>());
         let newest = newest.map(|number| i64::from_be_bytes(*number)).max().unwrap_or(0);
         self.read_through = self.read_through.max(newest);
         Ok(rows)
+    }
+
+    /// Makes sure that these data keys can be computed: other nodes have trees of their own.
+    fn know(&mut self, locators: impl Iterator<Item = Locator>) -> Result<(), CommitError> {
+        let unknown: BTreeSet<u64> =
+            locators.map(|locator| locator.tree).filter(|tree| !self.vault.knows(*tree)).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let unknown: Vec<i64> = unknown.into_iter().map(whole).collect();
+        for row in self.connection.rows(sqlx::query(sql::KEYRING_TREES).bind(unknown))? {
+            self.vault.learn(&load::tree(&row)?)?;
+        }
+        Ok(())
     }
 
     /// Positions, the times at which they are due, and their buckets.

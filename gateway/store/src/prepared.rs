@@ -6,7 +6,7 @@ use gatepost_core::principal::Actor;
 use gatepost_core::{MessageId, Timestamp};
 
 use crate::random::{self, uuid_at};
-use crate::seal::{Domain, Index, Owner, Vault, commitment};
+use crate::seal::{Domain, Index, Owner, Salt, SealedData, Vault, commitment};
 
 /// Randomness of one message: its salt and the random part of its id.
 pub(crate) const RANDOM_BYTES: usize = 42;
@@ -21,7 +21,7 @@ pub(crate) struct Prepared {
     pub(crate) subject: Option<Index>,
     pub(crate) partition: Option<Index>,
     pub(crate) correlation: Option<Index>,
-    pub(crate) salt: [u8; 32],
+    pub(crate) salt: Salt,
     /// What the audit log says of the payload.
     pub(crate) content: [u8; 32],
     /// Sealed.
@@ -43,7 +43,7 @@ impl Prepared {
         now: Timestamp,
         remains: Remains,
     ) -> Result<Self, getrandom::Error> {
-        Ok(Self::with(vault, sender, message, now, remains, &random::of_thread()?))
+        Self::with(vault, sender, message, now, remains, &random::of_thread()?)
     }
 
     /// As [`Prepared::new`], with the randomness that its salt and its id are made of.
@@ -54,35 +54,36 @@ impl Prepared {
         now: Timestamp,
         remains: Remains,
         random: &[u8; RANDOM_BYTES],
-    ) -> Self {
-        let (mut salt, mut unique) = ([0; 32], [0; 10]);
-        salt.copy_from_slice(&random[..32]);
+    ) -> Result<Self, getrandom::Error> {
+        let (mut clear, mut unique) = ([0; 32], [0; 10]);
+        clear.copy_from_slice(&random[..32]);
         unique.copy_from_slice(&random[32..]);
         let (key, fingerprint) = identity(vault, sender, message);
         let id = MessageId(uuid_at(now.as_micros(), &unique));
         let of = id.as_bytes();
         let index =
             |domain, text: &Option<String>| text.as_ref().map(|text| vault.index(domain, &[text.as_bytes()]));
-        Self {
+        let size = message.data.len() as u64;
+        let content = commitment(&clear, &message.data);
+        let SealedData { salt, sealed } = vault.seal_data(&std::mem::take(&mut message.data), of, clear)?;
+        let owner = Owner::Attributes { message: of };
+        Ok(Self {
             id,
             key,
             fingerprint,
             subject: index(Domain::Subject, &message.subject),
             partition: index(Domain::Key, &message.partition_key),
             correlation: index(Domain::Correlation, &message.correlation_id),
-            content: commitment(&salt, &message.data),
+            content,
             salt,
             remains: match remains {
                 Remains::Within => None,
-                Remains::Apart => {
-                    Some(vault.seal(&remains_of(&message.attributes), Owner::Attributes { message: of }))
-                }
+                Remains::Apart => Some(vault.seal(&remains_of(&message.attributes), owner)?),
             },
-            attributes: vault
-                .seal(&std::mem::take(&mut message.attributes), Owner::Attributes { message: of }),
-            size: message.data.len() as u64,
-            data: vault.seal(&std::mem::take(&mut message.data), Owner::Data { message: of, salt: &salt }),
-        }
+            attributes: vault.seal(&std::mem::take(&mut message.attributes), owner)?,
+            size,
+            data: sealed,
+        })
     }
 }
 

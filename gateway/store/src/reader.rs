@@ -23,8 +23,9 @@ pub(crate) use source::{Check, Source};
 
 use crate::audit_log::Published;
 use crate::clock::Clock;
+use crate::keyring::Locator;
 use crate::ops::{DeliveryRow, HistoryRow, MessageDetail, StoreError, StoredMessage};
-use crate::seal::{Domain, Owner, Place, Vault};
+use crate::seal::{Domain, Owner, Place, Vault, locator_of};
 use crate::writer::{DetailBody, Health};
 use record::{DeliveryLeaves, MessageRecord, Payload, ReplyRecord};
 
@@ -76,12 +77,12 @@ impl Reader {
     pub async fn message(&self, id: MessageId, data: Data) -> Result<Option<StoredMessage>, StoreError> {
         let Some(record) = self.source().message_by_id(id).await? else { return Ok(None) };
         let seq = record.head.seq;
-        let mut message = self.stored_message(record)?;
+        let mut message = self.stored_message(record).await?;
         if data == Data::Include && !message.purged {
             let payload = self.source().message_payload(seq).await?;
             let payload =
                 payload.ok_or_else(|| Place { table: "message", column: "seq", row: seq }.corrupt())?;
-            message.data = self.data(payload, message.id, seq)?;
+            message.data = self.data(payload, message.id, seq).await?;
             // It may have been purged between the two reads.
             message.purged = message.data.is_none();
         }
@@ -97,18 +98,22 @@ impl Reader {
             return Ok(HashMap::new());
         }
         let listed = self.source().messages_by_seq(seqs, INLINE_DATA_BYTES_MAX).await?;
-        let messages = listed.into_iter().map(|listed| {
-            let message = listed.row.and_then(|record| self.stored_message(record));
-            (listed.number, message)
-        });
-        Ok(messages.collect())
+        let mut messages = HashMap::with_capacity(listed.len());
+        for listed in listed {
+            let message = match listed.row {
+                Ok(record) => self.stored_message(record).await,
+                Err(error) => Err(error),
+            };
+            messages.insert(listed.number, message);
+        }
+        Ok(messages)
     }
 
     /// A message with its deliveries, their replies and every step.
     pub async fn message_detail(&self, id: MessageId) -> Result<Option<MessageDetail>, StoreError> {
         let Some(record) = self.source().message_by_id(id).await? else { return Ok(None) };
         let seq = record.head.seq;
-        let message = self.stored_message(record)?;
+        let message = self.stored_message(record).await?;
         let deliveries = self.deliveries_of(id).await?;
         let mut history = Vec::new();
         for delivery in self.source().delivery_leaves_of_message(seq).await? {
@@ -128,7 +133,7 @@ impl Reader {
         for listed in self.source().deliveries_of_message(seq).await? {
             let delivery = listed.row?;
             let reply = match self.source().delivery_reply(delivery.pos).await? {
-                Some(reply) => Some(self.reply(reply)?),
+                Some(reply) => Some(self.reply(reply).await?),
                 None => self.correlated_reply(id, &delivery.item.destination).await?,
             };
             deliveries.push((delivery.item, reply));
@@ -150,9 +155,9 @@ impl Reader {
         Ok(self.source().message_leases(id).await?.iter().any(|queue| queues.contains(queue)))
     }
 
-    fn reply(&self, reply: ReplyRecord) -> Result<String, StoreError> {
+    async fn reply(&self, reply: ReplyRecord) -> Result<String, StoreError> {
         let place = Place { table: "reply", column: "body", row: reply.pos };
-        let body = self.unseal(reply.body, Owner::Reply { delivery: reply.pos }, place)?;
+        let body = self.unseal(reply.body, Owner::Reply { delivery: reply.pos }, place).await?;
         String::from_utf8(body.to_vec()).map_err(|_| place.corrupt())
     }
 
@@ -161,7 +166,7 @@ impl Reader {
         let record = self.source().message_by_correlation(correlation, adapter).await?;
         let Some(record) = record else { return Ok(None) };
         let place = Place { table: "message", column: "form", row: record.head.seq };
-        let message = self.stored_message(record)?;
+        let message = self.stored_message(record).await?;
         let Some(data) = message.data else { return Ok(None) };
         reply_json(message.form, &data, &message.attributes).ok_or_else(|| place.corrupt()).map(Some)
     }
@@ -173,7 +178,8 @@ impl Reader {
         for detail in self.source().delivery_details(pos).await? {
             let leaf = detail.leaf;
             let place = Place { table: "detail", column: "body", row: leaf };
-            details.insert(leaf, self.unseal(detail.body, Owner::Detail { leaf, delivery: pos }, place)?);
+            let owner = Owner::Detail { leaf, delivery: pos };
+            details.insert(leaf, self.unseal(detail.body, owner, place).await?);
         }
         let mut history = Vec::new();
         let indices = self.source().leaf_indices(&numbers).await?;
@@ -199,11 +205,11 @@ impl Reader {
         Ok(history)
     }
 
-    fn stored_message(&self, record: MessageRecord) -> Result<StoredMessage, StoreError> {
+    async fn stored_message(&self, record: MessageRecord) -> Result<StoredMessage, StoreError> {
         let MessageRecord { head, attributes, payload } = record;
         let place = Place { table: "message", column: "attributes", row: head.seq };
         let owner = Owner::Attributes { message: head.id.as_bytes() };
-        let attributes = self.unseal(attributes, owner, place)?;
+        let attributes = self.unseal(attributes, owner, place).await?;
         let purged = matches!(payload, Payload::Purged);
         Ok(StoredMessage {
             id: head.id,
@@ -212,23 +218,38 @@ impl Reader {
             attributes,
             form: head.form,
             size: head.size,
-            data: self.data(payload, head.id, head.seq)?,
+            data: self.data(payload, head.id, head.seq).await?,
             purged,
         })
     }
 
     /// The payload, if it has been read.
-    fn data(&self, payload: Payload, message: MessageId, seq: i64) -> Result<Option<Bytes>, StoreError> {
+    async fn data(
+        &self,
+        payload: Payload,
+        message: MessageId,
+        seq: i64,
+    ) -> Result<Option<Bytes>, StoreError> {
         let Payload::Read { salt, sealed } = payload else { return Ok(None) };
         let place = Place { table: "message", column: "data", row: seq };
         let owner = Owner::Data { message: message.as_bytes(), salt: &salt };
-        self.unseal(sealed, owner, place).map(Some)
+        self.unseal(sealed, owner, place).await.map(Some)
     }
 
-    fn unseal(&self, sealed: Vec<u8>, owner: Owner<'_>, place: Place) -> Result<Bytes, StoreError> {
-        let content = self.inner.vault.open(&sealed, owner, place)?;
-        let skipped = sealed.len() - content.len();
-        Ok(Bytes::from(sealed).slice(skipped..))
+    pub(crate) async fn unseal(
+        &self,
+        sealed: Vec<u8>,
+        owner: Owner<'_>,
+        place: Place,
+    ) -> Result<Bytes, StoreError> {
+        let vault = &self.inner.vault;
+        // Another node may have begun a tree since this one looked.
+        if let Some(Locator { tree, .. }) = locator_of(&sealed).filter(|locator| !vault.knows(locator.tree))
+            && let Some(stored) = self.source().keyring_tree(tree).await?
+        {
+            vault.learn(&stored)?;
+        }
+        vault.open_owned(sealed, owner, place)
     }
 }
 

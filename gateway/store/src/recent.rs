@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
+use crate::seal::Salt;
 use bytes::Bytes;
 use gatepost_core::message::DataForm;
 use gatepost_core::principal::Actor;
@@ -24,7 +25,7 @@ pub(crate) struct RecentMessage {
     pub(crate) form: DataForm,
     /// Payload bytes.
     pub(crate) size: u64,
-    pub(crate) salt: [u8; 32],
+    pub(crate) salt: Salt,
     /// Sealed.
     pub(crate) attributes: Bytes,
     /// Sealed.
@@ -103,10 +104,11 @@ mod tests {
     use gatepost_core::principal::ActorKind;
 
     use super::*;
+    use crate::seal::Salt;
 
     fn message(bytes: usize) -> RecentMessage {
         RecentMessage {
-            salt: [0; 32],
+            salt: Salt::from_stored([0; crate::seal::SALT_BYTES]),
             sender: Actor::new(ActorKind::App, "ehr"),
             accepted_at: Timestamp::from_micros(1),
             form: DataForm::Base64,

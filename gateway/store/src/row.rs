@@ -11,7 +11,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use crate::ops::StoreError;
-use crate::seal::{Index, Place};
+use crate::seal::{Index, Place, Salt};
 use crate::sqlite::connection::Cells;
 use crate::sum;
 
@@ -23,6 +23,8 @@ pub(crate) const MESSAGE_COLUMNS: usize = 8;
 pub(crate) const INDEXED_COLUMNS: usize = 6;
 /// Columns of a queue that its sum covers, from the first one.
 pub(crate) const QUEUE_COLUMNS: usize = 21;
+/// As [`QUEUE_COLUMNS`], of a tree of data keys.
+pub(crate) const KEYRING_COLUMNS: usize = 3;
 /// As [`QUEUE_COLUMNS`], of the store's row.
 pub(crate) const STORE_COLUMNS: usize = 6;
 
@@ -33,7 +35,7 @@ pub(crate) struct Row {
     pub(crate) message_seq: i64,
     pub(crate) message: MessageId,
     /// The message's; absent once its payload is purged.
-    pub(crate) salt: Option<[u8; 32]>,
+    pub(crate) salt: Option<Salt>,
     /// Payload bytes.
     pub(crate) size: u64,
     pub(crate) queue: i64,
@@ -125,7 +127,7 @@ impl Row {
             return Err(place("ready").corrupt());
         }
         let message: [u8; 16] = cells.take::<Option<_>>()?.ok_or_else(|| place("message").corrupt())?;
-        let (salt, size) = (cells.take()?, cells.take::<i64>()?);
+        let (salt, size) = (cells.take::<Option<_>>()?.map(Salt::from_stored), cells.take::<i64>()?);
         let accepted_at = cells.take()?;
         let delivery = Delivery {
             state: standing.state(late, reason, pos)?,

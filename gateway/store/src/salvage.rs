@@ -22,6 +22,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::keyring::source::SealKeysFrom;
 pub use damage::{Damage, Fate};
 pub use repair::{Repair, Salvaged, repair};
 use survey::Survey;
@@ -60,9 +61,9 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> SalvageError {
 }
 
 /// Looks at everything in the data directory of a gateway that does not run, and changes nothing.
-pub fn inspect(data_dir: &Path) -> Result<Inspection, SalvageError> {
+pub fn inspect(data_dir: &Path, seal_keys: &SealKeysFrom) -> Result<Inspection, SalvageError> {
     let _lock = lock(data_dir)?;
-    let survey = Survey::take(data_dir)?;
+    let survey = Survey::take(data_dir, seal_keys)?;
     let mut damage = survey.damage.clone();
     damage.extend(survey.structure()?);
     damage.extend(survey.verify_log());

@@ -100,6 +100,13 @@ statements! {
         message_summed!(), " FROM message WHERE seq = ?1");
     DELIVERIES_OF_MESSAGE = concat!("/* deliveries_of_message */ SELECT ", delivery_summed!(), " FROM delivery d WHERE d.message = ?1 ORDER BY d.pos");
     ADAPTER_STATE_LOAD = "/* adapter_state_load */ SELECT adapter, key, value FROM adapter_state WHERE adapter = ?1 ORDER BY key";
+    KEYRING_LOAD = "/* keyring_load */ SELECT tree, key, body, sum FROM keyring UNION ALL SELECT tree, key, body, sum FROM keyring_copy";
+    KEYRING_TREE = "/* keyring_tree */ SELECT tree, key, body FROM keyring WHERE tree = $1";
+    KEYRING_ADD = "/* keyring_add */ INSERT OR IGNORE INTO keyring (tree, key, body, sum) VALUES (?1, ?2, ?3, ?4)";
+    KEYRING_COPY_ADD = "/* keyring_copy_add */ INSERT OR IGNORE INTO keyring_copy (tree, key, body, sum) VALUES (?1, ?2, ?3, ?4)";
+    KEYRING_PUT = "/* keyring_put */ UPDATE keyring SET key = ?2, body = ?3, sum = ?4 WHERE tree = ?1";
+    KEYRING_COPY_PUT = "/* keyring_copy_put */ UPDATE keyring_copy SET key = ?2, body = ?3, sum = ?4 WHERE tree = ?1";
+    KEYRING_OLDEST = "/* keyring_oldest */ SELECT min(key) FROM (SELECT key FROM keyring UNION ALL SELECT key FROM keyring_copy)";
     ADAPTER_STATES = "/* adapter_states */ SELECT adapter, key, value FROM adapter_state";
 
     // === a turn's transaction ===
@@ -203,6 +210,17 @@ statements! {
         WHERE m.seq > ?1 AND m.seq <= ?2 AND m.data IS NULL)";
     PURGE_DETAILS = "/* purge_details */ DELETE FROM detail WHERE delivery IN (SELECT d.pos FROM delivery d JOIN message m ON m.seq = d.message \
         WHERE m.seq > ?1 AND m.seq <= ?2 AND m.data IS NULL)";
+    ERASE_BY_ID = "/* erase_by_id */ SELECT seq, true FROM message WHERE id = ?1";
+    ERASE_BY_SUBJECT = "/* erase_by_subject */ SELECT seq, true FROM message WHERE subject = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3";
+    ERASE_BY_APP = "/* erase_by_app */ SELECT seq, sender_kind = 'app' AND sender = ?1 FROM message WHERE seq > ?2 ORDER BY seq LIMIT ?3";
+    ERASE_READ = "/* erase_read */ SELECT id, dedup, fingerprint, attributes, data, \
+        NOT EXISTS (SELECT 1 FROM delivery d WHERE d.message = m.seq AND d.state IN (0, 1, 2, 3)) FROM message m WHERE m.seq = ?1";
+    ERASE_READ_SEALED = "/* erase_read_sealed */ SELECT body FROM reply WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1) \
+        UNION ALL SELECT body FROM detail WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1)";
+    ERASE_MESSAGE = "/* erase_message */ UPDATE message SET fingerprint = ?2, subject = NULL, key = NULL, correlation = NULL, \
+        sum_indexed = ?3, attributes = ?4, salt = NULL, data = NULL WHERE seq = ?1";
+    ERASE_REPLIES = "/* erase_replies */ DELETE FROM reply WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1)";
+    ERASE_DETAILS = "/* erase_details */ DELETE FROM detail WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1)";
     PURGE_DEDUP = "/* purge_dedup */ DELETE FROM dedup WHERE key IN (SELECT dedup FROM message WHERE seq > ?1 AND seq <= ?2) \
         AND message > ?1 AND message <= ?2";
 

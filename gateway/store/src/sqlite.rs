@@ -4,6 +4,7 @@ mod backfill;
 mod commit;
 pub(crate) mod connection;
 mod copy;
+mod erase;
 mod load;
 mod open;
 mod purge;
@@ -27,9 +28,11 @@ pub use open::sqlite_version;
 pub(crate) use open::{READER_WAIT, check_library, check_wal, migrate, open_database, readers};
 
 use crate::backend::{
-    Attributes, Backend, CommitError, KeyUse, More, Need, Put, Read, Ready, Tended, ToMove,
+    Attributes, Backend, CommitError, EraseFind, Erasing, KeyUse, More, Need, Put, Read, Ready, Tended,
+    ToErase, ToMove,
 };
 use crate::data_dir::{DataDir, RESERVE_BYTES};
+use crate::keyring::WrappedTree;
 use crate::ops::StoreError;
 use crate::recent::RecentMessage;
 use crate::row::Row;
@@ -255,6 +258,31 @@ impl Backend for Sqlite {
             let (_adapter, key, value) = load::open_state(&mut cells, vault)?;
             Ok((key, value))
         })
+    }
+
+    fn keyring_add(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError> {
+        commit::add_trees(&self.connection, trees)
+    }
+
+    fn keyring_put(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError> {
+        commit::put_trees(&self.connection, trees)
+    }
+
+    fn keyring_oldest(&mut self) -> Result<Option<u32>, CommitError> {
+        let found = rows(&self.connection, sql::KEYRING_OLDEST, [], |mut cells| cells.take::<Option<i64>>())?;
+        Ok(found.into_iter().flatten().next().and_then(|key| u32::try_from(key).ok()))
+    }
+
+    fn has_others(&self) -> bool {
+        false
+    }
+
+    fn to_erase(&mut self, what: &EraseFind, after: i64, most: u32) -> Result<ToErase, CommitError> {
+        self.find_to_erase(what, after, most)
+    }
+
+    fn erase(&mut self, messages: &[Erasing]) -> Result<(), CommitError> {
+        self.erase_messages(messages)
     }
 
     fn purge_content(&mut self, now: Timestamp, age: Duration, vault: &Vault) -> Result<u64, CommitError> {

@@ -4,10 +4,11 @@
 //! all of it afterwards. So a caller that goes away never cancels a transaction, and an answer means that the commit is
 //! on stable storage. Reads use a pool of their own.
 
+mod keys;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use gatepost_core::message::{INLINE_DATA_BYTES_MAX, NewMessage};
 use gatepost_core::principal::{Actor, OperatorPermit};
 use gatepost_core::queue::TripReason;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::call::{Answer, Claimed, ClaimedDelivery, DamagedLease, Op};
 use crate::clock::Clock;
 use crate::hints::Hints;
+use crate::keyring::source::SealKeySource;
 use crate::ops::{
     Accept, AcceptError, Accepted, AdapterRole, AuditNote, DeliveryRow, LeaseAnswer, LeaseError,
     LeaseRequest, Leased, MoveError, MoveStep, Moved, OperateError, Pause, QueueSetup, Session, SessionEnd,
@@ -36,6 +38,9 @@ pub struct Store {
     pub(crate) ops: mpsc::Sender<Op>,
     pub(crate) reader: Reader,
     pub(crate) vault: Vault,
+    pub(crate) seal_keys: Arc<dyn SealKeySource>,
+    /// Held while the seal key is changed.
+    pub(crate) rotation: Arc<tokio::sync::Mutex<()>>,
     pub(crate) clock: Clock,
     pub(crate) hints: Arc<Hints>,
     pub(crate) health: Arc<Health>,
@@ -99,7 +104,7 @@ impl Store {
         let mut damaged = Vec::new();
         for claimed in claimed.deliveries {
             let sound = match (recent.get(&claimed.message), messages.get(&claimed.message_seq)) {
-                (Some(recent), _) => self.open(claimed.message, claimed.message_seq, recent),
+                (Some(recent), _) => self.open(claimed.message, claimed.message_seq, recent).await,
                 (None, Some(Ok(message))) if message.id == claimed.message => Ok(message.clone()),
                 (None, Some(Err(error))) => Err(error.clone()),
                 (None, Some(Ok(_)) | None) => Err(StoreError::Corrupt {
@@ -136,22 +141,29 @@ impl Store {
     }
 
     /// A message that was at hand, as its row would give it.
-    fn open(&self, id: MessageId, seq: i64, recent: &RecentMessage) -> Result<StoredMessage, StoreError> {
-        let open = |column, sealed: &Bytes, owner| -> Result<Bytes, StoreError> {
-            let place = Place { table: "message", column, row: seq };
-            Ok(sealed.slice_ref(self.vault.open(sealed, owner, place)?))
-        };
+    async fn open(
+        &self,
+        id: MessageId,
+        seq: i64,
+        recent: &RecentMessage,
+    ) -> Result<StoredMessage, StoreError> {
         let message = id.as_bytes();
+        let place = |column| Place { table: "message", column, row: seq };
+        let owner = Owner::Attributes { message };
+        let attributes = self.reader.unseal(recent.attributes.to_vec(), owner, place("attributes")).await?;
         let inline = recent.size <= INLINE_DATA_BYTES_MAX;
+        let owner = Owner::Data { message, salt: &recent.salt };
+        let data = match inline {
+            true => Some(self.reader.unseal(recent.data.to_vec(), owner, place("data")).await?),
+            false => None,
+        };
         Ok(StoredMessage {
             id,
             accepted_at: recent.accepted_at,
-            attributes: open("attributes", &recent.attributes, Owner::Attributes { message })?,
+            attributes,
             form: recent.form,
             size: recent.size,
-            data: inline
-                .then(|| open("data", &recent.data, Owner::Data { message, salt: &recent.salt }))
-                .transpose()?,
+            data,
             purged: false,
             sender: recent.sender.clone(),
         })

@@ -23,6 +23,7 @@ mod purge;
 mod refuse;
 mod rehome;
 mod settle;
+mod shred;
 #[cfg(test)]
 mod sim;
 mod turn;

@@ -102,6 +102,8 @@ impl Semantics {
             | Event::GatewayStopped
             | Event::Refused
             | Event::PayloadPurged
+            | Event::MessageErased
+            | Event::SealKeyRotated
             | Event::DamageFound
             | Event::Salvaged
             | Event::LogOpened => Ok(()),

@@ -26,6 +26,7 @@ pub(super) async fn backup(context: &Context, args: &Backup) -> Result<(), Failu
         data_dir: locate::data_dir(config)?,
         database: locate::database(config)?,
         keys: if args.without_keys { Keys::Omit } else { Keys::Include },
+        seal_keys: locate::seal_keys(config),
         at: text::now(),
     };
     let ui = &context.ui;

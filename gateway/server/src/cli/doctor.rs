@@ -231,7 +231,7 @@ fn disk(config: Option<&Path>) -> Vec<Finding> {
 fn data(config: Option<&Path>) -> Vec<Finding> {
     const WHAT: &str = "data";
     let Ok(dir) = locate::data_dir(config) else { return Vec::new() };
-    let found = match salvage::inspect(&dir) {
+    let found = match salvage::inspect(&dir, &locate::seal_keys(config)) {
         Ok(found) => found,
         Err(SalvageError::NoData(_)) => return Vec::new(),
         Err(SalvageError::InUse(_)) => {

@@ -5,10 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use gatepost_store::{Database, Engines};
+use gatepost_store::{Database, Engines, SealKeysFrom};
 
 use super::failure::Failure;
-use crate::config::DATA_DIR;
+use crate::config::{CREDENTIALS, DATA_DIR};
 
 /// Where the configuration is sought when `-c` does not say.
 const DEFAULTS: [&str; 2] = ["gatepost.toml", "/etc/gatepost/gatepost.toml"];
@@ -71,6 +71,24 @@ pub(crate) fn data_dir(config: Option<&Path>) -> Result<PathBuf, Failure> {
     let data_dir =
         document.get("gateway").and_then(|gateway| gateway.get("data_dir")).and_then(|dir| dir.as_str());
     Ok(beside(&path, data_dir.unwrap_or(DATA_DIR)))
+}
+
+/// Where the configuration's seal keys are; in the data directory if it says nothing that can be read.
+pub(crate) fn seal_keys(config: Option<&Path>) -> SealKeysFrom {
+    let named = || {
+        let path = config_path(config).ok()?;
+        let document = read(&path).ok()?;
+        let keys = document.get("encryption")?.get("keys")?.as_str()?.to_owned();
+        Some((path, keys))
+    };
+    match named() {
+        None => SealKeysFrom::DataDir,
+        Some((_, keys)) if keys == CREDENTIALS => match std::env::var_os("CREDENTIALS_DIRECTORY") {
+            Some(dir) => SealKeysFrom::Credentials(dir.into()),
+            None => SealKeysFrom::DataDir,
+        },
+        Some((path, keys)) => SealKeysFrom::Directory(beside(&path, &keys)),
+    }
 }
 
 /// Where the configuration's messages are. An address that holds a password is read here.

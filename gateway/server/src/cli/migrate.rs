@@ -49,6 +49,7 @@ pub(super) async fn migrate(context: &Context, args: &Migrate) -> Result<(), Fai
         origin: config.gateway.name.clone(),
         url,
         engines,
+        seal_keys: config.seal_keys.clone(),
         batch_rows: BATCH_ROWS,
     };
     let ui = &context.ui;

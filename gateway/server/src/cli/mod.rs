@@ -11,6 +11,7 @@ mod deliveries;
 mod demo;
 mod doctor;
 mod failure;
+mod keys;
 mod list;
 mod locate;
 mod migrate;
@@ -101,6 +102,11 @@ enum Command {
     /// Deliveries that may or may not have arrived: list, decide
     #[command(subcommand)]
     Doubt(deliveries::Doubt),
+    /// Erase all that messages were about, copies included; the audit log stays
+    Erase(keys::Erase),
+    /// The key that data keys are wrapped with
+    #[command(subcommand)]
+    Key(keys::Key),
     /// The audit log: verify, export, prove, read. Works on the data directory, gateway running or not
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -200,6 +206,8 @@ fn run(
         Command::Queue(command) => runtime()?.block_on(queue::queue(context, command)),
         Command::Dead(command) => runtime()?.block_on(deliveries::dead(context, command)),
         Command::Doubt(command) => runtime()?.block_on(deliveries::doubt(context, command)),
+        Command::Erase(args) => runtime()?.block_on(keys::erase(context, args)),
+        Command::Key(command) => runtime()?.block_on(keys::key(context, command)),
         Command::Audit(command) => runtime()?.block_on(audit::audit(context, command)),
         Command::Backup(args) => runtime()?.block_on(backup::backup(context, args)),
         Command::Restore(args) => runtime()?.block_on(restore::restore(context, args)),

@@ -72,6 +72,8 @@ pub(super) async fn restore(context: &Context, args: &Restore) -> Result<(), Fai
         origin: config.gateway.name.clone(),
         dedup_window: config.gateway.dedup_window,
         payload_retention: config.gateway.retention,
+        encryption: gatepost_store::Encryption::On,
+        seal_keys: Default::default(),
         keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
         adopt: None,
     };

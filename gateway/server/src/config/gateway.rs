@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gatepost_store::Engines;
+use gatepost_store::{Encryption, Engines, SealKeysFrom};
 
 use super::fault::Report;
 use super::paths::Base;
@@ -13,6 +13,8 @@ use super::{Config, Gateway, Store, UNROUTED};
 /// Largest payload of one message, bytes; also the default.
 pub(crate) const MESSAGE_BYTES_MAX: u64 = 64 << 20;
 pub(crate) const DATA_DIR: &str = "/var/lib/gatepost";
+/// What stands in place of a directory for keys that systemd gives.
+pub(crate) const CREDENTIALS: &str = "credentials";
 const DEDUP_WINDOW: Duration = Duration::from_secs(8 * 86_400);
 const RETENTION: Duration = Duration::from_secs(30 * 86_400);
 const MAX_CONNECTIONS: u32 = 1024;
@@ -88,6 +90,33 @@ pub(super) fn store(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>
         Some(false) | None => Engines::Postgres,
     };
     Store::Postgres { url_file: base.existing(&path, report), engines }
+}
+
+/// `[encryption]`
+pub(super) fn encryption(root: &Section<'_>) -> Encryption {
+    match root.table("encryption").and_then(|encryption| encryption.truth("at_rest")) {
+        Some(false) => Encryption::Off,
+        Some(true) | None => Encryption::On,
+    }
+}
+
+/// Where the seal keys are.
+pub(super) fn seal_keys(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> SealKeysFrom {
+    let Some(named) = root.table("encryption").and_then(|encryption| encryption.text("keys")) else {
+        return SealKeysFrom::DataDir;
+    };
+    if named.value != CREDENTIALS {
+        return SealKeysFrom::Directory(base.existing(&named, report));
+    }
+    match std::env::var_os("CREDENTIALS_DIRECTORY") {
+        Some(dir) => SealKeysFrom::Credentials(dir.into()),
+        None => {
+            let why = "there are no credentials: systemd gives them to a service with LoadCredential= or \
+                 LoadCredentialEncrypted=";
+            report.add(&named.spot, why);
+            SealKeysFrom::DataDir
+        }
+    }
 }
 
 fn dedup_window(section: Option<&Section<'_>>) -> Option<Item<Duration>> {

@@ -79,6 +79,7 @@ const PLAIN: Shape = Shape::Text(None);
 pub(super) const ROOT: Groups = &[&[
     key("gateway", Shape::Table(GATEWAY), "The gateway itself."),
     key("store", Shape::Table(STORE), "Where messages are kept; SQLite in `data_dir` unless said otherwise."),
+    key("encryption", Shape::Table(ENCRYPTION), "How messages are encrypted where they are kept."),
     key("listen", Shape::Tables(LISTEN), "A socket and which kind of principal it serves."),
     key("apps", Shape::Named(APP), "Applications that send messages and read inboxes."),
     key("operators", Shape::Named(OPERATOR), "People and programs that look after the gateway."),
@@ -142,6 +143,19 @@ const POSTGRES: Groups = &[&[
         "experimental",
         Shape::Truth,
         "Try an engine that only resembles PostgreSQL: nothing that the gateway promises is tested on it. Default: false.",
+    ),
+]];
+
+const ENCRYPTION: Groups = &[&[
+    key(
+        "at_rest",
+        Shape::Truth,
+        "Whether what is stored from now on is encrypted; what is stored already can be read either way. Default: true.",
+    ),
+    key(
+        "keys",
+        PLAIN,
+        "Directory of the seal keys, `seal-N.key`; or `credentials`: those that systemd gives the service. Default: `keys` in `data_dir`.",
     ),
 ]];
 

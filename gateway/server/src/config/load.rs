@@ -108,6 +108,8 @@ fn assemble(
         digest: hex(&Sha256::digest(text.as_bytes())),
         gateway: gateway::read(&root, base, report),
         store: gateway::store(&root, base, report),
+        encryption: gateway::encryption(&root),
+        seal_keys: gateway::seal_keys(&root, base, report),
         listens: listens::read(&root, base, report),
         apps: principals::apps(&root, &names, report),
         operators: principals::operators(&root, report),

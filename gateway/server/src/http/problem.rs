@@ -132,9 +132,12 @@ impl From<StoreError> for Refusal {
             }
             StoreError::NoQueue(queue) => Self::not_found(format!("there is no queue `{queue}`")),
             StoreError::BadCursor => Self::invalid("`cursor` is not one that this list gave"),
-            StoreError::Corrupt { .. } | StoreError::Database(_) | StoreError::Audit(_) => {
-                Self::internal(error)
-            }
+            StoreError::Erased => Self::new(Code::PayloadPurged, "it has been erased"),
+            StoreError::DataKeyUnknown { .. }
+            | StoreError::SealKey(_)
+            | StoreError::Corrupt { .. }
+            | StoreError::Database(_)
+            | StoreError::Audit(_) => Self::internal(error),
         }
     }
 }

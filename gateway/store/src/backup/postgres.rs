@@ -14,7 +14,7 @@ use super::{BackupError, Snapshot, Taken};
 use crate::postgres::{self, MIGRATIONS, partitions, probe, sql};
 
 /// All that a gateway writes there; which migrations have been applied is in the manifest.
-pub(super) const TABLES: [&str; 25] = [
+pub(super) const TABLES: [&str; 26] = [
     "store",
     "node",
     "queue",
@@ -36,6 +36,7 @@ pub(super) const TABLES: [&str; 25] = [
     "detail",
     "reply",
     "adapter_state",
+    "keyring",
     "leaf",
     "leaf_new",
     "leaf_place",

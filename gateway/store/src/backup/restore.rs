@@ -15,7 +15,7 @@ use super::{
     BackupError, DATABASE, FORMAT, KEYS, MANIFEST, MANIFEST_SUM, Manifest, Snapshot, at, manifest_sum,
     postgres,
 };
-use crate::data_dir::DataDir;
+use crate::data_dir::{DataDir, key_files};
 use crate::open::Database;
 use crate::{postgres as shared, sql};
 
@@ -154,7 +154,7 @@ impl Landing {
         }
         for (name, recorded) in &backup.manifest.files {
             let is_file_of_data_dir =
-                name.starts_with("audit/") || name == DATABASE || KEYS.contains(&name.as_str());
+                name.starts_with("audit/") || name == DATABASE || name.starts_with(KEYS);
             // Looked at once more, since it is this reading of the file that counts.
             if is_file_of_data_dir && copy(&backup.dir.join(name), &self.path().join(name))? != *recorded {
                 return Err(changed(name, "it is another now than a moment ago".to_owned()));
@@ -177,9 +177,9 @@ impl Landing {
     fn lay_keys(&self, backup: &Backup, keys: Option<&Path>) -> Result<(), BackupError> {
         match keys {
             Some(from) if !backup.manifest.has_keys => {
-                for key in KEYS {
-                    let name = Path::new(key).file_name().unwrap_or_default();
-                    copy(&from.join(name), &self.path().join(key))?;
+                for key in key_files(from)? {
+                    let name = key.file_name().unwrap_or_default();
+                    copy(&key, &self.path().join(KEYS).join(name))?;
                 }
             }
             None if !backup.manifest.has_keys => return Err(BackupError::KeysMissing),

@@ -2,7 +2,7 @@
 
 use crate::leaves::Run;
 use crate::row::Row;
-use crate::seal::Index;
+use crate::seal::{Index, Salt};
 use crate::writer::Queue;
 
 /// Sealed bytes after which a batch is full; it holds at least one row.
@@ -138,7 +138,7 @@ pub(crate) struct Message {
 pub(crate) struct Content {
     /// Sealed.
     pub(crate) attributes: Vec<u8>,
-    pub(crate) salt: [u8; 32],
+    pub(crate) salt: Salt,
     /// Sealed.
     pub(crate) data: Vec<u8>,
 }

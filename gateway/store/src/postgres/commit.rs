@@ -15,6 +15,8 @@ use super::connection::{Connection, Statement};
 use super::row::{Cells, bucket_of};
 use super::{Owned, sql};
 use crate::backend::CommitError;
+use crate::keyring::WrappedTree;
+use crate::ops::StoreError;
 use crate::row::{Row, micros, state_code};
 use crate::seal::{Index, Owner};
 use crate::writer::{Counts, Queue, Touched, Turn};
@@ -236,7 +238,8 @@ fn states(connection: &mut Connection, turn: &Turn<'_>) -> Result<(), CommitErro
             Some(value) => {
                 adapters.push(adapter.as_str());
                 keys.push(key.as_str());
-                values.push(turn.vault.seal(value, Owner::State { adapter, key }));
+                let owner = Owner::State { adapter, key };
+                values.push(turn.vault.seal(value, owner).map_err(StoreError::from)?);
             }
             None => {
                 gone_adapters.push(adapter.as_str());
@@ -280,6 +283,24 @@ fn added_to_counts(turn: &Turn<'_>) -> impl Iterator<Item = (i64, Counts)> {
         Some((queue.id, queue.counts.since(&before.counts)))
     });
     changed.filter(|(_, counts)| *counts != Counts::default())
+}
+
+/// Writes trees of data keys. Those that are there already stay.
+pub(super) fn add_trees(connection: &mut Connection, trees: &[WrappedTree]) -> Result<(), CommitError> {
+    let statement = sqlx::query(sql::KEYRING_ADD)
+        .bind(trees.iter().map(|tree| whole(tree.tree)).collect::<Vec<i64>>())
+        .bind(trees.iter().map(|tree| i32::try_from(tree.key).unwrap_or(i32::MAX)).collect::<Vec<i32>>())
+        .bind(trees.iter().map(|tree| tree.body.as_slice()).collect::<Vec<&[u8]>>());
+    connection.execute(statement).map(drop)
+}
+
+/// Writes trees of data keys anew.
+pub(super) fn put_trees(connection: &mut Connection, trees: &[WrappedTree]) -> Result<(), CommitError> {
+    let statement = sqlx::query(sql::KEYRING_PUT)
+        .bind(trees.iter().map(|tree| whole(tree.tree)).collect::<Vec<i64>>())
+        .bind(trees.iter().map(|tree| i32::try_from(tree.key).unwrap_or(i32::MAX)).collect::<Vec<i32>>())
+        .bind(trees.iter().map(|tree| tree.body.as_slice()).collect::<Vec<&[u8]>>());
+    exactly(connection, statement, trees.len(), "keyring_put")
 }
 
 /// Writes a queue's row, if it is still of that version.

@@ -13,13 +13,14 @@ use gatepost_core::Timestamp;
 use sqlx::postgres::PgConnectOptions;
 
 use super::TURN_BITS;
-use super::commit::whole;
+use super::commit::{add_trees, whole};
 use super::connection::Connection;
 use super::node::{NodeError, migrate};
 use super::partitions::make;
 use super::row::Cells;
 use super::sql::{STORE_ADD, STORE_LOOK};
 use crate::backend::CommitError;
+use crate::keyring::WrappedTree;
 use crate::leaves::Run;
 use crate::migrate::Counts;
 use crate::migrate::batch::{Batch, Stage};
@@ -99,6 +100,11 @@ impl Copy {
         let mut copy = Self { connection, days: HashSet::new(), stage: Stage::START };
         let begun = copy.in_transaction(|copy| copy.begin(origin))?;
         Ok((copy, begun))
+    }
+
+    /// Writes trees of data keys; those that are there stay.
+    pub(crate) fn keep_keys(&mut self, trees: &[WrappedTree]) -> Result<(), CopyError> {
+        Ok(add_trees(&mut self.connection, trees)?)
     }
 
     pub(crate) fn stage(&self) -> Stage {

@@ -12,10 +12,11 @@ use super::partitions::RUN_BYTES;
 use super::row::Cells;
 use super::{LeaseGroups, Postgres, sql};
 use crate::backend::Attributes;
+use crate::keyring::WrappedTree;
 use crate::ops::{QueueKind, QueueSetup, StoreError};
 use crate::recent::RecentMessage;
 use crate::row::{form_of, trip};
-use crate::seal::{Owner, Place, Vault};
+use crate::seal::{Owner, Place, Salt, Vault};
 use crate::writer::{Counts, Keys, Memory, Queue};
 
 impl Postgres {
@@ -37,6 +38,9 @@ impl Postgres {
             damage: Default::default(),
         };
         self.known.forget();
+        for row in self.connection.rows(sqlx::query(sql::KEYRING_LOAD))? {
+            vault.learn(&tree(&row)?)?;
+        }
         for row in self.connection.rows(sqlx::query(sql::ADAPTER_STATES))? {
             state(&row, vault)?;
         }
@@ -82,6 +86,24 @@ impl Postgres {
         }
         Ok(())
     }
+}
+
+/// A tree of data keys.
+pub(crate) fn tree(row: &PgRow) -> Result<WrappedTree, StoreError> {
+    let mut cells = Cells::new(row);
+    let place = Place { table: "keyring", column: "tree", row: cells.take()? };
+    Ok(WrappedTree {
+        tree: place.count(place.row)?,
+        key: u32::try_from(cells.take::<i32>()?).map_err(|_| place.corrupt())?,
+        body: cells.take()?,
+    })
+}
+
+/// A value of an adapter's state as it is stored.
+pub(super) fn sealed_state(row: &PgRow) -> Result<Vec<u8>, StoreError> {
+    let mut cells = Cells::new(row);
+    let (_adapter, _key) = (cells.take::<&str>()?, cells.take::<&str>()?);
+    cells.take()
 }
 
 /// Key and value of an adapter's state.
@@ -146,7 +168,7 @@ pub(super) fn message(row: &PgRow) -> Result<Option<(MessageId, RecentMessage)>,
     let (form, size) = (form_of(i64::from(cells.take::<i16>()?)), u64::try_from(cells.take::<i64>()?));
     let (Some(kind), Some(form), Ok(size)) = (kind, form, size) else { return Ok(None) };
     let attributes: Vec<u8> = cells.take()?;
-    let salt = cells.take_bytes(Place { column: "salt", ..place })?;
+    let salt = Salt::from_stored(cells.take_bytes(Place { column: "salt", ..place })?);
     let data: Vec<u8> = cells.take()?;
     let sender = Actor::new(kind, name);
     let (attributes, data) = (attributes.into(), data.into());

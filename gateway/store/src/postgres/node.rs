@@ -105,6 +105,7 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
     let mut partitions = Partitions::default();
     partitions.tend(&mut connection, clock.now())?;
     let mut database = Postgres {
+        vault: node.vault.clone(),
         connection,
         clock: clock.clone(),
         data_dir: node.data_dir,

@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 
 use crate::ops::StoreError;
 use crate::row::{Row, Standing, settled};
-use crate::seal::{Index, Place};
+use crate::seal::{Index, Place, Salt};
 
 /// Buckets of a queue.
 pub(super) const BUCKETS: u8 = 64;
@@ -95,7 +95,7 @@ pub(super) fn load(row: &PgRow) -> Result<Row, StoreError> {
     let leaves: Vec<u8> = cells.take()?;
     let message = cells.take_bytes(place("message"))?;
     let (size, accepted_at): (i64, i64) = (cells.take()?, cells.take()?);
-    let salt = cells.take_opt_bytes(place("salt"))?;
+    let salt = cells.take_opt_bytes(place("salt"))?.map(Salt::from_stored);
     let delivery = Delivery {
         state: standing.state(late, reason, pos)?,
         attempts,

@@ -185,6 +185,29 @@ statements! {
         FROM unnest($1::bigint[]) AS w(seq) CROSS JOIN LATERAL (SELECT * FROM message WHERE seq = w.seq AND size <= $2 LIMIT 1) m \
         CROSS JOIN LATERAL (SELECT * FROM payload WHERE day = m.day AND seq = m.seq LIMIT 1) p";
     ADAPTER_STATE_LOAD = "/* adapter_state_load */ SELECT adapter, key, value FROM adapter_state WHERE adapter = $1 ORDER BY key";
+    KEYRING_LOAD = "/* keyring_load */ SELECT tree, key, body FROM keyring";
+    KEYRING_TREES = "/* keyring_trees */ SELECT tree, key, body FROM keyring WHERE tree = ANY($1::bigint[])";
+    KEYRING_ADD = "/* keyring_add */ INSERT INTO keyring (tree, key, body) SELECT * FROM unnest($1::bigint[], $2::int[], $3::bytea[]) \
+        ON CONFLICT (tree) DO NOTHING";
+    KEYRING_PUT = "/* keyring_put */ UPDATE keyring k SET key = w.key, body = w.body \
+        FROM unnest($1::bigint[], $2::int[], $3::bytea[]) AS w(tree, key, body) WHERE k.tree = w.tree";
+    KEYRING_OLDEST = "/* keyring_oldest */ SELECT min(key)::bigint FROM keyring";
+    ERASE_BY_ID = "/* erase_by_id */ SELECT seq, true FROM message WHERE id = $1";
+    ERASE_BY_SUBJECT = "/* erase_by_subject */ SELECT seq, true FROM message WHERE subject = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+    ERASE_BY_APP = "/* erase_by_app */ SELECT seq, sender_kind = 'app' AND sender = $1 FROM message WHERE seq > $2 ORDER BY seq LIMIT $3";
+    /// Their rows stay as they are until the end of the transaction.
+    ERASE_READ = "/* erase_read */ SELECT m.seq, m.id, m.day, m.fingerprint, m.remains, p.attributes, p.data, m.first_pos, m.deliveries, \
+        NOT EXISTS (SELECT 1 FROM delivery d WHERE d.pos >= m.first_pos AND d.pos < m.first_pos + m.deliveries AND d.state IN (0, 1, 2, 3)) \
+        FROM unnest($1::bigint[]) AS w(seq) CROSS JOIN LATERAL (SELECT * FROM message WHERE seq = w.seq LIMIT 1 FOR UPDATE) m \
+        LEFT JOIN LATERAL (SELECT attributes, data FROM payload WHERE day = m.day AND seq = m.seq LIMIT 1) p ON true ORDER BY m.seq";
+    ERASE_READ_SEALED = "/* erase_read_sealed */ SELECT body FROM reply WHERE day = $1 AND delivery >= $2 AND delivery < $2 + $3 \
+        UNION ALL SELECT body FROM detail WHERE day = $1 AND delivery >= $2 AND delivery < $2 + $3";
+    ERASE_MESSAGE = "/* erase_message */ WITH w AS MATERIALIZED (UPDATE message SET fingerprint = $2, subject = NULL, key = NULL, \
+        correlation = NULL, remains = $3 WHERE seq = $1 RETURNING seq, day, first_pos, deliveries), \
+        p AS (DELETE FROM payload y USING w WHERE y.day = w.day AND y.seq = w.seq), \
+        r AS (DELETE FROM reply y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
+        d AS (DELETE FROM detail y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \
+        SELECT 1 FROM w";
     ADAPTER_STATES = "/* adapter_states */ SELECT adapter, key, value FROM adapter_state";
 
     // === a turn's transaction ===

@@ -16,9 +16,10 @@ use super::record::{
     MessageRecord, NodeRecord, Payload, ReplyRecord, leaf_numbers,
 };
 use super::source::{Check, DeliverySearch, MessageSearch};
+use crate::keyring::WrappedTree;
 use crate::leaves::{Placed, Run};
 use crate::ops::StoreError;
-use crate::seal::{Index, Place};
+use crate::seal::{Index, Place, Salt};
 
 /// Numbers of the states whose deliveries stand in table `stuck`.
 const IN_DOUBT: i64 = 3;
@@ -49,6 +50,17 @@ impl PgSource {
     pub(super) async fn message_payload(&self, seq: i64) -> Result<Option<Payload>, StoreError> {
         let row = self.optional(sqlx::query(sql::MESSAGE_PAYLOAD).bind(seq)).await?;
         row.map(|row| payload(&row, seq)).transpose()
+    }
+
+    pub(super) async fn keyring_tree(&self, tree: u64) -> Result<Option<WrappedTree>, StoreError> {
+        let number = i64::try_from(tree).unwrap_or(i64::MAX);
+        let row = self.optional(sqlx::query(sql::KEYRING_TREE).bind(number)).await?;
+        let place = Place { table: "keyring", column: "key", row: number };
+        row.map(|row| {
+            let key = u32::try_from(get::<i32>(&row, "key")?).map_err(|_| place.corrupt())?;
+            Ok(WrappedTree { tree, key, body: get(&row, "body")? })
+        })
+        .transpose()
     }
 
     pub(super) async fn messages_by_seq(
@@ -310,7 +322,7 @@ fn payload(row: &PgRow, seq: i64) -> Result<Payload, StoreError> {
     }
     let Some(sealed) = get::<Option<Vec<u8>>>(row, "data")? else { return Ok(Payload::Unread) };
     let salt = fixed(row, "salt", Place { table: "payload", column: "salt", row: seq })?;
-    Ok(Payload::Read { salt, sealed })
+    Ok(Payload::Read { salt: Salt::from_stored(salt), sealed })
 }
 
 fn delivery_record(row: &PgRow) -> Result<DeliveryRecord, StoreError> {

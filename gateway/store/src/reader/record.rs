@@ -7,7 +7,7 @@ use gatepost_core::{DeliveryId, MessageId, Timestamp};
 
 use crate::ops::{DeliveryRow, StoreError};
 use crate::row::{form_of, state_name};
-use crate::seal::Place;
+use crate::seal::{Place, Salt};
 
 /// A row of a list: its number, by which pages are cut, and what it says if it is sound.
 pub(crate) struct Listed<T> {
@@ -40,7 +40,7 @@ pub(crate) enum Payload {
     /// It is there and was not asked for.
     Unread,
     Read {
-        salt: [u8; 32],
+        salt: Salt,
         sealed: Vec<u8>,
     },
 }

@@ -16,6 +16,7 @@ use super::record::{
     ReplyRecord,
 };
 use super::sqlite::SqliteSource;
+use crate::keyring::WrappedTree;
 use crate::leaves::Placed;
 use crate::ops::{MessageFilter, StoreError};
 use crate::seal::Index;
@@ -65,6 +66,12 @@ impl Source {
 
     pub(crate) fn postgres(pool: PgPool) -> Self {
         Self::Postgres(PgSource::new(pool))
+    }
+
+    // === data keys ===
+
+    pub(crate) async fn keyring_tree(&self, tree: u64) -> Result<Option<WrappedTree>, StoreError> {
+        ask!(self.keyring_tree(tree))
     }
 
     // === messages ===

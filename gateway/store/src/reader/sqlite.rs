@@ -12,10 +12,11 @@ use super::record::{
     MessageRecord, Payload, ReplyRecord, leaf_numbers,
 };
 use super::source::{Check, DeliverySearch, MessageSearch};
+use crate::keyring::WrappedTree;
 use crate::leaves::Run;
 use crate::ops::StoreError;
 use crate::row::{DELIVERY_COLUMNS, MESSAGE_COLUMNS, bytes, get, opt_bytes};
-use crate::seal::{Index, Place};
+use crate::seal::{Index, Place, Salt};
 use crate::{sql, sum};
 
 /// Columns of a leaf that its sum covers.
@@ -46,6 +47,17 @@ impl SqliteSource {
     pub(super) async fn message_payload(&self, seq: i64) -> Result<Option<Payload>, StoreError> {
         let row = self.optional(sqlx::query(sql::MESSAGE_DATA).bind(seq)).await?;
         row.map(|row| payload(&row, seq)).transpose()
+    }
+
+    pub(super) async fn keyring_tree(&self, tree: u64) -> Result<Option<WrappedTree>, StoreError> {
+        let number = i64::try_from(tree).unwrap_or(i64::MAX);
+        let row = self.optional(sqlx::query(sql::KEYRING_TREE).bind(number)).await?;
+        let place = Place { table: "keyring", column: "key", row: number };
+        row.map(|row| {
+            let key = u32::try_from(get::<i64>(&row, "key")?).map_err(|_| place.corrupt())?;
+            Ok(WrappedTree { tree, key, body: get(&row, "body")? })
+        })
+        .transpose()
     }
 
     pub(super) async fn messages_by_seq(
@@ -317,7 +329,7 @@ fn message_head(row: &SqliteRow) -> Result<MessageHead, StoreError> {
 
 fn payload(row: &SqliteRow, seq: i64) -> Result<Payload, StoreError> {
     match (opt_bytes(row, "salt", seq)?, get::<Option<Vec<u8>>>(row, "data")?) {
-        (Some(salt), Some(sealed)) => Ok(Payload::Read { salt, sealed }),
+        (Some(salt), Some(sealed)) => Ok(Payload::Read { salt: Salt::from_stored(salt), sealed }),
         (None, None) => Ok(Payload::Purged),
         (Some(_), None) | (None, Some(_)) => {
             Err(Place { table: "message", column: "data", row: seq }.corrupt())

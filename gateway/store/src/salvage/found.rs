@@ -8,6 +8,7 @@ use rusqlite::types::Value;
 use super::damage::{Damage, Fate};
 use super::rows::{FoundRow, Worth};
 use super::table::{MESSAGE_DEDUP, Table};
+use crate::keyring::WrappedTree;
 use crate::leaves::Run;
 
 /// A message whose row is there.
@@ -42,6 +43,10 @@ pub(super) struct Found {
     pub(super) positions: HashSet<i64>,
     pub(super) keys: Vec<(Value, i64)>,
     pub(super) runs: BTreeMap<u64, Vec<u8>>,
+    /// Trees of data keys; each stands there twice.
+    pub(super) trees: BTreeMap<u64, WrappedTree>,
+    /// Rows of trees that do not verify.
+    unsound_trees: Vec<(Table, String, Option<u64>)>,
     pub(super) unsound: Vec<Unsound>,
     pub(super) damage: Vec<Damage>,
 }
@@ -84,6 +89,14 @@ impl Found {
             (Table::Dedup, [key, Value::Integer(message)]) => self.keys.push((key.clone(), *message)),
             (Table::Leaf, [Value::Integer(first), Value::Blob(bytes), _]) => {
                 self.runs.insert(first.cast_unsigned(), bytes.clone());
+            }
+            (
+                Table::Keyring | Table::KeyringCopy,
+                [Value::Integer(tree), Value::Integer(key), Value::Blob(body), ..],
+            ) => {
+                if let (Ok(tree), Ok(key)) = (u64::try_from(*tree), u32::try_from(*key)) {
+                    self.trees.entry(tree).or_insert(WrappedTree { tree, key, body: body.clone() });
+                }
             }
             _ => {}
         }
@@ -148,10 +161,25 @@ impl Found {
             (Table::Dedup, _) => {
                 self.damage.push(Damage::row(table, key, None, Fate::Rebuilt, "it is not readable"));
             }
+            (Table::Keyring | Table::KeyringCopy, _) => {
+                let tree = number.and_then(|number| u64::try_from(number).ok());
+                self.unsound_trees.push((table, key, tree));
+            }
             (Table::Detail | Table::Reply | Table::State, _) => {
                 let why = format!("its {column} cannot be opened");
                 self.damage.push(Damage::row(table, key, None, Fate::Lost, why));
             }
+        }
+    }
+
+    /// What becomes of damaged trees: their twins have it all.
+    pub(super) fn check_trees(&mut self) {
+        for (table, key, tree) in std::mem::take(&mut self.unsound_trees) {
+            let (fate, why) = match tree.is_some_and(|tree| self.trees.contains_key(&tree)) {
+                true => (Fate::Rebuilt, "it stands there twice"),
+                false => (Fate::Lost, "what is sealed with keys of it cannot be read any more"),
+            };
+            self.damage.push(Damage::row(table, key, None, fate, why));
         }
     }
 

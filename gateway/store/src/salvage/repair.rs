@@ -17,13 +17,17 @@ use rusqlite::types::{ToSql, Value};
 use super::{Damage, SalvageError, Survey, at, inspect, lock};
 use crate::clock::{Clock, Source};
 use crate::data_dir::DataDir;
+use crate::keyring::source::SealKeysFrom;
 use crate::leaves::Runs;
+use crate::open::{Encryption, vault};
 use crate::seal::Vault;
 use crate::sqlite::migrate;
 use crate::sum;
 
 pub struct Repair<'a> {
     pub source: &'a Path,
+    /// Where its seal keys are; those of the new directory are in it.
+    pub seal_keys: SealKeysFrom,
     /// Not there, or empty.
     pub target: &'a Path,
     /// Who does it.
@@ -52,13 +56,13 @@ pub fn repair(repair: &Repair<'_>) -> Result<Salvaged, SalvageError> {
     let _lock = lock(repair.source)?;
     let target = std::path::absolute(repair.target).map_err(at(repair.target))?;
     let (building, parent) = beside(&target)?;
-    let survey = Survey::take(repair.source)?;
+    let survey = Survey::take(repair.source, &repair.seal_keys)?;
     if building.exists() {
         // An earlier repair was killed.
         fs::remove_dir_all(&building).map_err(at(&building))?;
     }
     let built = Building::build(&survey, repair, &building).and_then(|salvaged| {
-        let found = inspect(&building)?;
+        let found = inspect(&building, &SealKeysFrom::DataDir)?;
         match found.damage.first() {
             Some(damage) => {
                 Err(SalvageError::Unsound(format!("{} {}: {}", damage.what, damage.place, damage.why)))
@@ -134,7 +138,7 @@ impl<'s> Building<'s> {
             survey.walked.broken.is_none() && survey.signer.is_some() && survey.walked.checkpoint.is_some();
         let origin = survey.signer.as_ref().map_or(repair.origin, |signer| signer.name()).to_owned();
         let signer = survey.signer.as_ref().filter(|_| continued);
-        let keys = data.put_keys(survey.store_key.as_ref(), signer, &origin);
+        let keys = data.put_keys(survey.store_key.as_ref(), &survey.seal_keys, signer, &origin);
         let keys = keys.map_err(|error| SalvageError::Database(error.to_string()))?;
         data.create_database().map_err(|error| SalvageError::Database(error.to_string()))?;
         let connection = Connection::open(data.database())?;
@@ -149,7 +153,7 @@ impl<'s> Building<'s> {
         let now = Clock::start(Source::Machine, Timestamp::from_micros(newest)).now();
         let mut built = Self {
             survey,
-            vault: Vault::new(&keys.store),
+            vault: vault(&keys, Encryption::On),
             connection,
             now,
             operator: Actor::new(ActorKind::Operator, repair.operator),
@@ -163,6 +167,7 @@ impl<'s> Building<'s> {
             data,
         };
         built.name_queues();
+        built.keep_trees()?;
         built.copy_rows()?;
         built.place_messages()?;
         let dead = built.place_deliveries()?;
@@ -170,6 +175,7 @@ impl<'s> Building<'s> {
         if survey.store_key.is_none() {
             built.forget_keys()?;
         }
+        built.keep_new_trees()?;
         built.log(&keys, dead)
     }
 

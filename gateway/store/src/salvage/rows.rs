@@ -11,7 +11,6 @@ use super::image::{Image, Pages};
 use super::mend::{BYTES_MAX, mended};
 use super::page::{Cell, Kind, Page, u32_at, values};
 use super::table::{Table, verdict};
-use crate::seal::Vault;
 use crate::sql;
 
 /// Levels that a b-tree may have; SQLite's own limit.
@@ -73,14 +72,13 @@ impl Tree {
 /// Looks at every row. `take` gets those of the tables in their order, afterwards what was found on pages that hang on nothing.
 pub(super) struct Rows<'a> {
     image: &'a Image,
-    vault: &'a Vault,
     seen: HashSet<u32>,
     pub(super) faults: Vec<PageFault>,
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(image: &'a Image, vault: &'a Vault) -> Self {
-        Self { image, vault, seen: HashSet::new(), faults: Vec::new() }
+    pub(super) fn new(image: &'a Image) -> Self {
+        Self { image, seen: HashSet::new(), faults: Vec::new() }
     }
 
     pub(super) fn read(&mut self, take: &mut dyn FnMut(FoundRow) -> io::Result<()>) -> io::Result<()> {
@@ -226,7 +224,7 @@ impl<'a> Rows<'a> {
                 *table != Table::Dedup && table.has_row_numbers() == cell.row.is_some()
             });
             let values = values(cell.record.as_deref()?, cell.row)?;
-            let of = fitting.filter(|table| verdict(*table, &values, self.vault).is_none());
+            let of = fitting.filter(|table| verdict(*table, &values).is_none());
             of.map(|table| FoundRow { table, row: cell.row, values: values.clone(), worth: Worth::Sound })
                 .next()
         };
@@ -237,17 +235,16 @@ impl<'a> Rows<'a> {
         let damaged = |values, why| FoundRow { table, row: cell.row, values, worth: Worth::Damaged(why) };
         let Some(record) = &cell.record else { return damaged(Vec::new(), "record") };
         let read = values(record, cell.row).filter(|values| values.len() == table.columns());
-        let fault = read.as_ref().map_or(Some("record"), |values| verdict(table, values, self.vault));
+        let fault = read.as_ref().map_or(Some("record"), |values| verdict(table, values));
         let Some(fault) = fault else {
             return FoundRow { table, row: cell.row, values: read.unwrap_or_default(), worth: Worth::Sound };
         };
-        let sound = |record: &[u8]| {
-            values(record, cell.row).is_some_and(|values| verdict(table, &values, self.vault).is_none())
-        };
+        let sound =
+            |record: &[u8]| values(record, cell.row).is_some_and(|values| verdict(table, &values).is_none());
         let renumbered = || {
             let rows = (0..i64::BITS).filter_map(|bit| Some(cell.row? ^ 1 << bit));
             let mut read = rows.filter_map(|row| Some((row, values(record, Some(row))?)));
-            read.find(|(_, values)| verdict(table, values, self.vault).is_none())
+            read.find(|(_, values)| verdict(table, values).is_none())
         };
         let put_right = || {
             let record = Some(record).filter(|record| record.len() <= BYTES_MAX)?;

@@ -16,7 +16,8 @@ use super::rows::Rows;
 use super::table::Table;
 use super::{SalvageError, at, integrity, keys};
 use crate::data_dir::DataDir;
-use crate::seal::Vault;
+use crate::keyring::WrappedTree;
+use crate::keyring::source::SealKeysFrom;
 
 /// Everything that is known of a data directory after one look at all of it.
 pub(super) struct Survey {
@@ -27,6 +28,9 @@ pub(super) struct Survey {
     pub(super) signer: Option<SignerKey>,
     pub(super) vkey: Option<VerifierKey>,
     pub(super) log: Log,
+    /// Versions of the seal key, by their numbers.
+    pub(super) seal_keys: BTreeMap<u32, [u8; 32]>,
+    pub(super) trees: BTreeMap<u64, WrappedTree>,
     pub(super) walked: Walked,
     pub(super) queues: BTreeMap<i64, Vec<Value>>,
     pub(super) messages: BTreeMap<i64, KnownMessage>,
@@ -38,17 +42,15 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    pub(super) fn take(data_dir: &Path) -> Result<Self, SalvageError> {
+    pub(super) fn take(data_dir: &Path, seal_keys: &SealKeysFrom) -> Result<Self, SalvageError> {
         let data = DataDir::new(data_dir);
         let database = data.database();
         if !database.exists() {
             return Err(SalvageError::NoData(data_dir.to_path_buf()));
         }
         let image = Image::open(&database, &data.wal()).map_err(at(&database))?;
-        // Nothing that is opened here depends on the key: seals are plain.
-        let vault = Vault::new(&[0; 32]);
         let mut found = Found::default();
-        let mut rows = Rows::new(&image, &vault);
+        let mut rows = Rows::new(&image);
         rows.read(&mut |row| {
             found.take(row);
             Ok(())
@@ -69,12 +71,13 @@ impl Survey {
         found.damage.extend(wal_damage(&image));
         found.damage.extend(lost_with_wal);
         found.check_keys();
+        found.check_trees();
         let leaf_rows = found.leaf_rows();
         if found.store.is_none() {
             let why = "the number of starts and of entries is taken from the log";
             found.damage.push(Damage::row(Table::Store, 1, None, Fate::Rebuilt, why));
         }
-        let keys = keys::read(&data, found.store.as_deref(), &mut found.damage);
+        let keys = keys::read(&data, seal_keys, found.store.as_deref(), &found.trees, &mut found.damage);
         let log = Log::new(&data.audit(), leaf_rows);
         let size = found.store.as_ref().and_then(|store| match store.get(3) {
             Some(Value::Integer(size)) => u64::try_from(*size).ok(),
@@ -90,6 +93,8 @@ impl Survey {
             data,
             store: found.store.take(),
             store_key: keys.store,
+            seal_keys: keys.seal,
+            trees: std::mem::take(&mut found.trees),
             signer: keys.signer,
             vkey,
             log,

@@ -2,8 +2,10 @@
 
 use rusqlite::types::{ToSql, Value};
 
-use crate::row::{DELIVERY_COLUMNS, INDEXED_COLUMNS, MESSAGE_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS};
-use crate::seal::{Owner, Place, Vault};
+use crate::row::{
+    DELIVERY_COLUMNS, INDEXED_COLUMNS, KEYRING_COLUMNS, MESSAGE_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS,
+};
+use crate::seal::{Owner, SALT_BYTES, Salt, Vault};
 use crate::sum;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +19,8 @@ pub(super) enum Table {
     Reply,
     State,
     Leaf,
+    Keyring,
+    KeyringCopy,
 }
 
 /// Columns of a message by their place.
@@ -30,7 +34,7 @@ pub(super) const MESSAGE_DATA: usize = MESSAGE_SALT + 1;
 pub(super) const DELIVERY_READY: usize = 8;
 
 impl Table {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Store,
         Self::Queue,
         Self::Message,
@@ -40,6 +44,8 @@ impl Table {
         Self::Reply,
         Self::State,
         Self::Leaf,
+        Self::Keyring,
+        Self::KeyringCopy,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -53,6 +59,8 @@ impl Table {
             Self::Reply => "reply",
             Self::State => "adapter_state",
             Self::Leaf => "leaf",
+            Self::Keyring => "keyring",
+            Self::KeyringCopy => "keyring_copy",
         }
     }
 
@@ -63,6 +71,7 @@ impl Table {
             Self::Message => MESSAGE_DATA + 1,
             Self::Delivery => DELIVERY_COLUMNS + 2,
             Self::Detail | Self::State | Self::Leaf => 3,
+            Self::Keyring | Self::KeyringCopy => KEYRING_COLUMNS + 1,
             Self::Dedup | Self::Reply => 2,
         }
     }
@@ -74,19 +83,21 @@ impl Table {
 }
 
 /// The column that is not what was written, or none.
-pub(super) fn verdict(table: Table, values: &[Value], vault: &Vault) -> Option<&'static str> {
+pub(super) fn verdict(table: Table, values: &[Value]) -> Option<&'static str> {
     if values.len() != table.columns() {
         return Some("record");
     }
-    let place = Place { table: table.name(), column: "", row: 0 };
     let opens = |sealed: &Value, owner| match sealed {
-        Value::Blob(sealed) => vault.open(sealed, owner, place).is_ok(),
+        Value::Blob(sealed) => Vault::is_sound(sealed, owner),
         _ => false,
     };
     let (sound, column) = match table {
         Table::Store => (summed(&values[..STORE_COLUMNS], &values[STORE_COLUMNS]), "sum"),
         Table::Queue => (summed(&values[..QUEUE_COLUMNS], &values[QUEUE_COLUMNS]), "sum"),
         Table::Leaf => (summed(&values[..2], &values[2]), "sum"),
+        Table::Keyring | Table::KeyringCopy => {
+            (summed(&values[..KEYRING_COLUMNS], &values[KEYRING_COLUMNS]), "sum")
+        }
         Table::Delivery => {
             let covered: Vec<&Value> = values[..DELIVERY_READY]
                 .iter()
@@ -99,7 +110,7 @@ pub(super) fn verdict(table: Table, values: &[Value], vault: &Vault) -> Option<&
             }
             (summed, "sum")
         }
-        Table::Message => return message_verdict(values, vault),
+        Table::Message => return message_verdict(values),
         // Nothing is known of it but by its message.
         Table::Dedup => (matches!(values, [Value::Blob(_), Value::Integer(_)]), "key"),
         Table::Detail => match values {
@@ -122,23 +133,22 @@ pub(super) fn verdict(table: Table, values: &[Value], vault: &Vault) -> Option<&
     (!sound).then_some(column)
 }
 
-fn message_verdict(values: &[Value], vault: &Vault) -> Option<&'static str> {
+fn message_verdict(values: &[Value]) -> Option<&'static str> {
     if !summed(&values[..MESSAGE_SUM], &values[MESSAGE_SUM]) {
         return Some("sum");
     }
-    content_verdict(values, vault).or_else(|| {
+    content_verdict(values).or_else(|| {
         let indexed: Vec<&Value> =
             values[..1].iter().chain(&values[MESSAGE_DEDUP..MESSAGE_SUM_INDEXED]).collect();
         (!is_sum(&indexed, &values[MESSAGE_SUM_INDEXED])).then_some("sum_indexed")
     })
 }
 
-fn content_verdict(values: &[Value], vault: &Vault) -> Option<&'static str> {
-    let place = Place { table: "message", column: "", row: 0 };
+fn content_verdict(values: &[Value]) -> Option<&'static str> {
     let Value::Blob(id) = &values[1] else { return Some("id") };
     let Ok(message) = <&[u8; 16]>::try_from(id.as_slice()) else { return Some("id") };
     let attributes = match &values[MESSAGE_ATTRIBUTES] {
-        Value::Blob(sealed) => vault.open(sealed, Owner::Attributes { message }, place).is_ok(),
+        Value::Blob(sealed) => Vault::is_sound(sealed, Owner::Attributes { message }),
         _ => false,
     };
     if !attributes {
@@ -146,8 +156,11 @@ fn content_verdict(values: &[Value], vault: &Vault) -> Option<&'static str> {
     }
     let data = match (&values[MESSAGE_SALT], &values[MESSAGE_DATA]) {
         (Value::Null, Value::Null) => true,
-        (Value::Blob(salt), Value::Blob(sealed)) => <&[u8; 32]>::try_from(salt.as_slice())
-            .is_ok_and(|salt| vault.open(sealed, Owner::Data { message, salt }, place).is_ok()),
+        (Value::Blob(salt), Value::Blob(sealed)) => {
+            <[u8; SALT_BYTES]>::try_from(salt.as_slice()).is_ok_and(|salt| {
+                Vault::is_sound(sealed, Owner::Data { message, salt: &Salt::from_stored(salt) })
+            })
+        }
         _ => false,
     };
     (!data).then_some("data")

@@ -3,10 +3,49 @@
 use rusqlite::{Connection, ToSql, params};
 
 use crate::backend::CommitError;
+use crate::keyring::WrappedTree;
+use crate::ops::StoreError;
 use crate::row::{form_code, micros};
 use crate::seal::{Index, Owner};
 use crate::writer::{MessageRow, Queue, Touched, Turn};
 use crate::{sql, sum};
+
+/// Writes trees of data keys, twice each, in a transaction of their own.
+pub(crate) fn add_trees(connection: &Connection, trees: &[WrappedTree]) -> Result<(), CommitError> {
+    begin(connection)?;
+    let written = write_trees(connection, trees, [sql::KEYRING_ADD, sql::KEYRING_COPY_ADD]);
+    let ended = written.and_then(|()| at_commit(|| finish(connection)));
+    ended.inspect_err(|_| drop(roll_back(connection)))
+}
+
+/// Writes trees of data keys anew, in the open transaction or in one of their own.
+pub(crate) fn put_trees(connection: &Connection, trees: &[WrappedTree]) -> Result<(), CommitError> {
+    const PUT: [&str; 2] = [sql::KEYRING_PUT, sql::KEYRING_COPY_PUT];
+    if !connection.is_autocommit() {
+        return write_trees(connection, trees, PUT);
+    }
+    begin(connection)?;
+    let written = write_trees(connection, trees, PUT);
+    gatepost_faults::point("keyring.before_commit");
+    let ended = written.and_then(|()| at_commit(|| finish(connection)));
+    gatepost_faults::point("keyring.after_commit");
+    ended.inspect_err(|_| drop(roll_back(connection)))
+}
+
+/// Both copies of each.
+fn write_trees(
+    connection: &Connection,
+    trees: &[WrappedTree],
+    statements: [&'static str; 2],
+) -> Result<(), CommitError> {
+    for statement in statements {
+        let mut statement = connection.prepare_cached(statement)?;
+        for WrappedTree { tree, key, body } in trees {
+            execute_summed(&mut statement, params![whole(*tree), key, body], &[])?;
+        }
+    }
+    Ok(())
+}
 
 /// Begins a transaction that nothing else can get in the way of.
 pub(crate) fn begin(connection: &Connection) -> Result<(), CommitError> {
@@ -85,7 +124,7 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
             Some(value) => connection.prepare_cached(sql::STATE_PUT)?.execute(params![
                 adapter,
                 key,
-                turn.vault.seal(value, Owner::State { adapter, key })
+                turn.vault.seal(value, Owner::State { adapter, key }).map_err(StoreError::from)?
             ])?,
             None => connection.prepare_cached(sql::STATE_DROP)?.execute(params![adapter, key])?,
         };
@@ -195,7 +234,7 @@ fn add_message(
         prepared.partition,
         prepared.correlation,
     ];
-    let content = params![prepared.attributes, prepared.salt, prepared.data];
+    let content = params![prepared.attributes, prepared.salt.stored(), prepared.data];
     let sums = params![sum::of(columns)?, sum::of(indexed)?];
     let values = [columns, &indexed[1..], content, sums];
     for (number, value) in (1..).zip(values.iter().copied().flatten()) {

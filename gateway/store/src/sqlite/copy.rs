@@ -7,9 +7,11 @@ use gatepost_audit::{DirTiles, Leaf, NodeSource as _, TILE_WIDTH, leaf_hash, par
 use rusqlite::{Connection, params};
 
 use super::connection::{Cells, rows};
+use super::load::stored_trees;
 use crate::audit_log::LogFault;
 use crate::backend::CommitError;
 use crate::data_dir::DataDir;
+use crate::keyring::WrappedTree;
 use crate::leaves::Run;
 use crate::migrate::batch::{
     BATCH_BYTES, Batch, Content, Delivery, Detail, Entries, Message, Part, Reply, Rows, State,
@@ -18,7 +20,7 @@ use crate::migrate::{Counts, MigrateError};
 use crate::ops::StoreError;
 use crate::prepared::remains_of;
 use crate::row::{INDEXED_COLUMNS, MESSAGE_COLUMNS, Row};
-use crate::seal::{Owner, Place, Vault};
+use crate::seal::{Owner, Place, Salt, Vault};
 use crate::sql;
 use crate::writer::Memory;
 
@@ -56,6 +58,13 @@ impl Original {
             memory,
             rows: rows_per_batch.max(1),
         })
+    }
+
+    /// What the data keys of everything are computed from, and of what is sealed anew for the copy.
+    pub(crate) fn trees(&self) -> Result<Vec<WrappedTree>, StoreError> {
+        let mut trees = stored_trees(&self.connection)?;
+        trees.extend(self.vault.unsaved()?);
+        Ok(trees)
     }
 
     /// Size of the audit tree.
@@ -160,12 +169,13 @@ impl Original {
         let attributes: Vec<u8> = cells.take()?;
         let owner = Owner::Attributes { message: &id };
         let opened = self.vault.open(&attributes, owner, place("attributes"))?;
-        let (salt, data) = (cells.take::<Option<[u8; 32]>>()?, cells.take::<Option<Vec<u8>>>()?);
+        let salt = cells.take::<Option<_>>()?.map(Salt::from_stored);
+        let data = cells.take::<Option<Vec<u8>>>()?;
         let (remains, content) = match (salt, data) {
             (None, None) => (attributes, None),
             (Some(salt), Some(data)) => {
                 self.vault.open(&data, Owner::Data { message: &id, salt: &salt }, place("data"))?;
-                let remains = self.vault.seal(&remains_of(opened), owner);
+                let remains = self.vault.seal(&remains_of(&opened), owner).map_err(StoreError::from)?;
                 (remains, Some(Content { attributes, salt, data }))
             }
             (Some(_), None) | (None, Some(_)) => return Err(place("data").corrupt()),

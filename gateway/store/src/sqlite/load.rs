@@ -1,6 +1,6 @@
 //! What the writer's memory holds, from the tables.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use gatepost_core::Timestamp;
@@ -9,8 +9,9 @@ use rusqlite::{Connection, params};
 
 use super::commit::StoreRow;
 use super::connection::{Cells, rows};
+use crate::keyring::WrappedTree;
 use crate::ops::{QueueKind, QueueSetup, StoreError};
-use crate::row::{INDEXED_COLUMNS, QUEUE_COLUMNS, Row, STORE_COLUMNS, trip};
+use crate::row::{INDEXED_COLUMNS, KEYRING_COLUMNS, QUEUE_COLUMNS, Row, STORE_COLUMNS, trip};
 use crate::seal::{Owner, Place, Vault};
 use crate::sql;
 use crate::writer::{Counts, Keys, Memory, Queue};
@@ -44,6 +45,7 @@ pub(crate) fn load_memory(
         damage: Default::default(),
     };
     load_keys(connection, &mut memory)?;
+    load_keyring(connection, vault)?;
     check_states(connection, vault)?;
     for queue in rows(connection, sql::QUEUES_LOAD, [], load_queue)? {
         memory.by_name.insert(queue.setup.name.clone(), queue.id);
@@ -61,6 +63,34 @@ pub(crate) fn load_memory(
         memory.install(row);
     }
     Ok(memory)
+}
+
+/// The trees of data keys, each of which stands there twice.
+fn load_keyring(connection: &Connection, vault: &Vault) -> Result<(), StoreError> {
+    stored_trees(connection)?.iter().try_for_each(|stored| vault.learn(stored))
+}
+
+/// Of each tree the one that is what was written; an error if there is none.
+pub(super) fn stored_trees(connection: &Connection) -> Result<Vec<WrappedTree>, StoreError> {
+    let mut found: BTreeMap<u64, Result<WrappedTree, StoreError>> = BTreeMap::new();
+    let stored = rows(connection, sql::KEYRING_LOAD, [], |mut cells| {
+        let sound = cells.next_hold(KEYRING_COLUMNS)?;
+        let place = Place { table: "keyring", column: "sum", row: cells.take()? };
+        let mut read = || {
+            let tree = place.count(place.row)?;
+            let key = u32::try_from(cells.take::<i64>()?).map_err(|_| place.corrupt())?;
+            Ok(WrappedTree { tree, key, body: cells.take()? })
+        };
+        Ok((place.row, if sound { read() } else { Err(place.corrupt()) }))
+    })?;
+    for (number, stored) in stored {
+        // A damaged number is nobody's twin.
+        let kept = found.entry(number.unsigned_abs()).or_insert(Err(StoreError::DataKeyUnknown { tree: 0 }));
+        if kept.is_err() {
+            *kept = stored;
+        }
+    }
+    found.into_values().collect()
 }
 
 /// The keys that are not in their index yet, from the messages that used them.

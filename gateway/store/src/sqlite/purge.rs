@@ -8,6 +8,7 @@ use rusqlite::params;
 use super::Sqlite;
 use super::connection::rows;
 use crate::backend::{Attributes, Backend as _, CommitError};
+use crate::ops::StoreError;
 use crate::prepared::remains_of;
 use crate::seal::{Owner, Place, Vault};
 use crate::sql;
@@ -49,8 +50,8 @@ impl Sqlite {
         let settled: Vec<(i64, Vec<u8>)> = self
             .purge_read(after, through)?
             .iter()
-            .map(|message| (message.seq, sealed_remains(message, vault)))
-            .collect();
+            .map(|message| Ok((message.seq, sealed_remains(message, vault)?)))
+            .collect::<Result<_, StoreError>>()?;
         for (seq, attributes) in &settled {
             self.execute(sql::PURGE_MESSAGE, params![seq, attributes])?;
         }
@@ -105,12 +106,12 @@ impl Sqlite {
 }
 
 /// What stays of a message's attributes.
-fn sealed_remains(of: &Attributes, vault: &Vault) -> Vec<u8> {
+fn sealed_remains(of: &Attributes, vault: &Vault) -> Result<Vec<u8>, StoreError> {
     let place = Place { table: "message", column: "attributes", row: of.seq };
     let owner = Owner::Attributes { message: &of.message };
     match vault.open(&of.sealed, owner, place) {
-        Ok(attributes) => vault.seal(&remains_of(attributes), owner),
+        Ok(attributes) => Ok(vault.seal(&remains_of(&attributes), owner)?),
         // What is damaged must go in time too; it does not become valid by that.
-        Err(_) => Vec::new(),
+        Err(_) => Ok(Vec::new()),
     }
 }

@@ -9,7 +9,7 @@ use crate::backend::{CommitError, KeyUse, More};
 use crate::ops::StoreError;
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
 use crate::row::{DELIVERY_COLUMNS, INDEXED_COLUMNS, MESSAGE_COLUMNS, form_of};
-use crate::seal::{Index, Place};
+use crate::seal::{Index, Place, Salt};
 use crate::sql;
 use crate::writer::Memory;
 
@@ -102,13 +102,14 @@ fn load(mut cells: Cells<'_>) -> Result<Option<(MessageId, RecentMessage)>, Stor
     let (form, size) = (form_of(cells.take()?), cells.take::<i64>()?);
     let _sum: i64 = cells.take()?;
     let (attributes, salt, data) =
-        (cells.take::<Vec<u8>>()?, cells.take::<Option<[u8; 32]>>()?, cells.take::<Option<Vec<u8>>>()?);
+        (cells.take::<Vec<u8>>()?, cells.take::<Option<_>>()?, cells.take::<Option<Vec<u8>>>()?);
     let (true, Some((kind, name)), Some(form), Ok(size), Some(salt), Some(data)) =
         (sound, sender, form, u64::try_from(size), salt, data)
     else {
         return Ok(None);
     };
     let (attributes, data) = (attributes.into(), data.into());
+    let salt = Salt::from_stored(salt);
     let sender = Actor::new(kind, name);
     Ok(Some((id, RecentMessage { sender, accepted_at, form, size, salt, attributes, data })))
 }
@@ -126,11 +127,12 @@ mod tests {
     use crate::call::ClaimedDelivery;
     use crate::data_dir::DataDir;
     use crate::recent::Recent;
+    use crate::seal::SALT_BYTES;
     use crate::sqlite::Sqlite;
     use crate::sum;
     use crate::writer::fetch;
 
-    const SALT: [u8; 32] = [7; 32];
+    const SALT: [u8; SALT_BYTES] = [7; SALT_BYTES];
 
     fn id(seq: i64) -> MessageId {
         MessageId::from_bytes([u8::try_from(seq).unwrap(); 16])
@@ -194,7 +196,7 @@ mod tests {
         assert_eq!(seqs, [1, 5]);
         let one = &found[&id(1)];
         assert_eq!(
-            (&one.data[..], &one.attributes[..], one.salt, one.size),
+            (&one.data[..], &one.attributes[..], *one.salt.stored(), one.size),
             (&b"one"[..], &b"sealed"[..], SALT, 3)
         );
         assert_eq!((one.sender.kind, one.sender.name.as_str()), (ActorKind::App, "ehr"));

@@ -45,6 +45,9 @@ impl<B: Backend> Writer<B> {
                 | Op::Move { .. }
                 | Op::AcceptedBefore { .. }
                 | Op::Claim { .. }
+                | Op::Rewrap { .. }
+                | Op::SealKeyOldest { .. }
+                | Op::Erase { .. }
                 | Op::Yield { .. }
                 | Op::Note(..) => {}
             }

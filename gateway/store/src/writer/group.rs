@@ -86,6 +86,21 @@ impl<B: Backend> Writer<B> {
                     self.settle_under_way();
                     drop(answer.send(self.claim(&adapter)));
                 }
+                Op::Rewrap { answer } => {
+                    self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
+                    drop(answer.send(self.rewrap()));
+                }
+                Op::SealKeyOldest { answer } => {
+                    self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
+                    drop(answer.send(self.oldest_seal_key()));
+                }
+                Op::Erase { step, answer } => {
+                    self.group(std::mem::take(&mut group));
+                    self.settle_under_way();
+                    drop(answer.send(self.erase(&step)));
+                }
                 Op::Yield { adapter, answer } => {
                     self.group(std::mem::take(&mut group));
                     self.settle_under_way();
@@ -229,6 +244,9 @@ impl<B: Backend> Writer<B> {
                 | Op::Move { .. }
                 | Op::AcceptedBefore { .. }
                 | Op::Claim { .. }
+                | Op::Rewrap { .. }
+                | Op::SealKeyOldest { .. }
+                | Op::Erase { .. }
                 | Op::Yield { .. }
                 | Op::Note(..) => continue,
             };
@@ -259,9 +277,23 @@ impl<B: Backend> Writer<B> {
         accept.permit.sender().kind != ActorKind::Adapter && accept.messages.iter().all(is_simple)
     }
 
+    /// Saves what data keys are computed from, before anything that was sealed with them is written. As a rule there is nothing to
+    /// save: a tree has a million keys, and the next is made when half of them are used.
+    pub(super) fn keep_keys(&mut self) -> Result<(), CommitError> {
+        if self.vault.has_unsaved() {
+            let trees = self.vault.unsaved()?;
+            if !trees.is_empty() {
+                self.database.keyring_add(&trees)?;
+            }
+            self.vault.saved(&trees);
+        }
+        Ok(())
+    }
+
     /// Decides and commits. An error means that nothing was written; and so does `None`: it depends on what has used the keys of new
     /// messages.
     fn attempt(&mut self, ops: &[Op], need: Need) -> Result<Option<Attempted>, CommitError> {
+        self.keep_keys()?;
         // The reads belong to the transaction too: each outside of it would take the file's locks for itself.
         self.consume(ops)?;
         let (held, ended) = self.sessions(ops);
@@ -492,6 +524,9 @@ fn decide<'a>(turn: &mut Turn<'a>, op: &'a Op, known: &KnownKeys) -> Result<Opti
         | Op::Configure { .. }
         | Op::Move { .. }
         | Op::Claim { .. }
+        | Op::Rewrap { .. }
+        | Op::SealKeyOldest { .. }
+        | Op::Erase { .. }
         | Op::Yield { .. }
         | Op::AcceptedBefore { .. } => {
             return Ok(None);
@@ -571,6 +606,9 @@ fn payload_bytes(op: &Op) -> usize {
         | Op::Move { .. }
         | Op::AcceptedBefore { .. }
         | Op::Claim { .. }
+        | Op::Rewrap { .. }
+        | Op::SealKeyOldest { .. }
+        | Op::Erase { .. }
         | Op::Yield { .. }
         | Op::Note(..) => 0,
     }

@@ -109,7 +109,7 @@ impl<B: Backend> Writer<B> {
         let place = Place { table: "message", column: "attributes", row: seq };
         let attributes = self.vault.open(&sealed, Owner::Attributes { message: &message }, place)?;
         let attributes: serde_json::Value =
-            serde_json::from_slice(attributes).map_err(|_| place.corrupt())?;
+            serde_json::from_slice(&attributes).map_err(|_| place.corrupt())?;
         Ok(attributes["partitionkey"].as_str().map(str::to_owned))
     }
 }
@@ -169,7 +169,7 @@ impl Turn<'_> {
         if let Some((record, reason)) = change.record {
             let index = self.moved_leaf(&row, record, reason, &from, operator)?;
             row.add_leaf(index);
-            self.detail(index, &row, extra);
+            self.detail(index, &row, extra)?;
         }
         self.queue_mut(was.queue)?.counts.remove(&was);
         self.queue_mut(to)?.counts.add(&row);

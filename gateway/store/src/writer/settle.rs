@@ -129,7 +129,7 @@ impl<'a> Turn<'a> {
         if let Some(reply) = &item.reply
             && change.delivery.state == State::Delivered
         {
-            let body = self.vault.seal(reply, Owner::Reply { delivery: was.pos });
+            let body = self.vault.seal(reply, Owner::Reply { delivery: was.pos })?;
             self.replies.push(Reply { delivery: was.pos, accepted_at: was.accepted_at, body });
         }
         self.brake(&was, item, change)?;

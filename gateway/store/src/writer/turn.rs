@@ -219,7 +219,7 @@ impl<'a> Turn<'a> {
         if let Some((record, reason)) = change.record {
             let index = self.outcome_leaf(&now_row, record, reason, by, extra)?;
             now_row.add_leaf(index);
-            self.detail(index, &now_row, extra);
+            self.detail(index, &now_row, extra)?;
         }
         self.replace(row, now_row)
     }
@@ -282,8 +282,10 @@ impl<'a> Turn<'a> {
         extra: &Extra<'_>,
     ) -> Result<Leaf<'l>, StoreError> {
         let delivery = &row.delivery;
-        let evidence =
-            extra.evidence.zip(row.salt.as_ref()).map(|(evidence, salt)| commitment(salt, evidence));
+        let evidence = match (extra.evidence, &row.salt) {
+            (Some(evidence), Some(salt)) => Some(commitment(&self.vault.clear(salt)?, evidence)),
+            _ => None,
+        };
         let destination = self.queue(row.queue)?.setup.name.clone();
         let mut leaf = Leaf::new(self.now.as_micros(), actor(by), event_of(record));
         leaf.delivery = Some(*row.id.as_bytes());
@@ -316,17 +318,18 @@ impl<'a> Turn<'a> {
         Ok(leaf)
     }
 
-    pub(crate) fn detail(&mut self, leaf: u64, row: &Row, extra: &Extra<'_>) {
+    pub(crate) fn detail(&mut self, leaf: u64, row: &Row, extra: &Extra<'_>) -> Result<(), StoreError> {
         if extra.reason.is_none() && extra.evidence.is_none() {
-            return;
+            return Ok(());
         }
         let evidence = extra.evidence.and_then(|bytes| std::str::from_utf8(bytes).ok());
         let body = DetailBody { reason: extra.reason, evidence };
         // Serialising two strings cannot fail.
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let owner = Owner::Detail { leaf: i64::try_from(leaf).unwrap_or(i64::MAX), delivery: row.pos };
-        let body = self.vault.seal(&json, owner);
+        let body = self.vault.seal(&json, owner)?;
         self.details.push(Detail { leaf, delivery: row.pos, accepted_at: row.accepted_at, body });
+        Ok(())
     }
 
     /// Adds a leaf and returns its index in the tree.

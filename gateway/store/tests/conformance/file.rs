@@ -4,12 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use gatepost_audit::{Checkpoint, SignerKey, empty_root};
-use gatepost_store::{LogFault, OpenError};
+use gatepost_core::MessageId;
+use gatepost_store::{Data, EraseWhat, LogFault, OpenError, StoreError};
 use sqlx::{Connection as _, Row as _};
 
 use crate::audit::grown;
 use crate::check::{assert_log, connect, entries};
 use crate::fixture::{Fixture, Place, queue, quick, until};
+use crate::seal::{delivered, operator, payload};
 use crate::start::{assert_adopts, filled, place_with};
 
 /// Runs a script on the database, as somebody with the file in hand could.
@@ -229,4 +231,37 @@ async fn an_entry_that_is_gone_from_the_middle_is_named() {
     tamper(&place, "DELETE FROM leaf WHERE idx = 3").await;
     let refused = gatepost_store::archive::Archive::open(place.path(), &place.database).await.err().unwrap();
     assert!(matches!(refused, gatepost_store::archive::ArchiveError::Missing(3)), "{refused}");
+}
+
+/// What somebody has copied before is of no use: neither the whole database beside the keys of today, nor a row of it put back.
+#[tokio::test]
+async fn a_copy_from_before_does_not_open() {
+    let fixture = Fixture::new(vec![queue("lab", quick())]).await;
+    let session = fixture.session("lab").await;
+    let kept = delivered(&fixture, session, "kept", "s").await;
+    let gone = delivered(&fixture, session, "gone", "s").await;
+    let place = fixture.stop().await;
+    let (database, copy) = (place.path().join("gatepost.db"), place.path().join("copy"));
+    fs::copy(&database, &copy).unwrap();
+    let fixture = place.open().await.unwrap();
+    fixture.store.erase(operator(), EraseWhat::Message(gone)).await.unwrap();
+    let place = fixture.stop().await;
+    let put_back = |id: MessageId| {
+        let (copy, id) = (copy.display(), id.to_string().replace('-', ""));
+        format!(
+            "ATTACH '{copy}' AS copy; UPDATE message SET (data, salt, attributes) = (SELECT data, salt, attributes \
+             FROM copy.message WHERE id = x'{id}') WHERE id = x'{id}'"
+        )
+    };
+    for id in [kept, gone] {
+        tamper(&place, put_back(id).leak()).await;
+    }
+    let fixture = place.open().await.unwrap();
+    assert_eq!(payload(&fixture, kept).await.as_deref(), Some("kept"), "what was not erased opens so");
+    let read = fixture.store.read().message(gone, Data::Include).await;
+    assert!(matches!(read, Err(StoreError::Erased)), "{:?}", read.err());
+    let place = fixture.stop().await;
+    fs::copy(&copy, &database).unwrap();
+    let refused = place.refusal().await;
+    assert!(refused.to_string().contains("there is no seal key 1"), "{refused}");
 }

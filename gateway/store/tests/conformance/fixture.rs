@@ -66,6 +66,8 @@ impl Place {
             dedup_window: self.dedup_window,
             payload_retention: self.payload_retention,
             // So that keys are moved into their index all the time.
+            encryption: gatepost_store::Encryption::On,
+            seal_keys: Default::default(),
             keys_in_memory: 2,
             adopt: self.adopt.then(|| Adopt { operator: "ops".into(), reason: "sha256:00".into() }),
         }

@@ -29,6 +29,7 @@ mod lists;
 mod moves;
 mod purge;
 mod random;
+mod seal;
 mod sessions;
 mod start;
 mod torn;

@@ -45,7 +45,7 @@ async fn r13_9_the_first_start_makes_a_private_directory_with_keys() {
     let mode =
         |name: &str| fs::metadata(fixture.place.path().join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode("keys"), 0o700);
-    for key in ["keys/store.key", "keys/audit.key"] {
+    for key in ["keys/store.key", "keys/audit.key", "keys/seal-1.key"] {
         assert_eq!(mode(key), 0o600, "{key}");
     }
     if matches!(fixture.place.database, Database::Sqlite) {
@@ -55,7 +55,7 @@ async fn r13_9_the_first_start_makes_a_private_directory_with_keys() {
 
 #[tokio::test]
 async fn r13_9_data_without_its_keys_is_refused() {
-    for key in ["keys/store.key", "keys/audit.key"] {
+    for key in ["keys/store.key", "keys/audit.key", "keys/seal-1.key"] {
         let place = place_with(1).await;
         let path = place.path().join(key);
         let kept = fs::read(&path).unwrap();

@@ -51,6 +51,8 @@ mod moves;
 mod purge;
 #[path = "../conformance/random.rs"]
 mod random;
+#[path = "../conformance/seal.rs"]
+mod seal;
 #[path = "../conformance/sessions.rs"]
 mod sessions;
 #[path = "../conformance/start.rs"]

@@ -29,7 +29,7 @@ const LEASE: Duration = Duration::from_secs(5);
 pub(crate) fn beside(place: &Place, node: &str) -> Place {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("keys")).unwrap();
-    for key in ["store.key", "audit.key"] {
+    for key in ["store.key", "audit.key", "seal-1.key"] {
         std::fs::copy(place.path().join("keys").join(key), dir.path().join("keys").join(key)).unwrap();
     }
     let Database::Postgres { url, .. } = &place.database else {

@@ -43,6 +43,8 @@ async fn open(dir: &TempDir, url: &str) -> Result<(Store, StoreTask), OpenError>
         origin: "test-gateway".into(),
         dedup_window: Duration::from_secs(8 * 86_400),
         payload_retention: Duration::from_secs(30 * 86_400),
+        encryption: gatepost_store::Encryption::On,
+        seal_keys: Default::default(),
         keys_in_memory: 2,
         adopt: None,
     };

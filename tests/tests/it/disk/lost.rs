@@ -85,7 +85,7 @@ fn a_first_start_can_be_killed_at_any_step() {
         assert!(gateway.becomes_ready(), "killed at step {step}, {loss:?}: it does not start");
         let answer = gateway.app().event(&order_event("1", "k", &json!(1))).expect(202);
         let dir = gateway.path("data/keys");
-        let keys = || ["store.key", "audit.key"].map(|key| fs::read(dir.join(key)).unwrap());
+        let keys = || ["store.key", "audit.key", "seal-1.key"].map(|key| fs::read(dir.join(key)).unwrap());
         let (id, made) = (answer["messages"][0]["id"].as_str().unwrap(), keys());
         gateway.audit_verifies();
         gateway.kill();

@@ -147,7 +147,7 @@ impl Nodes {
 
 fn copy_keys(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
-    for key in ["store.key", "audit.key"] {
+    for key in ["store.key", "audit.key", "seal-1.key"] {
         std::fs::copy(from.join(key), to.join(key)).unwrap();
     }
 }

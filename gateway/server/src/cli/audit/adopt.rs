@@ -69,6 +69,8 @@ async fn go_on(config: &Config, database: Database, operator: String, digest: &s
         origin: config.gateway.name.clone(),
         dedup_window: config.gateway.dedup_window,
         payload_retention: config.gateway.retention,
+        encryption: config.encryption,
+        seal_keys: config.seal_keys.clone(),
         keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
         adopt: Some(Adopt { operator, reason: digest.to_owned() }),
     };

@@ -42,6 +42,8 @@ impl Log {
             dedup_window: Duration::from_secs(1),
             payload_retention: Duration::from_secs(1),
             database: gatepost_store::Database::Sqlite,
+            encryption: gatepost_store::Encryption::On,
+            seal_keys: Default::default(),
             keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
             adopt: None,
         };

@@ -68,6 +68,9 @@ pub(crate) struct Bench {
     /// So many gateways on that database, each with adapters of its own; the senders are spread over them
     #[arg(long, value_name = "N", requires = "postgres", conflicts_with = "backlog", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
+    /// Leave what is stored in the clear, to see what encrypting it costs
+    #[arg(long, conflicts_with = "backlog")]
+    plain: bool,
     /// Where to put the temporary data: the disk that is measured [default: the directory for temporary files]
     #[arg(long, value_name = "DIR")]
     pub(super) dir: Option<PathBuf>,
@@ -169,6 +172,8 @@ pub(super) struct Plan {
     /// Where the address of the PostgreSQL server is; without it SQLite.
     pub(super) postgres: Option<PathBuf>,
     pub(super) nodes: u32,
+    /// Nothing is encrypted at rest.
+    pub(super) plain: bool,
     /// Length of a measurement that has no messages to count.
     pub(super) span: Duration,
     wanted: BTreeSet<Want>,
@@ -189,6 +194,7 @@ impl Plan {
             partner_delays: args.partner_delay.clone(),
             postgres: args.postgres.clone(),
             nodes: args.nodes,
+            plain: args.plain,
             wanted: only.iter().copied().collect(),
             span,
             until: args.messages.map_or(Until::Elapsed(span), Until::Messages),
@@ -196,7 +202,12 @@ impl Plan {
     }
 
     pub(super) fn layout(&self) -> Layout<'_> {
-        Layout { keys: self.keys, destinations: self.destinations, partner_delays: &self.partner_delays }
+        Layout {
+            keys: self.keys,
+            destinations: self.destinations,
+            partner_delays: &self.partner_delays,
+            plain: self.plain,
+        }
     }
 
     /// The phases of a run with payloads of one size, in their order.

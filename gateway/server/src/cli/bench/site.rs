@@ -31,6 +31,8 @@ pub(super) struct Layout<'a> {
     pub(super) destinations: u64,
     /// How long the partners take; each has its own destinations.
     pub(super) partner_delays: &'a [Duration],
+    /// Nothing is encrypted at rest.
+    pub(super) plain: bool,
 }
 
 impl Layout<'_> {
@@ -54,6 +56,9 @@ settings = {{ tally = {tally}, partner_delay_us = {} }}
             )
         };
         let mut text = store(url_file);
+        if self.plain {
+            text += "[encryption]\nat_rest = false\n\n";
+        }
         text += &format!("[inboxes.sink]\norder = \"{order}\"\n");
         text += &adapter(QUEUE_STRICT, "strict", Duration::ZERO);
         let mut routes = route(&format!(r#"type.startsWith("{KIND_ACCEPT}")"#), "sink");
@@ -102,7 +107,7 @@ mod tests {
     fn every_type_has_one_destination() {
         let dir = tempfile::tempdir().unwrap();
         let delays = [Duration::ZERO, Duration::from_millis(25)];
-        let layout = Layout { keys: 5, destinations: 3, partner_delays: &delays };
+        let layout = Layout { keys: 5, destinations: 3, partner_delays: &delays, plain: false };
         let site = layout.write(dir.path(), &dir.path().join("tally"), None).unwrap();
         let document: toml::Table = std::fs::read_to_string(&site.config).unwrap().parse().unwrap();
         let adapters = document["adapters"].as_table().unwrap();

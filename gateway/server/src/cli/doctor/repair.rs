@@ -16,8 +16,13 @@ pub(super) fn repair(context: &Context, target: &Path) -> Result<(), Failure> {
     let source = &config.gateway.data_dir;
     let ui = &context.ui;
     let spinner = ui.spinner("reading everything");
-    let repair =
-        Repair { source, target, operator: &audit::this_user(), origin: config.gateway.name.as_str() };
+    let repair = Repair {
+        source,
+        seal_keys: config.seal_keys.clone(),
+        target,
+        operator: &audit::this_user(),
+        origin: config.gateway.name.as_str(),
+    };
     let repaired = salvage::repair(&repair);
     spinner.finish_and_clear();
     let salvaged = repaired.map_err(failure)?;

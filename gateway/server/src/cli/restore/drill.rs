@@ -102,6 +102,8 @@ async fn prove(
         origin: manifest.gateway.clone(),
         dedup_window: FOR_EVER,
         payload_retention: FOR_EVER,
+        encryption: gatepost_store::Encryption::On,
+        seal_keys: Default::default(),
         keys_in_memory: KEYS_IN_MEMORY,
         adopt: None,
     };
@@ -140,7 +142,8 @@ async fn prove(
 
 /// Each row by its checksum, each sealed value, the database's structure, the tiles.
 fn inspect(landing: &Landing) -> Result<(), Failure> {
-    let found = salvage::inspect(landing.path()).map_err(|error| Failure::unsuccessful(error.to_string()))?;
+    let found = salvage::inspect(landing.path(), &Default::default())
+        .map_err(|error| Failure::unsuccessful(error.to_string()))?;
     let Some(damage) = found.damage.first() else { return Ok(()) };
     let count = text::plural(found.damage.len() as u64, "damaged place", "damaged places");
     Err(Failure::Unsuccessful {

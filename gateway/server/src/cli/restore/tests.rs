@@ -37,6 +37,8 @@ impl Site {
             origin: name.to_owned(),
             dedup_window: Duration::from_secs(1),
             payload_retention: Duration::from_secs(1),
+            encryption: gatepost_store::Encryption::On,
+            seal_keys: Default::default(),
             keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
             adopt: None,
         };

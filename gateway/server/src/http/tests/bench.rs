@@ -324,6 +324,8 @@ async fn open(data_dir: &Path, config: &Config) -> (Store, StoreTask) {
         dedup_window: config.gateway.dedup_window,
         payload_retention: config.gateway.retention,
         database: gatepost_store::Database::Sqlite,
+        encryption: gatepost_store::Encryption::On,
+        seal_keys: Default::default(),
         keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
         adopt: None,
     };

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::bench::{Bench, Who};
 
 /// The contract: every call of the API and who may make it.
-const CALLS: [&str; 27] = [
+const CALLS: [&str; 29] = [
     "get /livez",
     "get /metrics",
     "get /readyz",
@@ -27,11 +27,13 @@ const CALLS: [&str; 27] = [
     "post /v1/deliveries/{id}/discard",
     "post /v1/deliveries/{id}/replay",
     "post /v1/deliveries/{id}/resolve",
+    "post /v1/erase",
     "post /v1/messages",
     "post /v1/queues/{name}/lease",
     "post /v1/queues/{name}/move",
     "post /v1/queues/{name}/pause",
     "post /v1/queues/{name}/resume",
+    "post /v1/seal-key/rotate",
     "post /v1/session",
     "post /v1/settle",
 ];

@@ -88,6 +88,8 @@ impl Rig {
             dedup_window: DAY,
             payload_retention: DAY,
             database: gatepost_store::Database::Sqlite,
+            encryption: gatepost_store::Encryption::On,
+            seal_keys: Default::default(),
             keys_in_memory: gatepost_store::KEYS_IN_MEMORY,
             adopt: None,
         })

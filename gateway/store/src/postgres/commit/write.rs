@@ -369,7 +369,7 @@ fn messages(
         .bind(day_of(turn.now))
         .bind(&seqs)
         .bind(of(|prepared| Some(&prepared.attributes)))
-        .bind(of(|prepared| Some(&prepared.salt)))
+        .bind(of(|prepared| Some(prepared.salt.stored())))
         .bind(of(|prepared| Some(&prepared.data)));
     let (keys, key_seqs) = sorted_keys(rows);
     let now = turn.now.as_micros();

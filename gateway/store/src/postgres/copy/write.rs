@@ -93,7 +93,7 @@ fn payloads(connection: &mut Connection, rows: &[Message]) -> Result<(), CommitE
         .bind(each(&there, |(row, _)| day(row.accepted_at)))
         .bind(each(&there, |(row, _)| row.seq))
         .bind(each(&there, |(_, content)| content.attributes.as_slice()))
-        .bind(each(&there, |(_, content)| content.salt.as_slice()))
+        .bind(each(&there, |(_, content)| content.salt.stored().as_slice()))
         .bind(each(&there, |(_, content)| content.data.as_slice()));
     exactly(connection, statement, there.len(), "copy_payloads")
 }

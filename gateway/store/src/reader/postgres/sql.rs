@@ -63,6 +63,9 @@ macro_rules! delivery_item {
 }
 
 statements! {
+    // === data keys ===
+    KEYRING_TREE = "/* keyring_tree */ SELECT tree, key, body FROM keyring WHERE tree = $1";
+
     // === messages ===
     MESSAGE_BY_ID = message!("message_by_id", "NULL::bytea", "m.id = $1");
     MESSAGE_SEQ = "/* message_seq */ SELECT seq FROM message WHERE id = $1";

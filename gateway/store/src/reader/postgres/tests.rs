@@ -11,10 +11,10 @@ use super::*;
 use crate::clock::{self, Clock};
 use crate::ops::{DeliveryFilter, MessageFilter};
 use crate::reader::{Data, Reader, Receipt, Source};
-use crate::seal::{Domain, Owner, Vault};
+use crate::seal::{Domain, Owner, SALT_BYTES, Salt, Vault};
 use server::Server;
 
-const SALT: [u8; 32] = [7; 32];
+const SALT: [u8; SALT_BYTES] = [0; SALT_BYTES];
 
 fn vault() -> Vault {
     Vault::new(&[1; 32])
@@ -68,16 +68,18 @@ impl Message {
         .bind(self.correlation.map(|of| index(Domain::Correlation, of.to_string())))
         .bind(self.first_pos)
         .bind(self.deliveries)
-        .bind(vault.seal(b"{\"of\":\"remains\"}", attributes))
+        .bind(vault.seal(b"{\"of\":\"remains\"}", attributes).unwrap())
         .execute(pool)
         .await
         .unwrap();
+        let salt = Salt::from_stored(SALT);
+        let data = Owner::Data { message: id.as_bytes(), salt: &salt };
         sqlx::query("INSERT INTO payload (day, seq, attributes, salt, data) VALUES ($1, $2, $3, $4, $5)")
             .bind(self.day)
             .bind(self.seq)
-            .bind(vault.seal(b"{\"of\":\"payload\"}", attributes))
+            .bind(vault.seal(b"{\"of\":\"payload\"}", attributes).unwrap())
             .bind(SALT.as_slice())
-            .bind(vault.seal(b"{}", Owner::Data { message: id.as_bytes(), salt: &SALT }))
+            .bind(vault.seal(b"{}", data).unwrap())
             .execute(pool)
             .await
             .unwrap();
@@ -175,7 +177,7 @@ async fn a_payload_above_the_limit_is_there_and_unread() {
         let listed = source.messages_by_seq(&[1], inline).await.unwrap().remove(0);
         listed.row.unwrap().payload
     };
-    assert!(matches!(payload(2).await, Payload::Read { salt: SALT, .. }));
+    assert!(matches!(payload(2).await, Payload::Read { salt, .. } if *salt.stored() == SALT));
     assert!(matches!(payload(1).await, Payload::Unread));
     let by_id = source.message_by_id(message_id(1)).await.unwrap().unwrap();
     assert!(matches!(by_id.payload, Payload::Unread));
@@ -314,8 +316,8 @@ async fn a_history_shows_what_has_no_place_yet_and_a_receipt_waits_for_it() {
     add_run(pool, 2, 100, Some(0), &[leaf(LeafEvent::Accepted), leaf(LeafEvent::Attempt)]).await;
     add_run(pool, 3, 200, None, &[leaf(LeafEvent::Dead)]).await;
     let detail = br#"{"reason":"because","evidence":null}"#;
-    let detail = vault().seal(detail, Owner::Detail { leaf: 200, delivery: 10 });
-    let reply = vault().seal(b"{}", Owner::Reply { delivery: 10 });
+    let detail = vault().seal(detail, Owner::Detail { leaf: 200, delivery: 10 }).unwrap();
+    let reply = vault().seal(b"{}", Owner::Reply { delivery: 10 }).unwrap();
     sqlx::query("INSERT INTO detail (day, delivery, leaf, body) VALUES (2, 10, 200, $1)")
         .bind(detail)
         .execute(pool)

@@ -16,7 +16,7 @@ use super::{Building, Salvaged};
 use crate::leaves::Runs;
 use crate::open::sign_empty;
 use crate::row::Row;
-use crate::seal::{Owner, commitment};
+use crate::seal::{Owner, SALT_BYTES, Salt, commitment};
 use crate::sql;
 use crate::sqlite::connection::rows as read_rows;
 use crate::sqlite::execute_summed;
@@ -155,12 +155,13 @@ impl Building<'_> {
                 "SELECT seq, id, size, salt, data FROM message WHERE seq > ?1 ORDER BY seq LIMIT 1",
                 [after],
                 |row| {
+                    let salt: Option<[u8; SALT_BYTES]> = row.get(3)?;
                     let sealed: Option<Vec<u8>> = row.get(4)?;
                     Ok((
                         row.get::<_, i64>(0)?,
                         row.get::<_, [u8; 16]>(1)?,
                         row.get::<_, i64>(2)?,
-                        row.get::<_, Option<[u8; 32]>>(3)?,
+                        salt.map(Salt::from_stored),
                         sealed,
                     ))
                 },
@@ -174,7 +175,8 @@ impl Building<'_> {
             let content = salt.zip(data).and_then(|(salt, sealed)| {
                 let owner = Owner::Data { message: &id, salt: &salt };
                 let place = crate::seal::Place { table: "message", column: "data", row: seq };
-                Some(commitment(&salt, self.vault.open(&sealed, owner, place).ok()?))
+                let clear = self.vault.clear(&salt).ok()?;
+                Some(commitment(&clear, &self.vault.open(&sealed, owner, place).ok()?))
             });
             let positions: Vec<i64> = {
                 let mut statement = self

@@ -13,15 +13,15 @@ use super::super::table::{
 };
 use super::super::{Damage, Fate, SalvageError, at};
 use super::{Building, sum_of};
-use crate::seal::{Owner, Vault};
+use crate::keyring::WrappedTree;
+use crate::seal::{Owner, locator_of};
 use crate::sql;
 
 impl Building<'_> {
     pub(super) fn copy_rows(&mut self) -> Result<(), SalvageError> {
-        let unkeyed = Vault::new(&[0; 32]);
         let survey = self.survey;
         let mut failed = None;
-        let read = Rows::new(&survey.image, &unkeyed).read(&mut |row| {
+        let read = Rows::new(&survey.image).read(&mut |row| {
             self.copy_row(row).map_err(|error| {
                 failed = Some(error);
                 std::io::ErrorKind::Other.into()
@@ -33,12 +33,66 @@ impl Building<'_> {
         }
     }
 
+    /// The trees of data keys that can be unwrapped; nothing else is of use.
+    pub(super) fn keep_trees(&mut self) -> Result<(), SalvageError> {
+        let learnt = |tree: &&WrappedTree| self.vault.learn(tree).is_ok();
+        let trees: Vec<WrappedTree> = self.survey.trees.values().filter(learnt).cloned().collect();
+        self.add_trees(&trees)
+    }
+
+    /// Those with which something has been sealed anew.
+    pub(super) fn keep_new_trees(&mut self) -> Result<(), SalvageError> {
+        let trees = self.vault.unsaved().map_err(|error| SalvageError::Database(error.to_string()))?;
+        self.add_trees(&trees)
+    }
+
+    fn add_trees(&self, trees: &[WrappedTree]) -> Result<(), SalvageError> {
+        for WrappedTree { tree, key, body } in trees {
+            let mut values = vec![
+                Value::Integer(i64::try_from(*tree).unwrap_or(i64::MAX)),
+                Value::Integer(i64::from(*key)),
+                Value::Blob(body.clone()),
+            ];
+            values.push(Value::Integer(sum_of(values.iter())?));
+            self.insert(Table::Keyring, &values)?;
+            self.insert(Table::KeyringCopy, &values)?;
+        }
+        Ok(())
+    }
+
+    /// What is sound and sealed with a key that is gone is damaged all the same.
+    fn readable(&self, table: Table, values: &[Value], worth: Worth) -> Worth {
+        if !matches!(worth, Worth::Sound | Worth::Mended) {
+            return worth;
+        }
+        let sealed: &[(usize, &'static str)] = match table {
+            Table::Message => &[(MESSAGE_ATTRIBUTES, "attributes"), (MESSAGE_DATA, "data")],
+            Table::Detail => &[(2, "body")],
+            Table::Reply => &[(1, "body")],
+            Table::State => &[(2, "value")],
+            _ => &[],
+        };
+        let is_lost = |column: usize| match values.get(column) {
+            Some(Value::Blob(sealed)) => {
+                locator_of(sealed).is_some_and(|locator| !self.vault.knows(locator.tree))
+            }
+            _ => false,
+        };
+        match sealed.iter().find(|(column, _)| is_lost(*column)) {
+            Some((_, name)) => Worth::Damaged(name),
+            None => worth,
+        }
+    }
+
     fn copy_row(&mut self, row: FoundRow) -> Result<(), SalvageError> {
         let FoundRow { table, mut values, worth, .. } = row;
+        let worth = self.readable(table, &values, worth);
         let sound = worth == Worth::Sound || worth == Worth::Mended;
         match table {
             // They are made anew from the others.
             Table::Store | Table::Queue | Table::Dedup | Table::Leaf => return Ok(()),
+            // They stand there already.
+            Table::Keyring | Table::KeyringCopy => return Ok(()),
             Table::Message => match worth {
                 Worth::Damaged("attributes" | "data" | "sum_indexed") => {
                     self.mend_message(&mut values, worth)?
@@ -82,7 +136,7 @@ impl Building<'_> {
                 Value::Text(kind) => kind.clone(),
                 _ => String::new(),
             };
-            values[MESSAGE_ATTRIBUTES] = Value::Blob(self.remains(message, &kind));
+            values[MESSAGE_ATTRIBUTES] = Value::Blob(self.remains(message, &kind)?);
             values[MESSAGE_SALT] = Value::Null;
             values[MESSAGE_DATA] = Value::Null;
             self.emptied.insert(seq);
@@ -108,12 +162,13 @@ impl Building<'_> {
     }
 
     /// What is left of an event, sealed: which message it was.
-    fn remains(&self, message: &[u8; 16], kind: &str) -> Vec<u8> {
+    fn remains(&self, message: &[u8; 16], kind: &str) -> Result<Vec<u8>, SalvageError> {
         let id = MessageId::from_bytes(*message).to_string();
         let kind = if kind.is_empty() { "unknown" } else { kind };
         let event =
             serde_json::json!({"specversion": "1.0", "id": id, "source": "gatepost:salvage", "type": kind});
-        self.vault.seal(event.to_string().as_bytes(), Owner::Attributes { message })
+        let sealed = self.vault.seal(event.to_string().as_bytes(), Owner::Attributes { message });
+        sealed.map_err(|error| SalvageError::Database(error.to_string()))
     }
 
     /// Rows for messages that only the log knows: they had been accepted, and it must be seen what became of them.
@@ -163,7 +218,7 @@ impl Building<'_> {
         values.push(Value::Integer(sum_of(values.iter())?));
         values.resize(MESSAGE_SUM_INDEXED + 1, Value::Null);
         self.forget_index(&mut values)?;
-        values.extend([Value::Blob(self.remains(id, "")), Value::Null, Value::Null]);
+        values.extend([Value::Blob(self.remains(id, "")?), Value::Null, Value::Null]);
         Ok(values)
     }
 

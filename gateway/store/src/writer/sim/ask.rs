@@ -258,7 +258,9 @@ impl Sim {
         }
         let text = message.data.clone();
         let now = Timestamp::from_micros(self.now());
-        let prepared = Prepared::with(&self.machine.vault, sender, message, now, Remains::Within, &random);
+        let vault = &self.machine.vault;
+        let prepared = Prepared::with(vault, sender, message, now, Remains::Within, &random)
+            .expect("a plain seal needs no randomness");
         self.texts.insert(prepared.fingerprint, text);
         prepared
     }

@@ -144,7 +144,7 @@ async fn a_flipped_bit_of_the_write_ahead_log_is_named() {
         let place = copied(&filled.place);
         let bit = scattered(n, 2) % (8 * end);
         flip(&place.path().join(WAL), bit);
-        let found = salvage::inspect(place.path()).unwrap().damage;
+        let found = salvage::inspect(place.path(), &Default::default()).unwrap().damage;
         assert!(found.iter().any(|damage| damage.place.starts_with(WAL)), "bit {bit}: {found:?}");
         assert!(
             found.iter().all(|damage| damage.fate == Fate::Mended),

@@ -10,7 +10,13 @@ pub(super) async fn salvaged(place: &Place, promised: &Promised, context: &str) 
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("new");
     let before = contents(place.path());
-    let repair = Repair { source: place.path(), target: &target, operator: "ops", origin: "test-gateway" };
+    let repair = Repair {
+        source: place.path(),
+        seal_keys: Default::default(),
+        target: &target,
+        operator: "ops",
+        origin: "test-gateway",
+    };
     let salvaged = salvage::repair(&repair).unwrap_or_else(|error| panic!("{context}: {error}"));
     assert!(before == contents(place.path()), "{context}: the old directory was changed");
     assert_eq!(
@@ -197,7 +203,13 @@ async fn a_salvage_is_refused_where_it_could_do_harm() {
     let filled = filled_place(1).await;
     let dir = tempfile::tempdir().unwrap();
     let repair = |target: &Path| {
-        let repair = Repair { source: filled.place.path(), target, operator: "ops", origin: "test-gateway" };
+        let repair = Repair {
+            source: filled.place.path(),
+            seal_keys: Default::default(),
+            target,
+            operator: "ops",
+            origin: "test-gateway",
+        };
         salvage::repair(&repair)
     };
     let full = dir.path().join("full");
@@ -207,7 +219,10 @@ async fn a_salvage_is_refused_where_it_could_do_harm() {
     assert!(matches!(repair(&dir.path().join("a/b")), Err(SalvageError::TargetNowhere(_))));
     let fixture = filled.place.open().await.unwrap();
     assert!(matches!(repair(&dir.path().join("new")), Err(SalvageError::InUse(_))));
-    assert!(matches!(salvage::inspect(filled.place.path()), Err(SalvageError::InUse(_))));
+    assert!(matches!(
+        salvage::inspect(filled.place.path(), &Default::default()),
+        Err(SalvageError::InUse(_))
+    ));
     fixture.stop().await;
     assert_eq!(files(dir.path()), [Path::new("full/x")], "nothing was made");
     // An empty directory is as good as none, and what a killed salvage left does not count.

@@ -29,7 +29,14 @@ fn migration(to: &Place, batch_rows: usize) -> Migration {
     let Database::Postgres { url, engines, .. } = to.database.clone() else {
         unreachable!("a place that is moved to is PostgreSQL's")
     };
-    Migration { data_dir: to.path().to_path_buf(), origin: "test-gateway".into(), url, engines, batch_rows }
+    Migration {
+        data_dir: to.path().to_path_buf(),
+        origin: "test-gateway".into(),
+        url,
+        engines,
+        seal_keys: Default::default(),
+        batch_rows,
+    }
 }
 
 async fn moved(to: &Place) -> Result<Moved, MigrateError> {
@@ -60,7 +67,7 @@ async fn one_batch(to: &Place, rows: usize) -> Result<Migrated, MigrateError> {
 fn beside(place: &Place) -> Place {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("keys")).unwrap();
-    for key in ["store.key", "audit.key"] {
+    for key in ["store.key", "audit.key", "seal-1.key"] {
         std::fs::copy(place.path().join("keys").join(key), dir.path().join("keys").join(key)).unwrap();
     }
     Place { dir: Arc::new(dir), ..place.clone() }
