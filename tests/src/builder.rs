@@ -163,7 +163,7 @@ impl Builder {
         if !file.exists() {
             let fresh = || gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
             let url = self.postgres.clone().unwrap_or_else(fresh);
-            std::fs::write(&file, url).expect("the address can be written");
+            gatepost_postgres::write_address(&file, &url).expect("the address can be written");
         }
         format!("[store]\npostgres = {{ url_file = {:?} }}", file.display().to_string())
     }

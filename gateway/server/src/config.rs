@@ -9,6 +9,7 @@
 //!   Both take [`PeerFacts`] (what the kernel or the certificate says) and give a [`Principal`], from which rights are asked:
 //!   [`Principal::send_permit`], [`Principal::queue_permit`], [`Principal::operator_permit`].
 //! * Queues: [`Config::queue`] and [`Config::queues`] give the [`QueuePolicy`] of every adapter, every inbox and [`UNROUTED`].
+//! * [`Rule`] lists what is refused or warned of, [`Owners`] judges files and directories.
 //! * A reload loads anew, asks [`Config::needs_restart`] of what runs, and swaps.
 //! * An [`Adapter`]'s [`AdapterProcess`] says whether the gateway starts it ([`Run`]) or it comes by itself ([`Selector`]).
 //!
@@ -26,11 +27,13 @@ mod keys;
 mod listens;
 mod load;
 mod names;
+mod owners;
 mod paths;
 mod places;
 mod principals;
 mod queues;
 mod routes;
+mod rules;
 mod schema;
 mod section;
 mod settings;
@@ -55,6 +58,8 @@ pub(crate) use gateway::DATA_DIR;
 pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector};
 pub(crate) use init::{check, init};
 pub(crate) use load::LoadError;
+pub(crate) use owners::Owners;
+pub(crate) use rules::{Facts, Rule, Verdict};
 pub(crate) use schema::schema;
 
 /// The built-in queue that holds emitted messages which no route takes or their adapter may not send. It is always there.
@@ -75,6 +80,8 @@ pub(crate) struct Config {
     pub(crate) adapters: BTreeMap<String, Arc<Adapter>>,
     pub(crate) inboxes: BTreeMap<String, Inbox>,
     pub(crate) routes: Routes,
+    /// What it is warned of.
+    pub(crate) warnings: Vec<Fault>,
     places: places::Places,
 }
 
@@ -237,7 +244,7 @@ impl Config {
     /// A fault below `adapters` that the file's text alone does not show.
     pub(crate) fn adapter_fault(&self, key: String, text: String) -> Fault {
         let (line, column) = self.places.of(&key);
-        Fault { file: self.file.clone(), line, column, key, text }
+        Fault { file: self.file.clone(), line, column, key, text, rule: None }
     }
 
     /// The keys in which `new` differs and which are read only when the gateway starts: what a reload must refuse. This is the

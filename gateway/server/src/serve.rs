@@ -123,6 +123,9 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     // Taken before anything starts, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+    for warning in &config.warnings {
+        tracing::warn!(rule = warning.rule.map(config::Rule::id), "{warning}");
+    }
     let launcher = Launcher::start().map_err(ServeError::Runtime)?;
     validate_adapters(&config, &launcher).await.map_err(ServeError::Adapters)?;
     let (store, task) = open_store(&config).await?;

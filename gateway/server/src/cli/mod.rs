@@ -74,8 +74,8 @@ enum Command {
     Demo(demo::Demo),
     /// Write a commented, working configuration for the current user
     Init(setup::Init),
-    /// Check the configuration and its adapters; print every fault
-    Check,
+    /// Check the configuration and its adapters; print every fault and warning
+    Check(setup::Check),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Run the gateway
@@ -188,7 +188,7 @@ fn run(
     match command {
         Command::Demo(args) => runtime()?.block_on(demo::demo(context, args)),
         Command::Init(args) => setup::init(&context.ui, args),
-        Command::Check => setup::check(context),
+        Command::Check(args) => setup::check(context, args),
         Command::Schema => setup::schema(&context.ui),
         Command::Serve(args) => setup::serve(context, args, serve),
         Command::Reload => setup::reload(context),

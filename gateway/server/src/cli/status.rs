@@ -100,8 +100,11 @@ fn print_head(
     let state = if ready { ui.paint(Style::Good, "ready") } else { ui.paint(Style::Bad, "not ready") };
     let name = audit.map_or("gateway", |head| head.origin.as_str());
     ui.line(format_args!("{} {state}, on {}", ui.paint(Style::Strong, name), client.socket().display()))?;
-    for blocker in blockers(readiness) {
+    for blocker in listed(readiness, "blocking") {
         ui.line(format_args!("  {} {}", ui.paint(Style::Bad, "blocks:"), super::ui::harmless(&blocker)))?;
+    }
+    for warning in listed(readiness, "warnings") {
+        ui.line(format_args!("  {} {}", ui.paint(Style::Warn, "warning:"), super::ui::harmless(&warning)))?;
     }
     if let Some(head) = audit {
         let entries = text::plural(head.size, "signed entry", "signed entries");
@@ -110,9 +113,9 @@ fn print_head(
     Ok(())
 }
 
-/// What the readiness names as blocking.
-fn blockers(readiness: &Value) -> Vec<String> {
-    let list = readiness.get("blocking").and_then(Value::as_array);
+/// What the readiness names as blocking, or warns of.
+fn listed(readiness: &Value, what: &str) -> Vec<String> {
+    let list = readiness.get(what).and_then(Value::as_array);
     list.map_or_else(Vec::new, |items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 

@@ -1,11 +1,14 @@
 //! `[gateway]`: the gateway's name, its directory and its limits.
 
+use std::path::Path;
 use std::time::Duration;
 
-use gatepost_store::Engines;
+use gatepost_store::{Engines, OpenError, check_address};
 
 use super::fault::Report;
+use super::owners::{Owners, Purpose, SecretFiles};
 use super::paths::Base;
+use super::rules::Rule;
 use super::section::{Item, Section};
 use super::units::{duration_text, size_text};
 use super::{Config, Gateway, Store, UNROUTED};
@@ -16,6 +19,8 @@ pub(crate) const DATA_DIR: &str = "/var/lib/gatepost";
 const DEDUP_WINDOW: Duration = Duration::from_secs(8 * 86_400);
 const RETENTION: Duration = Duration::from_secs(30 * 86_400);
 const MAX_CONNECTIONS: u32 = 1024;
+/// Longest file that is read as a database's address.
+const URL_BYTES_MAX: u64 = 1 << 16;
 const GATEWAY_NAME_CHARS_MAX: usize = 64;
 
 pub(super) fn read(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Gateway {
@@ -79,7 +84,13 @@ pub(super) fn check_dedup_window(root: &Section<'_>, config: &Config, report: &m
 }
 
 /// `[store]`
-pub(super) fn store(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Store {
+pub(super) fn store(
+    root: &Section<'_>,
+    base: &Base<'_>,
+    owners: Owners,
+    secrets: &mut SecretFiles,
+    report: &mut Report<'_>,
+) -> Store {
     let postgres = root.table("store").and_then(|store| store.table("postgres"));
     let Some(postgres) = postgres else { return Store::Sqlite };
     let Some(path) = postgres.text("url_file") else { return Store::Sqlite };
@@ -87,7 +98,26 @@ pub(super) fn store(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>
         Some(true) => Engines::Alike,
         Some(false) | None => Engines::Postgres,
     };
-    Store::Postgres { url_file: base.existing(&path, report), engines }
+    let url_file = base.existing(&path, report);
+    owners.check_secret(&url_file, &path.spot, report);
+    secrets.add(Purpose::Database, &url_file, &path.spot, report);
+    check_url(&url_file, &path, report);
+    Store::Postgres { url_file, engines }
+}
+
+/// What can be said of the address without asking the server. A file that may not be read is left to whoever opens it.
+fn check_url(file: &Path, path: &Item<&str>, report: &mut Report<'_>) {
+    if !std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.len() <= URL_BYTES_MAX) {
+        return;
+    }
+    let Ok(url) = std::fs::read_to_string(file) else { return };
+    match check_address(url.trim()) {
+        Err(error @ OpenError::Unverified { .. }) => {
+            report.refuse(Rule::UnverifiedDatabase, &path.spot, error.to_string());
+        }
+        Err(error) => report.add(&path.spot, error.to_string()),
+        Ok(()) => {}
+    }
 }
 
 fn dedup_window(section: Option<&Section<'_>>) -> Option<Item<Duration>> {

@@ -10,6 +10,7 @@ use toml::de::DeTable;
 
 use super::fault::{Faults, Report, Spot};
 use super::names::Names;
+use super::owners::{Owners, SecretFiles};
 use super::paths::Base;
 use super::places::Places;
 use super::section::Section;
@@ -72,13 +73,17 @@ impl Config {
             let why = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
             report.add(&Spot { offset, key: String::new() }, format!("not TOML: {why}"));
         }
-        let config = if errors.is_empty() {
+        let mut config = if errors.is_empty() {
             assemble(document.get_ref(), text, file, &Base(&directory), &mut report)
         } else {
             // What the parser could not read is missing from the document; asking what it means would only mislead.
             return Err(report.into_faults());
         };
-        if report.is_clean() { Ok(config) } else { Err(report.into_faults()) }
+        if !report.is_clean() {
+            return Err(report.into_faults());
+        }
+        config.warnings = report.into_warnings();
+        Ok(config)
     }
 }
 
@@ -103,17 +108,21 @@ fn assemble(
     shape::check(document, report);
     let root = Section::root(document);
     let names = Names::read(&root, report);
+    let gateway = gateway::read(&root, base, report);
+    let owners = Owners::of_gateway(&gateway.data_dir);
+    let mut secrets = SecretFiles::of_gateway(&gateway.data_dir);
     let config = Config {
         file: file.to_owned(),
         digest: hex(&Sha256::digest(text.as_bytes())),
-        gateway: gateway::read(&root, base, report),
-        store: gateway::store(&root, base, report),
-        listens: listens::read(&root, base, report),
+        store: gateway::store(&root, base, owners, &mut secrets, report),
+        listens: listens::read(&root, base, owners, &mut secrets, report),
+        gateway,
         apps: principals::apps(&root, &names, report),
         operators: principals::operators(&root, report),
-        adapters: queues::adapters(&root, base, report),
+        adapters: queues::adapters(&root, base, owners, report),
         inboxes: queues::inboxes(&root, report),
         routes: routes::read(&root, &names, report),
+        warnings: Vec::new(),
         places: Places::of_adapters(document, text),
     };
     gateway::check_dedup_window(&root, &config, report);

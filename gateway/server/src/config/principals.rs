@@ -7,6 +7,7 @@ use gatepost_core::principal::{OperatorRight, OperatorRights, TypePatterns};
 
 use super::fault::{Report, Spot, suggestion};
 use super::names::Names;
+use super::rules::Rule;
 use super::section::{Item, Section};
 use super::{App, Operator, Selector, accounts};
 
@@ -25,6 +26,7 @@ pub(super) fn apps(
     for (name, section) in root.named("apps") {
         let selector = selector(&section, "add user = \"…\", group = \"…\" or spiffe = \"…\"", report);
         claims.add(&section, &selector, report);
+        warn_of_root(&section, &selector, report);
         let inboxes = section.texts("inbox").unwrap_or_default();
         for inbox in inboxes.iter().filter(|inbox| !names.inboxes.contains(&inbox.value)) {
             let known = names.inboxes.iter().copied();
@@ -56,6 +58,14 @@ pub(super) fn operators(root: &Section<'_>, report: &mut Report<'_>) -> BTreeMap
     operators
 }
 
+/// Root can do without the gateway's leave whatever this would allow it, and whoever is led astray as root has more to lose.
+pub(super) fn warn_of_root(section: &Section<'_>, selector: &Selector, report: &mut Report<'_>) {
+    if selector.user == Some(0) {
+        let spot = section.text("user").map_or_else(|| section.spot.clone(), |user| user.spot);
+        report.warn(Rule::RootIsAnApp, &spot, "is root: run it as a user of its own");
+    }
+}
+
 /// What an app or an adapter may send.
 pub(super) fn send(section: &Section<'_>) -> TypePatterns {
     TypePatterns::new(section.texts("send").unwrap_or_default().iter().map(|kind| kind.value))
@@ -69,7 +79,8 @@ pub(super) fn selector_keys<'a>(section: &Section<'a>) -> impl Iterator<Item = S
 pub(super) fn selector(section: &Section<'_>, advice: &str, report: &mut Report<'_>) -> Selector {
     if !["user", "group", "spiffe"].iter().any(|key| section.has(key)) {
         let token = if section.has("token_sha256") { " (a token alone identifies nobody)" } else { "" };
-        report.add(&section.spot, format!("says nothing about who it is{token}: {advice}"));
+        let why = format!("says nothing about who it is{token}: {advice}");
+        report.refuse(Rule::NoSelector, &section.spot, why);
     }
     if let Some(spiffe) = section.value("spiffe")
         && (section.has("user") || section.has("group"))
@@ -160,9 +171,10 @@ impl Claims {
                 (Some(_), Some(_)) => {
                     let spot = section.value("token_sha256").map(|item| item.spot);
                     let why = format!("the same token as {other_key}: give each its own");
-                    report.add(spot.as_ref().unwrap_or(&section.spot), why);
+                    report.refuse(Rule::OnePeerTwoPrincipals, spot.as_ref().unwrap_or(&section.spot), why);
                 }
-                _ => report.add(
+                _ => report.refuse(
+                    Rule::OnePeerTwoPrincipals,
                     &section.spot,
                     format!(
                         "the same peer would match {other_key} too: change a selector, or give both a token_sha256 of their own"

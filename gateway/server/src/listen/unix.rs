@@ -12,7 +12,7 @@ use std::{
 use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 
-use crate::config::UnixListen;
+use crate::config::{Owners, UnixListen};
 
 /// Mode of a directory that is made for a socket.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -22,9 +22,6 @@ const BACKLOG: u32 = 1024;
 const PATH_BYTES_MAX: usize = 107;
 /// Length of the name under which a socket is prepared; it must fit into an address, too.
 const PREPARED_NAME_BYTES: usize = 12;
-
-const STICKY: u32 = 0o1000;
-const GROUP_OR_WORLD_WRITABLE: u32 = 0o022;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnixBindError {
@@ -176,35 +173,11 @@ pub(super) fn make_directory(directory: &Path, mode: u32, group: Option<u32>) ->
 
 /// Whoever may write to a directory may replace the socket in it by their own and collect what was meant for us.
 fn check_directory(directory: &Path) -> Result<(), UnixBindError> {
-    let unsafe_because = |why| UnixBindError::UnsafeDirectory { directory: directory.to_owned(), why };
-    // Symbolic links on the way (`/var/run`) are followed first; what they lead to is judged.
-    let real = fs::canonicalize(directory).map_err(failed(directory, "find the socket's directory"))?;
-    for (depth, ancestor) in real.ancestors().enumerate() {
-        let found =
-            fs::symlink_metadata(ancestor).map_err(failed(ancestor, "examine the socket's directory"))?;
-        let trusted_owner = found.uid() == 0 || found.uid() == geteuid().as_raw();
-        let sticky = found.mode() & STICKY != 0;
-        if depth == 0 && !found.is_dir() {
-            return Err(unsafe_because("it is not a directory"));
-        }
-        if depth == 0 && !trusted_owner {
-            return Err(unsafe_because(
-                "it belongs to another user; it must belong to root or to the gateway's user",
-            ));
-        }
-        // In a sticky directory of a trusted owner others can add files, but neither remove nor rename ours. Above the socket's own
-        // directory a group may write: home directories often are like that.
-        let forbidden = if depth == 0 { GROUP_OR_WORLD_WRITABLE } else { 0o002 };
-        if found.mode() & forbidden != 0 && !(sticky && trusted_owner) {
-            return Err(unsafe_because(match depth {
-                0 => {
-                    "its group or everybody may write to it; take that away (chmod go-w) or choose another directory"
-                }
-                _ => "everybody may write to a directory above it; choose another place",
-            }));
-        }
+    let examined = Owners::of_this_process().directory_fault(directory);
+    match examined.map_err(failed(directory, "examine the socket's directory"))? {
+        Some(why) => Err(UnixBindError::UnsafeDirectory { directory: directory.to_owned(), why }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Removes a dead socket of ours from `path`; anything else there is an error.

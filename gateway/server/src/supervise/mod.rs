@@ -44,6 +44,7 @@ use crate::http::{AdapterControl, RestartError};
 pub(crate) use exec::adapter_exec;
 pub(crate) use launch::Launcher;
 pub(crate) use manifest::validate_adapters;
+pub(crate) use program::SearchPath;
 pub(crate) use reload::{Hangups, Parts, Reloader, RequestError, queue_setups, request_reload};
 pub(crate) use socket::Sockets;
 
