@@ -6,6 +6,7 @@ mod config;
 pub mod fuzz;
 mod http;
 mod listen;
+mod notify;
 mod serve;
 mod supervise;
 

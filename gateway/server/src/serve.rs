@@ -18,7 +18,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Config, PeerFacts};
 use crate::http::{self, AppState};
-use crate::listen::{Counters, Limits, ListenError, Listener, PeerGate, Server};
+use crate::listen::{Counters, Limits, ListenError, Listener, Passed, PeerGate, Server};
+use crate::notify::{State, notify};
 use crate::supervise::{
     Hangups, Launcher, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
 };
@@ -65,12 +66,14 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// Runs a gateway until it is told to stop.
 pub(crate) fn run(config: Config) -> Result<(), ServeError> {
+    // Before there are threads: it changes the environment.
+    let passed = Passed::take().map_err(ListenError::from)?;
     start_logging();
     log_panics_by_place();
     raise_descriptor_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build();
-    runtime.map_err(ServeError::Runtime)?.block_on(serve(config))
+    runtime.map_err(ServeError::Runtime)?.block_on(serve(config, passed))
 }
 
 /// One processor is left to the store's writer: threads that take turns with it on one would make everybody wait for that.
@@ -119,7 +122,7 @@ impl PeerGate for ConfiguredPeers {
     }
 }
 
-async fn serve(config: Config) -> Result<(), ServeError> {
+async fn serve(config: Config, passed: Passed) -> Result<(), ServeError> {
     // Taken before anything starts, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
@@ -129,7 +132,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let launcher = Launcher::start().map_err(ServeError::Runtime)?;
     validate_adapters(&config, &launcher).await.map_err(ServeError::Adapters)?;
     let (store, task) = open_store(&config).await?;
-    let served = Gateway::start(config, store.clone(), launcher).await;
+    let served = Gateway::start(config, store.clone(), launcher, passed).await;
     let (gateway, reloader, hangups) = match served {
         Ok(served) => served,
         Err(error) => {
@@ -140,6 +143,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     };
     let name = gateway.config.load().gateway.name.clone();
     tracing::info!(gateway = %name, pid = std::process::id(), "ready");
+    notify(State::Ready);
     let stopping = gateway.stop.subscribe();
     let reloading = reloader.run(hangups, stopping);
     tokio::pin!(reloading);
@@ -152,6 +156,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         () = store.writer_ended() => writer_ended = true,
     }
     tracing::info!("stopping");
+    notify(State::Stopping);
     gateway.stop.send_replace(true);
     // A reload that has begun is finished before what it changes is taken down.
     if !reloader_ended {
@@ -224,6 +229,7 @@ impl Gateway {
         config: Config,
         store: Store,
         launcher: Launcher,
+        mut passed: Passed,
     ) -> Result<(Self, Reloader, Hangups), ServeError> {
         let gateway = Actor::new(ActorKind::Gateway, config.gateway.name.clone());
         let means = Means { store: store.clone(), launcher: launcher.clone(), gateway: gateway.clone() };
@@ -248,8 +254,9 @@ impl Gateway {
         );
         let mut listeners = Vec::with_capacity(now.listens.len());
         for listen in &now.listens {
-            listeners.push(Listener::bind(listen).await?);
+            listeners.push(Listener::open(listen, &mut passed).await?);
         }
+        passed.all_taken().map_err(ListenError::from)?;
         let tls = listeners.iter().zip(&now.listens).filter_map(|(listener, listen)| match &listen.at {
             config::ListenAt::Tcp(tcp) => Some((tcp.address, listener.tls()?)),
             config::ListenAt::Unix(_) => None,

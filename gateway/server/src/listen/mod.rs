@@ -17,6 +17,7 @@ mod credentials;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod pace;
+mod passed;
 mod peer;
 mod quota;
 mod serve;
@@ -31,6 +32,7 @@ use std::time::Duration;
 pub(crate) use adapter::{ExpectedPid, bind_adapter_socket};
 pub(crate) use body::BodyError;
 pub(crate) use counters::Counters;
+pub(crate) use passed::{Passed, PassedError};
 #[cfg(test)]
 pub(crate) use peer::ConnectionId;
 pub(crate) use peer::{Peer, PeerGate, Refusal, RefusalCode, RefusalSink, Serves};

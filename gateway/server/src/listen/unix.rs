@@ -6,6 +6,7 @@ use std::{
     fs::{self, DirBuilder, Metadata, Permissions},
     io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown},
+    os::unix::net::UnixListener as StdUnixListener,
     path::{Path, PathBuf},
 };
 
@@ -22,6 +23,8 @@ const BACKLOG: u32 = 1024;
 const PATH_BYTES_MAX: usize = 107;
 /// Length of the name under which a socket is prepared; it must fit into an address, too.
 const PREPARED_NAME_BYTES: usize = 12;
+/// Who may write to a socket may connect to it.
+const WRITABLE: u32 = 0o222;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnixBindError {
@@ -37,6 +40,8 @@ pub(crate) enum UnixBindError {
     Foreign { path: PathBuf, what: &'static str },
     #[error("socket {path}: another process answers there; stop it or choose another path")]
     InUse { path: PathBuf },
+    #[error("socket {path} is passed to this process, but {why}")]
+    Passed { path: PathBuf, why: String },
     #[error("socket {path}: cannot {step}")]
     Io { path: PathBuf, step: &'static str, source: io::Error },
 }
@@ -54,6 +59,14 @@ pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    removal: Removal,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Removal {
+    AtTheEnd,
+    /// Whoever made it listens on when we are gone.
+    Never,
 }
 
 impl SocketFile {
@@ -66,7 +79,8 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         // Between the look and the removal only the directory's owner could put another file there, and the owner is root or us.
         let ours = |found: &Metadata| found.dev() == self.device && found.ino() == self.inode;
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| ours(&found))
+        if self.removal == Removal::AtTheEnd
+            && fs::symlink_metadata(&self.path).is_ok_and(|found| ours(&found))
             && let Err(error) = fs::remove_file(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "a socket could not be removed");
@@ -102,7 +116,45 @@ pub(super) async fn bind_in_checked(
         _ => failed(path, "give the socket its name")(error),
     })?;
     let found = fs::symlink_metadata(path).map_err(failed(path, "read the socket's attributes"))?;
-    let file = SocketFile { path: path.clone(), device: found.dev(), inode: found.ino() };
+    let file = SocketFile {
+        path: path.clone(),
+        device: found.dev(),
+        inode: found.ino(),
+        removal: Removal::AtTheEnd,
+    };
+    Ok(BoundUnix { listener, file })
+}
+
+/// Takes a socket that somebody else has bound for us, if it lets nobody in whom one of our own would not.
+pub(super) fn adopt(listen: &UnixListen, passed: StdUnixListener) -> Result<BoundUnix, UnixBindError> {
+    let path = &listen.path;
+    let directory = path.parent().ok_or_else(|| UnixBindError::NotAbsolute { path: path.clone() })?;
+    check_directory(directory)?;
+    let found = fs::symlink_metadata(path).map_err(failed(path, "read the socket's attributes"))?;
+    let refused = |why: String| UnixBindError::Passed { path: path.clone(), why };
+    let writers = found.mode() & WRITABLE;
+    if !found.file_type().is_socket() {
+        return Err(refused("what has its name is no socket".to_owned()));
+    }
+    if found.uid() != 0 && found.uid() != geteuid().as_raw() {
+        return Err(refused("it belongs to another user; let root or the gateway's user own it".to_owned()));
+    }
+    if writers & !listen.mode != 0 {
+        let (has, may) = (found.mode() & 0o777, listen.mode);
+        return Err(refused(format!(
+            "its mode is {has:04o}, the configuration's {may:04o}: make them equal"
+        )));
+    }
+    if let Some(group) = listen.group.filter(|group| *group != found.gid() && writers & 0o020 != 0) {
+        let has = found.gid();
+        return Err(refused(format!("its group is {has}, the configuration's {group}: make them equal")));
+    }
+    if listen.group.is_none() && writers & 0o020 != 0 {
+        return Err(refused("it lets a group in: name that as `group` in the configuration".to_owned()));
+    }
+    let listener = UnixListener::from_std(passed).map_err(failed(path, "take over the socket"))?;
+    let file =
+        SocketFile { path: path.clone(), device: found.dev(), inode: found.ino(), removal: Removal::Never };
     Ok(BoundUnix { listener, file })
 }
 

@@ -265,3 +265,47 @@ async fn an_adapters_directory_is_private() {
         assert!(matches!(bound, Err(UnixBindError::UnsafeDirectory { .. })), "{name:?}: {bound:?}");
     }
 }
+
+/// A socket as systemd would have bound it.
+fn bound_elsewhere(path: &Path, mode: u32) -> Passed {
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    Passed::of(listener)
+}
+
+#[tokio::test]
+async fn a_socket_that_is_passed_serves_and_stays_when_the_gateway_is_gone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("app.sock");
+    let mut passed = bound_elsewhere(&path, 0o600);
+    let inode = fs::metadata(&path).unwrap().ino();
+    let listener = Listener::open(&listen_unix(&path, 0o600, Apps), &mut passed).await.unwrap();
+    passed.all_taken().unwrap();
+    assert_eq!(listener.path(), Some(path.as_path()));
+    drop(listener);
+    assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "it belongs to whoever made it");
+}
+
+#[tokio::test]
+async fn a_passed_socket_that_lets_in_more_than_the_configuration_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (mode, configured, why) in [
+        (0o666, 0o600, "its mode is 0666"),
+        (0o660, 0o600, "its mode is 0660"),
+        (0o660, 0o660, "lets a group in"),
+    ] {
+        let path = scratch.path().join("app.sock");
+        let mut passed = bound_elsewhere(&path, mode);
+        let refused = Listener::open(&listen_unix(&path, configured, Apps), &mut passed).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(why), "{mode:o}: {refused}");
+        fs::remove_file(&path).unwrap();
+    }
+    let open = scratch.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+    let path = open.join("app.sock");
+    let mut passed = bound_elsewhere(&path, 0o600);
+    let refused = Listener::open(&listen_unix(&path, 0o600, Apps), &mut passed).await.unwrap_err();
+    assert!(refused.to_string().contains("may write to it"), "{refused}");
+}
