@@ -16,6 +16,7 @@ mod pressure;
 mod refused;
 mod rules;
 mod secrecy;
+mod shipping;
 mod tamper;
 mod torn;
 mod torture;
