@@ -225,3 +225,36 @@ fn of_a_line_that_is_not_toml_one_fault_is_told() {
     let lines: Vec<usize> = faults.iter().map(|fault| fault.line).collect();
     assert_eq!(lines, [2, 3]);
 }
+
+/// What the package installs, with groups that there are on every machine.
+fn installed(more: &str) -> Config {
+    let text = include_str!("../../../../../deploy/gatepost.toml");
+    let text = ["apps", "operators", "adapters"]
+        .iter()
+        .fold(format!("{text}{more}"), |text, group| text.replace(&format!("\"gatepost-{group}\""), "\"0\""));
+    Config::parse(&text, Path::new("/etc/gatepost/gatepost.toml")).unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+#[test]
+fn the_installed_configuration_is_valid_lets_nobody_send_and_fits_the_socket_units() {
+    let config = installed("");
+    assert_eq!(config.warnings, []);
+    assert!(config.apps.is_empty() && config.adapters.is_empty());
+    let read_payload = gatepost_core::principal::OperatorRight::ReadPayload;
+    assert!(
+        Principal::Operator(Arc::clone(&config.operators["root"])).operator_permit(read_payload).is_none()
+    );
+    let commented = include_str!("../../../../../deploy/gatepost.toml");
+    for (unit, group) in [
+        (include_str!("../../../../../deploy/systemd/gatepost-app.socket"), "gatepost-apps"),
+        (include_str!("../../../../../deploy/systemd/gatepost-operator.socket"), "gatepost-operators"),
+        (include_str!("../../../../../deploy/systemd/gatepost-adapter.socket"), "gatepost-adapters"),
+    ] {
+        let of = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        let (path, mode) = (of("ListenStream="), of("SocketMode="));
+        assert_eq!(of("SocketGroup="), group);
+        // Also where the listener is commented out.
+        let listener = format!("unix = {path:?}\nmode = {mode:?}\ngroup = {group:?}\n");
+        assert!(commented.replace("# ", "").contains(&listener), "no [[listen]] with\n{listener}");
+    }
+}
