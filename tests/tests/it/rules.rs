@@ -146,7 +146,8 @@ fn every_test_that_security_names_exists_and_every_threat_has_one() {
 #[test]
 fn every_test_that_the_readme_names_exists() {
     let text = std::fs::read_to_string(source("../README.md")).unwrap();
-    let proofs: Vec<&str> = text.lines().filter(|line| line.contains("[`") && line.contains(".rs)")).collect();
+    let proofs: Vec<&str> =
+        text.lines().filter(|line| line.contains("[`") && line.contains(".rs)")).collect();
     assert!(proofs.len() > 20, "the proofs are not found any more");
     let wrong: Vec<String> = proofs.iter().flat_map(|line| unproved(line)).collect();
     assert!(wrong.is_empty(), "README.md: {wrong:#?}");

@@ -195,12 +195,15 @@ impl Rule {
 }
 
 /// Keys that others' configurations have and this one never will: what they would switch off cannot be switched off.
-pub(super) fn of_unknown_key(name: &str) -> Rule {
+/// `path` is the key's, with `name` at its end.
+pub(super) fn of_unknown_key(path: &str, name: &str) -> Rule {
     let plain = name.to_ascii_lowercase();
     let about = |words: &[&str]| words.iter().any(|word| plain.contains(word));
-    if about(&["tls_", "min_version", "max_version", "protocol", "cipher", "ssl"]) {
+    // Elsewhere such words may be a mistake about something else.
+    let of_listeners = path.starts_with("listen[") || path.starts_with("gateway.");
+    if of_listeners && about(&["tls_", "min_version", "max_version", "protocol", "cipher", "ssl"]) {
         Rule::TlsVersion
-    } else if about(&["revo", "crl_", "ocsp"]) {
+    } else if of_listeners && about(&["revo", "crl_", "ocsp"]) {
         Rule::UnknownRevocation
     } else if about(&["metrics", "health", "prometheus"]) {
         Rule::MetricsOffHost

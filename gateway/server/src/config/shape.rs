@@ -46,7 +46,7 @@ fn value_start(name: &Spanned<std::borrow::Cow<'_, str>>, value: &Value<'_>) -> 
 }
 
 fn unknown_key(name: &str, groups: Groups, spot: &Spot, report: &mut Report<'_>) {
-    let rule = rules::of_unknown_key(name);
+    let rule = rules::of_unknown_key(&spot.key, name);
     let why = if names_a_secret(name) {
         "unknown key, and a secret must not stand in this file: tokens are given as `token_sha256`, \
          other secrets as the path of a file"

@@ -110,9 +110,11 @@ fn refused() -> Vec<(&'static str, String, &'static str)> {
         ("A09", tls_key("ciphers = \"ALL\""), "listen[2].tls.ciphers"),
         ("A10", tls_key("unknown_revocation = \"allow\""), "listen[2].tls.unknown_revocation"),
         ("A12", postgres("remote-url"), "store.postgres.url_file"),
+        ("A09", with("[gateway]\ntls_min = \"1.2\""), "gateway.tls_min"),
         ("A22", with("[metrics]\ntcp = \"0.0.0.0:9090\""), "metrics"),
         ("A22", with("health = \"0.0.0.0:80\""), "listen[1].health"),
         ("A22", with("[gateway]\nmetrics_listen = \"0.0.0.0:80\""), "gateway.metrics_listen"),
+        ("A24", adapter("gatepost-hl7\"\nprotocol = \"mllp"), "adapters.lab.protocol"),
         ("A24", with("[gateway]\nsecure = true"), "gateway.secure"),
         (
             "A25",
@@ -185,6 +187,7 @@ fn each_warned_configuration_is_valid_and_names_its_rule() {
 fn every_rule_that_is_not_reserved_has_a_configuration_that_breaks_it() {
     let ids = |cases: Vec<(&'static str, String, &str)>| {
         let mut ids: Vec<&str> = cases.iter().map(|(rule, ..)| *rule).collect();
+        ids.sort_unstable();
         ids.dedup();
         ids
     };
@@ -193,6 +196,30 @@ fn every_rule_that_is_not_reserved_has_a_configuration_that_breaks_it() {
     assert_eq!(ids(refused()), of(Verdict::Refused).collect::<Vec<_>>());
     assert_eq!(ids(warned()), of(Verdict::Warned).collect::<Vec<_>>());
     assert!(Rule::ALL.is_sorted_by(|one, other| one.id() < other.id()), "each id once, in order");
+}
+
+/// What cannot be switched off has no key: those that sound like it are refused, and none of those that there are sounds like it.
+#[test]
+fn no_key_weakens_tls_revocation_or_the_way_to_metrics() {
+    fn walk(groups: keys::Groups, path: &str) -> usize {
+        let of_key = |key: &keys::Key| {
+            let path = format!("{path}{}", key.name);
+            assert_eq!(
+                crate::config::rules::of_unknown_key(&path, key.name),
+                Rule::UnknownKey,
+                "{path} sounds like it weakens something"
+            );
+            match key.shape {
+                keys::Shape::Table(groups) | keys::Shape::Named(groups) => {
+                    1 + walk(groups, &format!("{path}."))
+                }
+                keys::Shape::Tables(groups) => 1 + walk(groups, &format!("{path}[1].")),
+                _ => 1,
+            }
+        };
+        keys::all(groups).map(of_key).sum()
+    }
+    assert!(walk(keys::ROOT, "") > 50, "the keys are not found any more");
 }
 
 #[test]
