@@ -1,6 +1,7 @@
 //! What is shipped besides the programs: units, the Debian package, the list of what the programs are made of.
 
 mod bill;
+mod calls;
 mod package;
 mod units;
 
