@@ -8,15 +8,13 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 
 use super::fault::{Report, Spot};
+use super::paths::CREDENTIALS;
 use super::rules::Rule;
 
 const STICKY: u32 = 0o1000;
 const WRITABLE_BY_ALL: u32 = 0o002;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const OPEN_TO_OTHERS: u32 = 0o077;
-/// Where systemd puts a unit's credentials. It may give them to the unit's user by an access list, whose mask shows as
-/// permissions of the group; the directory lets nobody else in.
-const CREDENTIALS: &str = "/run/credentials/";
 
 /// Who may change what the gateway relies on: root, and the user that the gateway runs as.
 #[derive(Clone, Copy, Debug)]

@@ -249,14 +249,12 @@ fn files_that_are_as_they_should_be_are_neither_refused_nor_warned_of() {
 }
 
 #[test]
-fn what_systemd_hands_over_as_a_credential_may_show_permissions_of_a_group() {
-    let text = tls("127.0.0.1:1", "/run/credentials/gatepost.service/tls.key");
-    let faults = Files::new().parse(&text).unwrap_err();
-    assert!(
-        faults.to_string().contains("there is no file /run/credentials/gatepost.service/tls.key"),
-        "{faults}"
-    );
-    assert!(faults.iter().all(|fault| fault.rule.is_none()), "{faults}");
+fn what_systemd_hands_over_as_a_credential_is_there_only_while_the_unit_runs() {
+    let key = "/run/credentials/gatepost-that-does-not-run.service/secret_tls.key";
+    let config = Files::new().parse(&tls("127.0.0.1:1", key)).unwrap();
+    assert_eq!(config.warnings, []);
+    let faults = Files::new().parse(&tls("127.0.0.1:1", "/run/elsewhere/secret_tls.key")).unwrap_err();
+    assert!(faults.to_string().contains("there is no file /run/elsewhere/secret_tls.key"), "{faults}");
 }
 
 #[test]
