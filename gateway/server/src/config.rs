@@ -59,6 +59,7 @@ pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector};
 pub(crate) use init::{check, init};
 pub(crate) use load::LoadError;
 pub(crate) use owners::Owners;
+pub(crate) use paths::is_credential;
 pub(crate) use rules::{Facts, Rule, Verdict};
 pub(crate) use schema::schema;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 
 use super::fault::{Report, Spot};
-use super::paths::CREDENTIALS;
+use super::paths::is_credential;
 use super::rules::Rule;
 
 const STICKY: u32 = 0o1000;
@@ -94,7 +94,7 @@ impl Owners {
 
     /// A file that only the gateway may read.
     pub(super) fn check_secret(self, file: &Path, spot: &Spot, report: &mut Report<'_>) {
-        if file.starts_with(CREDENTIALS) {
+        if is_credential(file) {
             return;
         }
         if fs::symlink_metadata(file).is_ok_and(|found| found.is_symlink()) {
@@ -119,7 +119,7 @@ impl Owners {
 
     /// A file that everybody may read and only the gateway's side may change.
     pub(super) fn check_public(self, file: &Path, spot: &Spot, report: &mut Report<'_>) {
-        let Some(found) = regular(file).filter(|_| !file.starts_with(CREDENTIALS)) else { return };
+        let Some(found) = regular(file).filter(|_| !is_credential(file)) else { return };
         if found.mode() & WRITABLE_BY_OTHERS != 0 {
             let why =
                 format!("others can write it, and so decide whom it lets in: chmod go-w {}", file.display());

@@ -7,7 +7,12 @@ use super::section::Item;
 
 /// Where systemd puts a unit's credentials, in a directory that is there while the unit runs. It may give them to the unit's user by
 /// an access list, whose mask shows as permissions of the group; the directory lets nobody else in.
-pub(super) const CREDENTIALS: &str = "/run/credentials/";
+const CREDENTIALS: &str = "/run/credentials/";
+
+/// Whether systemd hands over what is at `path`.
+pub(crate) fn is_credential(path: &Path) -> bool {
+    path.starts_with(CREDENTIALS)
+}
 
 /// The directory that holds the configuration file.
 pub(super) struct Base<'d>(pub(super) &'d Path);
@@ -26,7 +31,7 @@ impl Base<'_> {
         let resolved = self.resolve(path, report);
         if let Err(error) = std::fs::metadata(&resolved)
             && error.kind() == std::io::ErrorKind::NotFound
-            && !(resolved.starts_with(CREDENTIALS) && !resolved.parent().is_some_and(Path::exists))
+            && (!is_credential(&resolved) || resolved.parent().is_some_and(Path::exists))
         {
             report.add(
                 &path.spot,

@@ -22,12 +22,13 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
-use crate::config::TlsFiles;
+use crate::config::{TlsFiles, is_credential};
 
 /// Larger files are not certificates.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
 /// Others than the owner may do nothing with a key.
 const KEY_MODE_FORBIDDEN: u32 = 0o077;
+const CREDENTIAL_MODE_FORBIDDEN: u32 = 0o007;
 /// The only protocol that is negotiated.
 const ALPN: &[u8] = b"http/1.1";
 
@@ -109,7 +110,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let pem = read(path, |found| match found.mode() & KEY_MODE_FORBIDDEN {
+    // The group's bits of a credential are the mask of the access list that gives it to our user.
+    let forbidden = if is_credential(path) { CREDENTIAL_MODE_FORBIDDEN } else { KEY_MODE_FORBIDDEN };
+    let pem = read(path, |found| match found.mode() & forbidden {
         0 => Ok(()),
         _ => Err(TlsError::KeyExposed { path: path.to_owned() }),
     })?;
