@@ -25,7 +25,7 @@ mod tls;
 mod unix;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Every rule with a configuration that breaks it; the page that lists them.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::PathBuf;
 
 use super::*;
@@ -246,6 +246,37 @@ fn files_that_are_as_they_should_be_are_neither_refused_nor_warned_of() {
         let config = files.parse(&text).unwrap_or_else(|faults| panic!("{text}\nhas {faults}"));
         assert_eq!(config.warnings, [], "{text}");
     }
+}
+
+#[test]
+fn root_may_check_the_file_of_a_gateway_that_runs_as_the_owner_of_its_data_and_of_nobody_else() {
+    if !nix::unistd::geteuid().is_root() {
+        return crate::listen::tests::skipped("needs root");
+    }
+    let (gateway, stranger) = (4321, 4322);
+    let files = Files::new();
+    for name in ["key.pem", "closed", "data", "safe"] {
+        chown(files.path(name), Some(gateway), Some(gateway)).unwrap();
+    }
+    let text = format!(
+        "{}\n[[listen]]\nserves = \"apps\"\nunix = \"closed/app.sock\"\n[gateway]\ndata_dir = \"data\"\n\
+         [adapters.lab]\nrun = \"./safe\"\nmax_backlog = {{ messages = 1 }}\n",
+        tls("127.0.0.1:1", "key.pem")
+    );
+    assert_eq!(files.parse(&text).unwrap_or_else(|faults| panic!("{faults}")).warnings, []);
+    let rules =
+        |faults: &[Fault]| faults.iter().filter_map(|fault| fault.rule).map(Rule::id).collect::<Vec<_>>();
+    let refused = |text: &str| rules(&files.parse(text).unwrap_err().iter().cloned().collect::<Vec<_>>());
+    assert_eq!(refused(&text.replace("\"data\"", "\"elsewhere\"")), ["A05", "A04"]);
+    for name in ["cert.pem", "ca.pem", "key.pem", "closed"] {
+        chown(files.path(name), Some(stranger), None).unwrap();
+    }
+    assert_eq!(refused(&text), ["A05", "A05", "A05", "A04"]);
+    for name in ["cert.pem", "ca.pem", "key.pem", "closed"] {
+        chown(files.path(name), Some(0), None).unwrap();
+    }
+    chown(files.path("safe"), Some(stranger), None).unwrap();
+    assert_eq!(rules(&files.parse(&text).unwrap().warnings), ["A16"]);
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn can_be_another_user() -> bool {
 }
 
 /// Says that a test could not test here what it is for: to everybody, and in the file that `scripts/test` prints and counts.
-fn skipped(why: &str) {
+pub(crate) fn skipped(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let line = format!("SKIPPED {test}: {why}\n");
     // Not by `eprintln!`, which a passing test's capture would swallow.
