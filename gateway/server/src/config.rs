@@ -35,6 +35,7 @@ mod schema;
 mod section;
 mod settings;
 mod shape;
+mod spiffe;
 mod units;
 
 #[cfg(test)]
@@ -56,6 +57,7 @@ pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector};
 pub(crate) use init::{check, init};
 pub(crate) use load::LoadError;
 pub(crate) use schema::schema;
+pub(crate) use spiffe::spiffe_fault;
 
 /// The built-in queue that holds emitted messages which no route takes or their adapter may not send. It is always there.
 pub(crate) const UNROUTED: &str = "unrouted";
@@ -154,6 +156,8 @@ pub(crate) struct TlsFiles {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
     pub(crate) client_ca: PathBuf,
+    /// Revocation lists; with any, a certificate whose standing they do not tell is refused.
+    pub(crate) crl: Vec<PathBuf>,
 }
 
 /// `[apps.NAME]`

@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Config, PeerFacts};
 use crate::http::{self, AppState};
-use crate::listen::{Counters, Limits, ListenError, Listener, PeerGate, Server};
+use crate::listen::{Counters, Limits, ListenError, Listener, PeerGate, Server, keep_current};
 use crate::supervise::{
     Hangups, Launcher, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
 };
@@ -204,6 +204,16 @@ async fn note(store: &Store, name: &str, event: Event) {
     }
 }
 
+/// A listener proves or believes something else from now on.
+async fn note_certificates(store: &Store, gateway: &Actor, listener: std::net::SocketAddr) {
+    let mut note = AuditNote::new(Event::ConfigChanged, gateway.clone());
+    note.code = Some("certificates".to_owned());
+    note.target = Some(format!("tls {listener}"));
+    if let Err(error) = store.audit_note(vec![note]).await {
+        tracing::error!(%error, "cannot write the change of certificates into the audit log");
+    }
+}
+
 /// Everything that runs, and who can end it.
 struct Gateway {
     config: Arc<ArcSwap<Config>>,
@@ -213,6 +223,8 @@ struct Gateway {
     /// Ends the audit trail once nothing can be refused any more.
     stop_trail: watch::Sender<bool>,
     listening: tokio::task::JoinHandle<()>,
+    /// Looks whether the listeners' certificates have changed.
+    watching: tokio::task::JoinHandle<()>,
     trail: tokio::task::JoinHandle<()>,
 }
 
@@ -251,13 +263,14 @@ impl Gateway {
             config::ListenAt::Tcp(tcp) => Some((tcp.address, listener.tls()?)),
             config::ListenAt::Unix(_) => None,
         });
+        let tls: Vec<_> = tls.collect();
         let parts = Parts {
             config: Arc::clone(&config),
-            store,
+            store: store.clone(),
             supervisor: supervisor.clone(),
             launcher,
-            tls: tls.collect(),
-            gateway,
+            tls: tls.clone(),
+            gateway: gateway.clone(),
         };
         let (reloader, hangups) =
             Reloader::start(parts).map_err(|error| ServeError::Reload(error.to_string()))?;
@@ -265,14 +278,20 @@ impl Gateway {
         supervisor.begin(sockets, &now);
         let (stop_trail, trail_stopping) = watch::channel(false);
         let trail = tokio::spawn(state.trail.clone().run(trail_stopping));
+        let taken = async move |listener| note_certificates(&store, &gateway, listener).await;
+        let watching = tokio::spawn(keep_current(tls, taken, stopping.clone()));
         let listening = tokio::spawn(server.serve_all(listeners, stopping));
-        Ok((Self { config, state, supervisor, stop, stop_trail, listening, trail }, reloader, hangups))
+        let gateway = Self { config, state, supervisor, stop, stop_trail, listening, watching, trail };
+        Ok((gateway, reloader, hangups))
     }
 
     async fn stop(self) {
         self.supervisor.stop().await;
         if let Err(error) = self.listening.await {
             tracing::error!(%error, "the listeners did not end well");
+        }
+        if let Err(error) = self.watching.await {
+            tracing::error!(%error, "watching the certificates did not end well");
         }
         self.state.tasks.drained().await;
         self.stop_trail.send_replace(true);

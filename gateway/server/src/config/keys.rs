@@ -162,6 +162,12 @@ const TLS: Groups = &[&[
     required("cert", PLAIN, "PEM file of the server's certificate chain."),
     required("key", PLAIN, "PEM file of the server's private key."),
     required("client_ca", PLAIN, "PEM file of the authorities that sign client certificates."),
+    key(
+        "crl",
+        Shape::Argv,
+        "PEM file of the authorities' revocation lists, or an array of files. With it, a certificate is refused if it is revoked, if \
+         its standing is unknown, or if the list has expired. Default: none, nothing is revoked.",
+    ),
 ]];
 
 const SELECTOR: &[Key] = &[

@@ -145,7 +145,12 @@ fn tls(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Optio
     let files = section.table("tls")?;
     let mut file = |key| files.text(key).map(|path| base.existing(&path, report));
     let (cert, key, client_ca) = (file("cert"), file("key"), file("client_ca"));
-    Some(TlsFiles { cert: cert?, key: key?, client_ca: client_ca? })
+    let crl = match files.text("crl") {
+        Some(one) => vec![one],
+        None => files.texts("crl").unwrap_or_default(),
+    };
+    let crl = crl.iter().map(|path| base.existing(path, report)).collect();
+    Some(TlsFiles { cert: cert?, key: key?, client_ca: client_ca?, crl })
 }
 
 /// Port 0 is another port each time.

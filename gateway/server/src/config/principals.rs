@@ -8,10 +8,9 @@ use gatepost_core::principal::{OperatorRight, OperatorRights, TypePatterns};
 use super::fault::{Report, Spot, suggestion};
 use super::names::Names;
 use super::section::{Item, Section};
+use super::spiffe::spiffe_fault;
 use super::{App, Operator, Selector, accounts};
 
-/// Longest SPIFFE id, bytes (from its standard).
-const SPIFFE_BYTES_MAX: usize = 2048;
 /// The keys that make a selector.
 const SELECTOR_KEYS: [&str; 4] = ["user", "group", "spiffe", "token_sha256"];
 
@@ -102,16 +101,7 @@ fn account(
 }
 
 fn spiffe(id: &Item<&str>, report: &mut Report<'_>) -> String {
-    let well_formed = id.value.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).is_some_and(
-        |(trust_domain, path)| {
-            !trust_domain.is_empty()
-                && !path.is_empty()
-                && !path.ends_with('/')
-                && id.value.len() <= SPIFFE_BYTES_MAX
-                && id.value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'*'))
-        },
-    );
-    if !well_formed {
+    if spiffe_fault(id.value).is_some() {
         report
             .add(&id.spot, "not a SPIFFE id: write it like \"spiffe://example.org/ehr\", without wildcards");
     }

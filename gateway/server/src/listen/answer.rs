@@ -42,7 +42,18 @@ pub(super) fn refusal(code: RefusalCode) -> &'static [u8] {
         | RefusalCode::NotTheAdapter
         | RefusalCode::TlsFailed
         | RefusalCode::TlsTimeout
-        | RefusalCode::CertificateName => UNAUTHENTICATED.as_bytes(),
+        | RefusalCode::TlsVersion
+        | RefusalCode::CertificateMissing
+        | RefusalCode::CertificateExpired
+        | RefusalCode::CertificateNotYetValid
+        | RefusalCode::CertificateIssuer
+        | RefusalCode::CertificatePurpose
+        | RefusalCode::CertificateInvalid
+        | RefusalCode::CertificateRevoked
+        | RefusalCode::RevocationUnknown
+        | RefusalCode::RevocationExpired
+        | RefusalCode::CertificateName
+        | RefusalCode::CertificateSpiffe => UNAUTHENTICATED.as_bytes(),
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) use counters::Counters;
 pub(crate) use peer::ConnectionId;
 pub(crate) use peer::{Peer, PeerGate, Refusal, RefusalCode, RefusalSink, Serves};
 pub(crate) use serve::{ListenError, Listener, Server};
-pub(crate) use tls::ServerTls;
+pub(crate) use tls::{ServerTls, keep_current};
 pub(crate) use unix::UnixBindError;
 
 /// What one gateway bears of its peers.

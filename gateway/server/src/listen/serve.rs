@@ -126,7 +126,7 @@ impl Listener {
         match (accepted, &self.socket) {
             (Accepted::Unix(stream), Socket::Unix { child, .. }) => Some(Origin::unix(stream, child.clone())),
             (Accepted::Tcp(stream, remote), Socket::Tls { tls, .. }) => {
-                Some(Origin::Tcp { stream, remote, tls: tls.current() })
+                Some(Origin::Tcp { stream, remote, tls: tls.subscribe() })
             }
             (Accepted::Unix(_), Socket::Tls { .. }) | (Accepted::Tcp(..), Socket::Unix { .. }) => None,
         }

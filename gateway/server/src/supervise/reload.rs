@@ -229,9 +229,9 @@ impl Reloader {
     }
 
     fn take_certificates(&self, config: &Config) {
-        for (tls, files) in self.tls(config) {
+        for (tls, _) in self.tls(config) {
             // They could be read a moment ago. If they changed since, the ones in force are still whole.
-            if let Err(error) = tls.reload(files) {
+            if let Err(error) = tls.reload() {
                 tracing::error!(error = %chain(&error), "certificates not reloaded; reload again");
             }
         }
