@@ -6,7 +6,7 @@ MINUTES ?= 30
 BINS    := gatepost gatepost-verify gatepost-http gatepost-hl7
 PACKAGES := -p gatepost -p gatepost-audit -p gatepost-http -p gatepost-hl7
 
-.PHONY: help demo fuzz test torture check bench bench-peers install build release
+.PHONY: help demo fuzz test test-long torture check bench bench-peers install build release
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ release: ## Build the programs for use
 
 test: ## Run all tests
 	@scripts/test
+
+test-long: ## Run the tests that take long: storms of processes, testssl.sh, measurements
+	@scripts/test-long
 
 fuzz: ## Fuzz every parser of foreign bytes, SECONDS each (60)
 	@scripts/fuzz all $(or $(SECONDS),60)

@@ -53,9 +53,10 @@ use gatepost_core::routing::Routes;
 
 pub(crate) use fault::Fault;
 pub(crate) use gateway::DATA_DIR;
-pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector};
+pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector, Wanted};
 pub(crate) use init::{check, init};
 pub(crate) use load::LoadError;
+pub(crate) use principals::DELETED;
 pub(crate) use schema::schema;
 pub(crate) use spiffe::spiffe_fault;
 

@@ -16,9 +16,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{self, Config, PeerFacts};
+use crate::config::{self, Config, PeerFacts, Wanted};
 use crate::http::{self, AppState};
-use crate::listen::{Counters, Limits, ListenError, Listener, PeerGate, Server, keep_current};
+use crate::listen::{
+    Counters, Limits, ListenError, Listener, PeerGate, Server, keep_current, processes_are_provable,
+};
 use crate::supervise::{
     Hangups, Launcher, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
 };
@@ -32,6 +34,8 @@ pub(crate) enum ServeError {
     Runtime(#[source] std::io::Error),
     #[error("{}", adapter_faults(.0))]
     Adapters(Vec<config::Fault>),
+    #[error("{0}")]
+    Unprovable(String),
     #[error(transparent)]
     Store(#[from] gatepost_store::OpenError),
     #[error("cannot read {path}, which holds the database's address: {source}")]
@@ -117,12 +121,19 @@ impl PeerGate for ConfiguredPeers {
     fn may_match(&self, serves: config::Serves, facts: &PeerFacts) -> bool {
         self.0.load().recognises(serves, facts)
     }
+
+    fn wanted(&self, serves: config::Serves) -> Wanted {
+        self.0.load().wanted(serves)
+    }
 }
 
 async fn serve(config: Config) -> Result<(), ServeError> {
     // Taken before anything starts, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+    if let Some(why) = config.unprovable(processes_are_provable()) {
+        return Err(ServeError::Unprovable(why));
+    }
     let launcher = Launcher::start().map_err(ServeError::Runtime)?;
     validate_adapters(&config, &launcher).await.map_err(ServeError::Adapters)?;
     let (store, task) = open_store(&config).await?;

@@ -179,6 +179,18 @@ const SELECTOR: &[Key] = &[
     ),
     key("spiffe", Shape::Text(Some("^spiffe://[^/?#]+/")), "SPIFFE id in the peer's client certificate."),
     key(
+        "exe",
+        Shape::Text(Some("^/")),
+        "Absolute path of the program that the peer's process runs; only together with `user`. The gateway must be allowed to see it: \
+         as root, as the same user, or with CAP_SYS_PTRACE.",
+    ),
+    key("unit", PLAIN, "systemd unit that the peer's process belongs to, such as \"ehr.service\"."),
+    key(
+        "cgroup",
+        Shape::Text(Some("^/.")),
+        "Control group that the peer's process is in, or in one below it.",
+    ),
+    key(
         "token_sha256",
         Shape::Text(Some("^[0-9a-fA-F]{64}$")),
         "SHA-256 of a bearer token, hex; tells principals with equal selectors apart.",

@@ -1,18 +1,26 @@
 //! `[apps]` and `[operators]`, and the selectors by which all principals are recognised.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use gatepost_core::principal::{OperatorRight, OperatorRights, TypePatterns};
 
 use super::fault::{Report, Spot, suggestion};
+use super::identity::UNIT_KINDS;
 use super::names::Names;
 use super::section::{Item, Section};
 use super::spiffe::spiffe_fault;
 use super::{App, Operator, Selector, accounts};
 
+/// What the kernel writes behind the path of a program whose file is gone.
+pub(crate) const DELETED: &str = " (deleted)";
 /// The keys that make a selector.
-const SELECTOR_KEYS: [&str; 4] = ["user", "group", "spiffe", "token_sha256"];
+const SELECTOR_KEYS: [&str; 7] = ["user", "group", "spiffe", "exe", "unit", "cgroup", "token_sha256"];
+/// Those that say by themselves who somebody is.
+const IDENTIFYING_KEYS: [&str; 5] = ["user", "group", "spiffe", "unit", "cgroup"];
+/// Those that are known of a process on a Unix socket.
+const PROCESS_KEYS: [&str; 5] = ["user", "group", "exe", "unit", "cgroup"];
 
 pub(super) fn apps(
     root: &Section<'_>,
@@ -22,7 +30,8 @@ pub(super) fn apps(
     let mut claims = Claims::default();
     let mut apps = BTreeMap::new();
     for (name, section) in root.named("apps") {
-        let selector = selector(&section, "add user = \"…\", group = \"…\" or spiffe = \"…\"", report);
+        let selector =
+            selector(&section, "add user = \"…\", group = \"…\", unit = \"…\" or spiffe = \"…\"", report);
         claims.add(&section, &selector, report);
         let inboxes = section.texts("inbox").unwrap_or_default();
         for inbox in inboxes.iter().filter(|inbox| !names.inboxes.contains(&inbox.value)) {
@@ -45,7 +54,8 @@ pub(super) fn operators(root: &Section<'_>, report: &mut Report<'_>) -> BTreeMap
     let mut claims = Claims::default();
     let mut operators = BTreeMap::new();
     for (name, section) in root.named("operators") {
-        let selector = selector(&section, "add user = \"…\", group = \"…\" or spiffe = \"…\"", report);
+        let selector =
+            selector(&section, "add user = \"…\", group = \"…\", unit = \"…\" or spiffe = \"…\"", report);
         claims.add(&section, &selector, report);
         let can = section.texts("can").unwrap_or_default();
         let rights = can.iter().filter_map(|right| OperatorRight::from_name(right.value)).collect();
@@ -66,23 +76,67 @@ pub(super) fn selector_keys<'a>(section: &Section<'a>) -> impl Iterator<Item = S
 }
 
 pub(super) fn selector(section: &Section<'_>, advice: &str, report: &mut Report<'_>) -> Selector {
-    if !["user", "group", "spiffe"].iter().any(|key| section.has(key)) {
+    if !IDENTIFYING_KEYS.iter().any(|key| section.has(key)) && !section.has("exe") {
         let token = if section.has("token_sha256") { " (a token alone identifies nobody)" } else { "" };
         report.add(&section.spot, format!("says nothing about who it is{token}: {advice}"));
     }
     if let Some(spiffe) = section.value("spiffe")
-        && (section.has("user") || section.has("group"))
+        && PROCESS_KEYS.iter().any(|key| section.has(key))
     {
-        let why = "`user` and `group` are known on Unix sockets only, `spiffe` on TLS only: no peer has both; \
-                   write two principals";
+        let why = "`user`, `group`, `exe`, `unit` and `cgroup` are known on Unix sockets only, `spiffe` on TLS only: no peer has \
+                   both; write two principals";
         report.add(&spiffe.spot, why);
+    }
+    if let Some(exe) = section.value("exe")
+        && !section.has("user")
+    {
+        let why = "a program is an identity only together with the user that runs it: add user = \"…\"";
+        report.add(&exe.spot, why);
     }
     Selector {
         user: account(section.text("user"), accounts::uid, report),
         group: account(section.text("group"), accounts::gid, report),
         spiffe: section.text("spiffe").map(|id| spiffe(&id, report)),
+        exe: section.text("exe").map(|path| exe(&path, report)),
+        unit: section.text("unit").map(|name| unit(&name, report)),
+        cgroup: section.text("cgroup").map(|path| cgroup(&path, report)),
         token_sha256: section.text("token_sha256").and_then(|digest| token(&digest, report)),
     }
+}
+
+/// The kernel names a program by its real path, so a link would match nobody.
+fn exe(path: &Item<&str>, report: &mut Report<'_>) -> PathBuf {
+    let exe = PathBuf::from(path.value);
+    if !is_plain_path(path.value) || path.value.ends_with(DELETED) {
+        report.add(&path.spot, "not the absolute path of a program: write it like \"/usr/bin/ehr\"");
+    } else if let Ok(real) = std::fs::canonicalize(&exe)
+        && real != exe
+    {
+        report.add(&path.spot, format!("leads over a link: write where it leads, \"{}\"", real.display()));
+    }
+    exe
+}
+
+fn unit(name: &Item<&str>, report: &mut Report<'_>) -> String {
+    let known =
+        UNIT_KINDS.iter().any(|kind| name.value.strip_suffix(kind).is_some_and(|name| !name.is_empty()));
+    if !known || name.value.contains(['/', '*']) {
+        report.add(&name.spot, "not a unit that processes run in: write it like \"ehr.service\"");
+    }
+    name.value.to_owned()
+}
+
+fn cgroup(path: &Item<&str>, report: &mut Report<'_>) -> String {
+    if !is_plain_path(path.value) {
+        let why = "not a control group: write it as in /proc/PID/cgroup, like \"/system.slice/ehr.service\"; every process is in \"/\"";
+        report.add(&path.spot, why);
+    }
+    path.value.to_owned()
+}
+
+/// Absolute, not the root, and with one way to write it.
+fn is_plain_path(path: &str) -> bool {
+    path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")))
 }
 
 fn account(

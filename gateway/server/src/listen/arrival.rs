@@ -178,7 +178,8 @@ async fn recognise_process(
             Some((expect_child(child, pid).await.map_err(refused)?, pid))
         }
     };
-    let facts = credentials.facts(stream).map_err(refused)?;
+    let wanted = serves.configured().map(|kind| server.gate.wanted(kind)).unwrap_or_default();
+    let facts = credentials.facts(stream, wanted).map_err(refused)?;
     let known = match serves.configured() {
         Some(kind) => server.gate.may_match(kind, &facts),
         None => child.is_some(),

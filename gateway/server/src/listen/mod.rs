@@ -31,6 +31,7 @@ use std::time::Duration;
 pub(crate) use adapter::{ExpectedPid, bind_adapter_socket};
 pub(crate) use body::BodyError;
 pub(crate) use counters::Counters;
+pub(crate) use credentials::processes_are_provable;
 #[cfg(test)]
 pub(crate) use peer::ConnectionId;
 pub(crate) use peer::{Peer, PeerGate, Refusal, RefusalCode, RefusalSink, Serves};

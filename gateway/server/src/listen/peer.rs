@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
-use crate::config::{self, PeerFacts};
+use crate::config::{self, PeerFacts, Wanted};
 
 /// Whom a socket serves; who a peer may be depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +71,11 @@ pub(crate) trait PeerGate: Send + Sync + 'static {
     /// Whether the facts match the selectors of any principal that the socket serves, tokens aside: a token narrows an identity
     /// later, it never makes one. Not asked for the sockets of supervised adapters.
     fn may_match(&self, serves: config::Serves, facts: &PeerFacts) -> bool;
+
+    /// What must be read of a peer's process for that.
+    fn wanted(&self, _serves: config::Serves) -> Wanted {
+        Wanted::default()
+    }
 }
 
 /// Hears of every connection that was turned away.

@@ -23,7 +23,7 @@ use super::launch::Launcher;
 use super::manifest::validate_adapters;
 use super::{Supervisor, chain, shared};
 use crate::config::{AdapterProcess, Config, ListenAt, LoadError, Nodes, TlsFiles, UNROUTED};
-use crate::listen::ServerTls;
+use crate::listen::{ServerTls, processes_are_provable};
 
 const STATUS_FILE: &str = "config-status.json";
 /// Faults written into the status.
@@ -180,6 +180,7 @@ impl Reloader {
         let old = self.parts.config.load_full();
         let new = Arc::new(self.load().await?);
         let mut faults = self.tls_faults(&new);
+        faults.extend(new.unprovable(processes_are_provable()));
         if let Err(adapters) = validate_adapters(&new, &self.parts.launcher).await {
             faults.extend(adapters.iter().map(ToString::to_string));
         }

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 
 fn process(uid: u32, gid: u32, groups: &[u32]) -> PeerFacts {
-    PeerFacts { uid: Some(uid), gid: Some(gid), groups: groups.to_vec(), spiffe: None }
+    PeerFacts { uid: Some(uid), gid: Some(gid), groups: groups.to_vec(), ..PeerFacts::default() }
 }
 
 fn certificate(spiffe: &str) -> PeerFacts {
@@ -91,6 +91,55 @@ fn r13_15_a_token_chooses_among_matches_and_never_makes_one() {
 }
 
 #[test]
+fn programs_units_and_control_groups_tell_processes_apart() {
+    let config = parse(&with(
+        r#"
+        [apps.viewer]
+        user = "100"
+        exe = "/opt/none/viewer"
+        [apps.sender]
+        user = "100"
+        exe = "/opt/none/sender"
+        [apps.unit]
+        unit = "ehr.service"
+        [apps.below]
+        cgroup = "/machine.slice/lab"
+        "#,
+    ))
+    .unwrap();
+    let app = |peer: &PeerFacts| found(&config, Serves::Apps, peer, None);
+    let runs = |uid, exe: &str| PeerFacts { exe: Some(exe.into()), ..process(uid, 1, &[]) };
+    assert_eq!(app(&runs(100, "/opt/none/viewer")).unwrap(), "app:viewer");
+    assert_eq!(app(&runs(100, "/opt/none/sender")).unwrap(), "app:sender");
+    for stranger in [runs(101, "/opt/none/viewer"), runs(100, "/opt/none/viewer2"), process(100, 1, &[])] {
+        assert_eq!(app(&stranger), Err(MatchError::Unknown), "{stranger:?}");
+    }
+    let within = |cgroup: &str| PeerFacts { cgroup: Some(cgroup.to_owned()), ..process(5, 5, &[]) };
+    for (cgroup, expected) in [
+        ("/system.slice/ehr.service", Some("app:unit")),
+        ("/system.slice/ehr.service/worker", Some("app:unit")),
+        ("/a.slice/a-b.slice/ehr.service", Some("app:unit")),
+        ("/ehr.service", Some("app:unit")),
+        ("/machine.slice/lab", Some("app:below")),
+        ("/machine.slice/lab/one/two", Some("app:below")),
+        ("/machine.slice/lab2", None),
+        ("/machine.slice", None),
+        ("/", None),
+        ("/system.slice/other.service/ehr.service", None),
+        ("/user.slice/user-5.slice/user@5.service/app.slice/ehr.service", None),
+        ("/mine/system.slice/ehr.service", None),
+        ("/system.slice/ehr.service2", None),
+    ] {
+        assert_eq!(app(&within(cgroup)).ok().as_deref(), expected, "{cgroup}");
+    }
+    assert_eq!(config.wanted(Serves::Apps), Wanted { exe: true, cgroup: true });
+    assert_eq!(config.wanted(Serves::Operators), Wanted::default(), "only what is asked for");
+    assert_eq!(config.unprovable(true), None);
+    let why = config.unprovable(false).unwrap();
+    assert!(why.contains("apps") && why.contains("Linux 6.5"), "{why}");
+}
+
+#[test]
 fn r13_10_supervised_adapters_are_never_found_by_their_selector() {
     let text = with(
         "[[listen]]\nserves = \"adapters\"\nunix = \"b.sock\"\n[adapters.own]\nrun = \"x\"\n[adapters.ext]\nuser = \"100\"\n",
@@ -137,5 +186,8 @@ fn debug_shows_no_digest_of_a_token() {
     let config =
         parse(&with(&format!("[apps.a]\nuser = \"1\"\ntoken_sha256 = \"{}\"\n", digest("t")))).unwrap();
     let shown = format!("{:?}", config.apps["a"].selector);
-    assert_eq!(shown, "Selector { user: Some(1), group: None, spiffe: None, token: true }");
+    assert_eq!(
+        shown,
+        "Selector { user: Some(1), group: None, spiffe: None, exe: None, unit: None, cgroup: None, token: true }"
+    );
 }

@@ -2,6 +2,7 @@
 
 mod limits;
 mod pressure;
+mod processes;
 mod tls;
 mod unix;
 
@@ -28,7 +29,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::config::{self, PeerFacts, UnixListen};
+use crate::config::{self, PeerFacts, UnixListen, Wanted};
 
 /// Nothing here takes this long unless it hangs.
 const HANG: Duration = Duration::from_secs(20);
@@ -38,18 +39,24 @@ const HANG: Duration = Duration::from_secs(20);
 struct Gate {
     uids: Vec<u32>,
     uris: Vec<String>,
+    /// And, if given, by the program only.
+    exe: Option<PathBuf>,
 }
 
 impl Gate {
     fn of_this_user() -> Self {
-        Self { uids: vec![nix::unistd::geteuid().as_raw()], uris: Vec::new() }
+        Self { uids: vec![nix::unistd::geteuid().as_raw()], ..Self::default() }
     }
 }
 
 impl PeerGate for Gate {
     fn may_match(&self, _: config::Serves, facts: &PeerFacts) -> bool {
-        facts.uid.is_some_and(|uid| self.uids.contains(&uid))
+        facts.uid.is_some_and(|uid| self.uids.contains(&uid)) && (self.exe.is_none() || facts.exe == self.exe)
             || facts.spiffe.as_ref().is_some_and(|uri| self.uris.contains(uri))
+    }
+
+    fn wanted(&self, _: config::Serves) -> Wanted {
+        Wanted { exe: self.exe.is_some(), cgroup: false }
     }
 }
 

@@ -215,10 +215,10 @@ async fn a_peer_that_ended_before_it_was_examined_is_nobody() {
         .unwrap();
     let (stream, _) = listener.accept().await.unwrap();
     let credentials = Credentials::of(&stream).unwrap();
-    let facts = credentials.facts(&stream).expect("it lives");
+    let facts = credentials.facts(&stream, Wanted::default()).expect("it lives");
     assert_eq!(facts.uid, Some(nix::unistd::geteuid().as_raw()));
     child.kill().await.unwrap();
-    assert_eq!(credentials.facts(&stream).unwrap_err(), RefusalCode::PeerGone);
+    assert_eq!(credentials.facts(&stream, Wanted::default()).unwrap_err(), RefusalCode::PeerGone);
 }
 
 #[tokio::test]
