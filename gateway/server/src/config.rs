@@ -53,12 +53,13 @@ use gatepost_core::routing::Routes;
 
 pub(crate) use fault::Fault;
 pub(crate) use gateway::DATA_DIR;
-pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector, Wanted};
+pub(crate) use identity::{IssuedTokens, MatchError, PeerFacts, Principal, Selector, Wanted};
 pub(crate) use init::{check, init};
 pub(crate) use load::LoadError;
 pub(crate) use principals::DELETED;
 pub(crate) use schema::schema;
 pub(crate) use spiffe::spiffe_fault;
+pub(crate) use units::duration;
 
 /// The built-in queue that holds emitted messages which no route takes or their adapter may not send. It is always there.
 pub(crate) const UNROUTED: &str = "unrouted";

@@ -40,6 +40,7 @@ mod session;
 mod settle;
 mod state;
 mod tasks;
+mod token_changes;
 mod trail;
 mod views;
 mod wait;
@@ -59,6 +60,7 @@ use utoipa_axum::routes;
 pub(crate) use consumers::EXTERNAL;
 pub(crate) use problem::Refusal;
 pub(crate) use state::{AdapterControl, AppState, RestartError};
+pub(crate) use token_changes::follow_tokens;
 
 /// Head of the API's description.
 #[derive(OpenApi)]

@@ -8,6 +8,7 @@ mod http;
 mod listen;
 mod serve;
 mod supervise;
+mod tokens;
 
 use std::process::ExitCode;
 

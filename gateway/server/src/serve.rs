@@ -236,6 +236,8 @@ struct Gateway {
     listening: tokio::task::JoinHandle<()>,
     /// Looks whether the listeners' certificates have changed.
     watching: tokio::task::JoinHandle<()>,
+    /// Looks whether tokens were made or revoked.
+    following: tokio::task::JoinHandle<()>,
     trail: tokio::task::JoinHandle<()>,
 }
 
@@ -289,10 +291,13 @@ impl Gateway {
         supervisor.begin(sockets, &now);
         let (stop_trail, trail_stopping) = watch::channel(false);
         let trail = tokio::spawn(state.trail.clone().run(trail_stopping));
+        let follow = http::follow_tokens(state.clone(), gateway.clone(), stopping.clone());
+        let following = tokio::spawn(follow);
         let taken = async move |listener| note_certificates(&store, &gateway, listener).await;
         let watching = tokio::spawn(keep_current(tls, taken, stopping.clone()));
         let listening = tokio::spawn(server.serve_all(listeners, stopping));
-        let gateway = Self { config, state, supervisor, stop, stop_trail, listening, watching, trail };
+        let gateway =
+            Self { config, state, supervisor, stop, stop_trail, listening, watching, following, trail };
         Ok((gateway, reloader, hangups))
     }
 
@@ -301,8 +306,10 @@ impl Gateway {
         if let Err(error) = self.listening.await {
             tracing::error!(%error, "the listeners did not end well");
         }
-        if let Err(error) = self.watching.await {
-            tracing::error!(%error, "watching the certificates did not end well");
+        for (what, task) in [("certificates", self.watching), ("tokens", self.following)] {
+            if let Err(error) = task.await {
+                tracing::error!(%error, what, "what watches changes did not end well");
+            }
         }
         self.state.tasks.drained().await;
         self.stop_trail.send_replace(true);

@@ -23,6 +23,7 @@ mod setup;
 mod show;
 mod status;
 mod text;
+mod token;
 mod ui;
 
 #[cfg(test)]
@@ -104,6 +105,9 @@ enum Command {
     /// The audit log: verify, export, prove, read. Works on the data directory, gateway running or not
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Second factors for apps that share a user: make, list, revoke
+    #[command(subcommand)]
+    Token(token::Token),
     /// Copy all that the gateway has stored into a new directory, while it runs or not
     Backup(backup::Backup),
     /// Put a backup back into an empty data directory, or prove that it could be
@@ -201,6 +205,7 @@ fn run(
         Command::Dead(command) => runtime()?.block_on(deliveries::dead(context, command)),
         Command::Doubt(command) => runtime()?.block_on(deliveries::doubt(context, command)),
         Command::Audit(command) => runtime()?.block_on(audit::audit(context, command)),
+        Command::Token(command) => token::token(context, command),
         Command::Backup(args) => runtime()?.block_on(backup::backup(context, args)),
         Command::Restore(args) => runtime()?.block_on(restore::restore(context, args)),
         Command::Bench(args) => runtime()?.block_on(bench::bench(context, args)),

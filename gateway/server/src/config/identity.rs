@@ -52,6 +52,21 @@ pub(crate) struct Selector {
     pub(crate) cgroup: Option<String>,
     /// SHA-256 of the bearer token that must come with each request.
     pub(crate) token_sha256: Option<[u8; 32]>,
+    /// Such a token must come, and is one that `gatepost token create` made for this principal.
+    pub(crate) token_issued: bool,
+}
+
+/// Knows the tokens that were made for principals.
+pub(crate) trait IssuedTokens {
+    /// Whether `token` was made for the principal called `name` as `selector` describes it, and counts now.
+    fn admit(&self, name: &str, selector: &Selector, token: &str) -> bool;
+}
+
+/// Where none were made.
+impl IssuedTokens for () {
+    fn admit(&self, _: &str, _: &Selector, _: &str) -> bool {
+        false
+    }
 }
 
 /// An authenticated principal and thereby its rights. Cheap to clone.
@@ -118,15 +133,29 @@ impl Selector {
                 .is_none_or(|above| other.cgroup.as_deref().is_some_and(|cgroup| is_within(cgroup, above)))
     }
 
+    /// Whether a token must come with each request.
+    pub(super) fn needs_token(&self) -> bool {
+        self.token_sha256.is_some() || self.token_issued
+    }
+
     /// Hashing first makes the comparison independent of the token's length and content.
-    fn admits(&self, bearer: Option<&str>) -> bool {
+    fn admits(&self, name: &str, bearer: Option<&str>, issued: &dyn IssuedTokens) -> bool {
         match (&self.token_sha256, bearer) {
-            (None, _) => true,
-            (Some(_), None) => false,
+            (None, _) if !self.token_issued => true,
+            (_, None) => false,
+            (None, Some(token)) => issued.admit(name, self, token),
             (Some(expected), Some(token)) => {
                 bool::from(Sha256::digest(token.as_bytes()).as_slice().ct_eq(expected.as_slice()))
             }
         }
+    }
+
+    /// What an issued token is bound to, as SHA-256: all that a connection must be. It is in force only while that is the same.
+    pub(crate) fn binding(&self) -> [u8; 32] {
+        let Self { user, group, spiffe, exe, unit, cgroup, token_sha256: _, token_issued: _ } = self;
+        // Debug of numbers and strings, which quotes and escapes: two selectors never read the same.
+        let text = format!("{:?}", (user, group, spiffe, exe, unit, cgroup));
+        Sha256::digest(text.as_bytes()).into()
     }
 }
 
@@ -139,7 +168,7 @@ impl fmt::Debug for Selector {
             .field("exe", &self.exe)
             .field("unit", &self.unit)
             .field("cgroup", &self.cgroup)
-            .field("token", &self.token_sha256.is_some())
+            .field("token", &self.needs_token())
             .finish()
     }
 }
@@ -211,14 +240,16 @@ impl Config {
         serves: Serves,
         peer: &PeerFacts,
         bearer: Option<&str>,
+        issued: &dyn IssuedTokens,
     ) -> Result<Principal, MatchError> {
         match serves {
-            Serves::Apps => only(matching(&self.apps, app_selector, peer), bearer).map(Principal::App),
-            Serves::Operators => {
-                only(matching(&self.operators, operator_selector, peer), bearer).map(Principal::Operator)
+            Serves::Apps => {
+                only(matching(&self.apps, app_selector, peer), bearer, issued).map(Principal::App)
             }
+            Serves::Operators => only(matching(&self.operators, operator_selector, peer), bearer, issued)
+                .map(Principal::Operator),
             Serves::Adapters => {
-                only(matching(&self.adapters, adapter_selector, peer), bearer).map(Principal::Adapter)
+                only(matching(&self.adapters, adapter_selector, peer), bearer, issued).map(Principal::Adapter)
             }
         }
     }
@@ -256,11 +287,15 @@ fn matching<'a, T>(
         .collect()
 }
 
-fn only<T>(mut candidates: Vec<Candidate<'_, T>>, bearer: Option<&str>) -> Result<Arc<T>, MatchError> {
+fn only<T>(
+    mut candidates: Vec<Candidate<'_, T>>,
+    bearer: Option<&str>,
+    issued: &dyn IssuedTokens,
+) -> Result<Arc<T>, MatchError> {
     if candidates.is_empty() {
         return Err(MatchError::Unknown);
     }
-    candidates.retain(|candidate| candidate.selector.admits(bearer));
+    candidates.retain(|candidate| candidate.selector.admits(candidate.name, bearer, issued));
     match candidates.as_slice() {
         [] => Err(MatchError::TokenRefused),
         [one] => Ok(Arc::clone(one.principal)),

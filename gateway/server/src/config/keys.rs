@@ -203,7 +203,19 @@ const SEND: &[Key] = &[key(
     "CloudEvents types it may send; `*` at the end stands for any rest. Default: none.",
 )];
 
-const APP: Groups = &[SELECTOR, SEND, &[key("inbox", Shape::Texts, "Inboxes it may read. Default: none.")]];
+const APP: Groups = &[
+    SELECTOR,
+    SEND,
+    &[
+        key(
+            "token",
+            Shape::Truth,
+            "Each request must bring a token that `gatepost token create` made for this app, besides what the selector asks for. \
+             Default: false.",
+        ),
+        key("inbox", Shape::Texts, "Inboxes it may read. Default: none."),
+    ],
+];
 
 const OPERATOR: Groups =
     &[SELECTOR, &[required("can", Shape::Choices(OperatorRight::NAMES), "What it may do.")]];

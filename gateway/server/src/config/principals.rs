@@ -17,6 +17,7 @@ use super::{App, Operator, Selector, accounts};
 pub(crate) const DELETED: &str = " (deleted)";
 /// The keys that make a selector.
 const SELECTOR_KEYS: [&str; 7] = ["user", "group", "spiffe", "exe", "unit", "cgroup", "token_sha256"];
+const IDENTITY_ADVICE: &str = "add user = \"…\", group = \"…\", unit = \"…\" or spiffe = \"…\"";
 /// Those that say by themselves who somebody is.
 const IDENTIFYING_KEYS: [&str; 5] = ["user", "group", "spiffe", "unit", "cgroup"];
 /// Those that are known of a process on a Unix socket.
@@ -30,8 +31,14 @@ pub(super) fn apps(
     let mut claims = Claims::default();
     let mut apps = BTreeMap::new();
     for (name, section) in root.named("apps") {
-        let selector =
-            selector(&section, "add user = \"…\", group = \"…\", unit = \"…\" or spiffe = \"…\"", report);
+        let mut selector = selector(&section, IDENTITY_ADVICE, report);
+        selector.token_issued = section.truth("token").unwrap_or_default();
+        if let Some(digest) = section.value("token_sha256")
+            && selector.token_issued
+        {
+            let why = "one or the other: with token = true, `gatepost token create` keeps the digests";
+            report.add(&digest.spot, why);
+        }
         claims.add(&section, &selector, report);
         let inboxes = section.texts("inbox").unwrap_or_default();
         for inbox in inboxes.iter().filter(|inbox| !names.inboxes.contains(&inbox.value)) {
@@ -54,8 +61,7 @@ pub(super) fn operators(root: &Section<'_>, report: &mut Report<'_>) -> BTreeMap
     let mut claims = Claims::default();
     let mut operators = BTreeMap::new();
     for (name, section) in root.named("operators") {
-        let selector =
-            selector(&section, "add user = \"…\", group = \"…\", unit = \"…\" or spiffe = \"…\"", report);
+        let selector = selector(&section, IDENTITY_ADVICE, report);
         claims.add(&section, &selector, report);
         let can = section.texts("can").unwrap_or_default();
         let rights = can.iter().filter_map(|right| OperatorRight::from_name(right.value)).collect();
@@ -101,6 +107,7 @@ pub(super) fn selector(section: &Section<'_>, advice: &str, report: &mut Report<
         unit: section.text("unit").map(|name| unit(&name, report)),
         cgroup: section.text("cgroup").map(|path| cgroup(&path, report)),
         token_sha256: section.text("token_sha256").and_then(|digest| token(&digest, report)),
+        token_issued: false,
     }
 }
 
@@ -199,19 +206,15 @@ impl Claims {
             if !selector.covers(other) && !other.covers(selector) {
                 continue;
             }
-            match (&selector.token_sha256, &other.token_sha256) {
-                (Some(token), Some(other_token)) if token != other_token => {}
-                (Some(_), Some(_)) => {
-                    let spot = section.value("token_sha256").map(|item| item.spot);
-                    let why = format!("the same token as {other_key}: give each its own");
-                    report.add(spot.as_ref().unwrap_or(&section.spot), why);
-                }
-                _ => report.add(
-                    &section.spot,
-                    format!(
-                        "the same peer would match {other_key} too: change a selector, or give both a token_sha256 of their own"
-                    ),
-                ),
+            if !selector.needs_token() || !other.needs_token() {
+                let why = format!(
+                    "the same peer would match {other_key} too: change a selector, or give both a token_sha256 of their own, or token = true"
+                );
+                report.add(&section.spot, why);
+            } else if selector.token_sha256.is_some() && selector.token_sha256 == other.token_sha256 {
+                let spot = section.value("token_sha256").map(|item| item.spot);
+                let why = format!("the same token as {other_key}: give each its own");
+                report.add(spot.as_ref().unwrap_or(&section.spot), why);
             }
         }
         self.earlier.push((section.spot.key.clone(), selector.clone()));

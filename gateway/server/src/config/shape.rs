@@ -65,7 +65,9 @@ fn check_value(value: &Value<'_>, shape: Shape, spot: &Spot, report: &mut Report
         Shape::Truth => {
             if value.get_ref().as_bool().is_none() {
                 let found = article(value.get_ref().type_str());
-                report.add(spot, format!("expected true or false, found {found}"));
+                let key = spot.key.rsplit('.').next().unwrap_or_default();
+                let secret = if names_a_secret(key) { "; a secret must not stand in this file" } else { "" };
+                report.add(spot, format!("expected true or false, found {found}{secret}"));
             }
         }
         Shape::Duration => quantity(value, units::duration, "a duration such as \"30s\"", spot, report),

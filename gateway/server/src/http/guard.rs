@@ -64,7 +64,7 @@ fn admit(
     let nobody = |refusal| Stranger { actor: unknown_peer(), refusal };
     let peer = request.extensions().get::<Peer>();
     let peer = peer.ok_or_else(|| nobody(Refusal::internal("a request came without its peer")))?;
-    let principal = identify(&config, peer, bearer(request.headers()))?;
+    let principal = identify(&config, peer, bearer(request.headers()), state.tokens.as_ref())?;
     let actor = principal.actor();
     let place = state.open.take(&actor).map_err(|refusal| Stranger { actor: actor.clone(), refusal })?;
     request.extensions_mut().insert(Caller { config, principal, actor: actor.clone(), trace });

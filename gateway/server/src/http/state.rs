@@ -16,6 +16,7 @@ use super::tasks::Tasks;
 use super::trail::AuditTrail;
 use crate::config::Config;
 use crate::listen;
+use crate::tokens::Tokens;
 
 /// The supervisor, as operators see and use it. Neither call waits for a process.
 pub(crate) trait AdapterControl: Send + Sync + 'static {
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     pub(crate) trail: AuditTrail,
     pub(crate) metrics: Metrics,
+    pub(crate) tokens: Arc<Tokens>,
     pub(crate) open: OpenRequests,
     pub(crate) request_ids: RequestIds,
     pub(crate) body_memory: BodyMemory,
@@ -80,6 +82,7 @@ impl AppState {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let tasks = Tasks::default();
+        let tokens = Arc::new(Tokens::open(&config.load().gateway.data_dir));
         Self(Arc::new(Shared {
             trail: AuditTrail::new(store.clone(), tasks.clone()),
             store,
@@ -89,6 +92,7 @@ impl AppState {
             stop,
             tasks,
             metrics: Metrics::default(),
+            tokens,
             open: OpenRequests::default(),
             request_ids: RequestIds::new(),
             body_memory: BodyMemory::for_requests(),

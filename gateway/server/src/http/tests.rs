@@ -8,6 +8,7 @@ mod bench;
 mod delivering;
 mod operating;
 mod shapes;
+mod tokens;
 
 /// Polls once; whether the future still waits.
 pub(crate) async fn pends<F: Future>(mut future: Pin<&mut F>) -> bool {

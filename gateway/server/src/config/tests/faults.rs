@@ -137,6 +137,17 @@ fn each_fault_is_reported_once_at_its_key() {
         (app("spiffe = \"spiffe://x/*\""), "apps.ehr.spiffe", "without wildcards"),
         (app("user = \"root\"\nspiffe = \"spiffe://x/y\""), "apps.ehr.spiffe", "no peer has both"),
         (app("unit = \"a.service\"\nspiffe = \"spiffe://x/y\""), "apps.ehr.spiffe", "no peer has both"),
+        (
+            app(&format!("user = \"root\"\ntoken = true\ntoken_sha256 = \"{}\"", "0".repeat(64))),
+            "apps.ehr.token_sha256",
+            "one or the other",
+        ),
+        (app("token = true"), "apps.ehr", "says nothing about who it is"),
+        (
+            with("[apps.ehr]\nuser = \"root\"\ntoken = true\n[apps.lab]\nuser = \"root\""),
+            "apps.lab",
+            "the same peer would match apps.ehr too",
+        ),
         (app("exe = \"/opt/none/ehr\""), "apps.ehr.exe", "only together with the user"),
         (app("group = \"root\"\nexe = \"/opt/none/ehr\""), "apps.ehr.exe", "only together with the user"),
         (app("user = \"root\"\nexe = \"ehr\""), "apps.ehr.exe", "absolute path of a program"),

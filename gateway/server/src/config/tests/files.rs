@@ -174,8 +174,8 @@ fn init_writes_a_file_that_works_and_never_overwrites() {
     let config = Config::load(Some(&file)).unwrap();
     assert_eq!(config.gateway.data_dir, home.join("data"));
     let me = PeerFacts { uid: Some(nix::unistd::Uid::effective().as_raw()), ..PeerFacts::default() };
-    assert_eq!(config.match_principal(Serves::Apps, &me, None).unwrap().name(), "my-app");
-    assert_eq!(config.match_principal(Serves::Operators, &me, None).unwrap().name(), "me");
+    assert_eq!(config.match_principal(Serves::Apps, &me, None, &()).unwrap().name(), "my-app");
+    assert_eq!(config.match_principal(Serves::Operators, &me, None, &()).unwrap().name(), "me");
     assert!(
         check(Some(&file)).unwrap().ends_with("valid: 2 listeners, 1 app, 1 operator, 0 adapters, 1 inbox")
     );

@@ -23,7 +23,7 @@ fn found(
     peer: &PeerFacts,
     bearer: Option<&str>,
 ) -> Result<String, MatchError> {
-    config.match_principal(serves, peer, bearer).map(|principal| principal.actor().to_string())
+    config.match_principal(serves, peer, bearer, &()).map(|principal| principal.actor().to_string())
 }
 
 #[test]
@@ -168,11 +168,11 @@ fn rights_are_those_of_the_file() {
     ))
     .unwrap();
     let peer = process(100, 1, &[]);
-    let app = config.match_principal(Serves::Apps, &peer, None).unwrap();
+    let app = config.match_principal(Serves::Apps, &peer, None, &()).unwrap();
     assert!(app.send_permit("t.a").is_some() && app.send_permit("u").is_none());
     assert!(app.queue_permit("i").is_some() && app.queue_permit("x").is_none());
     assert!(app.operator_permit(OperatorRight::Read).is_none());
-    let operator = config.match_principal(Serves::Operators, &peer, None).unwrap();
+    let operator = config.match_principal(Serves::Operators, &peer, None, &()).unwrap();
     assert!(operator.operator_permit(OperatorRight::Read).is_some());
     assert!(operator.operator_permit(OperatorRight::Operate).is_none());
     assert!(operator.send_permit("t.a").is_none() && operator.queue_permit("i").is_none());

@@ -25,6 +25,7 @@ use crate::supervise::queue_setups;
 const CONFIG: &str = r#"
 [gateway]
 name = "test"
+data_dir = "data"
 max_message = "2MiB"
 
 [[listen]]
@@ -43,6 +44,10 @@ send = ["t.*", "failing"]
 inbox = ["results"]
 [apps.other]
 user = "1002"
+send = ["t.*"]
+[apps.issued]
+user = "1004"
+token = true
 send = ["t.*"]
 [apps.one]
 user = "1003"
@@ -234,6 +239,10 @@ impl Bench {
             stopped,
         );
         Self { router: router(state.clone()), state, adapters, stop, task, dir }
+    }
+
+    pub(super) fn data_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
     }
 
     /// Puts another configuration into force, made from the usual one.
