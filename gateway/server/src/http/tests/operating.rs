@@ -354,3 +354,25 @@ async fn a_queue_is_moved_with_a_reason_and_what_is_left_is_said() {
     }
     bench.end().await;
 }
+
+#[tokio::test]
+async fn r13_8_thousands_of_failures_of_strangers_are_few_leaves_that_count_them_all() {
+    const FAILURES: u64 = 5000;
+    let bench = Bench::new().await;
+    for number in 0..FAILURES {
+        bench.state.trail.turned_away(&format!("spiffe://flood.example/{number}"));
+    }
+    let stop = bench.stop.subscribe();
+    bench.stop.send_replace(true);
+    bench.state.trail.clone().run(stop).await;
+    let leaves = bench.leaves("refused").await;
+    assert!(leaves.len() <= 70, "{} leaves", leaves.len());
+    let counted: u64 = leaves.iter().map(|leaf| leaf["count"].as_u64().unwrap_or(1)).sum();
+    assert_eq!(counted, FAILURES);
+    assert!(
+        leaves.iter().any(|leaf| leaf["subject_of"] == "spiffe://flood.example/0"),
+        "the first are told by name"
+    );
+    assert!(leaves.iter().any(|leaf| leaf["code"] == "several"));
+    bench.end().await;
+}
