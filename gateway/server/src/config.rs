@@ -23,6 +23,7 @@ mod gateway;
 mod identity;
 mod init;
 mod keys;
+mod limits;
 mod listens;
 mod load;
 mod names;
@@ -55,6 +56,7 @@ pub(crate) use fault::Fault;
 pub(crate) use gateway::DATA_DIR;
 pub(crate) use identity::{IssuedTokens, MatchError, PeerFacts, Principal, Selector, Wanted};
 pub(crate) use init::{check, init};
+pub(crate) use limits::{PrincipalLimits, Rate};
 pub(crate) use load::LoadError;
 pub(crate) use principals::DELETED;
 pub(crate) use schema::schema;
@@ -170,6 +172,7 @@ pub(crate) struct App {
     pub(crate) send: TypePatterns,
     /// The inboxes it may read from.
     pub(crate) inboxes: Vec<String>,
+    pub(crate) limits: PrincipalLimits,
 }
 
 /// `[operators.NAME]`
@@ -188,6 +191,7 @@ pub(crate) struct Adapter {
     /// What it may emit or take in from outside.
     pub(crate) send: TypePatterns,
     pub(crate) policy: QueuePolicy,
+    pub(crate) limits: PrincipalLimits,
     pub(crate) nodes: Nodes,
     /// The adapter's own settings, unchecked here.
     pub(crate) settings: serde_json::Map<String, serde_json::Value>,

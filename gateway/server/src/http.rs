@@ -9,6 +9,7 @@
 //! caller is known. Status codes of failures stand in `problem`; no payload, secret or attribute value in errors, logs or metrics.
 
 mod accept;
+mod allowance;
 mod assemble;
 mod audit;
 mod binary;

@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{self, Config, PeerFacts, Wanted};
 use crate::http::{self, AppState};
 use crate::listen::{
-    Counters, Limits, ListenError, Listener, PeerGate, Server, keep_current, processes_are_provable,
+    Counters, Limits, ListenError, Listener, PeerGate, Server, Serves, keep_current, processes_are_provable,
 };
 use crate::supervise::{
     Hangups, Launcher, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
@@ -120,6 +120,17 @@ struct ConfiguredPeers(Arc<ArcSwap<Config>>);
 impl PeerGate for ConfiguredPeers {
     fn may_match(&self, serves: config::Serves, facts: &PeerFacts) -> bool {
         self.0.load().recognises(serves, facts)
+    }
+
+    fn connections(&self, serves: &Serves, facts: &PeerFacts) -> Option<(String, usize)> {
+        let config = self.0.load();
+        match serves {
+            Serves::OneAdapter(name) => {
+                let most = config.adapters.get(name.as_ref())?.limits.connections?;
+                Some((format!("{} {name}", serves.as_str()), most))
+            }
+            _ => config.connections(serves.configured()?, facts),
+        }
     }
 
     fn wanted(&self, serves: config::Serves) -> Wanted {

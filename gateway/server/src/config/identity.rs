@@ -12,7 +12,7 @@ use gatepost_core::principal::{
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{Adapter, AdapterProcess, App, Config, Operator, Serves};
+use super::{Adapter, AdapterProcess, App, Config, Operator, PrincipalLimits, Serves};
 
 /// What the connection itself proves about its peer: credentials on a Unix socket, a certificate on TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -210,6 +210,25 @@ impl Config {
         }
     }
 
+    /// Whose connections a connection counts among, and how many there may be. Principals that only their tokens tell apart share what they
+    /// have together; where one of them has no limit, there is none.
+    pub(crate) fn connections(&self, serves: Serves, peer: &PeerFacts) -> Option<(String, usize)> {
+        let limits: Vec<(&str, Option<usize>)> = match serves {
+            Serves::Apps => matching(&self.apps, app_selector, peer)
+                .iter()
+                .map(|candidate| (candidate.name, candidate.principal.limits.connections))
+                .collect(),
+            Serves::Adapters => matching(&self.adapters, adapter_selector, peer)
+                .iter()
+                .map(|candidate| (candidate.name, candidate.principal.limits.connections))
+                .collect(),
+            Serves::Operators => Vec::new(),
+        };
+        let most = limits.iter().try_fold(0usize, |sum, (_, limit)| Some(sum.saturating_add((*limit)?)))?;
+        let names: Vec<&str> = limits.iter().map(|(name, _)| *name).collect();
+        (!names.is_empty()).then(|| (format!("{} {}", serves.as_str(), names.join(" ")), most))
+    }
+
     /// Why this configuration cannot be in force where the kernel proves nothing about peers' processes. Letting nobody in by such a
     /// selector would be safe too, and a riddle.
     pub(crate) fn unprovable(&self, processes_are_provable: bool) -> Option<String> {
@@ -304,6 +323,15 @@ fn only<T>(
 }
 
 impl Principal {
+    /// What it may take; operators have what every principal has.
+    pub(crate) fn limits(&self) -> PrincipalLimits {
+        match self {
+            Self::App(app) => app.limits,
+            Self::Adapter(adapter) => adapter.limits,
+            Self::Operator(_) => PrincipalLimits::default(),
+        }
+    }
+
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::App(app) => &app.name,

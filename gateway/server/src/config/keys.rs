@@ -4,7 +4,7 @@
 use gatepost_core::principal::OperatorRight;
 use gatepost_core::{Level, OnDead, OnDoubt, Order};
 
-use super::units;
+use super::{limits, units};
 
 /// One key of a table.
 pub(super) struct Key {
@@ -63,6 +63,8 @@ pub(super) const NODES: &[&str] = &["one", "each"];
 const CONNECTIONS_MAX: u64 = 65_536;
 /// Largest `max_in_flight` and `window`, deliveries.
 const IN_FLIGHT_MAX: u64 = 100_000;
+/// Largest `limits.requests`: what every principal may have.
+const REQUESTS_MAX: u64 = 1024;
 /// Largest `retry.attempts`.
 const ATTEMPTS_MAX: u64 = 1_000_000;
 
@@ -203,9 +205,36 @@ const SEND: &[Key] = &[key(
     "CloudEvents types it may send; `*` at the end stands for any rest. Default: none.",
 )];
 
+const LIMITS: Groups = &[&[
+    key(
+        "rate",
+        Shape::Text(Some(limits::RATE_PATTERN)),
+        "Messages that it may hand in, such as \"100/s\" or \"6000/m\". Default: no limit.",
+    ),
+    key(
+        "burst",
+        Shape::Count { min: 1, max: IN_FLIGHT_MAX },
+        "Messages that it may hand in at once after a pause. Default: what `rate` is in a second.",
+    ),
+    key(
+        "bytes_in_flight",
+        Shape::Size,
+        "Bodies of its requests that are not answered yet. Default: no limit.",
+    ),
+    key("requests", Shape::Count { min: 1, max: REQUESTS_MAX }, "Its open requests. Default: 1024."),
+    key(
+        "connections",
+        Shape::Count { min: 1, max: CONNECTIONS_MAX },
+        "Its open connections. Default: those of its user or address.",
+    ),
+]];
+
+const LIMITED: &[Key] = &[key("limits", Shape::Table(LIMITS), "What it may take at a time.")];
+
 const APP: Groups = &[
     SELECTOR,
     SEND,
+    LIMITED,
     &[
         key(
             "token",
@@ -267,6 +296,7 @@ const ADAPTER: Groups = &[
     )],
     SELECTOR,
     SEND,
+    LIMITED,
     QUEUE,
     &[
         key(

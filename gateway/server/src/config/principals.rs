@@ -11,7 +11,7 @@ use super::identity::UNIT_KINDS;
 use super::names::Names;
 use super::section::{Item, Section};
 use super::spiffe::spiffe_fault;
-use super::{App, Operator, Selector, accounts};
+use super::{App, Operator, Selector, accounts, limits};
 
 /// What the kernel writes behind the path of a program whose file is gone.
 pub(crate) const DELETED: &str = " (deleted)";
@@ -51,6 +51,7 @@ pub(super) fn apps(
             selector,
             send: send(&section),
             inboxes: inboxes.iter().map(|inbox| inbox.value.to_owned()).collect(),
+            limits: limits::read(&section, report),
         };
         apps.insert(name.to_owned(), Arc::new(app));
     }

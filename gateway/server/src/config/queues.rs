@@ -9,6 +9,7 @@ use gatepost_core::{Level, OnDead, OnDoubt, Order, QueuePolicy, RetryPolicy};
 use toml::de::DeValue;
 
 use super::fault::Report;
+use super::limits;
 use super::listens;
 use super::paths::Base;
 use super::principals::{self, Claims};
@@ -39,7 +40,8 @@ pub(super) fn adapters(
         let nodes = section.choice("nodes", Nodes::from_name).unwrap_or_default();
         let send = principals::send(&section);
         if let Some(process) = process {
-            let adapter = Adapter { name: name.to_owned(), process, send, policy, nodes, settings };
+            let limits = limits::read(&section, report);
+            let adapter = Adapter { name: name.to_owned(), process, send, policy, limits, nodes, settings };
             adapters.insert(name.to_owned(), Arc::new(adapter));
         }
     }

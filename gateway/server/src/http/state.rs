@@ -8,6 +8,7 @@ use gatepost_api::lists::AdapterItem;
 use gatepost_store::Store;
 use tokio::sync::watch;
 
+use super::allowance::Allowances;
 use super::consumers::Consumers;
 use super::metrics::Metrics;
 use super::places::{BodyMemory, OpenRequests};
@@ -57,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) open: OpenRequests,
+    pub(crate) allowances: Allowances,
     pub(crate) request_ids: RequestIds,
     pub(crate) body_memory: BodyMemory,
     /// Apart from that of requests, so that slow readers do not keep anybody from sending.
@@ -94,6 +96,7 @@ impl AppState {
             metrics: Metrics::default(),
             tokens,
             open: OpenRequests::default(),
+            allowances: Allowances::default(),
             request_ids: RequestIds::new(),
             body_memory: BodyMemory::for_requests(),
             answer_memory: BodyMemory::for_answers(),

@@ -6,6 +6,7 @@ use std::task::Poll;
 mod accept;
 mod bench;
 mod delivering;
+mod limits;
 mod operating;
 mod shapes;
 mod tokens;

@@ -20,7 +20,7 @@ use super::{
     connection::{Admitted, Standing},
     credentials::Credentials,
     peer::{ConnectionId, Peer},
-    quota::{PeerKey, Quota, Slot},
+    quota::{PeerKey, PrincipalSlot, Quota, Slot},
     serve::Server,
     tls::{self, Chain, Claim, Generation},
 };
@@ -187,8 +187,15 @@ async fn recognise_process(
     if !known {
         return Err(Refusal { facts: Some(facts), ..refused(RefusalCode::UnknownPeer) });
     }
+    let place = place(server, &serves, &facts).map_err(refused)?;
     let peer = Peer { serves, facts: Arc::new(facts), connection, pid: Some(credentials.pid) };
-    Ok(Admitted { server: server.clone(), peer, child, certificate: None })
+    Ok(Admitted { server: server.clone(), peer, child, _place: place, certificate: None })
+}
+
+/// A place among the connections of the principal that this peer is, if those are limited.
+fn place(server: &Server, serves: &Serves, facts: &PeerFacts) -> Result<Option<PrincipalSlot>, RefusalCode> {
+    let limited = server.gate.connections(serves, facts);
+    limited.map(|(name, max)| server.principals.take(name, max)).transpose()
 }
 
 async fn expect_child(mut child: ExpectedPid, pid: u32) -> Result<ExpectedPid, RefusalCode> {
@@ -247,7 +254,11 @@ fn recognise_certificate(
         let refusal = Refusal::new(serves, RefusalCode::UnknownPeer);
         return Err(Box::new(Refusal { facts: Some(facts), ..refusal }));
     }
+    let place = match place(server, &serves, &facts) {
+        Ok(place) => place,
+        Err(code) => return Err(Box::new(Refusal { facts: Some(facts), ..Refusal::new(serves, code) })),
+    };
     let peer = Peer { serves, facts: Arc::new(facts), connection, pid: None };
     let certificate = Standing { valid_for: identity.valid_for, chain: Chain { certificates, in_force } };
-    Ok(Admitted { server: server.clone(), peer, child: None, certificate: Some(certificate) })
+    Ok(Admitted { server: server.clone(), peer, child: None, _place: place, certificate: Some(certificate) })
 }

@@ -25,6 +25,7 @@ use super::{
     body::{BusyBody, PacedBody},
     pace::{Pace, PacedStream},
     peer::Peer,
+    quota::PrincipalSlot,
     serve::{Server, stopped},
     tls::Chain,
 };
@@ -41,6 +42,8 @@ pub(super) struct Admitted {
     pub(super) peer: Peer,
     /// The supervised process behind it.
     pub(super) child: Option<(ExpectedPid, u32)>,
+    /// Its place among its principal's connections, where those are limited.
+    pub(super) _place: Option<PrincipalSlot>,
     /// What it stands on, on TLS.
     pub(super) certificate: Option<Standing>,
 }

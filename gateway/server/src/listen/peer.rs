@@ -72,6 +72,11 @@ pub(crate) trait PeerGate: Send + Sync + 'static {
     /// later, it never makes one. Not asked for the sockets of supervised adapters.
     fn may_match(&self, serves: config::Serves, facts: &PeerFacts) -> bool;
 
+    /// Whose connections this one counts among besides its user's or address's, and how many there may be.
+    fn connections(&self, _serves: &Serves, _facts: &PeerFacts) -> Option<(String, usize)> {
+        None
+    }
+
     /// What must be read of a peer's process for that.
     fn wanted(&self, _serves: config::Serves) -> Wanted {
         Wanted::default()
@@ -156,6 +161,8 @@ refusal_codes! {
     /// Its URI name is not a SPIFFE id.
     CertificateSpiffe, "certificate_spiffe";
     PeerLimit, "peer_limit";
+    /// The principal has as many connections open as its own limit allows.
+    PrincipalLimit, "principal_limit";
     ListenerLimit, "listener_limit";
     GatewayLimit, "gateway_limit";
     /// The gateway lacks descriptors or memory to find out who the peer is.

@@ -28,7 +28,7 @@ use super::{
     arrival::{Arrival, Origin},
     credentials::exhausted,
     peer::ConnectionId,
-    quota::{Quota, Total},
+    quota::{Principals, Quota, Total},
     tls::{ServerTls, TlsError},
     unix::{self, BoundUnix, SocketFile, UnixBindError},
 };
@@ -140,6 +140,7 @@ pub(crate) struct Server {
     pub(super) refusals: Arc<dyn RefusalSink>,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
+    pub(super) principals: Principals,
     total: Arc<Total>,
     next_connection: AtomicU64,
 }
@@ -154,7 +155,8 @@ impl Server {
     ) -> Arc<Self> {
         let total = Total::new(&limits);
         let app = TowerToHyperService::new(app);
-        Arc::new(Self { app, gate, refusals, limits, counters, total, next_connection: AtomicU64::new(1) })
+        let (principals, next_connection) = (Principals::default(), AtomicU64::new(1));
+        Arc::new(Self { app, gate, refusals, limits, counters, principals, total, next_connection })
     }
 
     /// Serves all `listeners` until `stop` holds `true` (or its sender is gone) and their connections have ended.

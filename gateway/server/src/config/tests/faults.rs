@@ -142,6 +142,12 @@ fn each_fault_is_reported_once_at_its_key() {
             "apps.ehr.token_sha256",
             "one or the other",
         ),
+        (app("user = \"root\"\nlimits = { rate = \"100\" }"), "apps.ehr.limits.rate", "not a rate"),
+        (app("user = \"root\"\nlimits = { rate = \"0/s\" }"), "apps.ehr.limits.rate", "not a rate"),
+        (app("user = \"root\"\nlimits = { rate = \"+5/s\" }"), "apps.ehr.limits.rate", "not a rate"),
+        (app("user = \"root\"\nlimits = { rate = \"5/h\" }"), "apps.ehr.limits.rate", "not a rate"),
+        (app("user = \"root\"\nlimits = { burst = 5 }"), "apps.ehr.limits.burst", "add rate"),
+        (app("user = \"root\"\nlimits = { requests = 2000 }"), "apps.ehr.limits.requests", "from 1 to 1024"),
         (app("token = true"), "apps.ehr", "says nothing about who it is"),
         (
             with("[apps.ehr]\nuser = \"root\"\ntoken = true\n[apps.lab]\nuser = \"root\""),

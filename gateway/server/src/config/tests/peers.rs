@@ -140,6 +140,34 @@ fn programs_units_and_control_groups_tell_processes_apart() {
 }
 
 #[test]
+fn connections_are_counted_for_whom_the_connection_shows() {
+    let config = parse(&with(
+        r#"
+        [apps.a]
+        user = "100"
+        limits = { connections = 3, rate = "90/m" }
+        [apps.b]
+        user = "101"
+        token = true
+        limits = { connections = 2 }
+        [apps.c]
+        user = "101"
+        token = true
+        limits = { connections = 5 }
+        [apps.d]
+        user = "102"
+        "#,
+    ))
+    .unwrap();
+    let connections = |uid| config.connections(Serves::Apps, &process(uid, 1, &[]));
+    assert_eq!(connections(100), Some(("apps a".to_owned(), 3)));
+    assert_eq!(connections(101), Some(("apps b c".to_owned(), 7)), "only their tokens tell them apart");
+    assert_eq!((connections(102), connections(103)), (None, None));
+    let rate = config.apps["a"].limits.rate.unwrap();
+    assert_eq!((rate.messages.get(), rate.per.as_secs(), rate.burst.get()), (90, 60, 2));
+}
+
+#[test]
 fn r13_10_supervised_adapters_are_never_found_by_their_selector() {
     let text = with(
         "[[listen]]\nserves = \"adapters\"\nunix = \"b.sock\"\n[adapters.own]\nrun = \"x\"\n[adapters.ext]\nuser = \"100\"\n",

@@ -49,6 +49,10 @@ send = ["t.*"]
 user = "1004"
 token = true
 send = ["t.*"]
+[apps.greedy]
+user = "1005"
+send = ["t.*"]
+limits = { rate = "1/m", burst = 10, bytes_in_flight = "256KiB", requests = 4 }
 [apps.one]
 user = "1003"
 token_sha256 = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
@@ -78,6 +82,9 @@ can = ["read"]
 [[routes]]
 from = "ehr"
 when = 'type.startsWith("t.lab")'
+to = ["lab"]
+[[routes]]
+from = "greedy"
 to = ["lab"]
 [[routes]]
 from = "ehr"

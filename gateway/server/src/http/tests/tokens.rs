@@ -39,7 +39,7 @@ async fn a_token_counts_and_is_revoked_while_the_gateway_runs_and_both_are_leave
 
     Ledger::open(&bench.data_dir()).unwrap().add(&created).unwrap();
     until(&bench, &created.text, 403).await;
-    assert_eq!(status(&bench, Who::User(1005), &created.text).await, 401, "a token alone is nobody");
+    assert_eq!(status(&bench, Who::User(1099), &created.text).await, 401, "a token alone is nobody");
     assert_eq!(status(&bench, Who::User(1003), &created.text).await, 401, "nor does it make another app");
     assert_eq!(status(&bench, OWNER, &created.text[1..]).await, 401);
 

@@ -41,6 +41,8 @@ struct Gate {
     uris: Vec<String>,
     /// And, if given, by the program only.
     exe: Option<PathBuf>,
+    /// Most connections of everybody together.
+    connections: Option<usize>,
 }
 
 impl Gate {
@@ -53,6 +55,10 @@ impl PeerGate for Gate {
     fn may_match(&self, _: config::Serves, facts: &PeerFacts) -> bool {
         facts.uid.is_some_and(|uid| self.uids.contains(&uid)) && (self.exe.is_none() || facts.exe == self.exe)
             || facts.spiffe.as_ref().is_some_and(|uri| self.uris.contains(uri))
+    }
+
+    fn connections(&self, _: &Serves, _: &PeerFacts) -> Option<(String, usize)> {
+        Some(("everybody".to_owned(), self.connections?))
     }
 
     fn wanted(&self, _: config::Serves) -> Wanted {
