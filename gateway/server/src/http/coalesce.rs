@@ -2,7 +2,8 @@
 //! leaf per [`WINDOW`] that counts the others. Pure; time is a parameter. `trail.rs` writes what this says.
 //!
 //! Of refusals there is a bound in total: strangers may call themselves what they like, so that each could be a kind of its own, and the
-//! log would be theirs to fill. What goes beyond the bound is counted together, strangers and principals apart.
+//! log would be theirs to fill. Beyond the bound strangers are counted without their names, by the code alone, so that a flood of one
+//! kind never hides another; and principals, of whom a configuration may name thousands, are counted together.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,9 +19,10 @@ pub(crate) const WINDOW: Duration = Duration::from_secs(60);
 /// Most kinds followed at a time; beyond it every event is a leaf, which is more than asked and never less.
 const KINDS_MAX: usize = 4096;
 
-/// Most kinds of refusals followed at a time, of strangers and of principals each. Every kind makes a leaf at once and then one per window,
-/// so that in any minute there are at most twice as many leaves as this, and two more for the rest.
-const STRANGERS_KINDS_MAX: usize = 32;
+/// Most kinds of refusals followed at a time: of strangers by name, and of principals. Every kind makes a leaf at once and then one per
+/// window, so that in any minute there are at most twice as many leaves as these, one more of principals, and one of strangers for each
+/// code there is.
+const STRANGERS_NAMED_MAX: usize = 32;
 const PRINCIPALS_KINDS_MAX: usize = 256;
 /// As code, and in place of a principal's name: refusals of many kinds, counted together.
 const SEVERAL: &str = "several";
@@ -28,33 +30,41 @@ const SEVERAL: &str = "several";
 /// Whose refusals share a bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refused {
-    Strangers,
-    Principals,
+    /// With the name that the stranger's certificate claims.
+    NamedStranger,
+    Principal,
 }
 
 impl Refused {
-    fn of(event: Event, by: &Actor) -> Option<Self> {
+    /// `None` for what is bounded by itself: a stranger's refusal without a name is one of the codes that there are.
+    fn of(event: Event, by: &Actor, target: Option<&str>) -> Option<Self> {
         match (event, by.kind) {
-            (Event::Refused, ActorKind::Peer) => Some(Self::Strangers),
-            (Event::Refused, _) => Some(Self::Principals),
+            (Event::Refused, ActorKind::Peer) => target.map(|_| Self::NamedStranger),
+            (Event::Refused, _) => Some(Self::Principal),
             _ => None,
         }
     }
 
     const fn kinds_max(self) -> usize {
         match self {
-            Self::Strangers => STRANGERS_KINDS_MAX,
-            Self::Principals => PRINCIPALS_KINDS_MAX,
+            Self::NamedStranger => STRANGERS_NAMED_MAX,
+            Self::Principal => PRINCIPALS_KINDS_MAX,
         }
     }
 
-    /// What stands for all that are beyond the bound.
+    /// What stands for one that is beyond the bound.
     fn together(self, note: AuditNote) -> AuditNote {
-        let by = match self {
-            Self::Strangers => note.by,
-            Self::Principals => Actor::new(ActorKind::Gateway, SEVERAL),
-        };
-        AuditNote { code: Some(SEVERAL.to_owned()), count: note.count, ..AuditNote::new(Event::Refused, by) }
+        match self {
+            Self::NamedStranger => AuditNote { target: None, ..note },
+            Self::Principal => {
+                let several = Actor::new(ActorKind::Gateway, SEVERAL);
+                AuditNote {
+                    code: Some(SEVERAL.to_owned()),
+                    count: note.count,
+                    ..AuditNote::new(Event::Refused, several)
+                }
+            }
+        }
     }
 }
 
@@ -92,7 +102,7 @@ struct Open {
 pub(crate) struct Coalescer {
     open: HashMap<Kind, Open>,
     /// How many of them are refusals, so that a flood of new ones is not answered by counting.
-    strangers: usize,
+    named_strangers: usize,
     principals: usize,
 }
 
@@ -102,7 +112,7 @@ impl Coalescer {
         if self.count(&note) {
             return None;
         }
-        let note = match Refused::of(note.event, &note.by) {
+        let note = match Refused::of(note.event, &note.by, note.target.as_deref()) {
             Some(refused) if self.kinds_of(refused) >= refused.kinds_max() => {
                 let together = refused.together(note);
                 if self.count(&together) {
@@ -129,9 +139,9 @@ impl Coalescer {
             let open = Open { note: note.clone(), ends: now + WINDOW, uncounted: 0 };
             if let Entry::Vacant(vacant) = self.open.entry(Kind::of(note)) {
                 vacant.insert(open);
-                match Refused::of(note.event, &note.by) {
-                    Some(Refused::Strangers) => self.strangers += 1,
-                    Some(Refused::Principals) => self.principals += 1,
+                match Refused::of(note.event, &note.by, note.target.as_deref()) {
+                    Some(Refused::NamedStranger) => self.named_strangers += 1,
+                    Some(Refused::Principal) => self.principals += 1,
                     None => {}
                 }
             }
@@ -140,16 +150,15 @@ impl Coalescer {
 
     const fn kinds_of(&self, refused: Refused) -> usize {
         match refused {
-            Refused::Strangers => self.strangers,
-            Refused::Principals => self.principals,
+            Refused::NamedStranger => self.named_strangers,
+            Refused::Principal => self.principals,
         }
     }
 
     fn recount(&mut self) {
-        let kinds = |refused| {
-            self.open.keys().filter(|kind| Refused::of(kind.event, &kind.by) == Some(refused)).count()
-        };
-        (self.strangers, self.principals) = (kinds(Refused::Strangers), kinds(Refused::Principals));
+        let of = |kind: &Kind| Refused::of(kind.event, &kind.by, kind.target.as_deref());
+        let kinds = |refused| self.open.keys().filter(|kind| of(kind) == Some(refused)).count();
+        (self.named_strangers, self.principals) = (kinds(Refused::NamedStranger), kinds(Refused::Principal));
     }
 
     /// The leaves of windows that have ended. A kind that goes on gets a new window, one that was silent is forgotten.
@@ -298,7 +307,7 @@ mod tests {
                     leaves.extend(coalescer.take(of_stranger(name), now));
                 }
             }
-            let bound = 2 * (STRANGERS_KINDS_MAX + 1);
+            let bound = 2 * (STRANGERS_NAMED_MAX + 1);
             assert!(leaves.len() <= bound, "minute {minute}: {} leaves", leaves.len());
             told += sum(&leaves);
         }
@@ -306,9 +315,11 @@ mod tests {
             coalescer.take(note("ehr", "forbidden"), start + Duration::from_secs(300)).is_some(),
             "others are heard"
         );
+        let local = AuditNote { code: Some("unknown_peer".into()), target: None, ..of_stranger(0) };
+        assert!(coalescer.take(local, start + Duration::from_secs(300)).is_some(), "other strangers, too");
         let rest = coalescer.drain();
         assert_eq!(told + sum(&rest), number as u64, "each is counted somewhere");
-        assert_eq!((coalescer.strangers, coalescer.principals), (0, 0));
+        assert_eq!((coalescer.named_strangers, coalescer.principals), (0, 0));
     }
 
     #[test]
@@ -322,6 +333,6 @@ mod tests {
             .collect();
         assert_eq!(leaves.len(), PRINCIPALS_KINDS_MAX + 1);
         assert_eq!(leaves.last().unwrap().by.name, SEVERAL);
-        assert!(coalescer.open.len() <= STRANGERS_KINDS_MAX + PRINCIPALS_KINDS_MAX + 2);
+        assert!(coalescer.open.len() <= STRANGERS_NAMED_MAX + PRINCIPALS_KINDS_MAX + 2);
     }
 }

@@ -373,6 +373,9 @@ async fn r13_8_thousands_of_failures_of_strangers_are_few_leaves_that_count_them
         leaves.iter().any(|leaf| leaf["subject_of"] == "spiffe://flood.example/0"),
         "the first are told by name"
     );
-    assert!(leaves.iter().any(|leaf| leaf["code"] == "several"));
+    assert!(
+        leaves.iter().any(|leaf| leaf["subject_of"].is_null() && leaf["count"].as_u64() > Some(4900)),
+        "{leaves:?}"
+    );
     bench.end().await;
 }

@@ -6,8 +6,11 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
+use tokio::net::UnixListener;
+
 use super::*;
 use crate::config::Serves::Apps;
+use crate::listen::credentials::Credentials;
 
 const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 /// Processes of each kind in a batch: fewer than connections wait to be accepted.
@@ -182,4 +185,37 @@ async fn a_program_whose_file_is_gone_or_was_replaced_is_none() {
     assert_eq!(exe(child.id()), None);
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_process_is_in_the_group_that_the_kernel_says() {
+    let hierarchies = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+    let unified = hierarchies.into_iter().find(|root| root.join("cgroup.procs").exists());
+    let name = format!("gatepost-test-{}.service", std::process::id());
+    let Some(group) = unified.map(|root| root.join(&name)).filter(|group| fs::create_dir(group).is_ok())
+    else {
+        return skipped("needs the right to make a control group");
+    };
+    if !have("python3") {
+        fs::remove_dir(&group).unwrap();
+        return skipped("needs python3");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    // It moves itself, connects, and stays until it is told to go.
+    let script = "import os, socket, sys\n\
+                  open(sys.argv[1] + '/cgroup.procs', 'w').write(str(os.getpid()))\n\
+                  s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[2]); s.recv(1)";
+    let mut child =
+        tokio::process::Command::new("python3").args(["-c", script]).args([&group, &socket]).spawn().unwrap();
+    let (stream, _) = timeout(HANG, listener.accept()).await.expect("it did not connect").unwrap();
+    let facts =
+        Credentials::of(&stream).unwrap().facts(&stream, Wanted { exe: false, cgroup: true }).unwrap();
+    drop(stream);
+    child.wait().await.unwrap();
+    fs::remove_dir(&group).unwrap();
+    let found = facts.cgroup.unwrap();
+    assert!(found.starts_with('/') && found.ends_with(&format!("/{name}")), "{found}");
+    assert_eq!(facts.exe, None);
 }

@@ -136,7 +136,7 @@ pub(in crate::listen) struct Chain {
 }
 
 impl Chain {
-    /// Returns when the chain no longer holds: revoked, or its authority left. Lists that expired or do not know it let nobody in,
+    /// Returns when the chain no longer holds: revoked, or its authority left. Lists that expired, are not sound or do not know it let nobody in,
     /// but end no connection: nothing was said against this certificate.
     pub(in crate::listen) async fn refused(&self) {
         let mut in_force = self.in_force.clone();
@@ -149,6 +149,7 @@ impl Chain {
             let Some((end_entity, intermediates)) = self.certificates.split_first() else { return };
             match judge.verify_client_cert(end_entity, intermediates, UnixTime::now()) {
                 Ok(_)
+                | Err(Error::InvalidCertRevocationList(_))
                 | Err(Error::InvalidCertificate(
                     CertificateError::UnknownRevocationStatus
                     | CertificateError::ExpiredRevocationList

@@ -98,6 +98,21 @@ async fn an_expired_list_lets_nobody_in_and_ends_nobody() {
 }
 
 #[tokio::test]
+async fn a_list_that_another_signed_says_nothing() {
+    let mut tls = TlsRig::start_with(Limits::default(), with_list(&[])).await;
+    let client = numbered(&tls, 1);
+    let mut open = tls.connect(Some(&client)).await.unwrap();
+    assert_eq!(ask(&mut open).await, 200);
+    let forger = Authority::new("clients");
+    fs::write(&tls.files.crl[0], revocation_list(&forger, &[1], in_a_day())).unwrap();
+    tls.tls.reload().unwrap();
+    assert_eq!(ask(&mut open).await, 200);
+    assert!(tls.is_shut_out(Some(&client), &TLS13).await);
+    until("the refusal", || tls.rig.refusal_codes() == [RefusalCode::RevocationUnknown]).await;
+    tls.rig.stop().await;
+}
+
+#[tokio::test]
 async fn changed_files_are_taken_once_they_are_whole_and_bad_ones_are_said_once() {
     let mut tls = TlsRig::start_with(Limits::default(), with_list(&[])).await;
     let (one, other) = (numbered(&tls, 1), numbered(&tls, 2));
