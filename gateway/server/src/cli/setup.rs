@@ -14,6 +14,7 @@ use super::Context;
 use super::failure::{EXIT_AUDIT, Failure};
 use super::ui::{Style, Ui};
 use crate::config::{self, Config, LoadError};
+use crate::listen::processes_are_provable;
 use crate::serve::ServeError;
 use crate::supervise::{Launcher, RequestError, request_reload, validate_adapters};
 
@@ -91,6 +92,11 @@ pub(super) fn faults(path: Option<&Path>) -> Result<Result<String, Vec<Fault>>, 
         Err(error) => return Err(Failure::usage(error.to_string())),
     };
     let config = load(path)?;
+    if let Some(why) = config.unprovable(processes_are_provable()) {
+        let file = config.file.display().to_string();
+        let json = json!({"file": file, "line": 0, "column": 0, "key": "", "text": why});
+        return Ok(Err(vec![Fault { line: format!("{file}: {why}"), json }]));
+    }
     let launcher = Launcher::start().map_err(Failure::io("cannot ask the adapters' programs"))?;
     match super::runtime()?.block_on(validate_adapters(&config, &launcher)) {
         Ok(_) => Ok(Ok(summary)),

@@ -185,7 +185,10 @@ async fn recognise_process(
         None => child.is_some(),
     };
     if !known {
-        return Err(Refusal { facts: Some(facts), ..refused(RefusalCode::UnknownPeer) });
+        // Without the right to see what others run, a selector with `exe` matches nobody, which is hard to guess.
+        let unseen = wanted.exe && facts.exe.is_none();
+        let why = unseen.then(|| "its program cannot be seen, or is not the file at its path".to_owned());
+        return Err(Refusal { facts: Some(facts), why, ..refused(RefusalCode::UnknownPeer) });
     }
     let place = place(server, &serves, &facts).map_err(refused)?;
     let peer = Peer { serves, facts: Arc::new(facts), connection, pid: Some(credentials.pid) };
