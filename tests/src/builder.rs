@@ -118,7 +118,12 @@ impl Builder {
     /// An adapter that is `gatepost-echo`, which notes its effects in the file that [`Gateway::effects`] reads.
     #[must_use]
     pub fn echo(self, name: &str, lines: &str, settings: &str) -> Self {
-        let file = |kind: &str| self.dir.path().join(format!("{name}.{kind}")).display().to_string();
+        let file = |kind: &str| {
+            let file = self.dir.path().join(format!("{name}.{kind}"));
+            // Its sandbox lets it write to files that are there.
+            std::fs::File::options().create(true).append(true).open(&file).expect("files can be made");
+            file.display().to_string()
+        };
         let settings = format!(
             "effects = {:?}\ntokens = {:?}\ncounts = {:?}\n{settings}",
             file("effects"),

@@ -31,6 +31,7 @@ mod places;
 mod principals;
 mod queues;
 mod routes;
+mod sandbox;
 mod schema;
 mod section;
 mod settings;
@@ -55,6 +56,7 @@ pub(crate) use gateway::DATA_DIR;
 pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector};
 pub(crate) use init::{check, init};
 pub(crate) use load::LoadError;
+pub(crate) use sandbox::{Access, Connect, Level, RunAs, Safety, Sandbox, reaches};
 pub(crate) use schema::schema;
 
 /// The built-in queue that holds emitted messages which no route takes or their adapter may not send. It is always there.
@@ -75,6 +77,8 @@ pub(crate) struct Config {
     pub(crate) adapters: BTreeMap<String, Arc<Adapter>>,
     pub(crate) inboxes: BTreeMap<String, Inbox>,
     pub(crate) routes: Routes,
+    /// As it was read; a reload reads it alike.
+    pub(crate) safety: Safety,
     places: places::Places,
 }
 
@@ -183,6 +187,8 @@ pub(crate) struct Adapter {
     pub(crate) send: TypePatterns,
     pub(crate) policy: QueuePolicy,
     pub(crate) nodes: Nodes,
+    /// What is taken from the process that the gateway starts.
+    pub(crate) sandbox: Sandbox,
     /// The adapter's own settings, unchecked here.
     pub(crate) settings: serde_json::Map<String, serde_json::Value>,
 }

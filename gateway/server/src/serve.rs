@@ -4,6 +4,7 @@
 //! served. Stop: listeners take nothing new and long polls end; adapters drain through their sockets, which are served meanwhile;
 //! what requests have begun is finished; the last leaf is written; the store signs and closes.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::config::{self, Config, PeerFacts};
 use crate::http::{self, AppState};
 use crate::listen::{Counters, Limits, ListenError, Listener, PeerGate, Server};
 use crate::supervise::{
-    Hangups, Launcher, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
+    Hangups, Launcher, Manifest, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
 };
 
 /// Connections of all listeners together, as a multiple of one listener's.
@@ -124,9 +125,9 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
     let launcher = Launcher::start().map_err(ServeError::Runtime)?;
-    validate_adapters(&config, &launcher).await.map_err(ServeError::Adapters)?;
+    let manifests = validate_adapters(&config, &launcher).await.map_err(ServeError::Adapters)?;
     let (store, task) = open_store(&config).await?;
-    let served = Gateway::start(config, store.clone(), launcher).await;
+    let served = Gateway::start(config, store.clone(), launcher, manifests).await;
     let (gateway, reloader, hangups) = match served {
         Ok(served) => served,
         Err(error) => {
@@ -221,6 +222,7 @@ impl Gateway {
         config: Config,
         store: Store,
         launcher: Launcher,
+        manifests: BTreeMap<String, Manifest>,
     ) -> Result<(Self, Reloader, Hangups), ServeError> {
         let gateway = Actor::new(ActorKind::Gateway, config.gateway.name.clone());
         let means = Means { store: store.clone(), launcher: launcher.clone(), gateway: gateway.clone() };
@@ -261,7 +263,8 @@ impl Gateway {
         };
         let (reloader, hangups) =
             Reloader::start(parts).map_err(|error| ServeError::Reload(error.to_string()))?;
-        let sockets = Sockets { directory: now.gateway.data_dir.join("run"), server: Arc::clone(&server) };
+        let sockets = Sockets::new(&now.gateway.data_dir, Arc::clone(&server));
+        supervisor.learn(manifests);
         supervisor.begin(sockets, &now);
         let (stop_trail, trail_stopping) = watch::channel(false);
         let trail = tokio::spawn(state.trail.clone().run(trail_stopping));

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::failure::{EXIT_AUDIT, Failure};
 use super::ui::{Style, Ui};
-use crate::config::{self, Config, LoadError};
+use crate::config::{self, Config, LoadError, Safety};
 use crate::serve::ServeError;
 use crate::supervise::{Launcher, RequestError, request_reload, validate_adapters};
 
@@ -26,6 +26,9 @@ pub(super) struct Init {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Serve {
+    /// Let adapters do without a sandbox (`sandbox = "off"`). For trying something out, never for real messages
+    #[arg(long)]
+    insecure_dev: bool,
     /// End when this process, our parent, ends
     #[arg(long, hide = true, value_name = "PID")]
     with_parent: Option<i32>,
@@ -137,7 +140,11 @@ pub(super) fn serve(
     if let Some(parent) = args.with_parent {
         end_with(parent)?;
     }
-    let config = match Config::load(context.config.as_deref()) {
+    let safety = if args.insecure_dev { Safety::InsecureDev } else { Safety::Required };
+    if args.insecure_dev {
+        context.ui.note("--insecure-dev: adapters may run without a sandbox; this is not for real messages");
+    }
+    let config = match Config::load_as(context.config.as_deref(), safety) {
         Ok(config) => config,
         Err(LoadError::Invalid(faults)) => {
             let faults: Vec<Fault> = faults.iter().map(file_fault).collect();

@@ -58,6 +58,7 @@ pub(super) const NAME_PATTERN: &str = "^[a-z0-9_-]{1,64}$";
 
 pub(super) const SERVES: &[&str] = &["apps", "operators", "adapters"];
 pub(super) const NODES: &[&str] = &["one", "each"];
+pub(super) const SANDBOX: &[&str] = &["strict", "standard", "minimal", "off"];
 
 /// Largest `max_connections`.
 const CONNECTIONS_MAX: u64 = 65_536;
@@ -246,12 +247,34 @@ const ADAPTER: Groups = &[
         ),
         key("nodes", Shape::Choice(NODES), "On how many nodes of several it runs. Default: one."),
         key(
+            "sandbox",
+            Shape::Choice(SANDBOX),
+            "How much is taken from its process before its program starts; `off` only with `serve --insecure-dev`. Default: standard.",
+        ),
+        key(
+            "run_as",
+            PLAIN,
+            "User (name or number) that its process runs as; needs a gateway started as root.",
+        ),
+        key("allow", Shape::Table(ALLOW), "What its process may reach beyond what its settings imply."),
+        key(
             "settings",
             Shape::Free,
             "The adapter's own settings, checked by the adapter. No secrets: name files.",
         ),
     ],
 ];
+
+const ALLOW: Groups = &[&[
+    key("connect", Shape::Texts, "Partners, each `host:port`; `*` is any. Default: none."),
+    key("bind", Shape::Texts, "Where it may listen, each `address:port`. Default: nowhere."),
+    key("read", Shape::Texts, "Files and directories that it may read. Default: none."),
+    key(
+        "write",
+        Shape::Texts,
+        "Files and directories that it may read and write, never execute. Default: none.",
+    ),
+]];
 
 const INBOX: Groups = &[QUEUE];
 

@@ -12,6 +12,7 @@ use super::fault::Report;
 use super::listens;
 use super::paths::Base;
 use super::principals::{self, Claims};
+use super::sandbox;
 use super::section::{Item, Section};
 use super::settings::{self, is_a_secret, names_a_secret};
 use super::units::{SIZE_BYTES_MAX, duration_text};
@@ -38,9 +39,11 @@ pub(super) fn adapters(
             settings.map(|item| settings::read(item.value, &item.spot.key, report)).unwrap_or_default();
         let nodes = section.choice("nodes", Nodes::from_name).unwrap_or_default();
         let send = principals::send(&section);
+        let sandbox = sandbox::read(&section, base, report);
         if let Some(process) = process {
-            let adapter = Adapter { name: name.to_owned(), process, send, policy, nodes, settings };
-            adapters.insert(name.to_owned(), Arc::new(adapter));
+            let name = name.to_owned();
+            let adapter = Adapter { name, process, send, policy, nodes, sandbox, settings };
+            adapters.insert(adapter.name.clone(), Arc::new(adapter));
         }
     }
     adapters

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt, lchown},
     path::Path,
     sync::Arc,
 };
@@ -16,10 +16,12 @@ use super::{
     serve::Listener,
     unix::{self, UnixBindError},
 };
-use crate::config::UnixListen;
+use crate::config::{RunAs, UnixListen};
 
 /// Nobody but the gateway's user gets near an adapter's socket.
 const DIRECTORY_MODE: u32 = 0o700;
+/// Others pass through on the way to the directory that is theirs.
+const PASSAGE_MODE: u32 = 0o711;
 const SOCKET_MODE: u32 = 0o600;
 const SOCKET_NAME: &str = "gateway.sock";
 
@@ -31,6 +33,7 @@ pub(crate) type ExpectedPid = watch::Receiver<Option<u32>>;
 pub(crate) async fn bind_adapter_socket(
     directory: &Path,
     name: &str,
+    run_as: Option<RunAs>,
     child: ExpectedPid,
 ) -> Result<Listener, UnixBindError> {
     let own = directory.join(name);
@@ -38,14 +41,30 @@ pub(crate) async fn bind_adapter_socket(
         let why = "the adapter's name is not a file name";
         return Err(UnixBindError::UnsafeDirectory { directory: own, why });
     }
+    if let Some(run_as) = run_as {
+        unix::make_directory(directory, PASSAGE_MODE, None)?;
+        unix::make_directory(&own, DIRECTORY_MODE, None)?;
+        give_to(&own, run_as)?;
+    }
     unix::make_directory(&own, DIRECTORY_MODE, None)?;
-    check_private(&own)?;
+    check_private(&own, run_as)?;
     let listen = UnixListen { path: own.join(SOCKET_NAME), mode: SOCKET_MODE, group: None };
     let bound = unix::bind_in_checked(&own, &listen).await?;
+    if let Some(run_as) = run_as {
+        give_to(&listen.path, run_as)?;
+    }
     Ok(Listener::unix(bound, Serves::OneAdapter(Arc::from(name)), Some(child)))
 }
 
-fn check_private(directory: &Path) -> Result<(), UnixBindError> {
+fn give_to(path: &Path, RunAs { uid, gid }: RunAs) -> Result<(), UnixBindError> {
+    lchown(path, Some(uid), Some(gid)).map_err(|source| UnixBindError::Io {
+        path: path.to_owned(),
+        step: "give it to the adapter's user (run_as needs a gateway that was started as root)",
+        source,
+    })
+}
+
+fn check_private(directory: &Path, run_as: Option<RunAs>) -> Result<(), UnixBindError> {
     let unsafe_because = |why| UnixBindError::UnsafeDirectory { directory: directory.to_owned(), why };
     let found = fs::symlink_metadata(directory).map_err(|source| UnixBindError::Io {
         path: directory.to_owned(),
@@ -55,8 +74,10 @@ fn check_private(directory: &Path) -> Result<(), UnixBindError> {
     if !found.is_dir() {
         return Err(unsafe_because("it is not a directory"));
     }
-    if found.uid() != geteuid().as_raw() {
-        return Err(unsafe_because("it belongs to another user; it must belong to the gateway's user"));
+    if found.uid() != run_as.map_or(geteuid().as_raw(), |user| user.uid) {
+        return Err(unsafe_because(
+            "it belongs to another user; it must belong to the gateway's user, or to the adapter's own",
+        ));
     }
     if found.permissions().mode() & 0o077 != 0 {
         return Err(unsafe_because("others have rights on it; take them away (chmod 0700)"));

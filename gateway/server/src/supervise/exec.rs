@@ -1,5 +1,6 @@
-//! `gatepost adapter-exec --parent PID [--gated] NAME -- PROGRAM ARGS…`: what a child process does to itself before it becomes
-//! the adapter. It runs in the child, so that no code has to run between fork and exec; the pid stays the same.
+//! `gatepost adapter-exec --parent PID [--gated] --policy JSON NAME -- PROGRAM ARGS…`: what a child process does to itself before it
+//! becomes the adapter. It runs in the child, so that no code has to run between fork and exec; the pid stays the same. Its first
+//! line on standard output says what the sandbox has become; the program's output follows.
 //!
 //! With `--gated` it waits for a byte on standard input before it goes on: the gateway must know the pid that may connect
 //! before anything in the child can.
@@ -15,8 +16,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
+use super::sandbox::{Outcome, Policy, Unreachable, confine};
+
 /// Most files and connections that an adapter may have open.
 const OPEN_FILES_MAX: u64 = 8192;
+/// Too small for any core file. With 0 the kernel would still hand one to a program that collects them.
+const CORE_BYTES_MAX: u64 = 1;
 /// The status of a child that could not become the adapter, as shells use it.
 pub(super) const EXIT_CANNOT_EXECUTE: u8 = 126;
 
@@ -28,6 +33,10 @@ enum ExecError {
     ParentGone,
     #[error("cannot limit the process: {0}")]
     Limit(#[from] nix::Error),
+    #[error("{0}")]
+    Sandbox(Box<Unreachable>),
+    #[error("cannot tell the gateway: {0}")]
+    Report(#[source] io::Error),
     #[error("cannot execute {program}: {source}")]
     Exec { program: String, source: io::Error },
 }
@@ -37,6 +46,7 @@ enum ExecError {
 struct Request {
     parent: Pid,
     gated: bool,
+    policy: Policy,
     program: OsString,
     args: Vec<OsString>,
 }
@@ -51,7 +61,7 @@ pub(crate) fn adapter_exec(args: impl IntoIterator<Item = OsString>) -> ExitCode
 }
 
 fn become_adapter(args: impl IntoIterator<Item = OsString>) -> Result<Infallible, ExecError> {
-    let Request { parent, gated, program, args } = Request::parse(args).ok_or(ExecError::Usage)?;
+    let Request { parent, gated, policy, program, args } = Request::parse(args).ok_or(ExecError::Usage)?;
     // An adapter whose gateway is gone must not go on sending: another gateway may have its deliveries by then.
     set_pdeathsig(Signal::SIGKILL)?;
     // The gateway may have died before the line above.
@@ -61,7 +71,9 @@ fn become_adapter(args: impl IntoIterator<Item = OsString>) -> Result<Infallible
     // Also keeps the parent-death signal, which a set-user-id program would lose.
     set_no_new_privs()?;
     // A core file would hold payload and secrets.
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
+    let core_bytes = hard.min(CORE_BYTES_MAX);
+    setrlimit(Resource::RLIMIT_CORE, core_bytes, core_bytes)?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let open_files = hard.min(OPEN_FILES_MAX);
     setrlimit(Resource::RLIMIT_NOFILE, open_files, open_files)?;
@@ -70,7 +82,20 @@ fn become_adapter(args: impl IntoIterator<Item = OsString>) -> Result<Infallible
         io::stdin().read_exact(&mut [0]).map_err(|_| ExecError::ParentGone)?;
         command.stdin(Stdio::null());
     }
-    let source = command.args(args).exec();
+    command.args(args);
+    let confined = confine(&policy);
+    // The parent-death signal is set anew in there, so this is asked anew.
+    if getppid() != parent {
+        return Err(ExecError::ParentGone);
+    }
+    let outcome = match &confined {
+        Ok(report) => Outcome::Reached(report.clone()),
+        Err(unreachable) => Outcome::Unreachable(unreachable.clone()),
+    };
+    let mut stdout = io::stdout();
+    stdout.write_all(outcome.line().as_bytes()).and_then(|()| stdout.flush()).map_err(ExecError::Report)?;
+    confined.map_err(|unreachable| ExecError::Sandbox(Box::new(unreachable)))?;
+    let source = command.exec();
     Err(ExecError::Exec { program: program.to_string_lossy().into_owned(), source })
 }
 
@@ -84,10 +109,19 @@ impl Request {
         if gated {
             word = args.next()?;
         }
+        Some(&word).filter(|flag| *flag == "--policy")?;
+        let policy = serde_json::from_str(args.next()?.to_str()?).ok()?;
+        word = args.next()?;
         // The name is there for whoever looks at the process list.
         Some(word).filter(|name| name != "--")?;
         args.next().filter(|dashes| dashes == "--")?;
-        Some(Self { parent: Pid::from_raw(parent), gated, program: args.next()?, args: args.collect() })
+        Some(Self {
+            parent: Pid::from_raw(parent),
+            gated,
+            policy,
+            program: args.next()?,
+            args: args.collect(),
+        })
     }
 }
 
@@ -97,23 +131,31 @@ pub(super) mod tests {
     use std::io::{BufRead as _, BufReader};
 
     fn parse(line: &str) -> Option<Request> {
-        Request::parse(line.split_whitespace().map(OsString::from))
+        let policy = off();
+        let word = |word: &str| OsString::from(if word == "POLICY" { policy.as_str() } else { word });
+        Request::parse(line.split_whitespace().map(word))
+    }
+
+    fn off() -> String {
+        serde_json::to_string(&Policy::off()).unwrap()
     }
 
     #[test]
     fn the_command_line_is_read_strictly() {
-        let request = parse("--parent 7 lab -- /bin/x -- -c --parent").unwrap();
+        let request = parse("--parent 7 --policy POLICY lab -- /bin/x -- -c --parent").unwrap();
         assert_eq!(request.parent, Pid::from_raw(7));
         assert_eq!(request.program, "/bin/x");
         assert_eq!(request.args, ["--", "-c", "--parent"]);
-        assert!(!request.gated && parse("--parent 7 --gated lab -- /bin/x").unwrap().gated);
+        assert!(!request.gated && parse("--parent 7 --gated --policy POLICY lab -- /bin/x").unwrap().gated);
         for wrong in [
             "",
             "--parent 7",
-            "--parent x lab -- /bin/x",
+            "--parent x --policy POLICY lab -- /bin/x",
             "lab -- /bin/x",
-            "--parent 7 -- /bin/x y",
-            "--parent 7 lab --",
+            "--parent 7 --policy POLICY -- /bin/x y",
+            "--parent 7 --policy POLICY lab --",
+            "--parent 7 lab -- /bin/x",
+            "--parent 7 --policy {} lab -- /bin/x",
         ] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
@@ -139,7 +181,10 @@ pub(super) mod tests {
     fn command(parent: u32, program: &str, args: &[&str]) -> Command {
         let mut words = as_adapter_exec().into_iter();
         let mut command = Command::new(words.next().unwrap());
-        command.args(words).args(["--parent", &parent.to_string(), "lab", "--", program]).args(args);
+        command
+            .args(words)
+            .args(["--parent", &parent.to_string(), "--policy", &off(), "lab", "--", program])
+            .args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -171,7 +216,9 @@ pub(super) mod tests {
     fn a_gated_child_waits_for_the_gateway_and_then_has_no_input() {
         let mut words = as_adapter_exec();
         let parent = std::process::id().to_string();
-        words.extend(["--parent", &parent, "--gated", "lab", "--", "/bin/sh"].map(OsString::from));
+        words.extend(
+            ["--parent", &parent, "--gated", "--policy", &off(), "lab", "--", "/bin/sh"].map(OsString::from),
+        );
         words.extend(["-c", "readlink /proc/self/fd/0"].map(OsString::from));
         let run = |gate: &[u8]| {
             let mut child = Command::new(&words[0])

@@ -3,15 +3,23 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::config::RunAs;
 use crate::listen::{Server, UnixBindError, bind_adapter_socket};
+
+const RUN_DIRECTORY: &str = "/run";
+/// Bytes of a digest that tell the gateways of one machine apart.
+const TAG_BYTES: usize = 6;
 
 /// Where adapters' sockets stand and who serves them.
 pub(crate) struct Sockets {
     /// Each adapter gets a directory of its own in it.
     pub(crate) directory: PathBuf,
+    /// The same for processes of other users, who may not enter the data directory.
+    pub(crate) reachable: PathBuf,
     pub(crate) server: Arc<Server>,
 }
 
@@ -32,9 +40,22 @@ pub(super) struct Socket {
 }
 
 impl Sockets {
-    pub(super) async fn open(&self, name: &str) -> Result<Socket, SocketError> {
+    /// Those of the gateway on `data_dir`.
+    pub(crate) fn new(data_dir: &Path, server: Arc<Server>) -> Self {
+        let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+        let tag = digest.iter().take(TAG_BYTES).fold(String::new(), |tag, byte| format!("{tag}{byte:02x}"));
+        Self {
+            directory: data_dir.join("run"),
+            reachable: PathBuf::from(format!("{RUN_DIRECTORY}/gatepost-{tag}")),
+            server,
+        }
+    }
+
+    /// For a process of the gateway's user, or of `run_as`.
+    pub(super) async fn open(&self, name: &str, run_as: Option<RunAs>) -> Result<Socket, SocketError> {
         let (child, expected) = watch::channel(None);
-        let listener = bind_adapter_socket(&self.directory, name, expected).await?;
+        let directory = if run_as.is_some() { &self.reachable } else { &self.directory };
+        let listener = bind_adapter_socket(directory, name, run_as, expected).await?;
         let path = listener.path().ok_or(SocketError::NoPath)?.to_owned();
         let (stop, stopping) = watch::channel(false);
         let serving = tokio::spawn(Arc::clone(&self.server).serve(listener, stopping));

@@ -106,6 +106,7 @@ impl AdapterControl for Adapters {
             restarts: 2,
             session_epoch: None,
             last_error: None,
+            sandbox: None,
             started_at: None,
         };
         vec![item("lab"), AdapterItem { state: "external".into(), ..item("careful") }]
