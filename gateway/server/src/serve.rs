@@ -112,11 +112,16 @@ fn raise_descriptor_limit() {
 }
 
 /// Lets in whom the configuration knows; it may change while the gateway runs.
-struct ConfiguredPeers(Arc<ArcSwap<Config>>);
+struct ConfiguredPeers {
+    config: Arc<ArcSwap<Config>>,
+    supervisor: Supervisor,
+}
 
 impl PeerGate for ConfiguredPeers {
     fn may_match(&self, serves: config::Serves, facts: &PeerFacts) -> bool {
-        self.0.load().recognises(serves, facts)
+        // An adapter of an operator's user is no operator: it has a socket of its own, and no other.
+        !facts.process_group.is_some_and(|group| self.supervisor.has_process(group))
+            && self.config.load().recognises(serves, facts)
     }
 }
 
@@ -240,7 +245,7 @@ impl Gateway {
         );
         let server = Server::new(
             http::router(state.clone()),
-            Arc::new(ConfiguredPeers(Arc::clone(&config))),
+            Arc::new(ConfiguredPeers { config: Arc::clone(&config), supervisor: supervisor.clone() }),
             Arc::new(state.trail.clone()),
             limits(&now),
             counters,

@@ -15,6 +15,7 @@ mod partners;
 mod pressure;
 mod refused;
 mod rules;
+mod sandbox;
 mod secrecy;
 mod tamper;
 mod torn;

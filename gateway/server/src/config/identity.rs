@@ -20,6 +20,8 @@ pub(crate) struct PeerFacts {
     pub(crate) gid: Option<u32>,
     /// Supplementary groups.
     pub(crate) groups: Vec<u32>,
+    /// The process group of a process that is alive: those that a supervised adapter starts stay in the adapter's.
+    pub(crate) process_group: Option<i32>,
     /// The SPIFFE id in the client certificate.
     pub(crate) spiffe: Option<String>,
 }

@@ -21,6 +21,7 @@ use nix::{
         UnixCredentials, getsockopt,
         sockopt::{PeerCredentials, PeerPidfd},
     },
+    unistd::{Pid, getpgid},
 };
 use tokio::net::UnixStream;
 
@@ -70,11 +71,13 @@ impl Credentials {
             Some(_) => supplementary_groups(self)?,
             None => Vec::new(),
         };
+        let process_group =
+            i32::try_from(self.pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
         if pidfd.is_some_and(|pidfd| ended(pidfd.as_fd())) {
             return Err(RefusalCode::PeerGone);
         }
         groups.retain(has_number);
-        Ok(PeerFacts { groups, ..self.bare_facts() })
+        Ok(PeerFacts { groups, process_group: process_group.map(Pid::as_raw), ..self.bare_facts() })
     }
 }
 
@@ -173,6 +176,7 @@ mod tests {
         let mut groups: Vec<u32> = nix::unistd::getgroups().unwrap().iter().map(|gid| gid.as_raw()).collect();
         groups.sort_unstable();
         assert_eq!(facts.groups, groups);
+        assert_eq!(facts.process_group, Some(nix::unistd::getpgrp().as_raw()));
         assert_eq!(facts.spiffe, None);
     }
 }

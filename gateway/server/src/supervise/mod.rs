@@ -155,6 +155,12 @@ impl Supervisor {
         }
     }
 
+    /// Whether `pid` is an adapter's process, which leads the group of all that it starts.
+    pub(crate) fn has_process(&self, pid: i32) -> bool {
+        let pid = u32::try_from(pid).ok();
+        pid.is_some() && self.roster().adapters.values().any(|entry| entry.shared().status().pid == pid)
+    }
+
     fn roster(&self) -> MutexGuard<'_, Roster> {
         self.0.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }

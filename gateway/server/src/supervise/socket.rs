@@ -34,6 +34,8 @@ pub(super) enum SocketError {
 /// A served socket. Dropping it ends the serving with all connections.
 pub(super) struct Socket {
     path: PathBuf,
+    /// It stands outside of the data directory.
+    is_reachable: bool,
     child: watch::Sender<Option<u32>>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
@@ -59,7 +61,7 @@ impl Sockets {
         let path = listener.path().ok_or(SocketError::NoPath)?.to_owned();
         let (stop, stopping) = watch::channel(false);
         let serving = tokio::spawn(Arc::clone(&self.server).serve(listener, stopping));
-        Ok(Socket { path, child, stop, serving })
+        Ok(Socket { path, is_reachable: run_as.is_some(), child, stop, serving })
     }
 }
 
@@ -82,6 +84,11 @@ impl Socket {
         self.stop.send_replace(true);
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "serving an adapter's socket failed");
+        }
+        if self.is_reachable {
+            // Nobody else keeps anything there; what is not empty stays.
+            let made = self.path.ancestors().skip(1).take(2);
+            let _ = made.map(std::fs::remove_dir).collect::<Result<Vec<_>, _>>();
         }
     }
 }

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 
 fn process(uid: u32, gid: u32, groups: &[u32]) -> PeerFacts {
-    PeerFacts { uid: Some(uid), gid: Some(gid), groups: groups.to_vec(), spiffe: None }
+    PeerFacts { uid: Some(uid), gid: Some(gid), groups: groups.to_vec(), ..PeerFacts::default() }
 }
 
 fn certificate(spiffe: &str) -> PeerFacts {

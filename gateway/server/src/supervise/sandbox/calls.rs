@@ -9,7 +9,7 @@ use seccompiler::{
     TargetArch, apply_filter, sock_filter,
 };
 
-use super::{Owner, Policy, Ports};
+use super::{Policy, Ports};
 use crate::config::Level;
 
 #[cfg(target_arch = "x86_64")]
@@ -117,8 +117,8 @@ const ALWAYS_HERE: &[c_long] = &[
 #[cfg(target_arch = "aarch64")]
 const ALWAYS_HERE: &[c_long] = &[];
 
-/// Changes of a file's owner, mode, times and attributes, which Landlock does not know. Where the user is the gateway's, they could
-/// lock the gateway out of its own files, or let others in.
+/// Changes of a file's owner, mode, times and attributes, which Landlock does not know. They could lock others out of their own files,
+/// the gateway too where the user is the gateway's, or let somebody in.
 const METADATA: &[c_long] = &[
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
@@ -178,8 +178,8 @@ const TIOCLINUX: u64 = 0x541c;
 type Conditions = Vec<SeccompCondition>;
 
 /// Installs the filters. They hold for this thread and whatever it becomes or starts.
-pub(super) fn refuse(policy: &Policy, owner: Owner) -> Result<(), String> {
-    let refusals = Refusals::new(policy, owner).map_err(|error| error.to_string())?;
+pub(super) fn refuse(policy: &Policy) -> Result<(), String> {
+    let refusals = Refusals::new(policy).map_err(|error| error.to_string())?;
     for filter in refusals.filters().map_err(|error| error.to_string())? {
         apply_filter(&filter).map_err(|error| error.to_string())?;
     }
@@ -191,14 +191,12 @@ pub(super) fn refuse(policy: &Policy, owner: Owner) -> Result<(), String> {
 struct Refusals(BTreeMap<c_long, Vec<SeccompRule>>);
 
 impl Refusals {
-    fn new(policy: &Policy, owner: Owner) -> Result<Self, seccompiler::BackendError> {
+    fn new(policy: &Policy) -> Result<Self, seccompiler::BackendError> {
         let mut refusals = Self::default();
         refusals.always(ALWAYS);
         refusals.always(ALWAYS_HERE);
-        if owner != Owner::Own {
-            refusals.always(METADATA);
-            refusals.always(METADATA_HERE);
-        }
+        refusals.always(METADATA);
+        refusals.always(METADATA_HERE);
         for namespace in NAMESPACES {
             refusals.when(libc::SYS_clone, vec![flag(0, bits(namespace))?])?;
         }

@@ -191,7 +191,7 @@ pub(super) fn confine(policy: &Policy) -> Result<Report, Unreachable> {
         report.landlock = found;
     }
     report.missing = missing(found, owner, policy);
-    calls::refuse(policy, owner).map_err(|error| {
+    calls::refuse(policy).map_err(|error| {
         missing_part(
             "seccomp",
             error,

@@ -52,6 +52,8 @@ impl Policy {
         // Whoever wrote the command line named these files. What is no file's path is for the program alone to understand.
         let named =
             command.args.iter().map(PathBuf::from).filter(|path| path.is_absolute() && path.is_file());
+        // What can be written is never executed.
+        let named = named.filter(|path| !write.iter().any(|writable| path.starts_with(writable)));
         let mut execute: Vec<_> = std::iter::once(command.file.clone()).chain(named).collect();
         execute.extend(execute.clone().iter().filter_map(|file| interpreter(file)));
         write.extend(faults_file());

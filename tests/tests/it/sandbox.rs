@@ -1,0 +1,183 @@
+//! The sandbox of adapters: a program that tries to get out, in a real gateway, at each level; and what people see of it.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use gatepost_tests::{Builder, Gateway, compiled, note, program, skipped, uid, until};
+
+/// A user that nobody is.
+const STRANGER: u32 = 61_234;
+/// What the probe tries at least.
+const TRIES_MIN: usize = 110;
+/// What gets through without a sandbox, for root; the probe would otherwise only seem to try.
+const THROUGH_WITHOUT_MIN: usize = 60;
+/// What the probe tries that only `strict` promises.
+const STRICT_ONLY: &str = "strict:";
+/// What an adapter needs.
+const WORK: &str = "work:";
+
+struct Escape {
+    gateway: Builder,
+    /// Ports where somebody listens: one that it may connect to, and one that it may not.
+    listeners: [TcpListener; 2],
+    _abstract: UnixListener,
+}
+
+/// What the probe reports of each try.
+type Verdicts = BTreeMap<String, String>;
+
+impl Escape {
+    /// `None` where it cannot be compiled.
+    fn new(lines: &str) -> Option<Self> {
+        let Some(probe) = compiled("escape") else {
+            skipped("there is no C compiler");
+            return None;
+        };
+        let builder = Gateway::builder();
+        let dir = builder.dir();
+        let owner = lines.contains("run_as").then_some(STRANGER);
+        // Who is another user passes through, as with any directory of programs.
+        let set_mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set_mode(dir, 0o755);
+        std::fs::copy(probe, dir.join("escape")).unwrap();
+        for name in ["results", "outside"] {
+            std::fs::create_dir(dir.join(name)).unwrap();
+            // So that only the sandbox can be what denies.
+            set_mode(&dir.join(name), 0o777);
+            chown(dir.join(name), owner, owner).unwrap();
+        }
+        for name in ["file", "doomed", "moved"] {
+            let file = dir.join("outside").join(name);
+            std::fs::write(&file, "outside").unwrap();
+            set_mode(&file, 0o666);
+            chown(file, owner, owner).unwrap();
+        }
+        std::fs::copy("/usr/bin/true", dir.join("outside/program")).unwrap();
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [own, other] = [0, 1].map(|n: usize| listeners[n].local_addr().unwrap().port());
+        let name = format!("gatepost-escape-{own}");
+        let _abstract = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
+        let text = |name: &str| dir.join(name).display().to_string();
+        let run = format!("{:?}", [text("escape"), text(""), own.to_string(), other.to_string()]);
+        let allow = format!("allow = {{ connect = [\"127.0.0.1:{own}\"], write = [{:?}] }}", text("results"));
+        let adapter = format!("run = {run}\nconfirm = \"sent\"\n{lines}\n{allow}");
+        let gateway = builder.adapter("probe", &adapter, "").echo("other", "", "");
+        Some(Self { gateway, listeners, _abstract })
+    }
+
+    fn verdicts(dir: &Path) -> Verdicts {
+        let report = until("the probe has tried all", || {
+            let report = std::fs::read_to_string(dir.join("results/report")).ok()?;
+            report.ends_with("end\n").then_some(report)
+        });
+        let line = |line: &str| {
+            let (name, verdict) = line.split_once(' ')?;
+            Some((name.to_owned(), verdict.to_owned()))
+        };
+        report.lines().filter_map(line).collect()
+    }
+
+    /// Runs it at a level and judges.
+    fn is_denied(lines: &str, strict: bool) {
+        let Some(escape) = Self::new(lines) else { return };
+        let mut gateway = escape.gateway.start();
+        let verdicts = Self::verdicts(&gateway.path(""));
+        let sandbox = until("its sandbox is told", || {
+            let sandbox = gateway.adapter("probe")["sandbox"].clone();
+            sandbox.is_object().then_some(sandbox)
+        });
+        assert!(verdicts.len() >= TRIES_MIN, "{} tries", verdicts.len());
+        let mut through = Vec::new();
+        let mut untestable = Vec::new();
+        let mut denied = 0;
+        for (name, verdict) in &verdicts {
+            let (is_work, is_strict) = (name.starts_with(WORK), name.starts_with(STRICT_ONLY));
+            match verdict.split(' ').next() {
+                Some("allowed") if is_work || (is_strict && !strict) => {}
+                Some("denied") if !is_work => denied += 1,
+                Some("untestable") if !is_work => untestable.push(name.as_str()),
+                _ => through.push(format!("{name}: {verdict}")),
+            }
+        }
+        assert!(through.is_empty(), "{lines}: {through:#?}, of {sandbox}");
+        note(&format!(
+            "escape probe, {}: {denied} denied, {} not testable here",
+            lines.replace('\n', ", "),
+            untestable.len()
+        ));
+        if !untestable.is_empty() {
+            skipped(&format!("not testable here: {}", untestable.join(", ")));
+        }
+        drop(escape.listeners);
+        assert!(gateway.stop().success());
+        gateway.audit_verifies();
+    }
+}
+
+fn is_root() -> bool {
+    if uid() != 0 {
+        skipped("only root can give adapters users of their own");
+    }
+    uid() == 0
+}
+
+#[test]
+fn r5_nothing_gets_out_at_the_standard_level() {
+    Escape::is_denied("sandbox = \"standard\"", false);
+}
+
+#[test]
+fn r5_nothing_gets_out_at_the_minimal_level() {
+    Escape::is_denied("sandbox = \"minimal\"", false);
+}
+
+#[test]
+fn r5_nothing_gets_out_at_the_standard_level_with_a_user_of_its_own() {
+    if is_root() {
+        Escape::is_denied(&format!("sandbox = \"standard\"\nrun_as = \"{STRANGER}\""), false);
+    }
+}
+
+#[test]
+fn r5_nothing_gets_out_at_the_strict_level() {
+    if is_root() {
+        Escape::is_denied(&format!("sandbox = \"strict\"\nrun_as = \"{STRANGER}\""), true);
+    } else {
+        Escape::is_denied("sandbox = \"strict\"", true);
+    }
+}
+
+#[test]
+fn r5_the_probe_gets_out_where_there_is_no_sandbox() {
+    let Some(escape) = Escape::new("sandbox = \"off\"") else { return };
+    let config = escape.gateway.write();
+    let serve = |more: &[&str]| {
+        let mut command = Command::new(program("gatepost"));
+        command.args(["serve", "--config"]).arg(&config).args(more).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    let refused = serve(&[]).output().unwrap();
+    let refused = (refused.status.success(), String::from_utf8_lossy(&refused.stderr).into_owned());
+    assert!(
+        !refused.0 && refused.1.contains("adapters.probe.sandbox") && refused.1.contains("A15"),
+        "{refused:?}"
+    );
+    let log = std::fs::File::create(escape.gateway.dir().join("log")).unwrap();
+    let mut gateway = serve(&["--insecure-dev"]).stderr(log).spawn().unwrap();
+    let verdicts = Escape::verdicts(escape.gateway.dir());
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+    let through = verdicts.values().filter(|verdict| verdict.starts_with("allowed")).count();
+    note(&format!("escape probe without a sandbox: {through} of {} get through", verdicts.len()));
+    if uid() == 0 {
+        assert!(through >= THROUGH_WITHOUT_MIN, "{through}: {verdicts:#?}");
+    }
+}
