@@ -1,6 +1,7 @@
 //! The sandbox of adapters: a program that tries to get out, in a real gateway, at each level; and what people see of it.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -8,7 +9,11 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use serde_json::{Value, json};
+
 use gatepost_tests::{Builder, Gateway, compiled, note, program, skipped, uid, until};
+
+use crate::order_event;
 
 /// A user that nobody is.
 const STRANGER: u32 = 61_234;
@@ -116,6 +121,15 @@ impl Escape {
             skipped(&format!("not testable here: {}", untestable.join(", ")));
         }
         drop(escape.listeners);
+        let status = gateway.cli_ok(&["status"]);
+        let level = sandbox["level"].as_str().unwrap();
+        assert!(status.contains(&format!("{level}, landlock 6")) || sandbox["landlock_abi"] != 6, "{status}");
+        let told = |entry: &Value| {
+            entry["event"] == "adapter_sandboxed"
+                && entry["subject_of"] == "probe"
+                && entry["code"].as_str().is_some_and(|code| code.starts_with(level))
+        };
+        assert!(gateway.audit_log().iter().any(told), "its sandbox is an entry of the audit log");
         assert!(gateway.stop().success());
         gateway.audit_verifies();
     }
@@ -180,4 +194,71 @@ fn r5_the_probe_gets_out_where_there_is_no_sandbox() {
     if uid() == 0 {
         assert!(through >= THROUGH_WITHOUT_MIN, "{through}: {verdicts:#?}");
     }
+}
+
+#[test]
+fn r5_a_level_that_cannot_be_reached_starts_nothing() {
+    if !is_root() {
+        return;
+    }
+    // Root's process, where another's is required.
+    let Some(escape) = Escape::new("sandbox = \"strict\"") else { return };
+    let config = escape.gateway.write();
+    for command in ["check", "serve"] {
+        let output =
+            Command::new(program("gatepost")).arg("--config").arg(&config).arg(command).output().unwrap();
+        let fault = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{command}");
+        for part in ["adapters.probe.sandbox: ", "a user of its own is missing", "add run_as"] {
+            assert!(fault.contains(part), "{command}: {fault}");
+        }
+    }
+    assert!(!escape.gateway.dir().join("results/report").exists(), "the program was started");
+}
+
+/// A webhook's endpoint that takes everything.
+fn endpoint() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let (mut seen, mut more) = (Vec::new(), [0; 4096]);
+                while let Ok(got @ 1..) = stream.read(&mut more) {
+                    seen.extend_from_slice(&more[..got]);
+                    // Its small body comes with its head.
+                    if seen.windows(4).any(|window| window == b"\r\n\r\n") {
+                        seen.clear();
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn r5_a_shipped_adapter_works_at_the_strict_level_without_being_told_what_it_needs() {
+    let builder = Gateway::builder();
+    let dir = builder.dir().to_owned();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (hook, secret) = (dir.join("gatepost-http"), dir.join("secret"));
+    std::fs::copy(program("gatepost-http"), &hook).unwrap();
+    std::fs::write(&secret, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+    let mut lines = format!("run = {hook:?}\nsandbox = \"strict\"\n");
+    if uid() == 0 {
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o400)).unwrap();
+        chown(&secret, Some(STRANGER), Some(STRANGER)).unwrap();
+        lines.push_str(&format!("run_as = \"{STRANGER}\"\n"));
+    }
+    // A name, for which it has to look.
+    let settings = format!("url = \"http://localhost:{}/\"\nsecret_files = [{secret:?}]", endpoint());
+    let gateway =
+        builder.app("shop", &["*"], &[]).adapter("hook", &lines, &settings).route("shop", &["hook"]).start();
+    let accepted = gateway.app().event(&order_event("1", "k", &json!({ "n": 1 }))).expect(202);
+    gateway.until_state(accepted["messages"][0]["id"].as_str().unwrap(), "delivered");
+    let sandbox = gateway.adapter("hook")["sandbox"].clone();
+    assert_eq!((&sandbox["level"], &sandbox["own_uid"]), (&json!("strict"), &json!(uid() == 0)));
 }

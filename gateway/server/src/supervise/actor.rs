@@ -26,7 +26,7 @@ use super::restarts::{Life, Restarts};
 use super::sandbox::{Outcome, Policy, Report, Unreachable};
 use super::shared::{Phase, Shared, Spec, Wish};
 use super::socket::{Socket, Sockets};
-use crate::config::Nodes;
+use crate::config::{Connect, Nodes};
 
 /// How long a process may take to finish what it has begun.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -232,6 +232,9 @@ impl Supervision {
             }
         }
         process.open_gate();
+        if sandbox.allow.connect.contains(&Connect::Anywhere) {
+            tracing::warn!(adapter = %name, "allow.connect holds \"*\": the adapter may connect to any host (rule A18)");
+        }
         let report = match process.sandbox().await {
             Ok(Some(Outcome::Reached(report))) => report,
             not_reached => {

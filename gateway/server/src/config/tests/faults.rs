@@ -119,6 +119,32 @@ fn each_fault_is_reported_once_at_its_key() {
             "listen[2].tls",
             "`client_ca` is missing",
         ),
+        // Sandboxes.
+        (adapter("sandbox = \"lax\""), "adapters.lab.sandbox", "must be one of \"strict\""),
+        (adapter("sandbox = \"off\""), "adapters.lab.sandbox", "(rule A15)"),
+        (
+            adapter("run_as = \"0\""),
+            "adapters.lab.run_as",
+            "neither root nor the gateway's own user (rule A17)",
+        ),
+        (adapter("run_as = \"no-such-user\""), "adapters.lab.run_as", "no user `no-such-user`"),
+        (adapter("allow = { connect = [\"lab\"] }"), "adapters.lab.allow.connect[1]", "not `host:port`"),
+        (adapter("allow = { bind = [\"lab:1\"] }"), "adapters.lab.allow.bind[1]", "not `address:port`"),
+        (adapter("allow = { read = [\"/none\"] }"), "adapters.lab.allow.read[1]", "there is no file /none"),
+        (
+            adapter("allow = { read = [\"/usr\", \"/\"] }"),
+            "adapters.lab.allow.read[2]",
+            "the gateway's data_dir",
+        ),
+        (adapter("allow = { write = [\"/\"] }"), "adapters.lab.allow.write[1]", "the gateway's data_dir"),
+        (adapter("allow = { execute = [\"/\"] }"), "adapters.lab.allow.execute", "known here: `connect`"),
+        (
+            with(
+                "[[listen]]\nserves = \"adapters\"\nunix = \"/x\"\n[adapters.a]\nuser = \"root\"\nsandbox = \"strict\"",
+            ),
+            "adapters.a.sandbox",
+            "only for an adapter with `run`",
+        ),
         // Principals.
         (app("send = [\"t\"]"), "apps.ehr", "says nothing about who it is"),
         (

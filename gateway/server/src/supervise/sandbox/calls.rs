@@ -122,7 +122,7 @@ const ALWAYS_HERE: &[c_long] = &[];
 const METADATA: &[c_long] = &[
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
-    libc::SYS_fchmodat2,
+    FCHMODAT2,
     libc::SYS_fchown,
     libc::SYS_fchownat,
     libc::SYS_utimensat,
@@ -136,6 +136,8 @@ const METADATA: &[c_long] = &[
     REMOVEXATTRAT,
     FILE_SETATTR,
 ];
+/// Numbers that are the same everywhere, and that not each C library knows.
+const FCHMODAT2: c_long = 452;
 const SETXATTRAT: c_long = 463;
 const REMOVEXATTRAT: c_long = 466;
 const FILE_SETATTR: c_long = 469;

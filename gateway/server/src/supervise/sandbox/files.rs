@@ -72,14 +72,17 @@ pub(super) enum RuleError {
 
 /// The newest version, of those known here, that this kernel has whole; 0 if there is none.
 pub(super) fn supported() -> u8 {
-    VERSIONS.into_iter().find(|(_, abi)| handled(*abi).is_ok()).map_or(0, |(version, _)| version)
+    VERSIONS
+        .into_iter()
+        .find(|(_, abi)| handled(*abi, AccessNet::from_all(*abi)).is_ok())
+        .map_or(0, |(version, _)| version)
 }
 
-/// Everything that a version can deny, nothing of it as a mere wish.
-fn handled(abi: ABI) -> Result<RulesetCreated, RulesetError> {
+/// Everything that a version can deny, of the network's only what `net` says, and nothing of it as a mere wish.
+fn handled(abi: ABI, net: BitFlags<AccessNet>) -> Result<RulesetCreated, RulesetError> {
     let mut rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     rules = rules.handle_access(AccessFs::from_all(abi))?;
-    let (net, scopes) = (AccessNet::from_all(abi), Scope::from_all(abi));
+    let scopes = Scope::from_all(abi);
     if !net.is_empty() {
         rules = rules.handle_access(net)?;
     }
@@ -96,7 +99,11 @@ pub(super) fn prepare(version: u8, policy: &Policy) -> Result<Option<Rules>, Rul
     let run = AccessFs::ReadFile | AccessFs::Execute;
     // Programs of the system start others; at the strict level there is one program.
     let system = if policy.level == Level::Strict { read } else { read | AccessFs::Execute };
-    let mut rules = handled(abi)?;
+    let mut net = AccessNet::from_all(abi);
+    if policy.connect == Ports::Any {
+        net.remove(AccessNet::ConnectTcp);
+    }
+    let mut rules = handled(abi, net)?;
     for path in SYSTEM_TREES.map(Path::new).into_iter().filter(|path| path.exists()) {
         rules = allow(rules, path, system, abi)?;
     }
@@ -146,17 +153,10 @@ fn allow(
 }
 
 fn ports(mut rules: RulesetCreated, ports: &Ports, access: AccessNet) -> Result<RulesetCreated, RuleError> {
-    // Port 0 stands for whichever is free when it is bound, and for nothing when it is connected to.
-    match ports {
-        Ports::These(ports) => {
-            for port in ports {
-                rules = rules.add_rule(NetPort::new(*port, access))?;
-            }
-        }
-        Ports::Any => {
-            for port in 0..=u16::MAX {
-                rules = rules.add_rule(NetPort::new(port, access))?;
-            }
+    // Without a limit there is nothing to allow. Port 0 stands for whichever is free when it is bound.
+    if let Ports::These(ports) = ports {
+        for port in ports {
+            rules = rules.add_rule(NetPort::new(*port, access))?;
         }
     }
     Ok(rules)
