@@ -134,6 +134,17 @@ enum AskError {
     Sandbox(Box<Unreachable>),
 }
 
+impl AskError {
+    fn misfit(self, option: &str) -> Misfit {
+        match self {
+            Self::Sandbox(unreachable) => Misfit::new("sandbox", unreachable.to_string()),
+            Self::TooSlow | Self::TooLong | Self::Io(_) => {
+                Misfit::of_program(format!("the program, asked with {option}, {self}"))
+            }
+        }
+    }
+}
+
 impl Question {
     /// `None` for an adapter that somebody else starts.
     async fn ask(&self) -> Result<Option<Manifest>, Vec<Misfit>> {
@@ -166,8 +177,7 @@ impl Question {
             Ok(_) => Ok(None),
             // It took no notice of the option and went to work.
             Err(AskError::TooSlow) => Ok(None),
-            Err(AskError::Sandbox(unreachable)) => Err(Misfit::new("sandbox", unreachable.to_string())),
-            Err(error) => Err(Misfit::of_program(format!("the program, asked with --manifest, {error}"))),
+            Err(error) => Err(error.misfit("--manifest")),
         }
     }
 
@@ -180,9 +190,7 @@ impl Question {
             Ok(answer) => {
                 return Err(Misfit::of_program(format!("the program's --access failed ({})", answer.status)));
             }
-            Err(error) => {
-                return Err(Misfit::of_program(format!("the program, asked with --access, {error}")));
-            }
+            Err(error) => return Err(error.misfit("--access")),
         };
         let implied = read_access(&answer)
             .ok_or_else(|| Misfit::of_program("the program's --access cannot be understood"))?;
@@ -218,9 +226,7 @@ impl Question {
             Ok(answer) if has_manifest => {
                 vec![Misfit::of_program(format!("the program's --check failed ({})", answer.status))]
             }
-            Err(error) if has_manifest => {
-                vec![Misfit::of_program(format!("the program, asked with --check, {error}"))]
-            }
+            Err(error) if has_manifest => vec![error.misfit("--check")],
             Ok(_) | Err(_) => Vec::new(),
         }
     }

@@ -170,7 +170,7 @@ pub(super) fn confine(policy: &Policy) -> Result<Report, Unreachable> {
     }
     let rules = files::prepare(found, policy).map_err(|error| {
         missing_part(
-            "a rule for a file",
+            "a path that it may reach",
             error.to_string(),
             "see that each path of `allow` and of the settings exists and may be opened",
         )
