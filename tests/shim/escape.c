@@ -359,7 +359,7 @@ static void programs(void) {
     char buffer[65536];
     ssize_t got;
     int from = open("/usr/bin/true", O_RDONLY), to = open(path("results/program"), O_WRONLY | O_CREAT, 0700);
-    int memory = memfd_create("program", 0);
+    int memory = memfd_create("program", 0), memory_error = errno;
     while (from >= 0 && (got = read(from, buffer, sizeof buffer)) > 0) {
         if (write(to, buffer, got) != got) break;
         if (memory >= 0 && write(memory, buffer, got) != got) break;
@@ -367,6 +367,7 @@ static void programs(void) {
     close(from);
     close(to);
     execute("execute-what-it-wrote", path("results/program"), -1);
+    errno = memory_error;
     tried("memory-as-a-file", memory);
     if (memory >= 0) {
         execute("execute-memory", NULL, memory);

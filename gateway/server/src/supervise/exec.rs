@@ -1,6 +1,7 @@
-//! `gatepost adapter-exec --parent PID [--gated] --policy JSON NAME -- PROGRAM ARGS…`: what a child process does to itself before it
+//! `gatepost adapter-exec --parent PID [--gated] [--policy JSON] NAME -- PROGRAM ARGS…`: what a child process does to itself before it
 //! becomes the adapter. It runs in the child, so that no code has to run between fork and exec; the pid stays the same. Its first
-//! line on standard output says what the sandbox has become; the program's output follows.
+//! line on standard output says what the sandbox has become; the program's output follows. Without a policy, which is for the demo's
+//! partner and not for adapters, it only ties itself to its parent, and says nothing.
 //!
 //! With `--gated` it waits for a byte on standard input before it goes on: the gateway must know the pid that may connect
 //! before anything in the child can.
@@ -46,7 +47,7 @@ enum ExecError {
 struct Request {
     parent: Pid,
     gated: bool,
-    policy: Policy,
+    policy: Option<Policy>,
     program: OsString,
     args: Vec<OsString>,
 }
@@ -83,7 +84,16 @@ fn become_adapter(args: impl IntoIterator<Item = OsString>) -> Result<Infallible
         command.stdin(Stdio::null());
     }
     command.args(args);
-    let confined = confine(&policy);
+    if let Some(policy) = policy {
+        sandbox(&policy, parent)?;
+    }
+    let source = command.exec();
+    Err(ExecError::Exec { program: program.to_string_lossy().into_owned(), source })
+}
+
+/// Takes from this process what `policy` says, and tells the gateway.
+fn sandbox(policy: &Policy, parent: Pid) -> Result<(), ExecError> {
+    let confined = confine(policy);
     // The parent-death signal is set anew in there, so this is asked anew.
     if getppid() != parent {
         return Err(ExecError::ParentGone);
@@ -94,9 +104,7 @@ fn become_adapter(args: impl IntoIterator<Item = OsString>) -> Result<Infallible
     };
     let mut stdout = io::stdout();
     stdout.write_all(outcome.line().as_bytes()).and_then(|()| stdout.flush()).map_err(ExecError::Report)?;
-    confined.map_err(|unreachable| ExecError::Sandbox(Box::new(unreachable)))?;
-    let source = command.exec();
-    Err(ExecError::Exec { program: program.to_string_lossy().into_owned(), source })
+    confined.map(drop).map_err(|unreachable| ExecError::Sandbox(Box::new(unreachable)))
 }
 
 impl Request {
@@ -109,9 +117,11 @@ impl Request {
         if gated {
             word = args.next()?;
         }
-        Some(&word).filter(|flag| *flag == "--policy")?;
-        let policy = serde_json::from_str(args.next()?.to_str()?).ok()?;
-        word = args.next()?;
+        let mut policy = None;
+        if word == "--policy" {
+            policy = Some(serde_json::from_str(args.next()?.to_str()?).ok()?);
+            word = args.next()?;
+        }
         // The name is there for whoever looks at the process list.
         Some(word).filter(|name| name != "--")?;
         args.next().filter(|dashes| dashes == "--")?;
@@ -146,6 +156,7 @@ pub(super) mod tests {
         assert_eq!(request.parent, Pid::from_raw(7));
         assert_eq!(request.program, "/bin/x");
         assert_eq!(request.args, ["--", "-c", "--parent"]);
+        assert!(request.policy.is_some() && parse("--parent 7 lab -- /bin/x").unwrap().policy.is_none());
         assert!(!request.gated && parse("--parent 7 --gated --policy POLICY lab -- /bin/x").unwrap().gated);
         for wrong in [
             "",
@@ -154,7 +165,6 @@ pub(super) mod tests {
             "lab -- /bin/x",
             "--parent 7 --policy POLICY -- /bin/x y",
             "--parent 7 --policy POLICY lab --",
-            "--parent 7 lab -- /bin/x",
             "--parent 7 --policy {} lab -- /bin/x",
         ] {
             assert_eq!(parse(wrong), None, "{wrong}");
