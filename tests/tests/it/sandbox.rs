@@ -161,7 +161,7 @@ fn r5_nothing_gets_out_at_the_standard_level_with_a_user_of_its_own() {
 
 #[test]
 fn r5_nothing_gets_out_at_the_strict_level() {
-    if is_root() {
+    if uid() == 0 {
         Escape::is_denied(&format!("sandbox = \"strict\"\nrun_as = \"{STRANGER}\""), true);
     } else {
         Escape::is_denied("sandbox = \"strict\"", true);
@@ -261,4 +261,62 @@ fn r5_a_shipped_adapter_works_at_the_strict_level_without_being_told_what_it_nee
     gateway.until_state(accepted["messages"][0]["id"].as_str().unwrap(), "delivered");
     let sandbox = gateway.adapter("hook")["sandbox"].clone();
     assert_eq!((&sandbox["level"], &sandbox["own_uid"]), (&json!("strict"), &json!(uid() == 0)));
+}
+
+#[test]
+fn r5_the_shipped_adapters_say_what_their_settings_imply() {
+    for (adapter, settings, implied) in [
+        (
+            "gatepost-hl7",
+            json!({ "connect": "lab.example.org:2575", "listen": "127.0.0.1:2576" }),
+            json!({ "connect": ["lab.example.org:2575"], "bind": ["127.0.0.1:2576"], "read": [], "write": [] }),
+        ),
+        (
+            "gatepost-http",
+            // Files are not looked at before they may be read.
+            json!({ "url": "https://x.example/", "secret_files": ["/none"], "ca_file": "/neither" }),
+            json!({ "connect": ["x.example:443"], "bind": [], "read": ["/none", "/neither"], "write": [] }),
+        ),
+    ] {
+        let ask = |settings: &str| {
+            let mut command = Command::new(program(adapter));
+            let mut child =
+                command.arg("--access").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(settings.as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        };
+        let said = ask(&settings.to_string());
+        assert_eq!(serde_json::from_slice::<Value>(&said.stdout).unwrap(), implied, "{adapter}");
+        assert_eq!(ask("{\"nonsense\":1}").status.code(), Some(2), "{adapter}");
+    }
+}
+
+#[test]
+fn r5_an_adapter_that_gets_another_user_by_a_reload_gets_its_socket_too() {
+    if !is_root() {
+        return;
+    }
+    let builder = Gateway::builder();
+    std::fs::set_permissions(builder.dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let hook = builder.dir().join("gatepost-http");
+    std::fs::copy(program("gatepost-http"), &hook).unwrap();
+    let settings = format!("url = \"http://127.0.0.1:{}/\"", endpoint());
+    let lines = format!("run = {hook:?}\nsandbox = \"standard\"");
+    let mut gateway =
+        builder.app("shop", &["*"], &[]).adapter("hook", &lines, &settings).route("shop", &["hook"]).start();
+    let text = std::fs::read_to_string(gateway.config()).unwrap();
+    for (n, user) in ["", "61234", "61235", ""].into_iter().enumerate() {
+        let run_as = if user.is_empty() { String::new() } else { format!("run_as = \"{user}\"") };
+        let changed = text.replace("sandbox = \"standard\"", &format!("sandbox = \"standard\"\n{run_as}"));
+        std::fs::write(gateway.config(), changed).unwrap();
+        gateway.cli_ok(&["reload"]);
+        let uid = user.parse().unwrap_or(0);
+        until("it runs as that user", || {
+            let adapter = gateway.adapter("hook");
+            (adapter["state"] == "running" && adapter["sandbox"]["uid"] == uid).then_some(())
+        });
+        let accepted = gateway.app().event(&order_event(&n.to_string(), "k", &json!({}))).expect(202);
+        gateway.until_state(accepted["messages"][0]["id"].as_str().unwrap(), "delivered");
+    }
+    assert!(gateway.stop().success());
 }

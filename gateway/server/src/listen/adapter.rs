@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use nix::unistd::geteuid;
+use nix::unistd::{getegid, geteuid};
 use tokio::sync::watch;
 
 use super::{
@@ -41,22 +41,25 @@ pub(crate) async fn bind_adapter_socket(
         let why = "the adapter's name is not a file name";
         return Err(UnixBindError::UnsafeDirectory { directory: own, why });
     }
-    if let Some(run_as) = run_as {
+    if run_as.is_some() {
         unix::make_directory(directory, PASSAGE_MODE, None)?;
-        unix::make_directory(&own, DIRECTORY_MODE, None)?;
-        give_to(&own, run_as)?;
     }
     unix::make_directory(&own, DIRECTORY_MODE, None)?;
-    check_private(&own, run_as)?;
+    if run_as.is_some() {
+        // What is made in it is made by its name: meanwhile nobody else may change what the name stands for.
+        give_to(&own, geteuid().as_raw(), getegid().as_raw())?;
+    }
+    check_private(&own)?;
     let listen = UnixListen { path: own.join(SOCKET_NAME), mode: SOCKET_MODE, group: None };
     let bound = unix::bind_in_checked(&own, &listen).await?;
-    if let Some(run_as) = run_as {
-        give_to(&listen.path, run_as)?;
+    if let Some(RunAs { uid, gid }) = run_as {
+        give_to(&listen.path, uid, gid)?;
+        give_to(&own, uid, gid)?;
     }
     Ok(Listener::unix(bound, Serves::OneAdapter(Arc::from(name)), Some(child)))
 }
 
-fn give_to(path: &Path, RunAs { uid, gid }: RunAs) -> Result<(), UnixBindError> {
+fn give_to(path: &Path, uid: u32, gid: u32) -> Result<(), UnixBindError> {
     lchown(path, Some(uid), Some(gid)).map_err(|source| UnixBindError::Io {
         path: path.to_owned(),
         step: "give it to the adapter's user (run_as needs a gateway that was started as root)",
@@ -64,7 +67,7 @@ fn give_to(path: &Path, RunAs { uid, gid }: RunAs) -> Result<(), UnixBindError> 
     })
 }
 
-fn check_private(directory: &Path, run_as: Option<RunAs>) -> Result<(), UnixBindError> {
+fn check_private(directory: &Path) -> Result<(), UnixBindError> {
     let unsafe_because = |why| UnixBindError::UnsafeDirectory { directory: directory.to_owned(), why };
     let found = fs::symlink_metadata(directory).map_err(|source| UnixBindError::Io {
         path: directory.to_owned(),
@@ -74,10 +77,8 @@ fn check_private(directory: &Path, run_as: Option<RunAs>) -> Result<(), UnixBind
     if !found.is_dir() {
         return Err(unsafe_because("it is not a directory"));
     }
-    if found.uid() != run_as.map_or(geteuid().as_raw(), |user| user.uid) {
-        return Err(unsafe_because(
-            "it belongs to another user; it must belong to the gateway's user, or to the adapter's own",
-        ));
+    if found.uid() != geteuid().as_raw() {
+        return Err(unsafe_because("it belongs to another user; it must belong to the gateway's user"));
     }
     if found.permissions().mode() & 0o077 != 0 {
         return Err(unsafe_because("others have rights on it; take them away (chmod 0700)"));

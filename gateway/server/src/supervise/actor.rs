@@ -212,9 +212,15 @@ impl Supervision {
     async fn start(&mut self) -> Result<Worker, StartError> {
         self.shared.status().phase = Phase::Starting;
         let command = self.world.search.resolve(&self.wish.spec.run)?;
-        let socket = match self.socket.take().filter(|socket| !socket.is_broken()) {
-            Some(socket) => socket,
-            None => self.world.sockets.open(self.name(), self.wish.spec.sandbox.run_as).await?,
+        let run_as = self.wish.spec.sandbox.run_as;
+        let socket = match self.socket.take() {
+            Some(socket) if socket.is_for(run_as) && !socket.is_broken() => socket,
+            before => {
+                if let Some(before) = before {
+                    before.close().await;
+                }
+                self.world.sockets.open(self.name(), run_as).await?
+            }
         };
         let socket = self.socket.insert(socket);
         let sessions = self.shared.sessions();

@@ -34,8 +34,7 @@ pub(super) enum SocketError {
 /// A served socket. Dropping it ends the serving with all connections.
 pub(super) struct Socket {
     path: PathBuf,
-    /// It stands outside of the data directory.
-    is_reachable: bool,
+    run_as: Option<RunAs>,
     child: watch::Sender<Option<u32>>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
@@ -61,7 +60,7 @@ impl Sockets {
         let path = listener.path().ok_or(SocketError::NoPath)?.to_owned();
         let (stop, stopping) = watch::channel(false);
         let serving = tokio::spawn(Arc::clone(&self.server).serve(listener, stopping));
-        Ok(Socket { path, is_reachable: run_as.is_some(), child, stop, serving })
+        Ok(Socket { path, run_as, child, stop, serving })
     }
 }
 
@@ -75,6 +74,11 @@ impl Socket {
         self.child.send_replace(pid);
     }
 
+    /// Whether it is one for processes of this user.
+    pub(super) fn is_for(&self, run_as: Option<RunAs>) -> bool {
+        self.run_as == run_as
+    }
+
     /// Whether it has stopped serving although nobody asked it to.
     pub(super) fn is_broken(&self) -> bool {
         self.serving.is_finished()
@@ -85,7 +89,7 @@ impl Socket {
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "serving an adapter's socket failed");
         }
-        if self.is_reachable {
+        if self.run_as.is_some() {
             // Nobody else keeps anything there; what is not empty stays.
             let made = self.path.ancestors().skip(1).take(2);
             let _ = made.map(std::fs::remove_dir).collect::<Result<Vec<_>, _>>();
