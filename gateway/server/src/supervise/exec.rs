@@ -138,6 +138,7 @@ impl Request {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::config::{Access, Sandbox};
     use std::io::{BufRead as _, BufReader};
 
     fn parse(line: &str) -> Option<Request> {
@@ -212,6 +213,29 @@ pub(super) mod tests {
         let [.., core, files] = lines[..] else { panic!("{text}") };
         assert_eq!(core, "0");
         assert!(files.parse::<u64>().unwrap() <= OPEN_FILES_MAX, "{files}");
+    }
+
+    #[test]
+    fn r5_a_sandboxed_child_has_nothing_of_its_gateways() {
+        let shell = super::super::program::Command { file: "/bin/sh".into(), args: Vec::new() };
+        let policy = Policy::new(&Sandbox::default(), &Access::default(), &shell);
+        let script = "test -e /proc/self/fd/9 && echo open || echo closed; umask; pwd; ulimit -f";
+        // What the gateway was itself started with is inherited by all that it starts.
+        let output = Command::new("/bin/sh")
+            .args(["-c", "umask 022; exec \"$@\" 9</etc/hostname", "sh"])
+            .args(as_adapter_exec())
+            .args(["--parent", &std::process::id().to_string(), "--policy"])
+            .arg(serde_json::to_string(&policy).unwrap())
+            .args(["lab", "--", "/bin/sh", "-c", script])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        let [.., report, descriptor, mask, directory, blocks] = lines[..] else { panic!("{text}") };
+        assert!(matches!(Outcome::read(report.as_bytes()), Some(Outcome::Reached(_))), "{text}");
+        assert_eq!([descriptor, mask, directory], ["closed", "0077", "/"]);
+        assert!(blocks.parse::<u64>().is_ok(), "{text}");
     }
 
     #[test]
