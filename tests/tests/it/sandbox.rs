@@ -320,3 +320,18 @@ fn r5_an_adapter_that_gets_another_user_by_a_reload_gets_its_socket_too() {
     }
     assert!(gateway.stop().success());
 }
+
+#[test]
+fn r5_a_gateway_that_is_not_roots_gives_nobody_another_user_and_says_so() {
+    if uid() == 0 {
+        return skipped("needs a user who is not root");
+    }
+    let lines = format!("run = \"gatepost-http\"\nrun_as = \"{STRANGER}\"");
+    let mut gateway = Gateway::builder().adapter("hook", &lines, "url = \"http://127.0.0.1:1/\"").prepare();
+    gateway.spawn();
+    let error = until("it says why it does not start", || {
+        let answer = gateway.admin().send("GET", "/v1/adapters", &[], b"").ok()?;
+        answer.text().contains("run_as needs a gateway").then(|| answer.text().to_owned())
+    });
+    assert!(error.contains("started as root"), "{error}");
+}

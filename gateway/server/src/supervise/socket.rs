@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::geteuid;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -27,6 +28,8 @@ pub(crate) struct Sockets {
 pub(super) enum SocketError {
     #[error(transparent)]
     Bind(#[from] UnixBindError),
+    #[error("run_as needs a gateway that was started as root: leave the key out, or start the gateway so")]
+    NotRoot,
     #[error("the adapter's socket has no path")]
     NoPath,
 }
@@ -54,6 +57,9 @@ impl Sockets {
 
     /// For a process of the gateway's user, or of `run_as`.
     pub(super) async fn open(&self, name: &str, run_as: Option<RunAs>) -> Result<Socket, SocketError> {
+        if run_as.is_some() && !geteuid().is_root() {
+            return Err(SocketError::NotRoot);
+        }
         let (child, expected) = watch::channel(None);
         let directory = if run_as.is_some() { &self.reachable } else { &self.directory };
         let listener = bind_adapter_socket(directory, name, run_as, expected).await?;
