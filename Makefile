@@ -6,7 +6,7 @@ MINUTES ?= 30
 BINS    := gatepost gatepost-verify gatepost-http gatepost-hl7
 PACKAGES := -p gatepost -p gatepost-audit -p gatepost-http -p gatepost-hl7
 
-.PHONY: help demo fuzz test torture check bench bench-peers install build release
+.PHONY: help demo fuzz test test-long torture check bench bench-peers install build release sbom deb
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,11 +18,22 @@ build: ## Build the programs for development
 	@test -e target/debug/gatepost || echo 'Building the programs, which takes a few minutes the first time …' >&2
 	@$(CARGO) build --quiet --locked $(PACKAGES)
 
-release: ## Build the programs for use
-	@$(CARGO) build --locked --release $(PACKAGES)
+release: ## Build the programs for use, each with the list of what it is made of where cargo-auditable is installed
+	@CARGO=$(CARGO) scripts/release $(PACKAGES)
+
+sbom: ## Write the bill of materials (CycloneDX) of the programs to target/gatepost.cdx.json
+	@mkdir -p target
+	@scripts/sbom >target/gatepost.cdx.json
+	@echo target/gatepost.cdx.json
+
+deb: release ## Build the Debian package in target/debian
+	@scripts/deb target/release target/debian
 
 test: ## Run all tests
 	@scripts/test
+
+test-long: ## Run the tests that take long: storms of processes, testssl.sh, measurements
+	@scripts/test-long
 
 fuzz: ## Fuzz every parser of foreign bytes, SECONDS each (60)
 	@scripts/fuzz all $(or $(SECONDS),60)

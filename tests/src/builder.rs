@@ -118,7 +118,12 @@ impl Builder {
     /// An adapter that is `gatepost-echo`, which notes its effects in the file that [`Gateway::effects`] reads.
     #[must_use]
     pub fn echo(self, name: &str, lines: &str, settings: &str) -> Self {
-        let file = |kind: &str| self.dir.path().join(format!("{name}.{kind}")).display().to_string();
+        let file = |kind: &str| {
+            let file = self.dir.path().join(format!("{name}.{kind}"));
+            // Its sandbox lets it write to files that are there.
+            std::fs::File::options().create(true).append(true).open(&file).expect("files can be made");
+            file.display().to_string()
+        };
         let settings = format!(
             "effects = {:?}\ntokens = {:?}\ncounts = {:?}\n{settings}",
             file("effects"),
@@ -163,7 +168,7 @@ impl Builder {
         if !file.exists() {
             let fresh = || gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
             let url = self.postgres.clone().unwrap_or_else(fresh);
-            std::fs::write(&file, url).expect("the address can be written");
+            gatepost_postgres::write_address(&file, &url).expect("the address can be written");
         }
         format!("[store]\npostgres = {{ url_file = {:?} }}", file.display().to_string())
     }

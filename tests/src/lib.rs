@@ -17,5 +17,5 @@ pub use builder::{Builder, on_postgres, uid};
 pub use clock::Clock;
 pub use dice::Dice;
 pub use gateway::{Gateway, settle_item};
-pub use programs::{faulty, note, program, python, skipped, source};
+pub use programs::{compiled, faulty, interpreter, note, program, python, skipped, source};
 pub use wait::{WAIT, until, until_within};

@@ -122,6 +122,15 @@ pub fn python(packages: &[&str]) -> Option<Command> {
     Some(python)
 }
 
+/// Python itself, which may stand behind a script of the same name, and the directory of its library.
+pub fn interpreter() -> (PathBuf, PathBuf) {
+    let say = "import sys; print(sys.executable, sys.base_prefix, sep='\\n')";
+    let output = Command::new("python3").args(["-c", say]).output().expect("there is Python");
+    let output = String::from_utf8(output.stdout).expect("paths are text");
+    let (file, library) = output.trim().split_once('\n').expect("Python prints two lines");
+    (std::fs::canonicalize(file).expect("Python is there"), library.into())
+}
+
 /// Says that a test could not test here what it is for, lest its passing be believed: past the capture of a passing test's
 /// output, and in the file that `scripts/test` names in `GATEPOST_SKIPS`, prints and counts.
 pub fn skipped(why: &str) {
@@ -144,22 +153,33 @@ pub fn note(line: &str) {
 
 /// A library of `shim/` to preload into programs, compiled once for its present text; `None` where there is no C compiler.
 pub(crate) fn shim(name: &str) -> Option<PathBuf> {
+    compile(name, &format!("{name}.so"), &["-shared", "-fPIC"])
+}
+
+/// A program of `shim/`, alike.
+pub fn compiled(name: &str) -> Option<PathBuf> {
+    compile(name, name, &[])
+}
+
+fn compile(name: &str, output: &str, kind: &[&str]) -> Option<PathBuf> {
     let text = source(&format!("shim/{name}.c"));
     let target = std::env::current_exe().ok()?.ancestors().nth(3)?.join("shim");
     std::fs::create_dir_all(&target).ok()?;
     let _lock = lock(&target);
-    let (library, mark) = (target.join(format!("{name}.so")), target.join(format!("{name}.c")));
+    let (output, mark) = (target.join(output), target.join(format!("{name}.c")));
     let current = std::fs::read(&text).expect("the shim's text is there");
-    if library.exists() && std::fs::read(&mark).is_ok_and(|compiled| compiled == current) {
-        return Some(library);
+    if output.exists() && std::fs::read(&mark).is_ok_and(|compiled| compiled == current) {
+        return Some(output);
     }
-    let output = Command::new("cc")
-        .args(["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
-        .args([&library, &text])
+    let compiler = Command::new("cc")
+        .args(["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"])
+        .args(kind)
+        .arg("-o")
+        .args([&output, &text])
         .args(["-ldl", "-lpthread"])
         .output()
         .ok()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(compiler.status.success(), "{}", String::from_utf8_lossy(&compiler.stderr));
     File::create(mark).and_then(|mut mark| mark.write_all(&current)).ok()?;
-    Some(library)
+    Some(output)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gatepost_adapter::{Adapter, Crew, Failure, Fault, Level, Manifest, Placement, Session};
+use gatepost_adapter::{Access, Adapter, Crew, Failure, Fault, Level, Manifest, Placement, Session};
 
 use crate::receive::Receiver;
 use crate::send::Link;
@@ -23,6 +23,14 @@ impl Adapter for Hl7 {
 
     fn check(settings: &Settings) -> Vec<Fault> {
         settings.faults()
+    }
+
+    fn access(settings: &Settings) -> Access {
+        Access {
+            connect: settings.connect.iter().cloned().collect(),
+            bind: settings.listen.iter().cloned().collect(),
+            ..Access::default()
+        }
     }
 
     async fn run(settings: Settings, session: Session) -> Result<(), Failure> {

@@ -1,8 +1,9 @@
 //! The adapter: one endpoint, several requests at a time.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use gatepost_adapter::{Adapter, Crew, Failure, Fault, Level, Manifest, Placement, Session};
+use gatepost_adapter::{Access, Adapter, Crew, Failure, Fault, Level, Manifest, Placement, Session};
 
 use crate::endpoint::Endpoint;
 use crate::send::Sender;
@@ -22,6 +23,14 @@ impl Adapter for Http {
 
     fn check(settings: &Settings) -> Vec<Fault> {
         settings.faults()
+    }
+
+    fn access(settings: &Settings) -> Access {
+        Access {
+            connect: settings.host_and_port().into_iter().collect(),
+            read: settings.files().map(Path::to_owned).collect(),
+            ..Access::default()
+        }
     }
 
     async fn run(settings: Settings, session: Session) -> Result<(), Failure> {

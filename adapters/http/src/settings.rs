@@ -115,6 +115,12 @@ impl Settings {
         self.secret_files.iter().chain(self.header_files.values()).chain(&self.ca_file).map(PathBuf::as_path)
     }
 
+    /// Where the endpoint is; nothing if the URL is none.
+    pub(crate) fn host_and_port(&self) -> Option<String> {
+        let url = Url::parse(&self.url).ok()?;
+        Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?))
+    }
+
     pub(crate) fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)
     }
@@ -230,6 +236,20 @@ mod tests {
         assert!(plain[0].contains("allow_plaintext"), "{plain:?}");
         assert_eq!(faults(r#"{"url":"http://10.0.0.1/hook","allow_plaintext":true}"#), [""; 0]);
         assert!(!faults(r#"{"url":"http://localhost.evil.example/"}"#).is_empty());
+    }
+
+    #[test]
+    fn the_endpoints_host_and_port_are_what_the_url_says() {
+        let settings =
+            |url: &str| serde_json::from_str::<Settings>(&format!(r#"{{"url":"{url}"}}"#)).unwrap();
+        for (url, at) in [
+            ("https://partner.example/hook", Some("partner.example:443")),
+            ("http://[::1]:8080/", Some("[::1]:8080")),
+            ("http://10.0.0.1", Some("10.0.0.1:80")),
+            ("nonsense", None),
+        ] {
+            assert_eq!(settings(url).host_and_port().as_deref(), at, "{url}");
+        }
     }
 
     #[test]

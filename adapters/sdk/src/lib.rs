@@ -32,7 +32,7 @@ pub use gatepost_api::messages::Reply;
 pub use gatepost_api::settle::{EmittedItem, Level, Scope, SettleItem, SettleResponse};
 pub use intake::{AcceptError, Accepted};
 pub use lifetime::Stop;
-pub use process::{Adapter, Args, Failure, Fault, Manifest, main};
+pub use process::{Access, Adapter, Args, Failure, Fault, Manifest, main};
 pub use session::{OnDoubt, Session, StateChanges};
 pub use settle::Settlement;
 pub use work::{Crew, Placement, Worker};

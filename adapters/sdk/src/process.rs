@@ -51,6 +51,12 @@ pub trait Adapter: 'static {
     /// What is wrong with settings that could be read, all of it.
     fn check(settings: &Self::Settings) -> Vec<Fault>;
 
+    /// What the settings imply that the process must reach: the gateway lets it reach nothing else. Nothing by default.
+    fn access(settings: &Self::Settings) -> Access {
+        let _ = settings;
+        Access::default()
+    }
+
     /// Works until the session asks to stop.
     fn run(settings: Self::Settings, session: Session) -> impl Future<Output = Result<(), Failure>> + Send;
 }
@@ -67,6 +73,19 @@ pub struct Manifest {
     pub ordered_pipeline: bool,
 }
 
+/// What a process reaches besides its gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Access {
+    /// Partners, each `host:port`.
+    pub connect: Vec<String>,
+    /// Where it listens, each `address:port`.
+    pub bind: Vec<String>,
+    /// Files and directories, by absolute paths.
+    pub read: Vec<PathBuf>,
+    /// The same, to be written too.
+    pub write: Vec<PathBuf>,
+}
+
 #[derive(Serialize)]
 struct ManifestDocument {
     protocol: u32,
@@ -74,6 +93,8 @@ struct ManifestDocument {
     levels: &'static [Level],
     query: bool,
     ordered_pipeline: bool,
+    /// It understands `--access`.
+    access: bool,
     settings_schema: schemars::Schema,
 }
 
@@ -121,8 +142,12 @@ impl Failure {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Print what this adapter can do, as JSON, and exit
-    #[arg(long, conflicts_with = "check")]
+    #[arg(long, conflicts_with_all = ["access", "check"])]
     manifest: bool,
+    /// Read settings as JSON on standard input, print what they imply that this adapter must reach, as JSON, and exit; with 2
+    /// if they cannot be read
+    #[arg(long, conflicts_with = "check")]
+    access: bool,
     /// Read settings as JSON on standard input, print their faults, exit with 0 if there are none and 2 if there are
     #[arg(long)]
     check: bool,
@@ -132,6 +157,9 @@ pub struct Args {
 pub fn main<A: Adapter>(args: &Args) -> ExitCode {
     if args.manifest {
         return print_manifest::<A>();
+    }
+    if args.access {
+        return print_access::<A>();
     }
     if args.check {
         return check::<A>();
@@ -153,17 +181,39 @@ pub fn main<A: Adapter>(args: &Args) -> ExitCode {
 fn print_manifest<A: Adapter>() -> ExitCode {
     let Manifest { version, levels, query, ordered_pipeline } = A::MANIFEST;
     let settings_schema = schemars::schema_for!(A::Settings);
-    let document =
-        ManifestDocument { protocol: PROTOCOL, version, levels, query, ordered_pipeline, settings_schema };
+    let document = ManifestDocument {
+        protocol: PROTOCOL,
+        version,
+        levels,
+        query,
+        ordered_pipeline,
+        access: true,
+        settings_schema,
+    };
     let mut out = std::io::stdout().lock();
     let written = serde_json::to_writer_pretty(&mut out, &document).is_ok() && writeln!(out).is_ok();
     if written { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) }
 }
 
-fn check<A: Adapter>() -> ExitCode {
+/// Before anything that the settings name may be looked at: so they are read, and not checked.
+fn print_access<A: Adapter>() -> ExitCode {
+    let Some(settings) = settings_text().ok().and_then(|text| serde_json::from_str(&text).ok()) else {
+        return ExitCode::from(EXIT_SETTINGS);
+    };
+    let mut out = std::io::stdout().lock();
+    let written = serde_json::to_writer(&mut out, &A::access(&settings)).is_ok() && writeln!(out).is_ok();
+    if written { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) }
+}
+
+fn settings_text() -> std::io::Result<String> {
     let mut text = String::new();
-    let faults = match std::io::stdin().lock().take(SETTINGS_BYTES_MAX).read_to_string(&mut text) {
-        Ok(_) => read_settings::<A>(&text).err().unwrap_or_default(),
+    std::io::stdin().lock().take(SETTINGS_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn check<A: Adapter>() -> ExitCode {
+    let faults = match settings_text() {
+        Ok(text) => read_settings::<A>(&text).err().unwrap_or_default(),
         Err(error) => vec![Fault::new("settings", format!("cannot be read: {error}"))],
     };
     let mut out = std::io::stdout().lock();

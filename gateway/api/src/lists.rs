@@ -209,6 +209,25 @@ pub struct AdapterItem {
     pub session_epoch: Option<u64>,
     pub last_error: Option<String>,
     pub started_at: Option<String>,
+    /// What was taken from its process; absent for one that somebody else starts, and while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxItem>,
+}
+
+/// What was taken from an adapter's process before its program started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SandboxItem {
+    /// `strict`, `standard`, `minimal` or `off`, as configured: a level that cannot be reached starts nothing.
+    pub level: String,
+    pub uid: u32,
+    /// The gateway, started as root, gave it a user of its own.
+    pub own_uid: bool,
+    /// Version of Landlock in force; 0 is none.
+    pub landlock_abi: u8,
+    pub seccomp: bool,
+    /// What is not there, and what follows from that.
+    pub missing: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -78,6 +78,8 @@ catalogue! {
     EvidenceTooWeak, "evidence_too_weak", 422, false, "The evidence is below what the destination asks for";
     QueueFull, "queue_full", 429, true, "A destination's backlog is full";
     TooManyRequests, "too_many_requests", 429, true, "Too many requests of this principal are open";
+    RateLimited, "rate_limited", 429, true, "This principal hands in messages faster than it may";
+    BytesInFlight, "bytes_in_flight", 429, true, "This principal has too many bytes on their way";
     HeadersTooLarge, "headers_too_large", 431, false, "The request's head is over the limit";
     Internal, "internal", 500, true, "The gateway failed";
     Stopping, "stopping", 503, true, "The gateway is stopping";

@@ -81,6 +81,9 @@ words! {
         BreakerTripped = "breaker_tripped",
         BreakerResumed = "breaker_resumed",
         AdapterStarted = "adapter_started",
+        /// What was taken from the adapter's process before its program started: `code` holds the level, the version of Landlock,
+        /// whether calls are filtered, and whose user it is.
+        AdapterSandboxed = "adapter_sandboxed",
         AdapterExited = "adapter_exited",
         AdapterRestarted = "adapter_restarted",
         SessionOpened = "session_opened",

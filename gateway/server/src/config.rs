@@ -9,6 +9,7 @@
 //!   Both take [`PeerFacts`] (what the kernel or the certificate says) and give a [`Principal`], from which rights are asked:
 //!   [`Principal::send_permit`], [`Principal::queue_permit`], [`Principal::operator_permit`].
 //! * Queues: [`Config::queue`] and [`Config::queues`] give the [`QueuePolicy`] of every adapter, every inbox and [`UNROUTED`].
+//! * [`Rule`] lists what is refused or warned of, [`Owners`] judges files and directories.
 //! * A reload loads anew, asks [`Config::needs_restart`] of what runs, and swaps.
 //! * An [`Adapter`]'s [`AdapterProcess`] says whether the gateway starts it ([`Run`]) or it comes by itself ([`Selector`]).
 //!
@@ -23,18 +24,23 @@ mod gateway;
 mod identity;
 mod init;
 mod keys;
+mod limits;
 mod listens;
 mod load;
 mod names;
+mod owners;
 mod paths;
 mod places;
 mod principals;
 mod queues;
 mod routes;
+mod rules;
+mod sandbox;
 mod schema;
 mod section;
 mod settings;
 mod shape;
+mod spiffe;
 mod units;
 
 #[cfg(test)]
@@ -51,11 +57,19 @@ use gatepost_core::principal::{OperatorRights, TypePatterns};
 use gatepost_core::routing::Routes;
 
 pub(crate) use fault::Fault;
-pub(crate) use gateway::{CREDENTIALS, DATA_DIR};
-pub(crate) use identity::{MatchError, PeerFacts, Principal, Selector};
+pub(crate) use gateway::{CREDENTIALS, DATA_DIR, credentials};
+pub(crate) use identity::{IssuedTokens, MatchError, PeerFacts, Principal, Selector, Wanted};
 pub(crate) use init::{check, init};
+pub(crate) use limits::{PrincipalLimits, Rate};
 pub(crate) use load::LoadError;
+pub(crate) use owners::Owners;
+pub(crate) use paths::is_credential;
+pub(crate) use principals::DELETED;
+pub(crate) use rules::{Facts, Rule, Verdict};
+pub(crate) use sandbox::{Access, Connect, Level, RunAs, Safety, Sandbox, reaches};
 pub(crate) use schema::schema;
+pub(crate) use spiffe::spiffe_fault;
+pub(crate) use units::duration;
 
 /// The built-in queue that holds emitted messages which no route takes or their adapter may not send. It is always there.
 pub(crate) const UNROUTED: &str = "unrouted";
@@ -77,6 +91,10 @@ pub(crate) struct Config {
     pub(crate) adapters: BTreeMap<String, Arc<Adapter>>,
     pub(crate) inboxes: BTreeMap<String, Inbox>,
     pub(crate) routes: Routes,
+    /// What it is warned of.
+    pub(crate) warnings: Vec<Fault>,
+    /// As it was read; a reload reads it alike.
+    pub(crate) safety: Safety,
     places: places::Places,
 }
 
@@ -156,6 +174,8 @@ pub(crate) struct TlsFiles {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
     pub(crate) client_ca: PathBuf,
+    /// Revocation lists; with any, a certificate whose standing they do not tell is refused.
+    pub(crate) crl: Vec<PathBuf>,
 }
 
 /// `[apps.NAME]`
@@ -166,6 +186,7 @@ pub(crate) struct App {
     pub(crate) send: TypePatterns,
     /// The inboxes it may read from.
     pub(crate) inboxes: Vec<String>,
+    pub(crate) limits: PrincipalLimits,
 }
 
 /// `[operators.NAME]`
@@ -184,7 +205,10 @@ pub(crate) struct Adapter {
     /// What it may emit or take in from outside.
     pub(crate) send: TypePatterns,
     pub(crate) policy: QueuePolicy,
+    pub(crate) limits: PrincipalLimits,
     pub(crate) nodes: Nodes,
+    /// What is taken from the process that the gateway starts.
+    pub(crate) sandbox: Sandbox,
     /// The adapter's own settings, unchecked here.
     pub(crate) settings: serde_json::Map<String, serde_json::Value>,
 }
@@ -239,7 +263,7 @@ impl Config {
     /// A fault below `adapters` that the file's text alone does not show.
     pub(crate) fn adapter_fault(&self, key: String, text: String) -> Fault {
         let (line, column) = self.places.of(&key);
-        Fault { file: self.file.clone(), line, column, key, text }
+        Fault { file: self.file.clone(), line, column, key, text, rule: None }
     }
 
     /// The keys in which `new` differs and which are read only when the gateway starts: what a reload must refuse. This is the

@@ -9,6 +9,7 @@
 //! caller is known. Status codes of failures stand in `problem`; no payload, secret or attribute value in errors, logs or metrics.
 
 mod accept;
+mod allowance;
 mod assemble;
 mod audit;
 mod binary;
@@ -41,6 +42,7 @@ mod session;
 mod settle;
 mod state;
 mod tasks;
+mod token_changes;
 mod trail;
 mod views;
 mod wait;
@@ -60,6 +62,7 @@ use utoipa_axum::routes;
 pub(crate) use consumers::EXTERNAL;
 pub(crate) use problem::Refusal;
 pub(crate) use state::{AdapterControl, AppState, RestartError};
+pub(crate) use token_changes::follow_tokens;
 
 /// Head of the API's description.
 #[derive(OpenApi)]

@@ -6,8 +6,10 @@ mod config;
 pub mod fuzz;
 mod http;
 mod listen;
+mod notify;
 mod serve;
 mod supervise;
+mod tokens;
 
 use std::process::ExitCode;
 

@@ -4,6 +4,7 @@
 //! served. Stop: listeners take nothing new and long polls end; adapters drain through their sockets, which are served meanwhile;
 //! what requests have begun is finished; the last leaf is written; the store signs and closes.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,11 +17,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{self, Config, PeerFacts};
+use crate::config::{self, Config, PeerFacts, Wanted};
 use crate::http::{self, AppState};
-use crate::listen::{Counters, Limits, ListenError, Listener, PeerGate, Server};
+use crate::listen::{
+    Counters, Limits, ListenError, Listener, Passed, PeerGate, Server, Serves, keep_current,
+    processes_are_provable,
+};
+use crate::notify::{State, notify};
 use crate::supervise::{
-    Hangups, Launcher, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
+    Hangups, Launcher, Manifest, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
 };
 
 /// Connections of all listeners together, as a multiple of one listener's.
@@ -32,6 +37,8 @@ pub(crate) enum ServeError {
     Runtime(#[source] std::io::Error),
     #[error("{}", adapter_faults(.0))]
     Adapters(Vec<config::Fault>),
+    #[error("{0}")]
+    Unprovable(String),
     #[error(transparent)]
     Store(#[from] gatepost_store::OpenError),
     #[error("cannot read {path}, which holds the database's address: {source}")]
@@ -65,12 +72,14 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// Runs a gateway until it is told to stop.
 pub(crate) fn run(config: Config) -> Result<(), ServeError> {
+    // Before there are threads: it changes the environment.
+    let passed = Passed::take().map_err(ListenError::from)?;
     start_logging();
     log_panics_by_place();
     raise_descriptor_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build();
-    runtime.map_err(ServeError::Runtime)?.block_on(serve(config))
+    runtime.map_err(ServeError::Runtime)?.block_on(serve(config, passed))
 }
 
 /// One processor is left to the store's writer: threads that take turns with it on one would make everybody wait for that.
@@ -111,22 +120,48 @@ fn raise_descriptor_limit() {
 }
 
 /// Lets in whom the configuration knows; it may change while the gateway runs.
-struct ConfiguredPeers(Arc<ArcSwap<Config>>);
+struct ConfiguredPeers {
+    config: Arc<ArcSwap<Config>>,
+    supervisor: Supervisor,
+}
 
 impl PeerGate for ConfiguredPeers {
     fn may_match(&self, serves: config::Serves, facts: &PeerFacts) -> bool {
-        self.0.load().recognises(serves, facts)
+        // An adapter of an operator's user is no operator: it has a socket of its own, and no other.
+        !facts.process_group.is_some_and(|group| self.supervisor.has_process(group))
+            && self.config.load().recognises(serves, facts)
+    }
+
+    fn connections(&self, serves: &Serves, facts: &PeerFacts) -> Option<(String, usize)> {
+        let config = self.config.load();
+        match serves {
+            Serves::OneAdapter(name) => {
+                let most = config.adapters.get(name.as_ref())?.limits.connections?;
+                Some((format!("{} {name}", serves.as_str()), most))
+            }
+            _ => config.connections(serves.configured()?, facts),
+        }
+    }
+
+    fn wanted(&self, serves: config::Serves) -> Wanted {
+        self.config.load().wanted(serves)
     }
 }
 
-async fn serve(config: Config) -> Result<(), ServeError> {
+async fn serve(config: Config, passed: Passed) -> Result<(), ServeError> {
     // Taken before anything starts, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
+    for warning in &config.warnings {
+        tracing::warn!(rule = warning.rule.map(config::Rule::id), "{warning}");
+    }
+    if let Some(why) = config.unprovable(processes_are_provable()) {
+        return Err(ServeError::Unprovable(why));
+    }
     let launcher = Launcher::start().map_err(ServeError::Runtime)?;
-    validate_adapters(&config, &launcher).await.map_err(ServeError::Adapters)?;
+    let manifests = validate_adapters(&config, &launcher).await.map_err(ServeError::Adapters)?;
     let (store, task) = open_store(&config).await?;
-    let served = Gateway::start(config, store.clone(), launcher).await;
+    let served = Gateway::start(config, store.clone(), launcher, manifests, passed).await;
     let (gateway, reloader, hangups) = match served {
         Ok(served) => served,
         Err(error) => {
@@ -137,6 +172,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     };
     let name = gateway.config.load().gateway.name.clone();
     tracing::info!(gateway = %name, pid = std::process::id(), "ready");
+    notify(State::Ready);
     let stopping = gateway.stop.subscribe();
     let reloading = reloader.run(hangups, stopping);
     tokio::pin!(reloading);
@@ -149,6 +185,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         () = store.writer_ended() => writer_ended = true,
     }
     tracing::info!("stopping");
+    notify(State::Stopping);
     gateway.stop.send_replace(true);
     // A reload that has begun is finished before what it changes is taken down.
     if !reloader_ended {
@@ -206,6 +243,16 @@ async fn note(store: &Store, name: &str, event: Event) {
     }
 }
 
+/// A listener proves or believes something else from now on.
+async fn note_certificates(store: &Store, gateway: &Actor, listener: std::net::SocketAddr) {
+    let mut note = AuditNote::new(Event::ConfigChanged, gateway.clone());
+    note.code = Some("certificates".to_owned());
+    note.target = Some(format!("tls {listener}"));
+    if let Err(error) = store.audit_note(vec![note]).await {
+        tracing::error!(%error, "cannot write the change of certificates into the audit log");
+    }
+}
+
 /// Everything that runs, and who can end it.
 struct Gateway {
     config: Arc<ArcSwap<Config>>,
@@ -215,6 +262,10 @@ struct Gateway {
     /// Ends the audit trail once nothing can be refused any more.
     stop_trail: watch::Sender<bool>,
     listening: tokio::task::JoinHandle<()>,
+    /// Looks whether the listeners' certificates have changed.
+    watching: tokio::task::JoinHandle<()>,
+    /// Looks whether tokens were made or revoked.
+    following: tokio::task::JoinHandle<()>,
     trail: tokio::task::JoinHandle<()>,
 }
 
@@ -223,6 +274,8 @@ impl Gateway {
         config: Config,
         store: Store,
         launcher: Launcher,
+        manifests: BTreeMap<String, Manifest>,
+        mut passed: Passed,
     ) -> Result<(Self, Reloader, Hangups), ServeError> {
         let gateway = Actor::new(ActorKind::Gateway, config.gateway.name.clone());
         let means = Means { store: store.clone(), launcher: launcher.clone(), gateway: gateway.clone() };
@@ -240,41 +293,55 @@ impl Gateway {
         );
         let server = Server::new(
             http::router(state.clone()),
-            Arc::new(ConfiguredPeers(Arc::clone(&config))),
+            Arc::new(ConfiguredPeers { config: Arc::clone(&config), supervisor: supervisor.clone() }),
             Arc::new(state.trail.clone()),
             limits(&now),
             counters,
         );
         let mut listeners = Vec::with_capacity(now.listens.len());
         for listen in &now.listens {
-            listeners.push(Listener::bind(listen).await?);
+            listeners.push(Listener::open(listen, &mut passed).await?);
         }
+        passed.all_taken().map_err(ListenError::from)?;
         let tls = listeners.iter().zip(&now.listens).filter_map(|(listener, listen)| match &listen.at {
             config::ListenAt::Tcp(tcp) => Some((tcp.address, listener.tls()?)),
             config::ListenAt::Unix(_) => None,
         });
+        let tls: Vec<_> = tls.collect();
         let parts = Parts {
             config: Arc::clone(&config),
-            store,
+            store: store.clone(),
             supervisor: supervisor.clone(),
             launcher,
-            tls: tls.collect(),
-            gateway,
+            tls: tls.clone(),
+            gateway: gateway.clone(),
         };
         let (reloader, hangups) =
             Reloader::start(parts).map_err(|error| ServeError::Reload(error.to_string()))?;
-        let sockets = Sockets { directory: now.gateway.data_dir.join("run"), server: Arc::clone(&server) };
+        let sockets = Sockets::new(&now.gateway.data_dir, Arc::clone(&server));
+        supervisor.learn(manifests);
         supervisor.begin(sockets, &now);
         let (stop_trail, trail_stopping) = watch::channel(false);
         let trail = tokio::spawn(state.trail.clone().run(trail_stopping));
+        let follow = http::follow_tokens(state.clone(), gateway.clone(), stopping.clone());
+        let following = tokio::spawn(follow);
+        let taken = async move |listener| note_certificates(&store, &gateway, listener).await;
+        let watching = tokio::spawn(keep_current(tls, taken, stopping.clone()));
         let listening = tokio::spawn(server.serve_all(listeners, stopping));
-        Ok((Self { config, state, supervisor, stop, stop_trail, listening, trail }, reloader, hangups))
+        let gateway =
+            Self { config, state, supervisor, stop, stop_trail, listening, watching, following, trail };
+        Ok((gateway, reloader, hangups))
     }
 
     async fn stop(self) {
         self.supervisor.stop().await;
         if let Err(error) = self.listening.await {
             tracing::error!(%error, "the listeners did not end well");
+        }
+        for (what, task) in [("certificates", self.watching), ("tokens", self.following)] {
+            if let Err(error) = task.await {
+                tracing::error!(%error, what, "what watches changes did not end well");
+            }
         }
         self.state.tasks.drained().await;
         self.stop_trail.send_replace(true);

@@ -49,7 +49,7 @@ pub use hints::MessageHint;
 pub use keyring::source::SealKeysFrom;
 pub use open::{Adopt, Database, Encryption, Engines, KEYS_IN_MEMORY, OpenError, Options, StoreTask, open};
 pub use ops::*;
-pub use postgres::probe::{ServerFinding, ServerLook, Unfit, Weight, look as server_look};
+pub use postgres::probe::{ServerFinding, ServerLook, Unfit, Weight, check_address, look as server_look};
 pub use postgres::scratch::ScratchDatabase;
 pub use reader::{Data, Reader, Receipt};
 pub use sqlite::sqlite_version;

@@ -74,7 +74,10 @@ impl Postgres {
         command.arg("-D").arg(&data).arg("-k").arg(dir);
         let server = Server::start(&mut command, dir, || Session::open(dir).map(drop))?;
         let socket = dir.to_string_lossy().replace('/', "%2F");
-        std::fs::write(dir.join("url"), format!("postgres://bench@{socket}/postgres"))?;
+        let url = dir.join("url");
+        std::fs::write(&url, format!("postgres://bench@{socket}/postgres"))?;
+        // Gatepost takes no address that others can read.
+        std::fs::set_permissions(&url, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         let version = version.split_whitespace().nth(2).unwrap_or("?").to_owned();
         Ok(Self { _server: server, dir: dir.to_path_buf(), version, payload: payload.to_owned() })
     }

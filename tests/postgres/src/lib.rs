@@ -5,6 +5,7 @@
 //! Where the server's programs are missing, [`Cluster::start`] and [`fresh_database`] fail with
 //! [`NotFound`](std::io::ErrorKind::NotFound); a test that then passes says so with [`skipped`].
 
+mod address;
 mod cluster;
 mod place;
 mod processes;
@@ -15,6 +16,7 @@ mod skips;
 mod template;
 mod wait;
 
+pub use address::write_address;
 pub use cluster::Cluster;
 pub use shared::{fresh_database, shared};
 pub use skips::skipped;

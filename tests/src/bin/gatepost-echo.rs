@@ -31,9 +31,15 @@ fn main() {
             let levels = ["sent", "transport", "business"];
             let manifest = json!({
                 "protocol": 1, "version": "echo", "levels": levels, "query": true, "ordered_pipeline": true,
-                "settings_schema": {},
+                "access": true, "settings_schema": {},
             });
             writeln!(std::io::stdout(), "{manifest}").expect("stdout takes a line");
+        }
+        Some("--access") => {
+            let settings: Value = serde_json::from_reader(std::io::stdin()).expect("settings are JSON");
+            let files = ["effects", "tokens", "counts"].map(|name| settings[name].as_str());
+            let files: Vec<_> = files.into_iter().flatten().collect();
+            writeln!(std::io::stdout(), "{}", json!({ "write": files })).expect("stdout takes a line");
         }
         Some("--check") => {}
         _ => Echo::start().work(),

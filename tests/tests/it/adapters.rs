@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gatepost_tests::{Builder, Gateway, source, until, until_within};
+use gatepost_tests::{Builder, Gateway, interpreter, source, until, until_within};
 use serde_json::{Value, json};
 
 use crate::order_event;
@@ -50,9 +50,11 @@ fn a_crash_loop_trips_the_destination_and_it_probes_by_itself() {
     let script = "test \"$1\" = --manifest && exit 64; test \"$1\" = --check && exit 0; test -e \"$0\" && exit 7; exec \"$1\"";
     let run = json!(["/bin/sh", "-c", script, broken, gatepost_tests::program("gatepost-echo")]);
     let effects = builder.dir().join("desk.effects").display().to_string();
+    std::fs::write(&effects, "").unwrap();
+    let lines = format!("run = {run}\nconfirm = \"sent\"\nallow = {{ write = [{effects:?}] }}");
     let mut gateway = builder
         .app("shop", &["*"], &[])
-        .adapter("desk", &format!("run = {run}\nconfirm = \"sent\""), &format!("effects = {effects:?}"))
+        .adapter("desk", &lines, &format!("effects = {effects:?}"))
         .route("shop", &["desk"])
         .start();
     until_within(LOOP_DEADLINE, "the loop is seen", || {
@@ -126,12 +128,15 @@ fn attempts_are_limited() {
 fn the_python_adapter_is_a_whole_adapter() {
     let builder = Gateway::builder();
     let partner = builder.dir().join("partner.jsonl");
-    let run = json!(["python3", source("adapter.py")]);
+    std::fs::write(&partner, "").unwrap();
+    let (python, library) = interpreter();
+    let run = json!([python, source("adapter.py")]);
+    let allow = format!("allow = {{ read = [{library:?}], write = [{partner:?}] }}");
     let gateway = builder
         .app("shop", &["*"], &[])
         .adapter(
             "desk",
-            &format!("run = {run}\nconfirm = \"sent\"\norder = \"key\""),
+            &format!("run = {run}\nconfirm = \"sent\"\norder = \"key\"\n{allow}"),
             &format!("file = {:?}", partner.display().to_string()),
         )
         .route("shop", &["desk"])

@@ -100,7 +100,7 @@ fn effects(gateway: &Gateway) -> HashMap<String, Vec<u64>> {
 /// From now on the configuration says PostgreSQL.
 fn configure_postgres(gateway: &Gateway) {
     let url = gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
-    std::fs::write(gateway.path("postgres-url"), url).unwrap();
+    gatepost_postgres::write_address(&gateway.path("postgres-url"), &url).unwrap();
     let mut config = std::fs::File::options().append(true).open(gateway.config()).unwrap();
     let file = gateway.path("postgres-url").display().to_string();
     writeln!(config, "\n[store]\npostgres = {{ url_file = {file:?} }}").unwrap();

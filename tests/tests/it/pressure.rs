@@ -100,3 +100,82 @@ fn a_body_over_the_limit_is_refused_while_it_streams() {
     );
     assert_eq!(gateway.list("/v1/messages", "messages").len(), 0);
 }
+
+/// SHA-256 of `greedy` and of `good`, which are their tokens.
+const GREEDY: &str = "370aed697dc503aecee7d8faad5de775f4f7019c86e672e8d93f3df590527058";
+const GOOD: &str = "770e607624d689265ca6c44884d0807d9b054d23c473c106c72be9de08b7376c";
+/// What the greedy one may hand in.
+const BURST: usize = 20;
+
+#[test]
+fn a_greedy_app_gets_what_it_may_have_and_another_all_that_it_needs() {
+    let limits =
+        format!("limits = {{ rate = \"1/m\", burst = {BURST}, bytes_in_flight = \"256KiB\", requests = 6 }}");
+    let app = |digest: &str, more: &str| {
+        format!(
+            "user = \"{}\"\ntoken_sha256 = \"{digest}\"\nsend = [\"orders.*\"]\n{more}",
+            gatepost_tests::uid()
+        )
+    };
+    let gateway = Gateway::builder()
+        .table("[apps.greedy]", &app(GREEDY, &limits))
+        .table("[apps.good]", &app(GOOD, ""))
+        .inbox("desk", "")
+        .route("greedy", &["desk"])
+        .route("good", &["desk"])
+        .start();
+    let socket = gateway.path("app.sock");
+    let hand_in = |token: &str, name: String| {
+        let client = gatepost_tests::http::Client::new(&socket);
+        let event = order_event(&name, "k", &json!(1)).to_string();
+        let bearer = format!("Authorization: Bearer {token}");
+        client
+            .send(
+                "POST",
+                "/v1/messages",
+                &["Content-Type: application/cloudevents+json", &bearer],
+                event.as_bytes(),
+            )
+            .unwrap()
+    };
+    // Two bodies that drip, and one that is announced as more than may be on its way.
+    let begin = |length: usize, part: usize| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        let head = format!(
+            "POST /v1/messages HTTP/1.1\r\nhost: x\r\nauthorization: Bearer greedy\r\n\
+             content-type: application/cloudevents+json\r\ncontent-length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&vec![b' '; part]).unwrap();
+        stream
+    };
+    let drips = [begin(100_000, 10), begin(100_000, 10)];
+    let mut huge = begin(300_000, 0);
+    huge.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let answer = gatepost_tests::http::read_answer(&mut huge).unwrap();
+    assert_eq!(answer.problem(429), "bytes_in_flight");
+    assert!(answer.header("retry-after").is_some());
+
+    let (greedy, good) = std::thread::scope(|scope| {
+        let floods: Vec<_> = (0..8)
+            .map(|thread| {
+                let hand_in = &hand_in;
+                scope.spawn(move || {
+                    let answers = (0..100).map(|n| hand_in("greedy", format!("flood-{thread}-{n}")));
+                    answers.filter(|answer| answer.status == 202).count()
+                })
+            })
+            .collect();
+        let good = (0..100).filter(|n| hand_in("good", format!("good-{n}")).status == 202).count();
+        (floods.into_iter().map(|flood| flood.join().unwrap()).sum::<usize>(), good)
+    });
+    // The rate goes on meanwhile, but slowly.
+    assert!((BURST..BURST + 3).contains(&greedy), "{greedy} of 800 were taken");
+    assert_eq!(good, 100);
+    let refused = |code: &str| gateway.metric(&format!("gatepost_refused_total{{code=\"{code}\"}}"));
+    let codes = ["rate_limited", "too_many_requests", "bytes_in_flight"].map(refused);
+    assert!(codes[0] + codes[1] >= 700.0 && codes[2] >= 1.0, "{codes:?}");
+    let stored = |app: &str| gateway.list(&format!("/v1/messages?app={app}"), "messages").len();
+    assert_eq!((stored("greedy"), stored("good")), (greedy, good), "what was refused is nowhere");
+    drop(drips);
+}

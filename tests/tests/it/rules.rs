@@ -88,3 +88,67 @@ fn every_path_that_the_architecture_names_exists() {
     let missing: Vec<&&str> = named.iter().filter(|path| !source("..").join(path).exists()).collect();
     assert!(missing.is_empty(), "ARCHITECTURE.md names what is not there: {missing:?}");
 }
+
+/// The rows of a table in SECURITY.md, below the one that names its columns.
+fn rows<'t>(text: &'t str, columns: &str) -> Vec<&'t str> {
+    text.lines()
+        .skip_while(|line| *line != columns)
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect()
+}
+
+/// What is wrong with a row: it names no test, or one that is not where it says.
+fn unproved(row: &str) -> Vec<String> {
+    let tests = row.split("[`").skip(1).filter_map(|rest| rest.split_once("`](")).collect::<Vec<_>>();
+    let mut wrong = Vec::new();
+    for (name, rest) in &tests {
+        let file = rest.split(')').next().unwrap_or_default();
+        let code = std::fs::read_to_string(source("..").join(file)).unwrap_or_default();
+        // As a test is written: with the attribute above it, and perhaps others in between.
+        let is_test = code.split("test]").skip(1).any(|after| {
+            let declared = after.lines().skip(1).find(|line| !line.trim_start().starts_with(['#', '/']));
+            declared.is_some_and(|line| {
+                line.trim_start().trim_start_matches("async ").starts_with(&format!("fn {name}("))
+            })
+        });
+        if !is_test {
+            wrong.push(format!("{file} has no test {name}"));
+        }
+    }
+    if tests.is_empty() {
+        wrong.push(format!("no test proves: {row}"));
+    }
+    wrong
+}
+
+#[test]
+fn every_test_that_security_names_exists_and_every_threat_has_one() {
+    let text = std::fs::read_to_string(source("../SECURITY.md")).unwrap();
+    let rows = rows(&text, "| threat | defence | test |");
+    assert!(rows.len() > 25, "the table is not found any more");
+    let wrong: Vec<String> = rows.iter().flat_map(|row| unproved(row)).collect();
+    assert!(wrong.is_empty(), "SECURITY.md: {wrong:#?}");
+
+    let this = "tests/tests/it/rules.rs";
+    let good = format!("| a | b | [`crates_import_in_one_direction`]({this}) |");
+    assert_eq!(unproved(&good), Vec::<String>::new());
+    for bad in [
+        format!("| a | b | [`no_such_test`]({this}) |"),
+        "| a | b | [`crates_import_in_one_direction`](tests/nowhere.rs) |".to_owned(),
+        format!("| a | b | [`unproved`]({this}) |"),
+        "| a | b | none yet |".to_owned(),
+    ] {
+        assert_eq!(unproved(&bad).len(), 1, "{bad}");
+    }
+}
+
+#[test]
+fn every_test_that_the_readme_names_exists() {
+    let text = std::fs::read_to_string(source("../README.md")).unwrap();
+    let proofs: Vec<&str> =
+        text.lines().filter(|line| line.contains("[`") && line.contains(".rs)")).collect();
+    assert!(proofs.len() > 20, "the proofs are not found any more");
+    let wrong: Vec<String> = proofs.iter().flat_map(|line| unproved(line)).collect();
+    assert!(wrong.is_empty(), "README.md: {wrong:#?}");
+}

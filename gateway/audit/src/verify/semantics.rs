@@ -94,6 +94,7 @@ impl Semantics {
             | Event::BreakerTripped
             | Event::BreakerResumed
             | Event::AdapterStarted
+            | Event::AdapterSandboxed
             | Event::AdapterExited
             | Event::AdapterRestarted
             | Event::SessionOpened

@@ -207,7 +207,15 @@ fn sqlite() -> Finding {
 fn configuration(path: Option<&Path>) -> Vec<Finding> {
     const WHAT: &str = "configuration";
     match setup::faults(path) {
-        Ok(Ok(summary)) => vec![Finding::ok(WHAT, summary)],
+        Ok(Ok(valid)) => {
+            let warned = valid.warnings.into_iter().map(|warning| Finding {
+                what: WHAT,
+                verdict: Verdict::Warn,
+                found: warning.line,
+                advice: None,
+            });
+            std::iter::once(Finding::ok(WHAT, valid.summary)).chain(warned).collect()
+        }
         Ok(Err(faults)) => faults
             .into_iter()
             .map(|fault| Finding::fail(WHAT, fault.line, "correct it, then `gatepost check`"))

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use gatepost_store::{Database, Engines, SealKeysFrom};
 
 use super::failure::Failure;
-use crate::config::{CREDENTIALS, DATA_DIR};
+use crate::config::{CREDENTIALS, DATA_DIR, credentials};
 
 /// Where the configuration is sought when `-c` does not say.
 const DEFAULTS: [&str; 2] = ["gatepost.toml", "/etc/gatepost/gatepost.toml"];
@@ -83,10 +83,7 @@ pub(crate) fn seal_keys(config: Option<&Path>) -> SealKeysFrom {
     };
     match named() {
         None => SealKeysFrom::DataDir,
-        Some((_, keys)) if keys == CREDENTIALS => match std::env::var_os("CREDENTIALS_DIRECTORY") {
-            Some(dir) => SealKeysFrom::Credentials(dir.into()),
-            None => SealKeysFrom::DataDir,
-        },
+        Some((_, keys)) if keys == CREDENTIALS => SealKeysFrom::Credentials(credentials()),
         Some((path, keys)) => SealKeysFrom::Directory(beside(&path, &keys)),
     }
 }

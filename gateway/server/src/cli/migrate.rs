@@ -214,7 +214,9 @@ mod tests {
         let (failure, _) = refused(dir.path(), store);
         assert!(failure.to_string().contains("url"), "{failure}");
 
-        std::fs::write(dir.path().join("url"), "postgres://gatepost:secret-word@127.0.0.1:1/none\n").unwrap();
+        let url = dir.path().join("url");
+        std::fs::write(&url, "postgres://gatepost:secret-word@127.0.0.1:1/none\n").unwrap();
+        std::fs::set_permissions(&url, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let (failure, _) = refused(dir.path(), store);
         assert_eq!(failure.exit_code(), 1);
         assert!(failure.to_string().contains("has no SQLite database to move"), "{failure}");

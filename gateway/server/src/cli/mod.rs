@@ -24,6 +24,7 @@ mod setup;
 mod show;
 mod status;
 mod text;
+mod token;
 mod ui;
 
 #[cfg(test)]
@@ -75,8 +76,8 @@ enum Command {
     Demo(demo::Demo),
     /// Write a commented, working configuration for the current user
     Init(setup::Init),
-    /// Check the configuration and its adapters; print every fault
-    Check,
+    /// Check the configuration and its adapters; print every fault and warning
+    Check(setup::Check),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Run the gateway
@@ -110,6 +111,9 @@ enum Command {
     /// The audit log: verify, export, prove, read. Works on the data directory, gateway running or not
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Second factors for apps that share a user: make, list, revoke
+    #[command(subcommand)]
+    Token(token::Token),
     /// Copy all that the gateway has stored into a new directory, while it runs or not
     Backup(backup::Backup),
     /// Put a backup back into an empty data directory, or prove that it could be
@@ -194,7 +198,7 @@ fn run(
     match command {
         Command::Demo(args) => runtime()?.block_on(demo::demo(context, args)),
         Command::Init(args) => setup::init(&context.ui, args),
-        Command::Check => setup::check(context),
+        Command::Check(args) => setup::check(context, args),
         Command::Schema => setup::schema(&context.ui),
         Command::Serve(args) => setup::serve(context, args, serve),
         Command::Reload => setup::reload(context),
@@ -209,6 +213,7 @@ fn run(
         Command::Erase(args) => runtime()?.block_on(keys::erase(context, args)),
         Command::Key(command) => runtime()?.block_on(keys::key(context, command)),
         Command::Audit(command) => runtime()?.block_on(audit::audit(context, command)),
+        Command::Token(command) => token::token(context, command),
         Command::Backup(args) => runtime()?.block_on(backup::backup(context, args)),
         Command::Restore(args) => runtime()?.block_on(restore::restore(context, args)),
         Command::Bench(args) => runtime()?.block_on(bench::bench(context, args)),

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use super::Context;
 use super::failure::{EXIT_AUDIT, Failure};
 use super::ui::{Style, Ui};
-use crate::config::{self, Config, LoadError};
+use crate::config::{self, Config, Facts, LoadError, Rule, Safety, Verdict};
+use crate::listen::processes_are_provable;
 use crate::serve::ServeError;
 use crate::supervise::{Launcher, RequestError, request_reload, validate_adapters};
 
@@ -25,7 +26,17 @@ pub(super) struct Init {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// List the rules by which a configuration is refused or warned of, and check nothing
+    #[arg(long)]
+    rules: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct Serve {
+    /// Let adapters do without a sandbox (`sandbox = "off"`). For trying something out, never for real messages
+    #[arg(long)]
+    insecure_dev: bool,
     /// End when this process, our parent, ends
     #[arg(long, hide = true, value_name = "PID")]
     with_parent: Option<i32>,
@@ -68,12 +79,61 @@ pub(super) fn schema(ui: &Ui) -> Result<(), Failure> {
 
 // === check ===
 
-pub(super) fn check(context: &Context) -> Result<(), Failure> {
+pub(super) fn check(context: &Context, args: &Check) -> Result<(), Failure> {
     let ui = &context.ui;
+    if args.rules {
+        return rules(ui);
+    }
     match faults(context.config.as_deref())? {
-        Ok(summary) if ui.json => ui.json(&json!({"valid": true, "faults": []})).map(|()| drop(summary)),
-        Ok(summary) => ui.line(summary),
+        Ok(valid) if ui.json => {
+            let warnings: Vec<&Value> = valid.warnings.iter().map(|warning| &warning.json).collect();
+            ui.json(&json!({"valid": true, "faults": [], "warnings": warnings}))
+        }
+        Ok(valid) => {
+            valid.warn(ui);
+            ui.line(valid.summary)
+        }
         Err(faults) => Err(report(ui, &faults)?),
+    }
+}
+
+fn rules(ui: &Ui) -> Result<(), Failure> {
+    let verdict = |verdict| match verdict {
+        Verdict::Refused => "refused",
+        Verdict::Warned => "warned of",
+        Verdict::Reserved => "reserved",
+    };
+    let facts = Rule::ALL.map(Rule::facts);
+    if ui.json {
+        let rule = |rule: &Facts| json!({"id": rule.id, "verdict": verdict(rule.verdict), "what": rule.what, "advice": rule.advice});
+        return ui.json(&json!({"rules": facts.iter().map(rule).collect::<Vec<_>>()}));
+    }
+    let mut grid = ui.table(&["RULE", "IS", "WHAT", "DO"]);
+    for rule in facts {
+        let style = if rule.verdict == Verdict::Refused { Style::Bad } else { Style::Warn };
+        grid.row(vec![
+            (Style::Strong, rule.id.to_owned()),
+            (style, verdict(rule.verdict).to_owned()),
+            (Style::Plain, rule.what.to_owned()),
+            (Style::Faint, rule.advice.to_owned()),
+        ]);
+    }
+    grid.print(ui)
+}
+
+/// A configuration without faults.
+pub(super) struct Valid {
+    /// What the file holds, in a line.
+    pub(super) summary: String,
+    pub(super) warnings: Vec<Fault>,
+}
+
+impl Valid {
+    /// On standard error, as faults are.
+    fn warn(&self, ui: &Ui) {
+        for warning in &self.warnings {
+            ui.note(format_args!("warning: {}", super::ui::harmless(&warning.line)));
+        }
     }
 }
 
@@ -83,17 +143,25 @@ pub(super) struct Fault {
     json: Value,
 }
 
-/// Every fault of the configuration and of its adapters; without any, what the file holds in a line.
-pub(super) fn faults(path: Option<&Path>) -> Result<Result<String, Vec<Fault>>, Failure> {
+/// Every fault of the configuration and of its adapters; without any, what the file holds and is warned of.
+pub(super) fn faults(path: Option<&Path>) -> Result<Result<Valid, Vec<Fault>>, Failure> {
     let summary = match config::check(path) {
         Ok(summary) => summary,
         Err(LoadError::Invalid(faults)) => return Ok(Err(faults.iter().map(file_fault).collect())),
         Err(error) => return Err(Failure::usage(error.to_string())),
     };
     let config = load(path)?;
+    if let Some(why) = config.unprovable(processes_are_provable()) {
+        let file = config.file.display().to_string();
+        let json = json!({"file": file, "line": 0, "column": 0, "key": "", "text": why});
+        return Ok(Err(vec![Fault { line: format!("{file}: {why}"), json }]));
+    }
     let launcher = Launcher::start().map_err(Failure::io("cannot ask the adapters' programs"))?;
     match super::runtime()?.block_on(validate_adapters(&config, &launcher)) {
-        Ok(_) => Ok(Ok(summary)),
+        Ok(_) => {
+            let warnings = config.warnings.iter().map(file_fault).collect();
+            Ok(Ok(Valid { summary, warnings }))
+        }
         Err(faults) => Ok(Err(faults.iter().map(file_fault).collect())),
     }
 }
@@ -105,6 +173,7 @@ fn file_fault(fault: &config::Fault) -> Fault {
         "column": fault.column,
         "key": fault.key,
         "text": fault.text,
+        "rule": fault.rule.map(Rule::id),
     });
     Fault { line: fault.to_string(), json }
 }
@@ -137,7 +206,11 @@ pub(super) fn serve(
     if let Some(parent) = args.with_parent {
         end_with(parent)?;
     }
-    let config = match Config::load(context.config.as_deref()) {
+    let safety = if args.insecure_dev { Safety::InsecureDev } else { Safety::Required };
+    if args.insecure_dev {
+        context.ui.note("--insecure-dev: adapters may run without a sandbox; this is not for real messages");
+    }
+    let config = match Config::load_as(context.config.as_deref(), safety) {
         Ok(config) => config,
         Err(LoadError::Invalid(faults)) => {
             let faults: Vec<Fault> = faults.iter().map(file_fault).collect();
@@ -177,8 +250,8 @@ fn end_with(parent: i32) -> Result<(), Failure> {
 pub(super) fn reload(context: &Context) -> Result<(), Failure> {
     let ui = &context.ui;
     let path = context.config.as_deref();
-    let summary = match faults(path)? {
-        Ok(summary) => summary,
+    let valid = match faults(path)? {
+        Ok(valid) => valid,
         Err(faults) => return Err(report(ui, &faults)?),
     };
     let config = load(path)?;
@@ -186,7 +259,8 @@ pub(super) fn reload(context: &Context) -> Result<(), Failure> {
     if ui.json {
         ui.json(&status)?;
     } else if status.in_force() {
-        ui.line(summary)?;
+        valid.warn(ui);
+        ui.line(valid.summary)?;
         let done = ui.paint(Style::Good, "in force");
         ui.line(format_args!(
             "{done}: configuration {} of this gateway (pid {})",

@@ -1,6 +1,6 @@
 //! `gatepost status`: is it working, and if not, what blocks?
 
-use gatepost_api::lists::{AdapterItem, NodeItem, NodeList, NodeShare, QueueItem};
+use gatepost_api::lists::{AdapterItem, NodeItem, NodeList, NodeShare, QueueItem, SandboxItem};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -100,8 +100,11 @@ fn print_head(
     let state = if ready { ui.paint(Style::Good, "ready") } else { ui.paint(Style::Bad, "not ready") };
     let name = audit.map_or("gateway", |head| head.origin.as_str());
     ui.line(format_args!("{} {state}, on {}", ui.paint(Style::Strong, name), client.socket().display()))?;
-    for blocker in blockers(readiness) {
+    for blocker in listed(readiness, "blocking") {
         ui.line(format_args!("  {} {}", ui.paint(Style::Bad, "blocks:"), super::ui::harmless(&blocker)))?;
+    }
+    for warning in listed(readiness, "warnings") {
+        ui.line(format_args!("  {} {}", ui.paint(Style::Warn, "warning:"), super::ui::harmless(&warning)))?;
     }
     if let Some(head) = audit {
         let entries = text::plural(head.size, "signed entry", "signed entries");
@@ -110,9 +113,9 @@ fn print_head(
     Ok(())
 }
 
-/// What the readiness names as blocking.
-fn blockers(readiness: &Value) -> Vec<String> {
-    let list = readiness.get("blocking").and_then(Value::as_array);
+/// What the readiness names as blocking, or warns of.
+fn listed(readiness: &Value, what: &str) -> Vec<String> {
+    let list = readiness.get(what).and_then(Value::as_array);
     list.map_or_else(Vec::new, |items| items.iter().filter_map(Value::as_str).map(str::to_owned).collect())
 }
 
@@ -147,12 +150,28 @@ fn print_nodes(ui: &Ui, nodes: Vec<NodeItem>) -> Result<(), Failure> {
     grid.print(ui)
 }
 
+/// Its level and its parts; what is missing is in `--json` and in the log.
+fn sandbox(item: &SandboxItem) -> String {
+    let landlock = match item.landlock_abi {
+        0 => ", no landlock".to_owned(),
+        version => format!(", landlock {version}"),
+    };
+    let calls = if item.seccomp { ", seccomp" } else { ", no seccomp" };
+    let whose = match (item.own_uid, item.uid) {
+        (true, uid) => format!("its own user {uid}"),
+        (false, 0) => "root".to_owned(),
+        (false, _) => "the gateway's user".to_owned(),
+    };
+    format!("{}{landlock}{calls}, as {whose}", item.level)
+}
+
 fn print_adapters(ui: &Ui, adapters: Vec<Value>) -> Result<(), Failure> {
     if adapters.is_empty() {
         return Ok(());
     }
     ui.line("")?;
-    let mut grid = ui.table(&["ADAPTER", "STATE", "PID", "VERSION", "RESTARTS", "UP SINCE", "LAST ERROR"]);
+    let mut grid =
+        ui.table(&["ADAPTER", "STATE", "PID", "VERSION", "RESTARTS", "UP SINCE", "SANDBOX", "LAST ERROR"]);
     for adapter in adapters {
         let adapter: AdapterItem = read(adapter)?;
         let style = match adapter.state.as_str() {
@@ -168,6 +187,7 @@ fn print_adapters(ui: &Ui, adapters: Vec<Value>) -> Result<(), Failure> {
             (Style::Faint, or_dash(adapter.version)),
             (if adapter.restarts == 0 { Style::Faint } else { Style::Warn }, adapter.restarts.to_string()),
             (Style::Faint, or_dash(adapter.started_at.map(|at| text::ago(&at)))),
+            (Style::Plain, or_dash(adapter.sandbox.as_ref().map(sandbox))),
             (Style::Bad, or_dash(adapter.last_error)),
         ]);
     }

@@ -334,7 +334,10 @@ fn operators(request: &Request) -> (u16, Value) {
     let event = json!({"specversion": "1.0", "id": "7", "source": "/ehr", "type": "org.hl7.v2.ADT_A01", "partitionkey": "MRN-1"});
     let path = request.line.split([' ', '?']).nth(1).unwrap();
     match path {
-        "/readyz" => (503, json!({"ready": false, "blocking": ["queue lab is stalled"]})),
+        "/readyz" => {
+            let warning = "/etc/gatepost/gatepost.toml:7:1: adapters.lab: has no limit [A19]";
+            (503, json!({"ready": false, "blocking": ["queue lab is stalled"], "warnings": [warning]}))
+        }
         "/v1/queues" => (200, json!({"queues": [queue], "next": null})),
         "/v1/adapters" => (200, json!({"adapters": [adapter], "next": null})),
         "/v1/nodes" => {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::rules::Rule;
+
 /// One fault: where it stands, and what to do about it. Its text never holds a value that could be a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
@@ -15,6 +17,8 @@ pub(crate) struct Fault {
     /// The key's path, `adapters.lab.order`; elements of arrays count from 1. Empty for a fault of the syntax.
     pub(crate) key: String,
     pub(crate) text: String,
+    /// The rule that it breaks; none for a plain mistake.
+    pub(crate) rule: Option<Rule>,
 }
 
 /// All faults of a file in the order of their places; at least one.
@@ -32,7 +36,14 @@ pub(super) struct Spot {
 pub(super) struct Report<'t> {
     file: &'t Path,
     text: &'t str,
-    faults: Vec<(Spot, String)>,
+    faults: Vec<Found>,
+    warnings: Vec<Found>,
+}
+
+struct Found {
+    spot: Spot,
+    rule: Option<Rule>,
+    text: String,
 }
 
 impl Faults {
@@ -47,7 +58,11 @@ impl fmt::Display for Fault {
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
-        f.write_str(&self.text)
+        f.write_str(&self.text)?;
+        match self.rule {
+            Some(rule) => write!(f, " [{}]", rule.id()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -71,25 +86,44 @@ impl Spot {
 
 impl<'t> Report<'t> {
     pub(super) fn new(file: &'t Path, text: &'t str) -> Self {
-        Self { file, text, faults: Vec::new() }
+        Self { file, text, faults: Vec::new(), warnings: Vec::new() }
     }
 
     pub(super) fn add(&mut self, spot: &Spot, text: impl Into<String>) {
-        self.faults.push((spot.clone(), text.into()));
+        self.faults.push(Found { spot: spot.clone(), rule: None, text: text.into() });
+    }
+
+    /// A fault that breaks a rule.
+    pub(super) fn refuse(&mut self, rule: Rule, spot: &Spot, text: impl Into<String>) {
+        self.faults.push(Found { spot: spot.clone(), rule: Some(rule), text: text.into() });
+    }
+
+    /// What a rule warns of and lets pass.
+    pub(super) fn warn(&mut self, rule: Rule, spot: &Spot, text: impl Into<String>) {
+        self.warnings.push(Found { spot: spot.clone(), rule: Some(rule), text: text.into() });
     }
 
     pub(super) fn is_clean(&self) -> bool {
         self.faults.is_empty()
     }
 
-    pub(super) fn into_faults(mut self) -> Faults {
-        self.faults.sort_by_key(|(spot, _)| spot.offset);
-        let located = |(spot, text): (Spot, String)| {
-            let (line, column) = position(self.text, spot.offset);
-            Fault { file: self.file.to_owned(), line, column, key: visible(&spot.key), text: visible(&text) }
-        };
-        Faults(self.faults.into_iter().map(located).collect())
+    pub(super) fn into_faults(self) -> Faults {
+        Faults(located(self.file, self.text, self.faults))
     }
+
+    pub(super) fn into_warnings(self) -> Vec<Fault> {
+        located(self.file, self.text, self.warnings)
+    }
+}
+
+/// In the order of their places.
+fn located(file: &Path, text: &str, mut found: Vec<Found>) -> Vec<Fault> {
+    found.sort_by_key(|found| found.spot.offset);
+    let fault = |Found { spot, rule, text: why }: Found| {
+        let (line, column) = position(text, spot.offset);
+        Fault { file: file.to_owned(), line, column, key: visible(&spot.key), text: visible(&why), rule }
+    };
+    found.into_iter().map(fault).collect()
 }
 
 /// What a file says is repeated in its faults. Characters that would steer the reader's terminal, or turn the direction of

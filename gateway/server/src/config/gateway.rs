@@ -1,11 +1,14 @@
 //! `[gateway]`: the gateway's name, its directory and its limits.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gatepost_store::{Encryption, Engines, SealKeysFrom};
+use gatepost_store::{Encryption, Engines, OpenError, SealKeysFrom, check_address};
 
 use super::fault::Report;
+use super::owners::{Owners, Purpose, SecretFiles};
 use super::paths::Base;
+use super::rules::Rule;
 use super::section::{Item, Section};
 use super::units::{duration_text, size_text};
 use super::{Config, Gateway, Store, UNROUTED};
@@ -15,9 +18,13 @@ pub(crate) const MESSAGE_BYTES_MAX: u64 = 64 << 20;
 pub(crate) const DATA_DIR: &str = "/var/lib/gatepost";
 /// What stands in place of a directory for keys that systemd gives.
 pub(crate) const CREDENTIALS: &str = "credentials";
+/// … of the service as the package installs it.
+const SERVICE_CREDENTIALS: &str = "/run/credentials/gatepost.service";
 const DEDUP_WINDOW: Duration = Duration::from_secs(8 * 86_400);
 const RETENTION: Duration = Duration::from_secs(30 * 86_400);
 const MAX_CONNECTIONS: u32 = 1024;
+/// Longest file that is read as a database's address.
+const URL_BYTES_MAX: u64 = 1 << 16;
 const GATEWAY_NAME_CHARS_MAX: usize = 64;
 
 pub(super) fn read(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Gateway {
@@ -81,7 +88,13 @@ pub(super) fn check_dedup_window(root: &Section<'_>, config: &Config, report: &m
 }
 
 /// `[store]`
-pub(super) fn store(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Store {
+pub(super) fn store(
+    root: &Section<'_>,
+    base: &Base<'_>,
+    owners: Owners,
+    secrets: &mut SecretFiles,
+    report: &mut Report<'_>,
+) -> Store {
     let postgres = root.table("store").and_then(|store| store.table("postgres"));
     let Some(postgres) = postgres else { return Store::Sqlite };
     let Some(path) = postgres.text("url_file") else { return Store::Sqlite };
@@ -89,7 +102,26 @@ pub(super) fn store(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>
         Some(true) => Engines::Alike,
         Some(false) | None => Engines::Postgres,
     };
-    Store::Postgres { url_file: base.existing(&path, report), engines }
+    let url_file = base.existing(&path, report);
+    owners.check_secret(&url_file, &path.spot, report);
+    secrets.add(Purpose::Database, &url_file, &path.spot, report);
+    check_url(&url_file, &path, report);
+    Store::Postgres { url_file, engines }
+}
+
+/// What can be said of the address without asking the server. A file that may not be read is left to whoever opens it.
+fn check_url(file: &Path, path: &Item<&str>, report: &mut Report<'_>) {
+    if !std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.len() <= URL_BYTES_MAX) {
+        return;
+    }
+    let Ok(url) = std::fs::read_to_string(file) else { return };
+    match check_address(url.trim()) {
+        Err(error @ OpenError::Unverified { .. }) => {
+            report.refuse(Rule::UnverifiedDatabase, &path.spot, error.to_string());
+        }
+        Err(error) => report.add(&path.spot, error.to_string()),
+        Ok(()) => {}
+    }
 }
 
 /// `[encryption]`
@@ -108,15 +140,12 @@ pub(super) fn seal_keys(root: &Section<'_>, base: &Base<'_>, report: &mut Report
     if named.value != CREDENTIALS {
         return SealKeysFrom::Directory(base.existing(&named, report));
     }
-    match std::env::var_os("CREDENTIALS_DIRECTORY") {
-        Some(dir) => SealKeysFrom::Credentials(dir.into()),
-        None => {
-            let why = "there are no credentials: systemd gives them to a service with LoadCredential= or \
-                 LoadCredentialEncrypted=";
-            report.add(&named.spot, why);
-            SealKeysFrom::DataDir
-        }
-    }
+    SealKeysFrom::Credentials(credentials())
+}
+
+/// Where systemd has put the credentials of the service, or would.
+pub(crate) fn credentials() -> PathBuf {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map_or_else(|| SERVICE_CREDENTIALS.into(), PathBuf::from)
 }
 
 fn dedup_window(section: Option<&Section<'_>>) -> Option<Item<Duration>> {

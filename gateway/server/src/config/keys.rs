@@ -4,7 +4,7 @@
 use gatepost_core::principal::OperatorRight;
 use gatepost_core::{Level, OnDead, OnDoubt, Order};
 
-use super::units;
+use super::{limits, units};
 
 /// One key of a table.
 pub(super) struct Key {
@@ -58,11 +58,14 @@ pub(super) const NAME_PATTERN: &str = "^[a-z0-9_-]{1,64}$";
 
 pub(super) const SERVES: &[&str] = &["apps", "operators", "adapters"];
 pub(super) const NODES: &[&str] = &["one", "each"];
+pub(super) const SANDBOX: &[&str] = &["strict", "standard", "minimal", "off"];
 
 /// Largest `max_connections`.
 const CONNECTIONS_MAX: u64 = 65_536;
 /// Largest `max_in_flight` and `window`, deliveries.
 const IN_FLIGHT_MAX: u64 = 100_000;
+/// Largest `limits.requests`: what every principal may have.
+const REQUESTS_MAX: u64 = 1024;
 /// Largest `retry.attempts`.
 const ATTEMPTS_MAX: u64 = 1_000_000;
 
@@ -176,6 +179,12 @@ const TLS: Groups = &[&[
     required("cert", PLAIN, "PEM file of the server's certificate chain."),
     required("key", PLAIN, "PEM file of the server's private key."),
     required("client_ca", PLAIN, "PEM file of the authorities that sign client certificates."),
+    key(
+        "crl",
+        Shape::Argv,
+        "PEM file of the authorities' revocation lists, or an array of files. With it, a certificate is refused if it is revoked, if \
+         its standing is unknown, or if the list has expired. Default: none, nothing is revoked.",
+    ),
 ]];
 
 const SELECTOR: &[Key] = &[
@@ -186,6 +195,18 @@ const SELECTOR: &[Key] = &[
         "Group that the peer's process is in (name or number). With `user`, both must match.",
     ),
     key("spiffe", Shape::Text(Some("^spiffe://[^/?#]+/")), "SPIFFE id in the peer's client certificate."),
+    key(
+        "exe",
+        Shape::Text(Some("^/")),
+        "Absolute path of the program that the peer's process runs; only together with `user`. The gateway must be allowed to see it: \
+         as root, as the same user, or with CAP_SYS_PTRACE.",
+    ),
+    key("unit", PLAIN, "systemd unit that the peer's process belongs to, such as \"ehr.service\"."),
+    key(
+        "cgroup",
+        Shape::Text(Some("^/.")),
+        "Control group that the peer's process is in, or in one below it.",
+    ),
     key(
         "token_sha256",
         Shape::Text(Some("^[0-9a-fA-F]{64}$")),
@@ -199,7 +220,46 @@ const SEND: &[Key] = &[key(
     "CloudEvents types it may send; `*` at the end stands for any rest. Default: none.",
 )];
 
-const APP: Groups = &[SELECTOR, SEND, &[key("inbox", Shape::Texts, "Inboxes it may read. Default: none.")]];
+const LIMITS: Groups = &[&[
+    key(
+        "rate",
+        Shape::Text(Some(limits::RATE_PATTERN)),
+        "Messages that it may hand in, such as \"100/s\" or \"6000/m\". Default: no limit.",
+    ),
+    key(
+        "burst",
+        Shape::Count { min: 1, max: IN_FLIGHT_MAX },
+        "Messages that it may hand in at once after a pause. Default: what `rate` is in a second.",
+    ),
+    key(
+        "bytes_in_flight",
+        Shape::Size,
+        "Bodies of its requests that are not answered yet. Default: no limit.",
+    ),
+    key("requests", Shape::Count { min: 1, max: REQUESTS_MAX }, "Its open requests. Default: 1024."),
+    key(
+        "connections",
+        Shape::Count { min: 1, max: CONNECTIONS_MAX },
+        "Its open connections. Default: those of its user or address.",
+    ),
+]];
+
+const LIMITED: &[Key] = &[key("limits", Shape::Table(LIMITS), "What it may take at a time.")];
+
+const APP: Groups = &[
+    SELECTOR,
+    SEND,
+    LIMITED,
+    &[
+        key(
+            "token",
+            Shape::Truth,
+            "Each request must bring a token that `gatepost token create` made for this app, besides what the selector asks for. \
+             Default: false.",
+        ),
+        key("inbox", Shape::Texts, "Inboxes it may read. Default: none."),
+    ],
+];
 
 const OPERATOR: Groups =
     &[SELECTOR, &[required("can", Shape::Choices(OperatorRight::NAMES), "What it may do.")]];
@@ -251,6 +311,7 @@ const ADAPTER: Groups = &[
     )],
     SELECTOR,
     SEND,
+    LIMITED,
     QUEUE,
     &[
         key(
@@ -260,12 +321,34 @@ const ADAPTER: Groups = &[
         ),
         key("nodes", Shape::Choice(NODES), "On how many nodes of several it runs. Default: one."),
         key(
+            "sandbox",
+            Shape::Choice(SANDBOX),
+            "How much is taken from its process before its program starts; `off` only with `serve --insecure-dev`. Default: standard.",
+        ),
+        key(
+            "run_as",
+            PLAIN,
+            "User (name or number) that its process runs as; needs a gateway started as root.",
+        ),
+        key("allow", Shape::Table(ALLOW), "What its process may reach beyond what its settings imply."),
+        key(
             "settings",
             Shape::Free,
             "The adapter's own settings, checked by the adapter. No secrets: name files.",
         ),
     ],
 ];
+
+const ALLOW: Groups = &[&[
+    key("connect", Shape::Texts, "Partners, each `host:port`; `*` is any. Default: none."),
+    key("bind", Shape::Texts, "Where it may listen, each `address:port`. Default: nowhere."),
+    key("read", Shape::Texts, "Files and directories that it may read. Default: none."),
+    key(
+        "write",
+        Shape::Texts,
+        "Files and directories that it may read and write, never execute. Default: none.",
+    ),
+]];
 
 const INBOX: Groups = &[QUEUE];
 

@@ -4,7 +4,9 @@
 use std::net::SocketAddr;
 
 use super::fault::Report;
+use super::owners::{Owners, Purpose, SecretFiles};
 use super::paths::Base;
+use super::rules::Rule;
 use super::section::{Item, Section};
 use super::{Listen, ListenAt, Serves, TcpListen, TlsFiles, UnixListen, accounts};
 
@@ -14,7 +16,13 @@ const WRITABLE_BY_ALL: u32 = 0o002;
 const MODE_OF_OWNER: u32 = 0o600;
 const MODE_OF_GROUP: u32 = 0o660;
 
-pub(super) fn read(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Vec<Listen> {
+pub(super) fn read(
+    root: &Section<'_>,
+    base: &Base<'_>,
+    owners: Owners,
+    secrets: &mut SecretFiles,
+    report: &mut Report<'_>,
+) -> Vec<Listen> {
     let sections = root.tables("listen");
     if sections.is_empty() && !root.has("listen") {
         report.add(&root.spot, "no [[listen]]: nobody could connect; add one with `serves` and `unix`");
@@ -22,6 +30,7 @@ pub(super) fn read(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>)
     let mut listens: Vec<Listen> = Vec::new();
     for section in &sections {
         let Some(at) = address(section, base, report) else { continue };
+        check_files(section, &at, owners, secrets, report);
         if let Some(earlier) = listens.iter().position(|earlier| same_place(&earlier.at, &at)) {
             let what = if section.has("unix") { "unix" } else { "tcp" };
             let spot = section.text(what).map_or_else(|| section.spot.clone(), |item| item.spot);
@@ -92,7 +101,8 @@ fn unix(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Opti
     let mode = section.text("mode").map_or(fallback, |mode| permissions(&mode, report));
     let path = section.text("unix")?;
     if path.value.starts_with('@') {
-        report.add(&path.spot, "an abstract socket has no permissions: write the path of a file");
+        let why = "an abstract socket has no permissions: write the path of a file";
+        report.refuse(Rule::AbstractSocket, &path.spot, why);
         return None;
     }
     let resolved = base.resolve(&path, report);
@@ -126,7 +136,13 @@ fn tcp(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Optio
     let tls = tls(section, base, report);
     let tcp = section.text("tcp")?;
     match tcp.value.parse::<SocketAddr>() {
-        Ok(address) => Some(TcpListen { address, tls: tls? }),
+        Ok(address) => {
+            if address.ip().is_unspecified() {
+                let why = "every address of this host: write the one that its peers need";
+                report.warn(Rule::AllAddresses, &tcp.spot, why);
+            }
+            Some(TcpListen { address, tls: tls? })
+        }
         Err(_) => {
             report.add(
                 &tcp.spot,
@@ -140,12 +156,43 @@ fn tcp(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Optio
 fn tls(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Option<TlsFiles> {
     if !section.has("tls") {
         let spot = section.value("tcp").map_or_else(|| section.spot.clone(), |tcp| tcp.spot);
-        report.add(&spot, "TCP needs TLS: add tls = { cert = \"…\", key = \"…\", client_ca = \"…\" }");
+        let why = "TCP needs TLS: add tls = { cert = \"…\", key = \"…\", client_ca = \"…\" }";
+        report.refuse(Rule::TcpWithoutCertificates, &spot, why);
     }
     let files = section.table("tls")?;
     let mut file = |key| files.text(key).map(|path| base.existing(&path, report));
     let (cert, key, client_ca) = (file("cert"), file("key"), file("client_ca"));
-    Some(TlsFiles { cert: cert?, key: key?, client_ca: client_ca? })
+    let crl = match files.text("crl") {
+        Some(one) => vec![one],
+        None => files.texts("crl").unwrap_or_default(),
+    };
+    let crl = crl.iter().map(|path| base.existing(path, report)).collect();
+    Some(TlsFiles { cert: cert?, key: key?, client_ca: client_ca?, crl })
+}
+
+/// The files behind a listener: who could take its place, or its keys.
+fn check_files(
+    section: &Section<'_>,
+    at: &ListenAt,
+    owners: Owners,
+    secrets: &mut SecretFiles,
+    report: &mut Report<'_>,
+) {
+    match at {
+        ListenAt::Unix(unix) => {
+            if let Some(path) = section.text("unix") {
+                owners.check_socket(&unix.path, &path.spot, report);
+            }
+        }
+        ListenAt::Tcp(tcp) => {
+            let Some(files) = section.table("tls") else { return };
+            let spot = |key| files.text(key).map_or_else(|| files.spot.clone(), |item| item.spot);
+            owners.check_public(&tcp.tls.cert, &spot("cert"), report);
+            owners.check_public(&tcp.tls.client_ca, &spot("client_ca"), report);
+            owners.check_secret(&tcp.tls.key, &spot("key"), report);
+            secrets.add(Purpose::Tls, &tcp.tls.key, &spot("key"), report);
+        }
+    }
 }
 
 /// Port 0 is another port each time.

@@ -10,10 +10,11 @@ use toml::de::DeTable;
 
 use super::fault::{Faults, Report, Spot};
 use super::names::Names;
+use super::owners::{Owners, SecretFiles};
 use super::paths::Base;
 use super::places::Places;
 use super::section::Section;
-use super::{Config, gateway, listens, principals, queues, routes, shape};
+use super::{Config, Safety, gateway, listens, principals, queues, routes, sandbox, shape};
 
 /// Where the file is sought when none is named, in this order.
 pub(crate) const SEARCHED: [&str; 2] = ["gatepost.toml", "/etc/gatepost/gatepost.toml"];
@@ -39,6 +40,11 @@ pub(crate) enum LoadError {
 impl Config {
     /// Reads the named file, or else the first that exists of [`SEARCHED`].
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, LoadError> {
+        Self::load_as(path, Safety::Required)
+    }
+
+    /// The same, where `safety` says whether adapters may do without a sandbox.
+    pub(crate) fn load_as(path: Option<&Path>, safety: Safety) -> Result<Self, LoadError> {
         let file = match path {
             Some(path) => path.to_owned(),
             None => find(&SEARCHED.map(Path::new))?,
@@ -53,11 +59,15 @@ impl Config {
         let text = String::from_utf8(bytes).map_err(|error| {
             unreadable(std::io::Error::new(std::io::ErrorKind::InvalidData, error.utf8_error()))
         })?;
-        Ok(Self::parse(&text, &file)?)
+        Ok(Self::parse_as(&text, &file, safety)?)
     }
 
     /// Parses the text of `file`, whose directory is where relative paths begin.
     pub(crate) fn parse(text: &str, file: &Path) -> Result<Self, Faults> {
+        Self::parse_as(text, file, Safety::Required)
+    }
+
+    pub(super) fn parse_as(text: &str, file: &Path, safety: Safety) -> Result<Self, Faults> {
         let mut report = Report::new(file, text);
         let directory = directory(file);
         let (document, errors) = DeTable::parse_recoverable(text);
@@ -72,13 +82,17 @@ impl Config {
             let why = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
             report.add(&Spot { offset, key: String::new() }, format!("not TOML: {why}"));
         }
-        let config = if errors.is_empty() {
-            assemble(document.get_ref(), text, file, &Base(&directory), &mut report)
+        let mut config = if errors.is_empty() {
+            assemble(document.get_ref(), text, file, &Base(&directory), safety, &mut report)
         } else {
             // What the parser could not read is missing from the document; asking what it means would only mislead.
             return Err(report.into_faults());
         };
-        if report.is_clean() { Ok(config) } else { Err(report.into_faults()) }
+        if !report.is_clean() {
+            return Err(report.into_faults());
+        }
+        config.warnings = report.into_warnings();
+        Ok(config)
     }
 }
 
@@ -98,27 +112,34 @@ fn assemble(
     text: &str,
     file: &Path,
     base: &Base<'_>,
+    safety: Safety,
     report: &mut Report<'_>,
 ) -> Config {
     shape::check(document, report);
     let root = Section::root(document);
     let names = Names::read(&root, report);
+    let gateway = gateway::read(&root, base, report);
+    let owners = Owners::of_gateway(&gateway.data_dir);
+    let mut secrets = SecretFiles::of_gateway(&gateway.data_dir);
     let config = Config {
         file: file.to_owned(),
         digest: hex(&Sha256::digest(text.as_bytes())),
-        gateway: gateway::read(&root, base, report),
-        store: gateway::store(&root, base, report),
+        store: gateway::store(&root, base, owners, &mut secrets, report),
+        listens: listens::read(&root, base, owners, &mut secrets, report),
+        gateway,
         encryption: gateway::encryption(&root),
         seal_keys: gateway::seal_keys(&root, base, report),
-        listens: listens::read(&root, base, report),
         apps: principals::apps(&root, &names, report),
         operators: principals::operators(&root, report),
-        adapters: queues::adapters(&root, base, report),
+        adapters: queues::adapters(&root, base, owners, report),
         inboxes: queues::inboxes(&root, report),
         routes: routes::read(&root, &names, report),
+        warnings: Vec::new(),
+        safety,
         places: Places::of_adapters(document, text),
     };
     gateway::check_dedup_window(&root, &config, report);
+    sandbox::check(&root, &config, report);
     config
 }
 

@@ -1,19 +1,28 @@
 //! `[apps]` and `[operators]`, and the selectors by which all principals are recognised.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use gatepost_core::principal::{OperatorRight, OperatorRights, TypePatterns};
 
 use super::fault::{Report, Spot, suggestion};
+use super::identity::UNIT_KINDS;
 use super::names::Names;
+use super::rules::Rule;
 use super::section::{Item, Section};
-use super::{App, Operator, Selector, accounts};
+use super::spiffe::spiffe_fault;
+use super::{App, Operator, Selector, accounts, limits};
 
-/// Longest SPIFFE id, bytes (from its standard).
-const SPIFFE_BYTES_MAX: usize = 2048;
+/// What the kernel writes behind the path of a program whose file is gone.
+pub(crate) const DELETED: &str = " (deleted)";
 /// The keys that make a selector.
-const SELECTOR_KEYS: [&str; 4] = ["user", "group", "spiffe", "token_sha256"];
+const SELECTOR_KEYS: [&str; 7] = ["user", "group", "spiffe", "exe", "unit", "cgroup", "token_sha256"];
+const IDENTITY_ADVICE: &str = "add user = \"…\", group = \"…\", unit = \"…\" or spiffe = \"…\"";
+/// Those that say by themselves who somebody is.
+const IDENTIFYING_KEYS: [&str; 5] = ["user", "group", "spiffe", "unit", "cgroup"];
+/// Those that are known of a process on a Unix socket.
+const PROCESS_KEYS: [&str; 5] = ["user", "group", "exe", "unit", "cgroup"];
 
 pub(super) fn apps(
     root: &Section<'_>,
@@ -23,8 +32,16 @@ pub(super) fn apps(
     let mut claims = Claims::default();
     let mut apps = BTreeMap::new();
     for (name, section) in root.named("apps") {
-        let selector = selector(&section, "add user = \"…\", group = \"…\" or spiffe = \"…\"", report);
+        let mut selector = selector(&section, IDENTITY_ADVICE, report);
+        selector.token_issued = section.truth("token").unwrap_or_default();
+        if let Some(digest) = section.value("token_sha256")
+            && selector.token_issued
+        {
+            let why = "one or the other: with token = true, `gatepost token create` keeps the digests";
+            report.add(&digest.spot, why);
+        }
         claims.add(&section, &selector, report);
+        warn_of_root(&section, &selector, report);
         let inboxes = section.texts("inbox").unwrap_or_default();
         for inbox in inboxes.iter().filter(|inbox| !names.inboxes.contains(&inbox.value)) {
             let known = names.inboxes.iter().copied();
@@ -36,6 +53,7 @@ pub(super) fn apps(
             selector,
             send: send(&section),
             inboxes: inboxes.iter().map(|inbox| inbox.value.to_owned()).collect(),
+            limits: limits::read(&section, report),
         };
         apps.insert(name.to_owned(), Arc::new(app));
     }
@@ -46,7 +64,7 @@ pub(super) fn operators(root: &Section<'_>, report: &mut Report<'_>) -> BTreeMap
     let mut claims = Claims::default();
     let mut operators = BTreeMap::new();
     for (name, section) in root.named("operators") {
-        let selector = selector(&section, "add user = \"…\", group = \"…\" or spiffe = \"…\"", report);
+        let selector = selector(&section, IDENTITY_ADVICE, report);
         claims.add(&section, &selector, report);
         let can = section.texts("can").unwrap_or_default();
         let rights = can.iter().filter_map(|right| OperatorRight::from_name(right.value)).collect();
@@ -54,6 +72,14 @@ pub(super) fn operators(root: &Section<'_>, report: &mut Report<'_>) -> BTreeMap
         operators.insert(name.to_owned(), Arc::new(operator));
     }
     operators
+}
+
+/// Root can do without the gateway's leave whatever this would allow it, and whoever is led astray as root has more to lose.
+pub(super) fn warn_of_root(section: &Section<'_>, selector: &Selector, report: &mut Report<'_>) {
+    if selector.user == Some(0) {
+        let spot = section.text("user").map_or_else(|| section.spot.clone(), |user| user.spot);
+        report.warn(Rule::RootIsAnApp, &spot, "is root: run it as a user of its own");
+    }
 }
 
 /// What an app or an adapter may send.
@@ -67,23 +93,69 @@ pub(super) fn selector_keys<'a>(section: &Section<'a>) -> impl Iterator<Item = S
 }
 
 pub(super) fn selector(section: &Section<'_>, advice: &str, report: &mut Report<'_>) -> Selector {
-    if !["user", "group", "spiffe"].iter().any(|key| section.has(key)) {
+    if !IDENTIFYING_KEYS.iter().any(|key| section.has(key)) && !section.has("exe") {
         let token = if section.has("token_sha256") { " (a token alone identifies nobody)" } else { "" };
-        report.add(&section.spot, format!("says nothing about who it is{token}: {advice}"));
+        let why = format!("says nothing about who it is{token}: {advice}");
+        report.refuse(Rule::NoSelector, &section.spot, why);
     }
     if let Some(spiffe) = section.value("spiffe")
-        && (section.has("user") || section.has("group"))
+        && PROCESS_KEYS.iter().any(|key| section.has(key))
     {
-        let why = "`user` and `group` are known on Unix sockets only, `spiffe` on TLS only: no peer has both; \
-                   write two principals";
+        let why = "`user`, `group`, `exe`, `unit` and `cgroup` are known on Unix sockets only, `spiffe` on TLS only: no peer has \
+                   both; write two principals";
         report.add(&spiffe.spot, why);
+    }
+    if let Some(exe) = section.value("exe")
+        && !section.has("user")
+    {
+        let why = "a program is an identity only together with the user that runs it: add user = \"…\"";
+        report.add(&exe.spot, why);
     }
     Selector {
         user: account(section.text("user"), accounts::uid, report),
         group: account(section.text("group"), accounts::gid, report),
         spiffe: section.text("spiffe").map(|id| spiffe(&id, report)),
+        exe: section.text("exe").map(|path| exe(&path, report)),
+        unit: section.text("unit").map(|name| unit(&name, report)),
+        cgroup: section.text("cgroup").map(|path| cgroup(&path, report)),
         token_sha256: section.text("token_sha256").and_then(|digest| token(&digest, report)),
+        token_issued: false,
     }
+}
+
+/// The kernel names a program by its real path, so a link would match nobody.
+fn exe(path: &Item<&str>, report: &mut Report<'_>) -> PathBuf {
+    let exe = PathBuf::from(path.value);
+    if !is_plain_path(path.value) || path.value.ends_with(DELETED) {
+        report.add(&path.spot, "not the absolute path of a program: write it like \"/usr/bin/ehr\"");
+    } else if let Ok(real) = std::fs::canonicalize(&exe)
+        && real != exe
+    {
+        report.add(&path.spot, format!("leads over a link: write where it leads, \"{}\"", real.display()));
+    }
+    exe
+}
+
+fn unit(name: &Item<&str>, report: &mut Report<'_>) -> String {
+    let known =
+        UNIT_KINDS.iter().any(|kind| name.value.strip_suffix(kind).is_some_and(|name| !name.is_empty()));
+    if !known || name.value.contains(['/', '*']) {
+        report.add(&name.spot, "not a unit that processes run in: write it like \"ehr.service\"");
+    }
+    name.value.to_owned()
+}
+
+fn cgroup(path: &Item<&str>, report: &mut Report<'_>) -> String {
+    if !is_plain_path(path.value) {
+        let why = "not a control group: write it as in /proc/PID/cgroup, like \"/system.slice/ehr.service\"; every process is in \"/\"";
+        report.add(&path.spot, why);
+    }
+    path.value.to_owned()
+}
+
+/// Absolute, not the root, and with one way to write it.
+fn is_plain_path(path: &str) -> bool {
+    path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")))
 }
 
 fn account(
@@ -102,16 +174,7 @@ fn account(
 }
 
 fn spiffe(id: &Item<&str>, report: &mut Report<'_>) -> String {
-    let well_formed = id.value.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).is_some_and(
-        |(trust_domain, path)| {
-            !trust_domain.is_empty()
-                && !path.is_empty()
-                && !path.ends_with('/')
-                && id.value.len() <= SPIFFE_BYTES_MAX
-                && id.value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'*'))
-        },
-    );
-    if !well_formed {
+    if spiffe_fault(id.value).is_some() {
         report
             .add(&id.spot, "not a SPIFFE id: write it like \"spiffe://example.org/ehr\", without wildcards");
     }
@@ -155,19 +218,15 @@ impl Claims {
             if !selector.covers(other) && !other.covers(selector) {
                 continue;
             }
-            match (&selector.token_sha256, &other.token_sha256) {
-                (Some(token), Some(other_token)) if token != other_token => {}
-                (Some(_), Some(_)) => {
-                    let spot = section.value("token_sha256").map(|item| item.spot);
-                    let why = format!("the same token as {other_key}: give each its own");
-                    report.add(spot.as_ref().unwrap_or(&section.spot), why);
-                }
-                _ => report.add(
-                    &section.spot,
-                    format!(
-                        "the same peer would match {other_key} too: change a selector, or give both a token_sha256 of their own"
-                    ),
-                ),
+            if !selector.needs_token() || !other.needs_token() {
+                let why = format!(
+                    "the same peer would match {other_key} too: change a selector, or give both a token_sha256 of their own, or token = true"
+                );
+                report.refuse(Rule::OnePeerTwoPrincipals, &section.spot, why);
+            } else if selector.token_sha256.is_some() && selector.token_sha256 == other.token_sha256 {
+                let spot = section.value("token_sha256").map(|item| item.spot);
+                let why = format!("the same token as {other_key}: give each its own");
+                report.refuse(Rule::OnePeerTwoPrincipals, spot.as_ref().unwrap_or(&section.spot), why);
             }
         }
         self.earlier.push((section.spot.key.clone(), selector.clone()));

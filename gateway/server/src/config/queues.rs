@@ -9,17 +9,27 @@ use gatepost_core::{Level, OnDead, OnDoubt, Order, QueuePolicy, RetryPolicy};
 use toml::de::DeValue;
 
 use super::fault::Report;
+use super::limits;
 use super::listens;
+use super::owners::Owners;
 use super::paths::Base;
 use super::principals::{self, Claims};
+use super::rules::Rule;
+use super::sandbox;
 use super::section::{Item, Section};
 use super::settings::{self, is_a_secret, names_a_secret};
 use super::units::{SIZE_BYTES_MAX, duration_text};
 use super::{Adapter, AdapterProcess, Inbox, Nodes, Program, Run};
+use crate::supervise::SearchPath;
+
+/// A backlog limit above both of these is taken for none.
+const BACKLOG_MESSAGES_SANE: u64 = 100_000_000;
+const BACKLOG_BYTES_SANE: u64 = 1 << 40;
 
 pub(super) fn adapters(
     root: &Section<'_>,
     base: &Base<'_>,
+    owners: Owners,
     report: &mut Report<'_>,
 ) -> BTreeMap<String, Arc<Adapter>> {
     let mut claims = Claims::default();
@@ -27,7 +37,7 @@ pub(super) fn adapters(
     let external_served = listens::serve_adapters(root);
     for (name, section) in root.named("adapters") {
         let process = if section.has("run") {
-            supervised(&section, base, report)
+            supervised(&section, base, owners, report)
         } else {
             Some(external(&section, external_served, &mut claims, report))
         };
@@ -38,9 +48,12 @@ pub(super) fn adapters(
             settings.map(|item| settings::read(item.value, &item.spot.key, report)).unwrap_or_default();
         let nodes = section.choice("nodes", Nodes::from_name).unwrap_or_default();
         let send = principals::send(&section);
+        let sandbox = sandbox::read(&section, base, report);
         if let Some(process) = process {
-            let adapter = Adapter { name: name.to_owned(), process, send, policy, nodes, settings };
-            adapters.insert(name.to_owned(), Arc::new(adapter));
+            let limits = limits::read(&section, report);
+            let name = name.to_owned();
+            let adapter = Adapter { name, process, send, policy, limits, nodes, sandbox, settings };
+            adapters.insert(adapter.name.clone(), Arc::new(adapter));
         }
     }
     adapters
@@ -77,6 +90,7 @@ fn external(
         "add run = \"PROGRAM\" so that the gateway starts it, or user, group or spiffe if somebody else does";
     let selector = principals::selector(section, advice, report);
     claims.add(section, &selector, report);
+    principals::warn_of_root(section, &selector, report);
     if !served && !selector.is_empty() {
         let why = "has no `run`, so it must connect by itself, but no [[listen]] has serves = \"adapters\": add one, or add `run`";
         report.add(&section.spot, why);
@@ -84,7 +98,12 @@ fn external(
     AdapterProcess::External(selector)
 }
 
-fn supervised(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Option<AdapterProcess> {
+fn supervised(
+    section: &Section<'_>,
+    base: &Base<'_>,
+    owners: Owners,
+    report: &mut Report<'_>,
+) -> Option<AdapterProcess> {
     for spot in principals::selector_keys(section) {
         report.add(&spot, "only for an adapter without `run`: the gateway knows the process that it starts");
     }
@@ -106,7 +125,11 @@ fn supervised(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -
         );
     }
     let args = args.iter().map(|arg| arg.value.to_owned()).collect();
-    Some(AdapterProcess::Supervised(Run { program: self::program(program, base, report), args }))
+    let run = Run { program: self::program(program, base, report), args };
+    if let Ok(command) = SearchPath::of_this_process().resolve(&run) {
+        owners.check_program(&command.file, &program.spot, report);
+    }
+    Some(AdapterProcess::Supervised(run))
 }
 
 fn program(program: &Item<&str>, base: &Base<'_>, report: &mut Report<'_>) -> Program {
@@ -137,6 +160,7 @@ fn policy(section: &Section<'_>, report: &mut Report<'_>) -> QueuePolicy {
         max_in_flight: small("max_in_flight", default.max_in_flight),
         max_backlog: section.table("max_backlog").and_then(|section| backlog(&section, report)),
     };
+    warn_of_backlog(section, policy.max_backlog, report);
     if let Some(window) = section.count("window") {
         if policy.window > 1 && policy.order == Order::None {
             report.add(&window.spot, "more than 1 needs lanes: add order = \"key\" or order = \"strict\"");
@@ -145,6 +169,23 @@ fn policy(section: &Section<'_>, report: &mut Report<'_>) -> QueuePolicy {
         }
     }
     policy
+}
+
+/// A partner that is away for a weekend fills the disk, and then nobody's messages are taken.
+fn warn_of_backlog(section: &Section<'_>, limit: Option<BacklogLimit>, report: &mut Report<'_>) {
+    match limit {
+        Some(limit) if limit.messages <= BACKLOG_MESSAGES_SANE || limit.bytes <= BACKLOG_BYTES_SANE => {}
+        Some(_) => {
+            let spot = section.table("max_backlog").map_or_else(|| section.spot.clone(), |table| table.spot);
+            report.warn(Rule::NoBacklogLimit, &spot, "limits nothing that a disk could hold: lower it");
+        }
+        // A limit that is faulty is no missing one.
+        None if section.has("max_backlog") => {}
+        None => {
+            let why = "has no limit: add max_backlog = { messages = …, bytes = \"…\" }, or a partner that is away fills the disk";
+            report.warn(Rule::NoBacklogLimit, &section.spot, why);
+        }
+    }
 }
 
 fn retry(section: &Section<'_>, report: &mut Report<'_>) -> RetryPolicy {

@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::fault::{Report, Spot, suggestion};
 use super::keys::{self, Groups, Need, Shape};
+use super::rules::{self, Rule};
 use super::settings::names_a_secret;
 use super::units;
 
@@ -24,11 +25,15 @@ fn check_table(table: &DeTable<'_>, groups: Groups, at: &Spot, report: &mut Repo
             Some(key) => {
                 check_value(value, key.shape, &Spot::new(&value_start(name, value), spot.key), report)
             }
-            None => report.add(&spot, unknown_key(name.get_ref(), groups)),
+            None => unknown_key(name.get_ref(), groups, &spot, report),
         }
     }
     for key in keys::all(groups).filter(|key| key.need == Need::Required && !table.contains_key(key.name)) {
-        report.add(at, format!("`{}` is missing: {}", key.name, key.help));
+        let why = format!("`{}` is missing: {}", key.name, key.help);
+        match key.name {
+            "client_ca" => report.refuse(Rule::TcpWithoutCertificates, at, why),
+            _ => report.add(at, why),
+        }
     }
 }
 
@@ -40,13 +45,18 @@ fn value_start(name: &Spanned<std::borrow::Cow<'_, str>>, value: &Value<'_>) -> 
     }
 }
 
-fn unknown_key(name: &str, groups: Groups) -> String {
-    if names_a_secret(name) {
-        return "unknown key, and a secret must not stand in this file: tokens are given as `token_sha256`, \
-                other secrets as the path of a file"
-            .to_owned();
-    }
-    format!("unknown key: {}", suggestion(name, keys::all(groups).map(|key| key.name)))
+fn unknown_key(name: &str, groups: Groups, spot: &Spot, report: &mut Report<'_>) {
+    let rule = rules::of_unknown_key(&spot.key, name);
+    let why = if names_a_secret(name) {
+        "unknown key, and a secret must not stand in this file: tokens are given as `token_sha256`, \
+         other secrets as the path of a file"
+            .to_owned()
+    } else if rule == Rule::UnknownKey {
+        format!("unknown key: {}", suggestion(name, keys::all(groups).map(|key| key.name)))
+    } else {
+        format!("unknown key: {}", rule.facts().advice)
+    };
+    report.refuse(rule, spot, why);
 }
 
 fn check_value(value: &Value<'_>, shape: Shape, spot: &Spot, report: &mut Report<'_>) {
@@ -65,7 +75,9 @@ fn check_value(value: &Value<'_>, shape: Shape, spot: &Spot, report: &mut Report
         Shape::Truth => {
             if value.get_ref().as_bool().is_none() {
                 let found = article(value.get_ref().type_str());
-                report.add(spot, format!("expected true or false, found {found}"));
+                let key = spot.key.rsplit('.').next().unwrap_or_default();
+                let secret = if names_a_secret(key) { "; a secret must not stand in this file" } else { "" };
+                report.add(spot, format!("expected true or false, found {found}{secret}"));
             }
         }
         Shape::Duration => quantity(value, units::duration, "a duration such as \"30s\"", spot, report),
@@ -142,7 +154,13 @@ fn text<'v>(value: &'v Value<'_>, wanted: &str, spot: &Spot, report: &mut Report
     if text.is_empty() {
         report.add(spot, "must not be empty");
     } else if text.contains('\0') {
-        report.add(spot, "must not hold a NUL character");
+        let why = "must not hold a NUL character";
+        // The other way to write an abstract socket.
+        if text.starts_with('\0') && spot.key.ends_with("].unix") {
+            report.refuse(Rule::AbstractSocket, spot, why);
+        } else {
+            report.add(spot, why);
+        }
     } else {
         return Some(text);
     }

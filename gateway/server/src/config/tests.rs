@@ -3,6 +3,7 @@
 mod faults;
 mod files;
 mod peers;
+mod rules;
 
 use std::path::Path;
 

@@ -16,7 +16,7 @@ const DURATIONS_MS: [(&str, u64); 5] =
 const SIZES_BYTES: [(&str, u64); 5] =
     [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
 
-pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
+pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
     let ms = quantity(text, &DURATIONS_MS)
         .ok_or("not a duration: write a whole number and its unit, such as \"500ms\", \"30s\", \"5m\", \"12h\" or \"7d\"")?;
     match Duration::from_millis(ms) {

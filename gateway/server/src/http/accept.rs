@@ -1,6 +1,6 @@
 //! `POST /v1/messages`: from a request in any of CloudEvents' three modes to messages on stable storage.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -61,7 +61,14 @@ pub(crate) async fn accept(
     let wait = headers::preferred_wait(&head.headers);
     let mode = Mode::of(&head.headers)?;
     let limit = mode.body_bytes_max(caller.config.gateway.max_message);
-    let received = body::receive(body, limit, &state.body_memory, &caller.actor).await?;
+    let limits = caller.principal.limits();
+    if let Some(rate) = limits.rate {
+        state.allowances.peek(&caller.actor, rate, Instant::now())?;
+    }
+    let flight = state.allowances.flight(&caller.actor, limits.bytes_in_flight);
+    let mut received = body::receive_in(body, limit, &state.body_memory, &caller.actor, flight).await?;
+    // Until the answer: what waits for the commit is on its way too.
+    let _flight = received.flight.take();
     let sender = caller.actor.clone();
     let intake = Intake { caller, headers: head.headers, mode, received };
     let composed = if intake.received.bytes.len() > PARSE_INLINE_BYTES_MAX {
@@ -69,6 +76,9 @@ pub(crate) async fn accept(
     } else {
         intake.compose()?
     };
+    if let Some(rate) = limits.rate {
+        state.allowances.take(&sender, rate, composed.drafts.len() as u64, Instant::now())?;
+    }
     // Needs no task of its own: the store takes a request whole or not at all, and its writer commits it whoever waits.
     let before = state.store.health().durability();
     let accepted = composed.hand_over(&state.store, &sender, session).await?;

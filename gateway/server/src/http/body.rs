@@ -8,6 +8,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
 
+use super::allowance::Flight;
 use super::places::{BodyMemory, Room, SMALL_BODY_BYTES};
 use super::problem::Refusal;
 use crate::listen::BodyError;
@@ -21,6 +22,8 @@ const NAME_CHARS_MAX: usize = 64;
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
     _room: Option<Room>,
+    /// What it takes of its sender's bytes, as long as this is kept.
+    pub(crate) flight: Option<Flight>,
 }
 
 /// Reads a body of at most `limit` bytes, within the share of memory that its sender has.
@@ -30,10 +33,25 @@ pub(crate) async fn receive(
     memory: &BodyMemory,
     sender: &Actor,
 ) -> Result<Received, Refusal> {
+    receive_in(body, limit, memory, sender, None).await
+}
+
+/// Likewise, on the sender's own account of bytes if it has one.
+pub(crate) async fn receive_in(
+    body: Body,
+    limit: u64,
+    memory: &BodyMemory,
+    sender: &Actor,
+    mut flight: Option<Flight>,
+) -> Result<Received, Refusal> {
     let too_large = || Refusal::new(Code::TooLarge, format!("the body is larger than {limit} bytes"));
     let hint = body.size_hint();
     if hint.lower() > limit {
         return Err(too_large());
+    }
+    if let Some(flight) = &mut flight {
+        // What is announced is taken at once: it is refused before it has come in.
+        flight.grow_to(hint.lower())?;
     }
     let most = hint.upper().map_or(limit, |upper| upper.min(limit));
     let mut room = None;
@@ -47,6 +65,9 @@ pub(crate) async fn receive(
         length += data.len() as u64;
         if length > limit {
             return Err(too_large());
+        }
+        if let Some(flight) = &mut flight {
+            flight.grow_to(length)?;
         }
         if length > SMALL_BODY_BYTES && room.is_none() {
             // Whoever waits here holds little, and those who have room are not held up by it: no deadlock.
@@ -67,7 +88,7 @@ pub(crate) async fn receive(
         room.shrink(length);
     }
     let bytes = if whole.is_empty() { first.unwrap_or_default() } else { whole.into() };
-    Ok(Received { bytes, _room: room })
+    Ok(Received { bytes, _room: room, flight })
 }
 
 fn broken(error: axum::Error) -> Refusal {

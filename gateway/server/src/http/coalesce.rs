@@ -1,17 +1,72 @@
 //! Which repeated events get an audit leaf of their own: of the same kind by the same principal, the first at once, then one
 //! leaf per [`WINDOW`] that counts the others. Pure; time is a parameter. `trail.rs` writes what this says.
+//!
+//! Of refusals there is a bound in total: strangers may call themselves what they like, so that each could be a kind of its own, and the
+//! log would be theirs to fill. Beyond the bound strangers are counted without their names, by the code alone, so that a flood of one
+//! kind never hides another; and principals, of whom a configuration may name thousands, are counted together.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
+use gatepost_audit::leaf::Event;
 use gatepost_core::MessageId;
-use gatepost_core::principal::Actor;
+use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_store::AuditNote;
 
 /// One leaf per principal and kind in this span, at most.
 pub(crate) const WINDOW: Duration = Duration::from_secs(60);
 /// Most kinds followed at a time; beyond it every event is a leaf, which is more than asked and never less.
 const KINDS_MAX: usize = 4096;
+
+/// Most kinds of refusals followed at a time: of strangers by name, and of principals. Every kind makes a leaf at once and then one per
+/// window, so that in any minute there are at most twice as many leaves as these, one more of principals, and one of strangers for each
+/// code there is.
+const STRANGERS_NAMED_MAX: usize = 32;
+const PRINCIPALS_KINDS_MAX: usize = 256;
+/// As code, and in place of a principal's name: refusals of many kinds, counted together.
+const SEVERAL: &str = "several";
+
+/// Whose refusals share a bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// With the name that the stranger's certificate claims.
+    NamedStranger,
+    Principal,
+}
+
+impl Refused {
+    /// `None` for what is bounded by itself: a stranger's refusal without a name is one of the codes that there are.
+    fn of(event: Event, by: &Actor, target: Option<&str>) -> Option<Self> {
+        match (event, by.kind) {
+            (Event::Refused, ActorKind::Peer) => target.map(|_| Self::NamedStranger),
+            (Event::Refused, _) => Some(Self::Principal),
+            _ => None,
+        }
+    }
+
+    const fn kinds_max(self) -> usize {
+        match self {
+            Self::NamedStranger => STRANGERS_NAMED_MAX,
+            Self::Principal => PRINCIPALS_KINDS_MAX,
+        }
+    }
+
+    /// What stands for one that is beyond the bound.
+    fn together(self, note: AuditNote) -> AuditNote {
+        match self {
+            Self::NamedStranger => AuditNote { target: None, ..note },
+            Self::Principal => {
+                let several = Actor::new(ActorKind::Gateway, SEVERAL);
+                AuditNote {
+                    code: Some(SEVERAL.to_owned()),
+                    count: note.count,
+                    ..AuditNote::new(Event::Refused, several)
+                }
+            }
+        }
+    }
+}
 
 /// What makes two events the same kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,14 +101,27 @@ struct Open {
 #[derive(Debug, Default)]
 pub(crate) struct Coalescer {
     open: HashMap<Kind, Open>,
+    /// How many of them are refusals, so that a flood of new ones is not answered by counting.
+    named_strangers: usize,
+    principals: usize,
 }
 
 impl Coalescer {
-    /// Takes an event; gives it back if it is to be a leaf at once.
+    /// Takes an event; gives it, or what stands for it, back if that is to be a leaf at once.
     pub(crate) fn take(&mut self, note: AuditNote, now: Instant) -> Option<AuditNote> {
         if self.count(&note) {
             return None;
         }
+        let note = match Refused::of(note.event, &note.by, note.target.as_deref()) {
+            Some(refused) if self.kinds_of(refused) >= refused.kinds_max() => {
+                let together = refused.together(note);
+                if self.count(&together) {
+                    return None;
+                }
+                together
+            }
+            _ => note,
+        };
         self.opened(&note, now);
         Some(note)
     }
@@ -69,8 +137,28 @@ impl Coalescer {
     pub(crate) fn opened(&mut self, note: &AuditNote, now: Instant) {
         if self.open.len() < KINDS_MAX {
             let open = Open { note: note.clone(), ends: now + WINDOW, uncounted: 0 };
-            self.open.entry(Kind::of(note)).or_insert(open);
+            if let Entry::Vacant(vacant) = self.open.entry(Kind::of(note)) {
+                vacant.insert(open);
+                match Refused::of(note.event, &note.by, note.target.as_deref()) {
+                    Some(Refused::NamedStranger) => self.named_strangers += 1,
+                    Some(Refused::Principal) => self.principals += 1,
+                    None => {}
+                }
+            }
         }
+    }
+
+    const fn kinds_of(&self, refused: Refused) -> usize {
+        match refused {
+            Refused::NamedStranger => self.named_strangers,
+            Refused::Principal => self.principals,
+        }
+    }
+
+    fn recount(&mut self) {
+        let of = |kind: &Kind| Refused::of(kind.event, &kind.by, kind.target.as_deref());
+        let kinds = |refused| self.open.keys().filter(|kind| of(kind) == Some(refused)).count();
+        (self.named_strangers, self.principals) = (kinds(Refused::NamedStranger), kinds(Refused::Principal));
     }
 
     /// The leaves of windows that have ended. A kind that goes on gets a new window, one that was silent is forgotten.
@@ -85,6 +173,7 @@ impl Coalescer {
             open.ends = now + WINDOW;
             true
         });
+        self.recount();
         leaves
     }
 
@@ -92,6 +181,7 @@ impl Coalescer {
     pub(crate) fn drain(&mut self) -> Vec<AuditNote> {
         let leaves = self.open.values_mut().filter_map(Open::settle).collect();
         self.open.clear();
+        self.recount();
         leaves
     }
 
@@ -102,6 +192,7 @@ impl Coalescer {
             // Beyond the bound too: these are few, and the leaf they stand for must come.
             self.open.entry(Kind::of(&note)).or_insert_with(open).uncounted += note.count.unwrap_or(1);
         }
+        self.recount();
     }
 }
 
@@ -176,13 +267,72 @@ mod tests {
     }
 
     #[test]
-    fn at_the_bound_every_event_is_a_leaf() {
+    fn at_the_bound_every_event_but_a_refusal_is_a_leaf() {
         let (mut coalescer, now) = (Coalescer::default(), Instant::now());
+        let read = |name: &str| AuditNote { event: Event::PayloadRead, ..note(name, "x") };
         for number in 0..KINDS_MAX {
-            coalescer.take(note(&number.to_string(), "x"), now);
+            coalescer.take(read(&number.to_string()), now);
         }
-        assert!(coalescer.take(note("more", "x"), now).is_some());
-        assert!(coalescer.take(note("more", "x"), now).is_some());
+        assert!(coalescer.take(read("more"), now).is_some());
+        assert!(coalescer.take(read("more"), now).is_some());
         assert_eq!(coalescer.open.len(), KINDS_MAX);
+    }
+
+    fn of_stranger(name: usize) -> AuditNote {
+        let stranger = Actor::new(ActorKind::Peer, "unknown");
+        AuditNote {
+            code: Some("certificate_issuer".into()),
+            target: Some(format!("spiffe://flood.example/{name}")),
+            ..AuditNote::new(Event::Refused, stranger)
+        }
+    }
+
+    fn sum(notes: &[AuditNote]) -> u64 {
+        notes.iter().map(|note| note.count.unwrap_or(1)).sum()
+    }
+
+    #[test]
+    fn r13_8_strangers_who_call_themselves_anything_do_not_fill_the_log() {
+        let (mut coalescer, start) = (Coalescer::default(), Instant::now());
+        let (mut told, mut number) = (0, 0);
+        for minute in 0..5 {
+            let mut leaves = Vec::new();
+            for second in 0..60 {
+                let now = start + Duration::from_secs(60 * minute + second);
+                leaves.extend(coalescer.due(now));
+                for _ in 0..100 {
+                    // Half of them are new each time, half come again and again.
+                    number += 1;
+                    let name = if number % 2 == 0 { number } else { number % 40 };
+                    leaves.extend(coalescer.take(of_stranger(name), now));
+                }
+            }
+            let bound = 2 * (STRANGERS_NAMED_MAX + 1);
+            assert!(leaves.len() <= bound, "minute {minute}: {} leaves", leaves.len());
+            told += sum(&leaves);
+        }
+        assert!(
+            coalescer.take(note("ehr", "forbidden"), start + Duration::from_secs(300)).is_some(),
+            "others are heard"
+        );
+        let local = AuditNote { code: Some("unknown_peer".into()), target: None, ..of_stranger(0) };
+        assert!(coalescer.take(local, start + Duration::from_secs(300)).is_some(), "other strangers, too");
+        let rest = coalescer.drain();
+        assert_eq!(told + sum(&rest), number as u64, "each is counted somewhere");
+        assert_eq!((coalescer.named_strangers, coalescer.principals), (0, 0));
+    }
+
+    #[test]
+    fn principals_have_a_bound_of_their_own() {
+        let (mut coalescer, now) = (Coalescer::default(), Instant::now());
+        for name in 0..10_000 {
+            coalescer.take(of_stranger(name), now);
+        }
+        let leaves: Vec<_> = (0..10_000)
+            .filter_map(|name| coalescer.take(note(&name.to_string(), "forbidden"), now))
+            .collect();
+        assert_eq!(leaves.len(), PRINCIPALS_KINDS_MAX + 1);
+        assert_eq!(leaves.last().unwrap().by.name, SEVERAL);
+        assert!(coalescer.open.len() <= STRANGERS_NAMED_MAX + PRINCIPALS_KINDS_MAX + 2);
     }
 }

@@ -9,11 +9,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use gatepost_api::problem::Code;
 use gatepost_core::principal::{Actor, ActorKind};
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
 use super::headers::{TraceParent, bearer};
 use super::identity::{Caller, Stranger, identify, unknown_peer};
+use super::places::Place;
 use super::problem::Refusal;
 use super::state::AppState;
 use crate::listen::Peer;
@@ -59,14 +59,15 @@ fn admit(
     state: &AppState,
     request: &mut Request,
     trace: Option<TraceParent>,
-) -> Result<(Actor, OwnedSemaphorePermit), Stranger> {
+) -> Result<(Actor, Place), Stranger> {
     let config = state.config.load_full();
     let nobody = |refusal| Stranger { actor: unknown_peer(), refusal };
     let peer = request.extensions().get::<Peer>();
     let peer = peer.ok_or_else(|| nobody(Refusal::internal("a request came without its peer")))?;
-    let principal = identify(&config, peer, bearer(request.headers()))?;
+    let principal = identify(&config, peer, bearer(request.headers()), state.tokens.as_ref())?;
     let actor = principal.actor();
-    let place = state.open.take(&actor).map_err(|refusal| Stranger { actor: actor.clone(), refusal })?;
+    let place = state.open.take(&actor, principal.limits().requests);
+    let place = place.map_err(|refusal| Stranger { actor: actor.clone(), refusal })?;
     request.extensions_mut().insert(Caller { config, principal, actor: actor.clone(), trace });
     Ok((actor, place))
 }

@@ -30,6 +30,9 @@ pub(crate) struct Readiness {
     ready: bool,
     /// What blocks, in words.
     blocking: Vec<String>,
+    /// What the configuration is warned of, with place and rule; for operators only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 #[utoipa::path(
@@ -50,11 +53,16 @@ pub(crate) async fn livez(_caller: Caller) -> &'static str {
         (status = "default", description = "A problem", body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub(crate) async fn readyz(State(state): State<AppState>, _caller: Caller) -> Response {
+pub(crate) async fn readyz(State(state): State<AppState>, caller: Caller) -> Response {
     let blocking = blocking(&state).await;
     let ready = blocking.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready, blocking })).into_response()
+    let warnings = if caller.is_operator() {
+        caller.config.warnings.iter().map(ToString::to_string).collect()
+    } else {
+        Vec::new()
+    };
+    (status, Json(Readiness { ready, blocking, warnings })).into_response()
 }
 
 async fn blocking(state: &AppState) -> Vec<String> {

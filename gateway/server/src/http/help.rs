@@ -72,6 +72,12 @@ fn advice(code: Code) -> &'static str {
         Code::TooManyRequests => {
             "Wait for open requests to end before sending more; `detail` says whether their number or the memory for large bodies is used up."
         }
+        Code::RateLimited => {
+            "Wait as `Retry-After` says, or raise `limits.rate` of the principal. Nothing of the request was stored."
+        }
+        Code::BytesInFlight => {
+            "Wait for open requests to be answered, or raise `limits.bytes_in_flight` of the principal. Nothing of the request was stored."
+        }
         Code::HeadersTooLarge => "Send fewer or shorter headers.",
         Code::Internal => "Ask again; if it stays, look for the request id in the gateway's log.",
         Code::Stopping => "Ask again when the gateway is back.",

@@ -9,7 +9,7 @@ use gatepost_core::principal::{Actor, ActorKind, OperatorPermit, OperatorRight};
 
 use super::headers::TraceParent;
 use super::problem::Refusal;
-use crate::config::{Adapter, Config, MatchError, Principal};
+use crate::config::{Adapter, Config, IssuedTokens, MatchError, Principal};
 use crate::listen::{Peer, Serves};
 
 /// The authenticated principal of one request, and the configuration that holds for the whole of it.
@@ -31,7 +31,12 @@ pub(crate) struct Stranger {
 const UNKNOWN_PEER: &str = "unknown";
 
 /// Matches a peer against the configuration.
-pub(crate) fn identify(config: &Config, peer: &Peer, bearer: Option<&str>) -> Result<Principal, Stranger> {
+pub(crate) fn identify(
+    config: &Config,
+    peer: &Peer,
+    bearer: Option<&str>,
+    issued: &dyn IssuedTokens,
+) -> Result<Principal, Stranger> {
     if let Serves::OneAdapter(name) = &peer.serves {
         // The supervisor's socket let only the process in that the supervisor started.
         let adapter =
@@ -41,7 +46,7 @@ pub(crate) fn identify(config: &Config, peer: &Peer, bearer: Option<&str>) -> Re
     }
     let unmatched = || stranger(Code::Unauthenticated, "no principal of this socket matches the connection");
     let serves = peer.serves.configured().ok_or_else(unmatched)?;
-    config.match_principal(serves, &peer.facts, bearer).map_err(|error| match error {
+    config.match_principal(serves, &peer.facts, bearer, issued).map_err(|error| match error {
         MatchError::Unknown => unmatched(),
         MatchError::TokenRefused => {
             stranger(Code::Unauthenticated, "the connection needs a valid token in `Authorization: Bearer`")

@@ -58,22 +58,37 @@ impl fmt::Debug for PerPrincipal {
 }
 
 /// Open requests by principal.
-#[derive(Debug)]
-pub(crate) struct OpenRequests(PerPrincipal);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OpenRequests(Arc<Mutex<HashMap<Actor, usize>>>);
 
-impl Default for OpenRequests {
-    fn default() -> Self {
-        Self(PerPrincipal::new(REQUESTS_OPEN_MAX))
-    }
+/// A request's place among its principal's, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    open: OpenRequests,
+    actor: Actor,
 }
 
 impl OpenRequests {
-    /// A place for one more request of `actor`; given back when dropped.
-    pub(crate) fn take(&self, actor: &Actor) -> Result<OwnedSemaphorePermit, Refusal> {
-        self.0.of(actor).try_acquire_owned().map_err(|_| {
-            let detail = format!("{REQUESTS_OPEN_MAX} requests of this principal are open");
-            Refusal::new(Code::TooManyRequests, detail)
-        })
+    /// A place for one more request of `actor`, who may have `max` of its own, and never more than [`REQUESTS_OPEN_MAX`].
+    pub(crate) fn take(&self, actor: &Actor, max: Option<usize>) -> Result<Place, Refusal> {
+        let max = max.unwrap_or(REQUESTS_OPEN_MAX).min(REQUESTS_OPEN_MAX);
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(actor.clone()).or_default();
+        if *count >= max {
+            let detail = format!("{max} requests of this principal are open");
+            return Err(Refusal::new(Code::TooManyRequests, detail));
+        }
+        *count += 1;
+        Ok(Place { open: self.clone(), actor: actor.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.open.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.actor) {
+            *count -= 1;
+        }
     }
 }
 
@@ -156,11 +171,14 @@ mod tests {
     fn one_principals_flood_leaves_room_for_the_others() {
         let open = OpenRequests::default();
         let (ehr, ops) = (Actor::new(ActorKind::App, "ehr"), Actor::new(ActorKind::Operator, "ehr"));
-        let mut held: Vec<_> = (0..REQUESTS_OPEN_MAX).map(|_| open.take(&ehr).unwrap()).collect();
-        assert_eq!(open.take(&ehr).unwrap_err().code, Code::TooManyRequests);
-        assert!(open.take(&ops).is_ok());
+        let mut held: Vec<_> = (0..REQUESTS_OPEN_MAX).map(|_| open.take(&ehr, None).unwrap()).collect();
+        assert_eq!(open.take(&ehr, None).unwrap_err().code, Code::TooManyRequests);
+        assert!(open.take(&ops, None).is_ok());
         held.pop();
-        assert!(open.take(&ehr).is_ok());
+        assert!(open.take(&ehr, None).is_ok());
+        held.truncate(2);
+        assert!(open.take(&ehr, Some(2)).is_err(), "its own limit, which a reload may lower at any time");
+        assert!(open.take(&ehr, Some(3)).is_ok());
     }
 
     #[tokio::test]

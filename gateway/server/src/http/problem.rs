@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -28,11 +29,13 @@ pub(crate) struct Refusal {
     detail: Cow<'static, str>,
     results: Option<Vec<SettledItem>>,
     cause: Option<String>,
+    /// When it may be asked again, seconds; where nothing is said, by the code.
+    retry_after_s: Option<u32>,
 }
 
 impl Refusal {
     pub(crate) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), results: None, cause: None }
+        Self { code, detail: detail.into(), results: None, cause: None, retry_after_s: None }
     }
 
     pub(crate) fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
@@ -52,6 +55,12 @@ impl Refusal {
         let detail =
             "the request could not be carried out; the gateway's log has the cause under this request id";
         Self { cause: Some(cause.to_string()), ..Self::new(Code::Internal, detail) }
+    }
+
+    pub(crate) fn retry_after(self, wait: Duration) -> Self {
+        // Rounded up: who asks a moment too early is refused again.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self { retry_after_s: Some(u32::try_from(seconds.max(1)).unwrap_or(u32::MAX)), ..self }
     }
 
     fn caused_by(self, cause: impl fmt::Display) -> Self {
@@ -97,8 +106,15 @@ impl Refusal {
     }
 
     fn retry_after_s(&self) -> Option<u32> {
+        if self.retry_after_s.is_some() {
+            return self.retry_after_s;
+        }
         match self.code {
-            Code::ReceiptPending | Code::TooManyRequests | Code::QueueFull => Some(RETRY_SOON_S),
+            Code::ReceiptPending
+            | Code::TooManyRequests
+            | Code::QueueFull
+            | Code::RateLimited
+            | Code::BytesInFlight => Some(RETRY_SOON_S),
             Code::Stopping | Code::StoreUnavailable => Some(RETRY_LATER_S),
             _ => None,
         }

@@ -1,7 +1,7 @@
 //! `POST /v1/settle`: outcomes, emitted events and adapter state, checked and handed to the store as one transaction.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -57,8 +57,12 @@ pub(crate) async fn settle(
         return Err(Refusal::forbidden("operators settle nothing; they resolve, replay and discard"));
     }
     require_json(request.headers())?;
-    let received =
-        body::receive(request.into_body(), BATCH_BYTES_MAX, &state.body_memory, &caller.actor).await?;
+    let limits = caller.principal.limits();
+    let sender = caller.actor.clone();
+    let flight = state.allowances.flight(&sender, limits.bytes_in_flight);
+    let mut received =
+        body::receive_in(request.into_body(), BATCH_BYTES_MAX, &state.body_memory, &sender, flight).await?;
+    let _flight = received.flight.take();
     let composed = if received.bytes.len() > PARSE_INLINE_BYTES_MAX {
         tokio::task::spawn_blocking(move || compose(&caller, &received))
             .await
@@ -66,6 +70,12 @@ pub(crate) async fn settle(
     } else {
         compose(&caller, &received)?
     };
+    // Only what it takes in from outside: an outcome, and what it emits with one, is what the gateway waits for.
+    if let Some(rate) = limits.rate
+        && !composed.taken_in.is_empty()
+    {
+        state.allowances.take(&sender, rate, composed.taken_in.len() as u64, Instant::now())?;
+    }
     // Needs no task of its own: the store takes a settle whole or not at all, and its writer commits it whoever waits.
     composed.hand_over(&state.store).await.map(Json)
 }

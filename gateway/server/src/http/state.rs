@@ -8,6 +8,7 @@ use gatepost_api::lists::AdapterItem;
 use gatepost_store::Store;
 use tokio::sync::watch;
 
+use super::allowance::Allowances;
 use super::consumers::Consumers;
 use super::metrics::Metrics;
 use super::places::{BodyMemory, OpenRequests};
@@ -16,6 +17,7 @@ use super::tasks::Tasks;
 use super::trail::AuditTrail;
 use crate::config::Config;
 use crate::listen;
+use crate::tokens::Tokens;
 
 /// The supervisor, as operators see and use it. Neither call waits for a process.
 pub(crate) trait AdapterControl: Send + Sync + 'static {
@@ -54,7 +56,9 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     pub(crate) trail: AuditTrail,
     pub(crate) metrics: Metrics,
+    pub(crate) tokens: Arc<Tokens>,
     pub(crate) open: OpenRequests,
+    pub(crate) allowances: Allowances,
     pub(crate) request_ids: RequestIds,
     pub(crate) body_memory: BodyMemory,
     /// Apart from that of requests, so that slow readers do not keep anybody from sending.
@@ -80,6 +84,7 @@ impl AppState {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let tasks = Tasks::default();
+        let tokens = Arc::new(Tokens::open(&config.load().gateway.data_dir));
         Self(Arc::new(Shared {
             trail: AuditTrail::new(store.clone(), tasks.clone()),
             store,
@@ -89,7 +94,9 @@ impl AppState {
             stop,
             tasks,
             metrics: Metrics::default(),
+            tokens,
             open: OpenRequests::default(),
+            allowances: Allowances::default(),
             request_ids: RequestIds::new(),
             body_memory: BodyMemory::for_requests(),
             answer_memory: BodyMemory::for_answers(),

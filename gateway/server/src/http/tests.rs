@@ -6,8 +6,10 @@ use std::task::Poll;
 mod accept;
 mod bench;
 mod delivering;
+mod limits;
 mod operating;
 mod shapes;
+mod tokens;
 
 /// Polls once; whether the future still waits.
 pub(crate) async fn pends<F: Future>(mut future: Pin<&mut F>) -> bool {

@@ -15,6 +15,9 @@ use super::tasks::Tasks;
 /// How often ended windows are looked for; a counted leaf is late by this much at most.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Longer names of refused certificates stay out of the log, bytes.
+const NAME_BYTES_MAX: usize = 256;
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct AuditTrail {
@@ -48,7 +51,13 @@ impl AuditTrail {
 
     /// Somebody was refused. Neither blocks nor fails.
     pub(crate) fn refused(&self, by: Actor, code: &'static str) {
-        let note = AuditNote { code: Some(code.to_owned()), ..AuditNote::new(Event::Refused, by) };
+        self.refused_as(by, code, None);
+    }
+
+    /// Likewise; `name` is what a stranger's certificate calls it.
+    fn refused_as(&self, by: Actor, code: &'static str, name: Option<String>) {
+        let note =
+            AuditNote { code: Some(code.to_owned()), target: name, ..AuditNote::new(Event::Refused, by) };
         let Some(leaf) = self.coalescer().take(note, Instant::now()) else { return };
         let trail = self.clone();
         self.tasks.start(async move { trail.write_or_restore(vec![leaf]).await });
@@ -99,9 +108,28 @@ impl AuditTrail {
     }
 }
 
-/// Connections that were turned away stand in the log like refused requests.
+/// Connections that were turned away stand in the log like refused requests; with the name in their certificate, verified or claimed.
 impl crate::listen::RefusalSink for AuditTrail {
     fn refused(&self, refusal: &crate::listen::Refusal) {
-        Self::refused(self, super::identity::unknown_peer(), refusal.code.as_str());
+        let verified = refusal.facts.as_ref().and_then(|facts| facts.spiffe.as_ref());
+        let name = verified.or(refusal.claimed.as_ref()).filter(|name| name.len() <= NAME_BYTES_MAX);
+        self.refused_as(super::identity::unknown_peer(), refusal.code.as_str(), name.cloned());
+    }
+}
+
+#[cfg(test)]
+impl AuditTrail {
+    /// A connection whose certificate claims `name` was turned away.
+    pub(crate) fn turned_away(&self, name: &str) {
+        use crate::listen::{Refusal, RefusalCode, RefusalSink, Serves};
+        let refusal = Refusal {
+            serves: Serves::Apps,
+            code: RefusalCode::CertificateIssuer,
+            facts: None,
+            claimed: Some(name.to_owned()),
+            why: None,
+            remote: None,
+        };
+        RefusalSink::refused(self, &refusal);
     }
 }

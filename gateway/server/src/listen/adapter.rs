@@ -3,12 +3,12 @@
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt, lchown},
     path::Path,
     sync::Arc,
 };
 
-use nix::unistd::geteuid;
+use nix::unistd::{getegid, geteuid};
 use tokio::sync::watch;
 
 use super::{
@@ -16,10 +16,12 @@ use super::{
     serve::Listener,
     unix::{self, UnixBindError},
 };
-use crate::config::UnixListen;
+use crate::config::{RunAs, UnixListen};
 
 /// Nobody but the gateway's user gets near an adapter's socket.
 const DIRECTORY_MODE: u32 = 0o700;
+/// Others pass through on the way to the directory that is theirs.
+const PASSAGE_MODE: u32 = 0o711;
 const SOCKET_MODE: u32 = 0o600;
 const SOCKET_NAME: &str = "gateway.sock";
 
@@ -31,6 +33,7 @@ pub(crate) type ExpectedPid = watch::Receiver<Option<u32>>;
 pub(crate) async fn bind_adapter_socket(
     directory: &Path,
     name: &str,
+    run_as: Option<RunAs>,
     child: ExpectedPid,
 ) -> Result<Listener, UnixBindError> {
     let own = directory.join(name);
@@ -38,11 +41,30 @@ pub(crate) async fn bind_adapter_socket(
         let why = "the adapter's name is not a file name";
         return Err(UnixBindError::UnsafeDirectory { directory: own, why });
     }
+    if run_as.is_some() {
+        unix::make_directory(directory, PASSAGE_MODE, None)?;
+    }
     unix::make_directory(&own, DIRECTORY_MODE, None)?;
+    if run_as.is_some() {
+        // What is made in it is made by its name: meanwhile nobody else may change what the name stands for.
+        give_to(&own, geteuid().as_raw(), getegid().as_raw())?;
+    }
     check_private(&own)?;
     let listen = UnixListen { path: own.join(SOCKET_NAME), mode: SOCKET_MODE, group: None };
     let bound = unix::bind_in_checked(&own, &listen).await?;
+    if let Some(RunAs { uid, gid }) = run_as {
+        give_to(&listen.path, uid, gid)?;
+        give_to(&own, uid, gid)?;
+    }
     Ok(Listener::unix(bound, Serves::OneAdapter(Arc::from(name)), Some(child)))
+}
+
+fn give_to(path: &Path, uid: u32, gid: u32) -> Result<(), UnixBindError> {
+    lchown(path, Some(uid), Some(gid)).map_err(|source| UnixBindError::Io {
+        path: path.to_owned(),
+        step: "give it to the adapter's user (run_as needs a gateway that was started as root)",
+        source,
+    })
 }
 
 fn check_private(directory: &Path) -> Result<(), UnixBindError> {

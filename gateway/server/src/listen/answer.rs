@@ -15,6 +15,7 @@ const NO_REQUEST: &str = "-";
 static UNAUTHENTICATED: LazyLock<String> = LazyLock::new(|| {
     written(
         "401 Unauthorized",
+        "",
         Code::Unauthenticated,
         "the gateway read nothing of the request: who connects decides, by user, group or certificate",
     )
@@ -22,6 +23,7 @@ static UNAUTHENTICATED: LazyLock<String> = LazyLock::new(|| {
 static TOO_MANY: LazyLock<String> = LazyLock::new(|| {
     written(
         "429 Too Many Requests",
+        "retry-after: 1\r\n",
         Code::TooManyRequests,
         "too many connections are open; close some or wait",
     )
@@ -31,6 +33,7 @@ static TOO_MANY: LazyLock<String> = LazyLock::new(|| {
 pub(super) fn refusal(code: RefusalCode) -> &'static [u8] {
     match code {
         RefusalCode::PeerLimit
+        | RefusalCode::PrincipalLimit
         | RefusalCode::ListenerLimit
         | RefusalCode::GatewayLimit
         | RefusalCode::Exhausted => TOO_MANY.as_bytes(),
@@ -42,7 +45,18 @@ pub(super) fn refusal(code: RefusalCode) -> &'static [u8] {
         | RefusalCode::NotTheAdapter
         | RefusalCode::TlsFailed
         | RefusalCode::TlsTimeout
-        | RefusalCode::CertificateName => UNAUTHENTICATED.as_bytes(),
+        | RefusalCode::TlsVersion
+        | RefusalCode::CertificateMissing
+        | RefusalCode::CertificateExpired
+        | RefusalCode::CertificateNotYetValid
+        | RefusalCode::CertificateIssuer
+        | RefusalCode::CertificatePurpose
+        | RefusalCode::CertificateInvalid
+        | RefusalCode::CertificateRevoked
+        | RefusalCode::RevocationUnknown
+        | RefusalCode::RevocationExpired
+        | RefusalCode::CertificateName
+        | RefusalCode::CertificateSpiffe => UNAUTHENTICATED.as_bytes(),
     }
 }
 
@@ -59,11 +73,11 @@ fn problem(code: Code, detail: &str) -> String {
     serde_json::to_string(&Problem::new(code, detail, NO_REQUEST)).unwrap_or_default()
 }
 
-fn written(status: &str, code: Code, detail: &str) -> String {
+fn written(status: &str, header: &str, code: Code, detail: &str) -> String {
     let body = problem(code, detail);
     let bytes = body.len();
     format!(
-        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {bytes}\r\nconnection: close\r\n\r\n{body}"
+        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {bytes}\r\n{header}connection: close\r\n\r\n{body}"
     )
 }
 
@@ -80,6 +94,7 @@ mod tests {
             assert!(head.starts_with(&format!("HTTP/1.1 {} ", problem.status)), "{head}");
             assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
             assert!(head.ends_with("connection: close"), "{head}");
+            assert_eq!(head.contains("retry-after: 1"), problem.status == 429, "{head}");
         }
     }
 }

@@ -7,23 +7,22 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::ServerConfig;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
-    sync::watch,
+    sync::watch::{self, Receiver},
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     ExpectedPid, Refusal, RefusalCode, Serves, answer,
-    connection::Admitted,
+    connection::{Admitted, Standing},
     credentials::Credentials,
     peer::{ConnectionId, Peer},
-    quota::{PeerKey, Quota, Slot},
+    quota::{PeerKey, PrincipalSlot, Quota, Slot},
     serve::Server,
-    tls,
+    tls::{self, Chain, Claim, Generation},
 };
 use crate::config::PeerFacts;
 
@@ -37,7 +36,7 @@ const CHILD_UNKNOWN_MAX: Duration = Duration::from_secs(1);
 /// How a connection reached us.
 pub(super) enum Origin {
     Unix { stream: UnixStream, credentials: Result<Credentials, RefusalCode>, child: Option<ExpectedPid> },
-    Tcp { stream: TcpStream, remote: SocketAddr, tls: Arc<ServerConfig> },
+    Tcp { stream: TcpStream, remote: SocketAddr, tls: Receiver<Arc<Generation>> },
 }
 
 impl Origin {
@@ -64,12 +63,6 @@ pub(super) struct Arrival {
     slot: Slot,
 }
 
-/// Why a connection is not served, with what was known of its peer.
-struct Refused {
-    code: RefusalCode,
-    facts: Option<PeerFacts>,
-}
-
 impl Arrival {
     /// Takes a place for the connection, or closes it.
     pub(super) fn admit(
@@ -93,36 +86,50 @@ impl Arrival {
         let Self { server, serves, connection, origin, slot } = self;
         match origin {
             Origin::Unix { mut stream, credentials, child } => {
-                match recognise_process(&server, serves.clone(), connection, &stream, credentials, child)
-                    .await
-                {
+                match recognise_process(&server, serves, connection, &stream, credentials, child).await {
                     Ok(admitted) => admitted.serve(stream, stop).await,
-                    Err(Refused { code, facts }) => {
-                        report(&server, Refusal { serves, code, facts, remote: None });
-                        refuse(&mut stream, code).await;
+                    Err(refusal) => {
+                        report(&server, &refusal);
+                        refuse(&mut stream, refusal.code).await;
                     }
                 }
             }
-            Origin::Tcp { stream, remote, tls } => match shake_hands(stream, tls, server.limits.handshake)
-                .await
-            {
-                Ok(mut stream) => match recognise_certificate(&server, serves.clone(), connection, &stream) {
-                    Ok(admitted) => admitted.serve(stream, stop).await,
-                    Err(Refused { code, facts }) => {
-                        report(&server, Refusal { serves, code, facts, remote: Some(remote) });
-                        refuse(&mut stream, code).await;
+            Origin::Tcp { stream, remote, tls } => {
+                match shake_hands(stream, &tls, server.limits.handshake).await {
+                    Ok(mut stream) => {
+                        match recognise_certificate(&server, serves, connection, &stream, tls) {
+                            Ok(admitted) => admitted.serve(stream, stop).await,
+                            Err(refusal) => {
+                                let code = refusal.code;
+                                report(&server, &Refusal { remote: Some(remote), ..*refusal });
+                                refuse(&mut stream, code).await;
+                            }
+                        }
                     }
-                },
-                Err(code) => report(&server, Refusal { serves, code, facts: None, remote: Some(remote) }),
-            },
+                    Err(Failed { code, claimed, why }) => {
+                        let refusal = Refusal::new(serves, code);
+                        report(&server, &Refusal { claimed, why, remote: Some(remote), ..refusal });
+                    }
+                }
+            }
         }
         drop(slot);
     }
 }
 
-fn report(server: &Server, refusal: Refusal) {
+fn report(server: &Server, refusal: &Refusal) {
+    let Refusal { serves, code, why, remote, .. } = refusal;
+    let remote = remote.map(tracing::field::display);
+    // Not louder: anybody can bring this about as often as they like. The audit log has it, coalesced.
+    tracing::debug!(
+        serves = serves.as_str(),
+        code = code.as_str(),
+        why,
+        remote,
+        "a connection was turned away"
+    );
     server.counters.count_refused(refusal.code);
-    server.refusals.refused(&refusal);
+    server.refusals.refused(refusal);
 }
 
 /// Closes a connection for which there is no place. The answer is a courtesy that may get lost: nothing is waited for.
@@ -136,7 +143,7 @@ fn turn_away(server: &Server, serves: &Serves, origin: Origin, code: RefusalCode
         }
         Origin::Tcp { remote, .. } => (None, Some(remote)),
     };
-    report(server, Refusal { serves: serves.clone(), code, facts, remote });
+    report(server, &Refusal { facts, remote, ..Refusal::new(serves.clone(), code) });
 }
 
 /// Sends the fixed answer without having read anything.
@@ -158,9 +165,10 @@ async fn recognise_process(
     stream: &UnixStream,
     credentials: Result<Credentials, RefusalCode>,
     child: Option<ExpectedPid>,
-) -> Result<Admitted, Refused> {
-    let credentials = credentials.map_err(|code| Refused { code, facts: None })?;
-    let refused = |code| Refused { code, facts: Some(credentials.bare_facts()) };
+) -> Result<Admitted, Refusal> {
+    let credentials = credentials.map_err(|code| Refusal::new(serves.clone(), code))?;
+    let refused =
+        |code| Refusal { facts: Some(credentials.bare_facts()), ..Refusal::new(serves.clone(), code) };
     // The child's number first, then whether the peer lives: a peer that is still alive after its number was the unreaped child's is
     // the child, for two live processes never share a number.
     let child = match child {
@@ -170,16 +178,27 @@ async fn recognise_process(
             Some((expect_child(child, pid).await.map_err(refused)?, pid))
         }
     };
-    let facts = credentials.facts(stream).map_err(refused)?;
+    let wanted = serves.configured().map(|kind| server.gate.wanted(kind)).unwrap_or_default();
+    let facts = credentials.facts(stream, wanted).map_err(refused)?;
     let known = match serves.configured() {
         Some(kind) => server.gate.may_match(kind, &facts),
         None => child.is_some(),
     };
     if !known {
-        return Err(Refused { code: RefusalCode::UnknownPeer, facts: Some(facts) });
+        // Without the right to see what others run, a selector with `exe` matches nobody, which is hard to guess.
+        let unseen = wanted.exe && facts.exe.is_none();
+        let why = unseen.then(|| "its program cannot be seen, or is not the file at its path".to_owned());
+        return Err(Refusal { facts: Some(facts), why, ..refused(RefusalCode::UnknownPeer) });
     }
+    let place = place(server, &serves, &facts).map_err(refused)?;
     let peer = Peer { serves, facts: Arc::new(facts), connection, pid: Some(credentials.pid) };
-    Ok(Admitted { server: server.clone(), peer, child, valid_for: None })
+    Ok(Admitted { server: server.clone(), peer, child, _place: place, certificate: None })
+}
+
+/// A place among the connections of the principal that this peer is, if those are limited.
+fn place(server: &Server, serves: &Serves, facts: &PeerFacts) -> Result<Option<PrincipalSlot>, RefusalCode> {
+    let limited = server.gate.connections(serves, facts);
+    limited.map(|(name, max)| server.principals.take(name, max)).transpose()
 }
 
 async fn expect_child(mut child: ExpectedPid, pid: u32) -> Result<ExpectedPid, RefusalCode> {
@@ -190,20 +209,28 @@ async fn expect_child(mut child: ExpectedPid, pid: u32) -> Result<ExpectedPid, R
     if expected == Some(pid) { Ok(child) } else { Err(RefusalCode::NotTheAdapter) }
 }
 
+/// Why there was no handshake.
+struct Failed {
+    code: RefusalCode,
+    claimed: Option<String>,
+    why: Option<String>,
+}
+
 async fn shake_hands(
     stream: TcpStream,
-    tls: Arc<ServerConfig>,
+    tls: &Receiver<Arc<Generation>>,
     limit: Duration,
-) -> Result<TlsStream<TcpStream>, RefusalCode> {
+) -> Result<TlsStream<TcpStream>, Failed> {
     // Only latency is at stake.
     let _ = stream.set_nodelay(true);
-    match timeout(limit, TlsAcceptor::from(tls).accept(stream)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "a TLS handshake failed");
-            Err(RefusalCode::TlsFailed)
+    let config = tls.borrow().config.clone();
+    let handshake = timeout(limit, TlsAcceptor::from(config).accept(stream));
+    match Claim::of(handshake).await {
+        (Ok(Ok(stream)), _) => Ok(stream),
+        (Ok(Err(error)), claimed) => {
+            Err(Failed { code: tls::reason(&error), claimed, why: Some(error.to_string()) })
         }
-        Err(_) => Err(RefusalCode::TlsTimeout),
+        (Err(_), _) => Err(Failed { code: RefusalCode::TlsTimeout, claimed: None, why: None }),
     }
 }
 
@@ -212,17 +239,29 @@ fn recognise_certificate(
     serves: Serves,
     connection: ConnectionId,
     stream: &TlsStream<TcpStream>,
-) -> Result<Admitted, Refused> {
+    in_force: Receiver<Arc<Generation>>,
+) -> Result<Admitted, Box<Refusal>> {
     let (_, session) = stream.get_ref();
-    let identity = session
-        .peer_certificates()
-        .and_then(<[_]>::first)
-        .and_then(|certificate| tls::identity(certificate, SystemTime::now()))
-        .ok_or(Refused { code: RefusalCode::CertificateName, facts: None })?;
+    let certificates: Vec<_> =
+        session.peer_certificates().unwrap_or_default().iter().map(|one| one.clone().into_owned()).collect();
+    let identity = match certificates.first() {
+        Some(certificate) => tls::identity(certificate, SystemTime::now()),
+        None => return Err(Box::new(Refusal::new(serves, RefusalCode::CertificateMissing))),
+    };
+    let identity = identity.map_err(|nameless| {
+        let refusal = Refusal::new(serves.clone(), nameless.code);
+        Box::new(Refusal { why: Some(nameless.why.to_owned()), ..refusal })
+    })?;
     let facts = PeerFacts { spiffe: Some(identity.uri), ..PeerFacts::default() };
     if !serves.configured().is_some_and(|kind| server.gate.may_match(kind, &facts)) {
-        return Err(Refused { code: RefusalCode::UnknownPeer, facts: Some(facts) });
+        let refusal = Refusal::new(serves, RefusalCode::UnknownPeer);
+        return Err(Box::new(Refusal { facts: Some(facts), ..refusal }));
     }
+    let place = match place(server, &serves, &facts) {
+        Ok(place) => place,
+        Err(code) => return Err(Box::new(Refusal { facts: Some(facts), ..Refusal::new(serves, code) })),
+    };
     let peer = Peer { serves, facts: Arc::new(facts), connection, pid: None };
-    Ok(Admitted { server: server.clone(), peer, child: None, valid_for: Some(identity.valid_for) })
+    let certificate = Standing { valid_for: identity.valid_for, chain: Chain { certificates, in_force } };
+    Ok(Admitted { server: server.clone(), peer, child: None, _place: place, certificate: Some(certificate) })
 }

@@ -25,7 +25,9 @@ use super::{
     body::{BusyBody, PacedBody},
     pace::{Pace, PacedStream},
     peer::Peer,
+    quota::PrincipalSlot,
     serve::{Server, stopped},
+    tls::Chain,
 };
 
 /// After an answer that ends the connection, what the peer still sends is thrown away for this long and this much, for the same reason.
@@ -40,8 +42,17 @@ pub(super) struct Admitted {
     pub(super) peer: Peer,
     /// The supervised process behind it.
     pub(super) child: Option<(ExpectedPid, u32)>,
-    /// How long its certificate still holds.
-    pub(super) valid_for: Option<Duration>,
+    /// Its place among its principal's connections, where those are limited.
+    pub(super) _place: Option<PrincipalSlot>,
+    /// What it stands on, on TLS.
+    pub(super) certificate: Option<Standing>,
+}
+
+/// A verified client certificate.
+pub(super) struct Standing {
+    /// How long it still holds by itself.
+    pub(super) valid_for: Duration,
+    pub(super) chain: Chain,
 }
 
 /// How a connection's HTTP ended.
@@ -51,6 +62,8 @@ enum Ended {
     TooSlow,
     /// Its supervised process is no longer the one that runs.
     ChildGone,
+    /// Its certificate was revoked, or its authority left.
+    CertificateRefused,
 }
 
 impl Admitted {
@@ -82,7 +95,8 @@ impl Admitted {
         match self.drive(&mut connection, &pace, stop).await {
             Ended::ByHttp => linger(connection.into_parts().io.into_inner()).await,
             Ended::TooSlow => self.server.counters.count_cut_slow(),
-            Ended::ChildGone => {}
+            // Nothing more is said to somebody who is nobody any more. What a request has begun to commit is committed.
+            Ended::ChildGone | Ended::CertificateRefused => {}
         }
     }
 
@@ -100,6 +114,7 @@ impl Admitted {
     {
         let mut too_slow = pin!(pace.expired());
         let mut child_gone = pin!(self.child_gone());
+        let mut certificate_refused = pin!(self.certificate_refused());
         let mut finish = pin!(async {
             tokio::select! {
                 () = stopped(&mut stop) => {}
@@ -117,6 +132,7 @@ impl Admitted {
                 }
                 () = &mut too_slow => return Ended::TooSlow,
                 () = &mut child_gone => return Ended::ChildGone,
+                () = &mut certificate_refused => return Ended::CertificateRefused,
                 () = &mut finish, if !finishing => {
                     finishing = true;
                     std::pin::Pin::new(&mut *connection).graceful_shutdown();
@@ -134,8 +150,15 @@ impl Admitted {
     }
 
     async fn certificate_ended(&self) {
-        match self.valid_for {
-            Some(valid_for) => sleep(valid_for).await,
+        match &self.certificate {
+            Some(certificate) => sleep(certificate.valid_for).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn certificate_refused(&self) {
+        match &self.certificate {
+            Some(certificate) => certificate.chain.refused().await,
             None => std::future::pending().await,
         }
     }

@@ -8,10 +8,19 @@
 //! 2. Every user id of the process must still be the one that connected. A peer cannot borrow groups by executing a set-user-id program.
 //! 3. Where any of this is impossible (older kernel, `/proc` mounted with `hidepid`), the peer has its primary group and no others: a rule
 //!    `group = …` may then miss a rightful peer, never match a wrong one.
+//!
+//! The program and the control group, where a selector asks for them, are read under the same pidfd, and are unknown without it. Two
+//! things they do not prove. The process may have connected as one program and executed another before it was looked at: `exe` tells
+//! apart what one user runs, it is no wall between processes of one user, who could trace each other anyway. And a process may have made
+//! itself a file system in which its own program has the wanted path: so the file that runs must be the one at that path *here*.
 
 use std::{
-    fs,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::PathBuf,
 };
 
 use nix::{
@@ -21,11 +30,12 @@ use nix::{
         UnixCredentials, getsockopt,
         sockopt::{PeerCredentials, PeerPidfd},
     },
+    unistd::{Pid, getpgid},
 };
 use tokio::net::UnixStream;
 
 use super::RefusalCode;
-use crate::config::PeerFacts;
+use crate::config::{DELETED, PeerFacts, Wanted};
 
 /// What the kernel shows for users and groups that have no number in our namespace (`/proc/sys/kernel/overflowuid`; never changed in
 /// practice, and "nobody" is no identity either way).
@@ -63,19 +73,29 @@ impl Credentials {
         PeerFacts { uid: Some(self.uid), gid: Some(self.gid).filter(has_number), ..PeerFacts::default() }
     }
 
-    /// All facts of the peer, which is alive at the end of the call wherever the kernel can tell.
-    pub(super) fn facts(self, stream: &UnixStream) -> Result<PeerFacts, RefusalCode> {
+    /// All facts of the peer, which is alive at the end of the call wherever the kernel can tell; of its process, what is `wanted`.
+    pub(super) fn facts(self, stream: &UnixStream, wanted: Wanted) -> Result<PeerFacts, RefusalCode> {
         let pidfd = peer_pidfd(stream)?;
-        let mut groups = match &pidfd {
-            Some(_) => supplementary_groups(self)?,
-            None => Vec::new(),
-        };
+        let (mut groups, mut exe, mut cgroup) = (Vec::new(), None, None);
+        if pidfd.is_some() {
+            groups = supplementary_groups(self)?;
+            exe = if wanted.exe { executable(self.pid)? } else { None };
+            cgroup = if wanted.cgroup { control_group(self.pid)? } else { None };
+        }
+        let process_group =
+            i32::try_from(self.pid).ok().and_then(|pid| getpgid(Some(Pid::from_raw(pid))).ok());
         if pidfd.is_some_and(|pidfd| ended(pidfd.as_fd())) {
             return Err(RefusalCode::PeerGone);
         }
         groups.retain(has_number);
-        Ok(PeerFacts { groups, ..self.bare_facts() })
+        let process_group = process_group.map(Pid::as_raw);
+        Ok(PeerFacts { groups, exe, cgroup, process_group, ..self.bare_facts() })
     }
+}
+
+/// Whether this kernel gives out pidfds of peers, without which nothing can be said about a peer's process.
+pub(crate) fn processes_are_provable() -> bool {
+    std::os::unix::net::UnixStream::pair().is_ok_and(|(one, _other)| getsockopt(&one, PeerPidfd).is_ok())
 }
 
 fn has_number(group: &u32) -> bool {
@@ -105,14 +125,49 @@ fn ended(pidfd: BorrowedFd<'_>) -> bool {
     !matches!(poll(&mut polled, PollTimeout::ZERO), Ok(0))
 }
 
-fn supplementary_groups(credentials: Credentials) -> Result<Vec<u32>, RefusalCode> {
-    match fs::read_to_string(format!("/proc/{}/status", credentials.pid)) {
-        Ok(status) => Ok(groups_of_status(&status, credentials.uid).unwrap_or_default()),
+/// What is read of a process that may end any time: `None` if it is gone or may not be seen.
+fn seen<T>(read: io::Result<T>) -> Result<Option<T>, RefusalCode> {
+    match read {
+        Ok(read) => Ok(Some(read)),
         Err(error) if error.raw_os_error().map(Errno::from_raw).is_some_and(exhausted) => {
             Err(RefusalCode::Exhausted)
         }
-        Err(_) => Ok(Vec::new()),
+        Err(_) => Ok(None),
     }
+}
+
+/// The path of the program that the process runs, if that is the file which has this path here.
+pub(super) fn executable(pid: u32) -> Result<Option<PathBuf>, RefusalCode> {
+    let link = format!("/proc/{pid}/exe");
+    let Some(path) = seen(fs::read_link(&link))? else { return Ok(None) };
+    if !path.is_absolute() || path.as_os_str().as_bytes().ends_with(DELETED.as_bytes()) {
+        return Ok(None);
+    }
+    let (runs, here) = (seen(fs::metadata(link))?, seen(fs::symlink_metadata(&path))?);
+    let file = |found: fs::Metadata| (found.dev(), found.ino());
+    Ok(if runs.is_some() && runs.map(file) == here.map(file) { Some(path) } else { None })
+}
+
+fn control_group(pid: u32) -> Result<Option<String>, RefusalCode> {
+    let hierarchies = seen(fs::read_to_string(format!("/proc/{pid}/cgroup")))?;
+    Ok(hierarchies.and_then(|hierarchies| group_of_hierarchies(&hierarchies)))
+}
+
+/// The path in the unified hierarchy; in systemd's own where there is none. One that leads out of our namespace is none.
+fn group_of_hierarchies(hierarchies: &str) -> Option<String> {
+    let path = |start: &str| hierarchies.lines().find_map(|line| line.strip_prefix(start));
+    let systemd =
+        || hierarchies.lines().find_map(|line| line.split_once(':')?.1.strip_prefix("name=systemd:"));
+    let path = path("0::").or_else(systemd)?;
+    // The kernel says so of a group that was removed while the process lives in it.
+    let sound =
+        path.starts_with('/') && !path.ends_with(DELETED) && !path.split('/').any(|part| part == "..");
+    sound.then(|| path.to_owned())
+}
+
+fn supplementary_groups(credentials: Credentials) -> Result<Vec<u32>, RefusalCode> {
+    let status = seen(fs::read_to_string(format!("/proc/{}/status", credentials.pid)))?;
+    Ok(status.and_then(|status| groups_of_status(&status, credentials.uid)).unwrap_or_default())
 }
 
 /// The `Groups:` line of `/proc/PID/status`, or `None` if the four ids of its `Uid:` line are not all `uid`.
@@ -167,12 +222,29 @@ mod tests {
     #[tokio::test]
     async fn this_process_is_seen_as_itself() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let facts = Credentials::of(&ours).unwrap().facts(&ours).unwrap();
+        let facts = Credentials::of(&ours).unwrap().facts(&ours, Wanted { exe: true, cgroup: true }).unwrap();
         assert_eq!(facts.uid, Some(nix::unistd::geteuid().as_raw()));
         assert_eq!(facts.gid, Some(nix::unistd::getegid().as_raw()));
         let mut groups: Vec<u32> = nix::unistd::getgroups().unwrap().iter().map(|gid| gid.as_raw()).collect();
         groups.sort_unstable();
         assert_eq!(facts.groups, groups);
+        assert_eq!(facts.process_group, Some(nix::unistd::getpgrp().as_raw()));
         assert_eq!(facts.spiffe, None);
+        assert_eq!(facts.exe, Some(std::env::current_exe().unwrap()));
+        assert!(facts.cgroup.unwrap().starts_with('/'));
+        let facts = Credentials::of(&ours).unwrap().facts(&ours, Wanted::default()).unwrap();
+        assert_eq!((facts.exe, facts.cgroup), (None, None), "nobody asked");
+    }
+
+    #[test]
+    fn a_control_group_is_one_path_and_never_a_foreign_one() {
+        let group = |text: &str| group_of_hierarchies(text);
+        let hybrid = "9:name=systemd:/a\n8:pids:/b\n0::/system.slice/ehr.service\n";
+        assert_eq!(group(hybrid).as_deref(), Some("/system.slice/ehr.service"));
+        let old = "9:name=systemd:/system.slice/ehr.service\n8:pids:/b\n";
+        assert_eq!(group(old).as_deref(), Some("/system.slice/ehr.service"));
+        for text in ["", "0::\n", "0::/../../ehr\n", "0::/gone (deleted)\n", "8:pids:/b\n"] {
+            assert_eq!(group(text), None, "{text}");
+        }
     }
 }

@@ -17,6 +17,7 @@ mod credentials;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod pace;
+mod passed;
 mod peer;
 mod quota;
 mod serve;
@@ -24,18 +25,20 @@ mod tls;
 mod unix;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Duration;
 
 pub(crate) use adapter::{ExpectedPid, bind_adapter_socket};
 pub(crate) use body::BodyError;
 pub(crate) use counters::Counters;
+pub(crate) use credentials::processes_are_provable;
+pub(crate) use passed::{Passed, PassedError};
 #[cfg(test)]
 pub(crate) use peer::ConnectionId;
 pub(crate) use peer::{Peer, PeerGate, Refusal, RefusalCode, RefusalSink, Serves};
 pub(crate) use serve::{ListenError, Listener, Server};
-pub(crate) use tls::ServerTls;
+pub(crate) use tls::{ServerTls, keep_current};
 pub(crate) use unix::UnixBindError;
 
 /// What one gateway bears of its peers.

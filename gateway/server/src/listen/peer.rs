@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
-use crate::config::{self, PeerFacts};
+use crate::config::{self, PeerFacts, Wanted};
 
 /// Whom a socket serves; who a peer may be depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +71,16 @@ pub(crate) trait PeerGate: Send + Sync + 'static {
     /// Whether the facts match the selectors of any principal that the socket serves, tokens aside: a token narrows an identity
     /// later, it never makes one. Not asked for the sockets of supervised adapters.
     fn may_match(&self, serves: config::Serves, facts: &PeerFacts) -> bool;
+
+    /// Whose connections this one counts among besides its user's or address's, and how many there may be.
+    fn connections(&self, _serves: &Serves, _facts: &PeerFacts) -> Option<(String, usize)> {
+        None
+    }
+
+    /// What must be read of a peer's process for that.
+    fn wanted(&self, _serves: config::Serves) -> Wanted {
+        Wanted::default()
+    }
 }
 
 /// Hears of every connection that was turned away.
@@ -85,8 +95,18 @@ pub(crate) struct Refusal {
     pub(crate) code: RefusalCode,
     /// As far as they were known.
     pub(crate) facts: Option<PeerFacts>,
+    /// The name that a refused certificate claims. It proves nothing.
+    pub(crate) claimed: Option<String>,
+    /// What was wrong with the certificate, for people.
+    pub(crate) why: Option<String>,
     /// The other end of a TCP connection.
     pub(crate) remote: Option<SocketAddr>,
+}
+
+impl Refusal {
+    pub(super) fn new(serves: Serves, code: RefusalCode) -> Self {
+        Self { serves, code, facts: None, claimed: None, why: None, remote: None }
+    }
 }
 
 macro_rules! refusal_codes {
@@ -118,12 +138,31 @@ refusal_codes! {
     NoCredentials, "no_credentials";
     /// On a supervised adapter's socket: not the process that the supervisor started.
     NotTheAdapter, "not_the_adapter";
-    /// No TLS 1.3 handshake with a client certificate that the listener's authorities vouch for.
+    /// What came is no TLS handshake, or one that was given up.
     TlsFailed, "tls_failed";
     TlsTimeout, "tls_timeout";
+    /// The client speaks no TLS 1.3, or no cipher or group that is offered.
+    TlsVersion, "tls_version";
+    CertificateMissing, "certificate_missing";
+    CertificateExpired, "certificate_expired";
+    CertificateNotYetValid, "certificate_not_yet_valid";
+    /// No authority of the listener vouches for it.
+    CertificateIssuer, "certificate_issuer";
+    /// It is not for clients.
+    CertificatePurpose, "certificate_purpose";
+    /// It cannot be read, or breaks a rule that its chain lays down.
+    CertificateInvalid, "certificate_invalid";
+    CertificateRevoked, "certificate_revoked";
+    /// No revocation list tells whether it was revoked.
+    RevocationUnknown, "revocation_unknown";
+    RevocationExpired, "revocation_expired";
     /// The client certificate does not have exactly one URI name.
     CertificateName, "certificate_name";
+    /// Its URI name is not a SPIFFE id.
+    CertificateSpiffe, "certificate_spiffe";
     PeerLimit, "peer_limit";
+    /// The principal has as many connections open as its own limit allows.
+    PrincipalLimit, "principal_limit";
     ListenerLimit, "listener_limit";
     GatewayLimit, "gateway_limit";
     /// The gateway lacks descriptors or memory to find out who the peer is.

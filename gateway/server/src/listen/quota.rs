@@ -60,6 +60,41 @@ impl Total {
     }
 }
 
+/// Connections of principals that have a limit of their own, over all listeners.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Principals(Arc<Mutex<HashMap<String, usize>>>);
+
+/// The right to one of a principal's connections, given back when dropped.
+#[derive(Debug)]
+pub(super) struct PrincipalSlot {
+    principals: Principals,
+    name: String,
+}
+
+impl Principals {
+    pub(super) fn take(&self, name: String, max: usize) -> Result<PrincipalSlot, RefusalCode> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(name.clone()).or_default();
+        if *count >= max {
+            return Err(RefusalCode::PrincipalLimit);
+        }
+        *count += 1;
+        Ok(PrincipalSlot { principals: self.clone(), name })
+    }
+}
+
+impl Drop for PrincipalSlot {
+    fn drop(&mut self) {
+        let mut open = self.principals.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.name);
+            }
+        }
+    }
+}
+
 /// One listener's connections.
 #[derive(Debug)]
 pub(super) struct Quota {

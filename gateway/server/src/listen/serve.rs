@@ -24,11 +24,11 @@ use tokio::{
 use tracing::field::display;
 
 use super::{
-    Counters, ExpectedPid, Limits, PeerGate, RefusalSink, Serves,
+    Counters, ExpectedPid, Limits, Passed, PassedError, PeerGate, RefusalSink, Serves,
     arrival::{Arrival, Origin},
     credentials::exhausted,
     peer::ConnectionId,
-    quota::{Quota, Total},
+    quota::{Principals, Quota, Total},
     tls::{ServerTls, TlsError},
     unix::{self, BoundUnix, SocketFile, UnixBindError},
 };
@@ -46,6 +46,8 @@ pub(crate) enum ListenError {
     Tls { address: SocketAddr, source: Box<TlsError> },
     #[error("listener {address}: cannot bind")]
     Tcp { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Passed(#[from] PassedError),
 }
 
 /// A bound socket, not served yet. Dropping it removes a Unix socket's file.
@@ -67,19 +69,33 @@ enum Accepted {
 }
 
 impl Listener {
-    pub(crate) async fn bind(listen: &Listen) -> Result<Self, ListenError> {
+    /// Takes what was passed for its address, or else binds it.
+    pub(crate) async fn open(listen: &Listen, passed: &mut Passed) -> Result<Self, ListenError> {
         let serves = Serves::from(listen.serves);
         match &listen.at {
-            ListenAt::Unix(at) => Ok(Self::unix(unix::bind(at).await?, serves, None)),
+            ListenAt::Unix(at) => {
+                let bound = match passed.unix(&at.path) {
+                    Some(socket) => unix::adopt(at, socket)?,
+                    None => unix::bind(at).await?,
+                };
+                Ok(Self::unix(bound, serves, None))
+            }
             ListenAt::Tcp(TcpListen { address, tls }) => {
                 let tls = ServerTls::load(tls)
                     .map_err(|source| ListenError::Tls { address: *address, source: Box::new(source) })?;
-                let listener = TcpListener::bind(address)
-                    .await
-                    .map_err(|source| ListenError::Tcp { address: *address, source })?;
+                let listener = match passed.tcp(*address) {
+                    Some(socket) => TcpListener::from_std(socket),
+                    None => TcpListener::bind(address).await,
+                };
+                let listener = listener.map_err(|source| ListenError::Tcp { address: *address, source })?;
                 Ok(Self { serves, socket: Socket::Tls { listener, tls: Arc::new(tls) } })
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) async fn bind(listen: &Listen) -> Result<Self, ListenError> {
+        Self::open(listen, &mut Passed::default()).await
     }
 
     pub(super) fn unix(bound: BoundUnix, serves: Serves, child: Option<ExpectedPid>) -> Self {
@@ -126,7 +142,7 @@ impl Listener {
         match (accepted, &self.socket) {
             (Accepted::Unix(stream), Socket::Unix { child, .. }) => Some(Origin::unix(stream, child.clone())),
             (Accepted::Tcp(stream, remote), Socket::Tls { tls, .. }) => {
-                Some(Origin::Tcp { stream, remote, tls: tls.current() })
+                Some(Origin::Tcp { stream, remote, tls: tls.subscribe() })
             }
             (Accepted::Unix(_), Socket::Tls { .. }) | (Accepted::Tcp(..), Socket::Unix { .. }) => None,
         }
@@ -140,6 +156,7 @@ pub(crate) struct Server {
     pub(super) refusals: Arc<dyn RefusalSink>,
     pub(super) limits: Limits,
     pub(super) counters: Arc<Counters>,
+    pub(super) principals: Principals,
     total: Arc<Total>,
     next_connection: AtomicU64,
 }
@@ -154,7 +171,8 @@ impl Server {
     ) -> Arc<Self> {
         let total = Total::new(&limits);
         let app = TowerToHyperService::new(app);
-        Arc::new(Self { app, gate, refusals, limits, counters, total, next_connection: AtomicU64::new(1) })
+        let (principals, next_connection) = (Principals::default(), AtomicU64::new(1));
+        Arc::new(Self { app, gate, refusals, limits, counters, principals, total, next_connection })
     }
 
     /// Serves all `listeners` until `stop` holds `true` (or its sender is gone) and their connections have ended.

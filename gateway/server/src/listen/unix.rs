@@ -6,13 +6,14 @@ use std::{
     fs::{self, DirBuilder, Metadata, Permissions},
     io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown},
+    os::unix::net::UnixListener as StdUnixListener,
     path::{Path, PathBuf},
 };
 
 use nix::unistd::geteuid;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 
-use crate::config::UnixListen;
+use crate::config::{Owners, UnixListen};
 
 /// Mode of a directory that is made for a socket.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -22,9 +23,8 @@ const BACKLOG: u32 = 1024;
 const PATH_BYTES_MAX: usize = 107;
 /// Length of the name under which a socket is prepared; it must fit into an address, too.
 const PREPARED_NAME_BYTES: usize = 12;
-
-const STICKY: u32 = 0o1000;
-const GROUP_OR_WORLD_WRITABLE: u32 = 0o022;
+/// Who may write to a socket may connect to it.
+const WRITABLE: u32 = 0o222;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnixBindError {
@@ -40,6 +40,8 @@ pub(crate) enum UnixBindError {
     Foreign { path: PathBuf, what: &'static str },
     #[error("socket {path}: another process answers there; stop it or choose another path")]
     InUse { path: PathBuf },
+    #[error("socket {path} is passed to this process, but {why}")]
+    Passed { path: PathBuf, why: String },
     #[error("socket {path}: cannot {step}")]
     Io { path: PathBuf, step: &'static str, source: io::Error },
 }
@@ -57,6 +59,14 @@ pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    removal: Removal,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Removal {
+    AtTheEnd,
+    /// Whoever made it listens on when we are gone.
+    Never,
 }
 
 impl SocketFile {
@@ -69,7 +79,8 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         // Between the look and the removal only the directory's owner could put another file there, and the owner is root or us.
         let ours = |found: &Metadata| found.dev() == self.device && found.ino() == self.inode;
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| ours(&found))
+        if self.removal == Removal::AtTheEnd
+            && fs::symlink_metadata(&self.path).is_ok_and(|found| ours(&found))
             && let Err(error) = fs::remove_file(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "a socket could not be removed");
@@ -105,7 +116,45 @@ pub(super) async fn bind_in_checked(
         _ => failed(path, "give the socket its name")(error),
     })?;
     let found = fs::symlink_metadata(path).map_err(failed(path, "read the socket's attributes"))?;
-    let file = SocketFile { path: path.clone(), device: found.dev(), inode: found.ino() };
+    let file = SocketFile {
+        path: path.clone(),
+        device: found.dev(),
+        inode: found.ino(),
+        removal: Removal::AtTheEnd,
+    };
+    Ok(BoundUnix { listener, file })
+}
+
+/// Takes a socket that somebody else has bound for us, if it lets nobody in whom one of our own would not.
+pub(super) fn adopt(listen: &UnixListen, passed: StdUnixListener) -> Result<BoundUnix, UnixBindError> {
+    let path = &listen.path;
+    let directory = path.parent().ok_or_else(|| UnixBindError::NotAbsolute { path: path.clone() })?;
+    check_directory(directory)?;
+    let found = fs::symlink_metadata(path).map_err(failed(path, "read the socket's attributes"))?;
+    let refused = |why: String| UnixBindError::Passed { path: path.clone(), why };
+    let writers = found.mode() & WRITABLE;
+    if !found.file_type().is_socket() {
+        return Err(refused("what has its name is no socket".to_owned()));
+    }
+    if found.uid() != 0 && found.uid() != geteuid().as_raw() {
+        return Err(refused("it belongs to another user; let root or the gateway's user own it".to_owned()));
+    }
+    if writers & !listen.mode != 0 {
+        let (has, may) = (found.mode() & 0o777, listen.mode);
+        return Err(refused(format!(
+            "its mode is {has:04o}, the configuration's {may:04o}: make them equal"
+        )));
+    }
+    if let Some(group) = listen.group.filter(|group| *group != found.gid() && writers & 0o020 != 0) {
+        let has = found.gid();
+        return Err(refused(format!("its group is {has}, the configuration's {group}: make them equal")));
+    }
+    if listen.group.is_none() && writers & 0o020 != 0 {
+        return Err(refused("it lets a group in: name that as `group` in the configuration".to_owned()));
+    }
+    let listener = UnixListener::from_std(passed).map_err(failed(path, "take over the socket"))?;
+    let file =
+        SocketFile { path: path.clone(), device: found.dev(), inode: found.ino(), removal: Removal::Never };
     Ok(BoundUnix { listener, file })
 }
 
@@ -176,35 +225,11 @@ pub(super) fn make_directory(directory: &Path, mode: u32, group: Option<u32>) ->
 
 /// Whoever may write to a directory may replace the socket in it by their own and collect what was meant for us.
 fn check_directory(directory: &Path) -> Result<(), UnixBindError> {
-    let unsafe_because = |why| UnixBindError::UnsafeDirectory { directory: directory.to_owned(), why };
-    // Symbolic links on the way (`/var/run`) are followed first; what they lead to is judged.
-    let real = fs::canonicalize(directory).map_err(failed(directory, "find the socket's directory"))?;
-    for (depth, ancestor) in real.ancestors().enumerate() {
-        let found =
-            fs::symlink_metadata(ancestor).map_err(failed(ancestor, "examine the socket's directory"))?;
-        let trusted_owner = found.uid() == 0 || found.uid() == geteuid().as_raw();
-        let sticky = found.mode() & STICKY != 0;
-        if depth == 0 && !found.is_dir() {
-            return Err(unsafe_because("it is not a directory"));
-        }
-        if depth == 0 && !trusted_owner {
-            return Err(unsafe_because(
-                "it belongs to another user; it must belong to root or to the gateway's user",
-            ));
-        }
-        // In a sticky directory of a trusted owner others can add files, but neither remove nor rename ours. Above the socket's own
-        // directory a group may write: home directories often are like that.
-        let forbidden = if depth == 0 { GROUP_OR_WORLD_WRITABLE } else { 0o002 };
-        if found.mode() & forbidden != 0 && !(sticky && trusted_owner) {
-            return Err(unsafe_because(match depth {
-                0 => {
-                    "its group or everybody may write to it; take that away (chmod go-w) or choose another directory"
-                }
-                _ => "everybody may write to a directory above it; choose another place",
-            }));
-        }
+    let examined = Owners::of_this_process().directory_fault(directory);
+    match examined.map_err(failed(directory, "examine the socket's directory"))? {
+        Some(why) => Err(UnixBindError::UnsafeDirectory { directory: directory.to_owned(), why }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Removes a dead socket of ours from `path`; anything else there is an error.

@@ -23,9 +23,10 @@ use super::launch::{Launch, Launcher, Process, Purpose};
 use super::output::Output;
 use super::program::SearchPath;
 use super::restarts::{Life, Restarts};
-use super::shared::{Phase, Shared, Wish};
+use super::sandbox::{Outcome, Policy, Report, Unreachable};
+use super::shared::{Phase, Shared, Spec, Wish};
 use super::socket::{Socket, Sockets};
-use crate::config::Nodes;
+use crate::config::{Connect, Nodes};
 
 /// How long a process may take to finish what it has begun.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -108,6 +109,10 @@ enum StartError {
     Socket(#[from] super::socket::SocketError),
     #[error("cannot be started: {0}")]
     Launch(#[from] std::io::Error),
+    #[error("{0}")]
+    Sandbox(Box<Unreachable>),
+    #[error("its process ended before its program was started")]
+    Silent,
 }
 
 impl Supervision {
@@ -207,17 +212,23 @@ impl Supervision {
     async fn start(&mut self) -> Result<Worker, StartError> {
         self.shared.status().phase = Phase::Starting;
         let command = self.world.search.resolve(&self.wish.spec.run)?;
-        let socket = match self.socket.take().filter(|socket| !socket.is_broken()) {
-            Some(socket) => socket,
-            None => self.world.sockets.open(self.name()).await?,
+        let run_as = self.wish.spec.sandbox.run_as;
+        let socket = match self.socket.take() {
+            Some(socket) if socket.is_for(run_as) && !socket.is_broken() => socket,
+            before => {
+                if let Some(before) = before {
+                    before.close().await;
+                }
+                self.world.sockets.open(self.name(), run_as).await?
+            }
         };
         let socket = self.socket.insert(socket);
         let sessions = self.shared.sessions();
         let purpose = Purpose::Work { socket: socket.path() };
-        let name = &self.wish.spec.name;
-        let mut process =
-            self.world.launcher.launch(Launch { name, command: &command, extra_args: &[], purpose }).await?;
-        let output = Output::follow(name, process.take_stdout(), process.take_stderr())?;
+        let Spec { name, sandbox, implied, .. } = &self.wish.spec;
+        let policy = &Policy::new(sandbox, implied, &command);
+        let launch = Launch { name, command: &command, extra_args: &[], purpose, policy };
+        let mut process = self.world.launcher.launch(launch).await?;
         socket.admit(Some(process.pid()));
         {
             let mut status = self.shared.status();
@@ -227,9 +238,43 @@ impl Supervision {
             }
         }
         process.open_gate();
+        if sandbox.allow.connect.contains(&Connect::Anywhere) {
+            tracing::warn!(adapter = %name, "allow.connect holds \"*\": the adapter may connect to any host (rule A18)");
+        }
+        let report = match process.sandbox().await {
+            Ok(Some(Outcome::Reached(report))) => report,
+            not_reached => {
+                socket.admit(None);
+                self.shared.status().pid = None;
+                return Err(match not_reached {
+                    Ok(Some(Outcome::Unreachable(why))) => StartError::Sandbox(Box::new(why)),
+                    Ok(_) => StartError::Silent,
+                    Err(error) => StartError::Launch(error),
+                });
+            }
+        };
+        let output = Output::follow(self.name(), process.take_stdout(), process.take_stderr())?;
         tracing::info!(adapter = %self.name(), pid = process.pid(), program = %command.file.display(), "adapter started");
+        self.tell_sandbox(report).await;
         self.note(Event::AdapterStarted, None).await;
         Ok(Worker { process, output, sessions })
+    }
+
+    /// To whom it may concern: the log, `gatepost status` and the audit log.
+    async fn tell_sandbox(&self, report: Report) {
+        let missing = report.missing.join("; ");
+        tracing::info!(
+            adapter = %self.name(),
+            level = report.level.as_str(),
+            uid = report.uid,
+            landlock = report.landlock,
+            seccomp = report.seccomp,
+            missing,
+            "sandboxed"
+        );
+        let code = report.code();
+        self.shared.status().sandbox = Some(report);
+        self.note(Event::AdapterSandboxed, Some(code)).await;
     }
 
     async fn watch(&mut self, worker: &mut Worker) -> Watched {

@@ -1,5 +1,7 @@
-//! `gatepost adapter-exec --parent PID [--gated] NAME -- PROGRAM ARGS…`: what a child process does to itself before it becomes
-//! the adapter. It runs in the child, so that no code has to run between fork and exec; the pid stays the same.
+//! `gatepost adapter-exec --parent PID [--gated] [--policy JSON] NAME -- PROGRAM ARGS…`: what a child process does to itself before it
+//! becomes the adapter. It runs in the child, so that no code has to run between fork and exec; the pid stays the same. Its first
+//! line on standard output says what the sandbox has become; the program's output follows. Without a policy, which is for the demo's
+//! partner and not for adapters, it only ties itself to its parent, and says nothing.
 //!
 //! With `--gated` it waits for a byte on standard input before it goes on: the gateway must know the pid that may connect
 //! before anything in the child can.
@@ -15,8 +17,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
+use super::sandbox::{Outcome, Policy, Unreachable, confine};
+
 /// Most files and connections that an adapter may have open.
 const OPEN_FILES_MAX: u64 = 8192;
+/// Too small for any core file. With 0 the kernel would still hand one to a program that collects them.
+const CORE_BYTES_MAX: u64 = 1;
 /// The status of a child that could not become the adapter, as shells use it.
 pub(super) const EXIT_CANNOT_EXECUTE: u8 = 126;
 
@@ -28,6 +34,10 @@ enum ExecError {
     ParentGone,
     #[error("cannot limit the process: {0}")]
     Limit(#[from] nix::Error),
+    #[error("{0}")]
+    Sandbox(Box<Unreachable>),
+    #[error("cannot tell the gateway: {0}")]
+    Report(#[source] io::Error),
     #[error("cannot execute {program}: {source}")]
     Exec { program: String, source: io::Error },
 }
@@ -37,6 +47,7 @@ enum ExecError {
 struct Request {
     parent: Pid,
     gated: bool,
+    policy: Option<Policy>,
     program: OsString,
     args: Vec<OsString>,
 }
@@ -51,7 +62,7 @@ pub(crate) fn adapter_exec(args: impl IntoIterator<Item = OsString>) -> ExitCode
 }
 
 fn become_adapter(args: impl IntoIterator<Item = OsString>) -> Result<Infallible, ExecError> {
-    let Request { parent, gated, program, args } = Request::parse(args).ok_or(ExecError::Usage)?;
+    let Request { parent, gated, policy, program, args } = Request::parse(args).ok_or(ExecError::Usage)?;
     // An adapter whose gateway is gone must not go on sending: another gateway may have its deliveries by then.
     set_pdeathsig(Signal::SIGKILL)?;
     // The gateway may have died before the line above.
@@ -61,7 +72,9 @@ fn become_adapter(args: impl IntoIterator<Item = OsString>) -> Result<Infallible
     // Also keeps the parent-death signal, which a set-user-id program would lose.
     set_no_new_privs()?;
     // A core file would hold payload and secrets.
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE)?;
+    let core_bytes = hard.min(CORE_BYTES_MAX);
+    setrlimit(Resource::RLIMIT_CORE, core_bytes, core_bytes)?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let open_files = hard.min(OPEN_FILES_MAX);
     setrlimit(Resource::RLIMIT_NOFILE, open_files, open_files)?;
@@ -70,8 +83,28 @@ fn become_adapter(args: impl IntoIterator<Item = OsString>) -> Result<Infallible
         io::stdin().read_exact(&mut [0]).map_err(|_| ExecError::ParentGone)?;
         command.stdin(Stdio::null());
     }
-    let source = command.args(args).exec();
+    command.args(args);
+    if let Some(policy) = policy {
+        sandbox(&policy, parent)?;
+    }
+    let source = command.exec();
     Err(ExecError::Exec { program: program.to_string_lossy().into_owned(), source })
+}
+
+/// Takes from this process what `policy` says, and tells the gateway.
+fn sandbox(policy: &Policy, parent: Pid) -> Result<(), ExecError> {
+    let confined = confine(policy);
+    // The parent-death signal is set anew in there, so this is asked anew.
+    if getppid() != parent {
+        return Err(ExecError::ParentGone);
+    }
+    let outcome = match &confined {
+        Ok(report) => Outcome::Reached(report.clone()),
+        Err(unreachable) => Outcome::Unreachable(unreachable.clone()),
+    };
+    let mut stdout = io::stdout();
+    stdout.write_all(outcome.line().as_bytes()).and_then(|()| stdout.flush()).map_err(ExecError::Report)?;
+    confined.map(drop).map_err(|unreachable| ExecError::Sandbox(Box::new(unreachable)))
 }
 
 impl Request {
@@ -84,36 +117,56 @@ impl Request {
         if gated {
             word = args.next()?;
         }
+        let mut policy = None;
+        if word == "--policy" {
+            policy = Some(serde_json::from_str(args.next()?.to_str()?).ok()?);
+            word = args.next()?;
+        }
         // The name is there for whoever looks at the process list.
         Some(word).filter(|name| name != "--")?;
         args.next().filter(|dashes| dashes == "--")?;
-        Some(Self { parent: Pid::from_raw(parent), gated, program: args.next()?, args: args.collect() })
+        Some(Self {
+            parent: Pid::from_raw(parent),
+            gated,
+            policy,
+            program: args.next()?,
+            args: args.collect(),
+        })
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::config::{Access, Sandbox};
     use std::io::{BufRead as _, BufReader};
 
     fn parse(line: &str) -> Option<Request> {
-        Request::parse(line.split_whitespace().map(OsString::from))
+        let policy = off();
+        let word = |word: &str| OsString::from(if word == "POLICY" { policy.as_str() } else { word });
+        Request::parse(line.split_whitespace().map(word))
+    }
+
+    fn off() -> String {
+        serde_json::to_string(&Policy::off()).unwrap()
     }
 
     #[test]
     fn the_command_line_is_read_strictly() {
-        let request = parse("--parent 7 lab -- /bin/x -- -c --parent").unwrap();
+        let request = parse("--parent 7 --policy POLICY lab -- /bin/x -- -c --parent").unwrap();
         assert_eq!(request.parent, Pid::from_raw(7));
         assert_eq!(request.program, "/bin/x");
         assert_eq!(request.args, ["--", "-c", "--parent"]);
-        assert!(!request.gated && parse("--parent 7 --gated lab -- /bin/x").unwrap().gated);
+        assert!(request.policy.is_some() && parse("--parent 7 lab -- /bin/x").unwrap().policy.is_none());
+        assert!(!request.gated && parse("--parent 7 --gated --policy POLICY lab -- /bin/x").unwrap().gated);
         for wrong in [
             "",
             "--parent 7",
-            "--parent x lab -- /bin/x",
+            "--parent x --policy POLICY lab -- /bin/x",
             "lab -- /bin/x",
-            "--parent 7 -- /bin/x y",
-            "--parent 7 lab --",
+            "--parent 7 --policy POLICY -- /bin/x y",
+            "--parent 7 --policy POLICY lab --",
+            "--parent 7 --policy {} lab -- /bin/x",
         ] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
@@ -139,7 +192,10 @@ pub(super) mod tests {
     fn command(parent: u32, program: &str, args: &[&str]) -> Command {
         let mut words = as_adapter_exec().into_iter();
         let mut command = Command::new(words.next().unwrap());
-        command.args(words).args(["--parent", &parent.to_string(), "lab", "--", program]).args(args);
+        command
+            .args(words)
+            .args(["--parent", &parent.to_string(), "--policy", &off(), "lab", "--", program])
+            .args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -160,6 +216,29 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn r5_a_sandboxed_child_has_nothing_of_its_gateways() {
+        let shell = super::super::program::Command { file: "/bin/sh".into(), args: Vec::new() };
+        let policy = Policy::new(&Sandbox::default(), &Access::default(), &shell);
+        let script = "test -e /proc/self/fd/9 && echo open || echo closed; umask; pwd; ulimit -f";
+        // What the gateway was itself started with is inherited by all that it starts.
+        let output = Command::new("/bin/sh")
+            .args(["-c", "umask 022; exec \"$@\" 9</etc/hostname", "sh"])
+            .args(as_adapter_exec())
+            .args(["--parent", &std::process::id().to_string(), "--policy"])
+            .arg(serde_json::to_string(&policy).unwrap())
+            .args(["lab", "--", "/bin/sh", "-c", script])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        let [.., report, descriptor, mask, directory, blocks] = lines[..] else { panic!("{text}") };
+        assert!(matches!(Outcome::read(report.as_bytes()), Some(Outcome::Reached(_))), "{text}");
+        assert_eq!([descriptor, mask, directory], ["closed", "0077", "/"]);
+        assert!(blocks.parse::<u64>().is_ok(), "{text}");
+    }
+
+    #[test]
     fn r13_10_a_child_whose_gateway_is_not_its_parent_does_not_start() {
         let output = command(1, "/bin/echo", &["started"]).output().unwrap();
         assert!(!output.status.success());
@@ -171,7 +250,9 @@ pub(super) mod tests {
     fn a_gated_child_waits_for_the_gateway_and_then_has_no_input() {
         let mut words = as_adapter_exec();
         let parent = std::process::id().to_string();
-        words.extend(["--parent", &parent, "--gated", "lab", "--", "/bin/sh"].map(OsString::from));
+        words.extend(
+            ["--parent", &parent, "--gated", "--policy", &off(), "lab", "--", "/bin/sh"].map(OsString::from),
+        );
         words.extend(["-c", "readlink /proc/self/fd/0"].map(OsString::from));
         let run = |gate: &[u8]| {
             let mut child = Command::new(&words[0])

@@ -8,19 +8,26 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::program::Command;
+use super::sandbox::{Outcome, Policy, REPORT_BYTES_MAX};
 
 /// The only variables that an adapter inherits.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
 const SOCKET_VARIABLE: &str = "GATEPOST_SOCKET";
+/// How long a child may take until its program starts.
+const REPORT_DEADLINE: Duration = Duration::from_secs(30);
 
 type Order = (std::process::Command, oneshot::Sender<io::Result<Child>>);
 
@@ -41,6 +48,7 @@ pub(super) struct Launch<'a> {
     /// Arguments after the configured ones.
     pub(super) extra_args: &'a [&'a str],
     pub(super) purpose: Purpose<'a>,
+    pub(super) policy: &'a Policy,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +106,8 @@ impl Launcher {
             Purpose::Question => Stdio::null(),
         };
         command
+            .arg("--policy")
+            .arg(serde_json::to_string(launch.policy)?)
             .args([launch.name, "--"])
             .arg(&launch.command.file)
             .args(&launch.command.args)
@@ -106,6 +116,24 @@ impl Launcher {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).process_group(0);
         Ok(command)
     }
+}
+
+/// Byte by byte: what follows the line is for others.
+async fn read_outcome(stdout: &mut pipe::Receiver) -> io::Result<Option<Outcome>> {
+    let mut line = Vec::new();
+    for _ in 0..REPORT_BYTES_MAX {
+        match stdout.read_u8().await {
+            Ok(b'\n') => match Outcome::read(&line) {
+                Some(outcome) => return Ok(Some(outcome)),
+                // Only a test's stand-in says something before.
+                None => line.clear(),
+            },
+            Ok(byte) => line.push(byte),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::InvalidData.into())
 }
 
 /// A child that has not been reaped. Dropping it kills it with its whole group.
@@ -139,6 +167,15 @@ impl Process {
             // One byte into an empty pipe: it cannot block, and fails only for a child that has ended.
             let _ = gate.write_all(b"\n");
         }
+    }
+
+    /// What has become of its sandbox: the first line that it writes. `None` if it ended without one.
+    pub(super) async fn sandbox(&mut self) -> io::Result<Option<Outcome>> {
+        let Some(stdout) = self.take_stdout() else { return Ok(None) };
+        let mut stdout = pipe::Receiver::from_owned_fd(stdout)?;
+        let outcome = timeout(REPORT_DEADLINE, read_outcome(&mut stdout)).await;
+        self.child.stdout = Some(stdout.into_blocking_fd()?.into());
+        outcome.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
     pub(super) fn take_stdin(&mut self) -> Option<OwnedFd> {

@@ -1,15 +1,17 @@
-//! What an adapter's program says of itself before it is started in earnest: `--manifest` and `--check`. Its answers are a
+//! What an adapter's program says of itself before it is started in earnest: `--manifest`, `--access` and `--check`. Its answers are a
 //! stranger's: bounded in time and size, and read strictly.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use gatepost_core::policy::{Level, OnDoubt};
+use nix::unistd::geteuid;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
@@ -19,7 +21,8 @@ use super::exec::EXIT_CANNOT_EXECUTE;
 use super::launch::{Launch, Launcher, Purpose};
 use super::output::printable;
 use super::program::{Command, SearchPath};
-use crate::config::{Adapter, AdapterProcess, Config, Fault};
+use super::sandbox::{Outcome, Policy, Unreachable};
+use crate::config::{Access, Adapter, AdapterProcess, Config, Fault, reaches};
 
 /// The version of the conversation between gateway and adapter.
 const PROTOCOL: u32 = 1;
@@ -44,6 +47,10 @@ pub(crate) struct Manifest {
     /// Can take several deliveries of one lane at a time, in order.
     pub(crate) ordered_pipeline: bool,
     pub(crate) settings_schema: Option<serde_json::Value>,
+    /// Can say what its settings imply.
+    access: bool,
+    /// What it says that its settings imply.
+    pub(crate) implied: Access,
 }
 
 /// What is wrong with one adapter's configuration: the key below `adapters.NAME`, and what to do.
@@ -78,6 +85,7 @@ pub(crate) async fn validate_adapters(
                 adapter: Arc::clone(adapter),
                 launcher: launcher.clone(),
                 search: Arc::clone(&search),
+                data_dir: config.gateway.data_dir.clone(),
             };
             async move { (question.adapter.name.clone(), question.ask().await) }
         })
@@ -104,6 +112,7 @@ struct Question {
     adapter: Arc<Adapter>,
     launcher: Launcher,
     search: Arc<SearchPath>,
+    data_dir: PathBuf,
 }
 
 /// What a program answered with one of the two options.
@@ -121,6 +130,19 @@ enum AskError {
     TooLong,
     #[error("cannot be started: {0}")]
     Io(#[from] io::Error),
+    #[error("{0}")]
+    Sandbox(Box<Unreachable>),
+}
+
+impl AskError {
+    fn misfit(self, option: &str) -> Misfit {
+        match self {
+            Self::Sandbox(unreachable) => Misfit::new("sandbox", unreachable.to_string()),
+            Self::TooSlow | Self::TooLong | Self::Io(_) => {
+                Misfit::of_program(format!("the program, asked with {option}, {self}"))
+            }
+        }
+    }
 }
 
 impl Question {
@@ -129,34 +151,68 @@ impl Question {
         let AdapterProcess::Supervised(run) = &self.adapter.process else { return Ok(None) };
         let command =
             self.search.resolve(run).map_err(|fault| vec![Misfit::of_program(fault.to_string())])?;
-        let manifest = self.manifest(&command).await.map_err(|fault| vec![Misfit::of_program(fault)])?;
-        let can = manifest.clone().unwrap_or_else(Manifest::silent);
+        let manifest = self.manifest(&command).await.map_err(|fault| vec![fault])?;
+        let has_manifest = manifest.is_some();
+        let mut can = manifest.unwrap_or_else(Manifest::silent);
         let mut misfits = can.misfits(&self.adapter);
-        misfits.extend(self.check(&command, manifest.as_ref()).await);
+        if can.access {
+            match self.access(&command).await {
+                Ok(implied) => can.implied = implied,
+                Err(misfit) => misfits.push(misfit),
+            }
+        }
+        misfits.extend(self.check(&command, has_manifest, &can).await);
         if misfits.is_empty() { Ok(Some(can)) } else { Err(misfits) }
     }
 
     /// `None` if the program has none.
-    async fn manifest(&self, command: &Command) -> Result<Option<Manifest>, String> {
-        match self.run(command, "--manifest", &[]).await {
-            Ok(answer) if answer.status.success() => Manifest::read(&answer.stdout),
+    async fn manifest(&self, command: &Command) -> Result<Option<Manifest>, Misfit> {
+        match self.run(command, "--manifest", &[], &Access::default()).await {
+            Ok(answer) if answer.status.success() => {
+                Manifest::read(&answer.stdout).map_err(Misfit::of_program)
+            }
             Ok(answer) if answer.status.code() == Some(EXIT_CANNOT_EXECUTE.into()) => {
-                Err(format!("{} cannot be executed", command.file.display()))
+                Err(Misfit::of_program(format!("{} cannot be executed", command.file.display())))
             }
             Ok(_) => Ok(None),
             // It took no notice of the option and went to work.
             Err(AskError::TooSlow) => Ok(None),
-            Err(error) => Err(format!("the program, asked with --manifest, {error}")),
+            Err(error) => Err(error.misfit("--manifest")),
         }
     }
 
-    async fn check(&self, command: &Command, manifest: Option<&Manifest>) -> Vec<Misfit> {
-        let has_manifest = manifest.is_some();
+    /// What the settings imply; nothing for settings that are wrong, as --check will say.
+    async fn access(&self, command: &Command) -> Result<Access, Misfit> {
+        let settings = serde_json::to_vec(&self.adapter.settings).unwrap_or_default();
+        let answer = match self.run(command, "--access", &settings, &Access::default()).await {
+            Ok(answer) if answer.status.success() => answer.stdout,
+            Ok(answer) if answer.status.code() == Some(EXIT_FAULTS) => return Ok(Access::default()),
+            Ok(answer) => {
+                return Err(Misfit::of_program(format!("the program's --access failed ({})", answer.status)));
+            }
+            Err(error) => return Err(error.misfit("--access")),
+        };
+        let implied = read_access(&answer)
+            .ok_or_else(|| Misfit::of_program("the program's --access cannot be understood"))?;
+        let paths = implied.read.iter().chain(&implied.write);
+        match paths.into_iter().find(|path| reaches(path, &self.data_dir)) {
+            None => Ok(implied),
+            Some(path) => {
+                let path = printable(path.as_os_str().as_encoded_bytes());
+                let text = format!(
+                    "they imply access to {path}, which holds or lies in the gateway's data_dir: choose another place"
+                );
+                Err(Misfit::new("settings", text))
+            }
+        }
+    }
+
+    async fn check(&self, command: &Command, has_manifest: bool, manifest: &Manifest) -> Vec<Misfit> {
         let settings = match serde_json::to_vec(&self.adapter.settings) {
             Ok(settings) => settings,
             Err(error) => return vec![Misfit::new("settings", format!("they are not JSON: {error}"))],
         };
-        match self.run(command, "--check", &settings).await {
+        match self.run(command, "--check", &settings, &manifest.implied).await {
             Ok(answer) if answer.status.success() => Vec::new(),
             Ok(answer) if answer.status.code() == Some(EXIT_FAULTS) => {
                 let faults = self.faults_in(&answer.stdout, manifest);
@@ -170,15 +226,13 @@ impl Question {
             Ok(answer) if has_manifest => {
                 vec![Misfit::of_program(format!("the program's --check failed ({})", answer.status))]
             }
-            Err(error) if has_manifest => {
-                vec![Misfit::of_program(format!("the program, asked with --check, {error}"))]
-            }
+            Err(error) if has_manifest => vec![error.misfit("--check")],
             Ok(_) | Err(_) => Vec::new(),
         }
     }
 
     /// A program's lines, `KEY: TEXT` where KEY is one of its settings.
-    fn faults_in(&self, stdout: &[u8], manifest: Option<&Manifest>) -> Vec<Misfit> {
+    fn faults_in(&self, stdout: &[u8], manifest: &Manifest) -> Vec<Misfit> {
         let lines =
             stdout.split(|&byte| byte == b'\n').map(|line| line.trim_ascii()).filter(|line| !line.is_empty());
         let misfit = |line: &[u8]| {
@@ -195,17 +249,32 @@ impl Question {
     }
 
     /// Whether a path's first part is a setting, given or known.
-    fn is_setting(&self, path: &str, manifest: Option<&Manifest>) -> bool {
+    fn is_setting(&self, path: &str, manifest: &Manifest) -> bool {
         let name = path.split(['.', '[']).next().unwrap_or(path);
-        let known =
-            manifest.and_then(|manifest| manifest.settings_schema.as_ref()?.get("properties")?.get(name));
+        let schema = manifest.settings_schema.as_ref();
+        let known = schema.and_then(|schema| schema.get("properties")?.get(name));
         self.adapter.settings.contains_key(name) || known.is_some()
     }
 
-    async fn run(&self, command: &Command, option: &str, input: &[u8]) -> Result<Answer, AskError> {
+    /// The program may read what `implied` says, and has no network.
+    async fn run(
+        &self,
+        command: &Command,
+        option: &str,
+        input: &[u8],
+        implied: &Access,
+    ) -> Result<Answer, AskError> {
         let name = &self.adapter.name;
-        let launch = Launch { name, command, extra_args: &[option], purpose: Purpose::Question };
+        let mut sandbox = self.adapter.sandbox.clone();
+        // Whoever checks a configuration need not be who runs it.
+        sandbox.run_as = sandbox.run_as.filter(|_| geteuid().is_root());
+        let policy = &Policy::new(&sandbox, implied, command).for_a_question();
+        let launch = Launch { name, command, extra_args: &[option], purpose: Purpose::Question, policy };
         let mut process = self.launcher.launch(launch).await?;
+        match process.sandbox().await? {
+            Some(Outcome::Unreachable(why)) => return Err(AskError::Sandbox(Box::new(why))),
+            Some(Outcome::Reached(_)) | None => {}
+        }
         let stdin = process.take_stdin();
         let stdout = process.take_stdout();
         let talk = async {
@@ -236,6 +305,22 @@ async fn write_input(stdin: Option<OwnedFd>, input: &[u8]) -> Result<(), AskErro
     Ok(())
 }
 
+/// What `--access` prints: the same lists as `allow`, each of which may be left out.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[derive(Default)]
+struct AccessDocument {
+    connect: Vec<String>,
+    bind: Vec<String>,
+    read: Vec<PathBuf>,
+    write: Vec<PathBuf>,
+}
+
+fn read_access(text: &[u8]) -> Option<Access> {
+    let AccessDocument { connect, bind, read, write } = serde_json::from_slice(text).ok()?;
+    Access::of_lists(&connect, &bind, read, write)
+}
+
 /// The manifest as programs print it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -248,6 +333,8 @@ struct Document {
     query: bool,
     #[serde(default)]
     ordered_pipeline: bool,
+    #[serde(default)]
+    access: bool,
     settings_schema: Option<serde_json::Value>,
 }
 
@@ -260,6 +347,8 @@ impl Manifest {
             query: false,
             ordered_pipeline: false,
             settings_schema: None,
+            access: false,
+            implied: Access::default(),
         }
     }
 
@@ -291,6 +380,8 @@ impl Manifest {
             query: document.query,
             ordered_pipeline: document.ordered_pipeline,
             settings_schema: document.settings_schema,
+            access: document.access,
+            implied: Access::default(),
         }))
     }
 

@@ -20,6 +20,7 @@ mod output;
 mod program;
 mod reload;
 mod restarts;
+mod sandbox;
 mod shared;
 mod socket;
 
@@ -38,12 +39,13 @@ use tokio::task::JoinHandle;
 use actor::{Deadlines, Supervision, World};
 use shared::{Shared, Spec, Wish};
 
-use crate::config::Config;
+use crate::config::{Access, Config};
 use crate::http::{AdapterControl, RestartError};
 
 pub(crate) use exec::adapter_exec;
 pub(crate) use launch::Launcher;
-pub(crate) use manifest::validate_adapters;
+pub(crate) use manifest::{Manifest, validate_adapters};
+pub(crate) use program::SearchPath;
 pub(crate) use reload::{Hangups, Parts, Reloader, RequestError, queue_setups, request_reload};
 pub(crate) use socket::Sockets;
 
@@ -70,6 +72,8 @@ struct Roster {
     /// Known once [`Supervisor::begin`] has been called.
     world: Option<Arc<World>>,
     adapters: BTreeMap<String, Entry>,
+    /// What the programs say that their settings imply, by adapter.
+    implied: BTreeMap<String, Access>,
     /// Tasks of adapters that have left the configuration.
     leaving: BTreeMap<String, JoinHandle<()>>,
 }
@@ -105,6 +109,12 @@ impl Supervisor {
         self.apply(config);
     }
 
+    /// What the adapters' programs have said of themselves; counts from the next [`Supervisor::apply`] on.
+    pub(crate) fn learn(&self, manifests: BTreeMap<String, Manifest>) {
+        self.roster().implied =
+            manifests.into_iter().map(|(name, manifest)| (name, manifest.implied)).collect();
+    }
+
     /// Makes the processes follow `config`: new adapters start, changed ones restart, those that are gone end. Does not wait for
     /// any of it. Before [`Supervisor::begin`] and after [`Supervisor::stop`] it does nothing.
     pub(crate) fn apply(&self, config: &Config) {
@@ -115,7 +125,8 @@ impl Supervisor {
         let gone: Vec<_> = roster.adapters.keys().filter(|name| !kept(name)).cloned().collect();
         gone.iter().for_each(|name| roster.dismiss(name));
         for (name, adapter) in &config.adapters {
-            match (Spec::of(adapter), roster.adapters.get(name)) {
+            let implied = roster.implied.get(name).cloned().unwrap_or_default();
+            match (Spec::of(adapter, implied), roster.adapters.get(name)) {
                 (Some(spec), Some(Entry::Supervised { wishes, .. })) => {
                     wishes.send_if_modified(|wish| std::mem::replace(&mut wish.spec, spec.clone()) != spec);
                 }
@@ -143,6 +154,12 @@ impl Supervisor {
                 tracing::error!(adapter = %name, %error, "the adapter's supervision failed");
             }
         }
+    }
+
+    /// Whether `pid` is an adapter's process, which leads the group of all that it starts.
+    pub(crate) fn has_process(&self, pid: i32) -> bool {
+        let pid = u32::try_from(pid).ok();
+        pid.is_some() && self.roster().adapters.values().any(|entry| entry.shared().status().pid == pid)
     }
 
     fn roster(&self) -> MutexGuard<'_, Roster> {

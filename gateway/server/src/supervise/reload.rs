@@ -1,6 +1,7 @@
 //! Putting a changed configuration in force: everything is checked first, then all of it is swapped; a bad file changes
 //! nothing. What became of the newest try stands in `config-status.json` in the data directory, for `gatepost reload`.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use super::launch::Launcher;
 use super::manifest::validate_adapters;
 use super::{Supervisor, chain, shared};
 use crate::config::{AdapterProcess, Config, ListenAt, LoadError, Nodes, TlsFiles, UNROUTED};
-use crate::listen::ServerTls;
+use crate::listen::{ServerTls, processes_are_provable};
 
 const STATUS_FILE: &str = "config-status.json";
 /// Faults written into the status.
@@ -180,9 +181,11 @@ impl Reloader {
         let old = self.parts.config.load_full();
         let new = Arc::new(self.load().await?);
         let mut faults = self.tls_faults(&new);
-        if let Err(adapters) = validate_adapters(&new, &self.parts.launcher).await {
+        faults.extend(new.unprovable(processes_are_provable()));
+        let manifests = validate_adapters(&new, &self.parts.launcher).await.unwrap_or_else(|adapters| {
             faults.extend(adapters.iter().map(ToString::to_string));
-        }
+            BTreeMap::new()
+        });
         if !faults.is_empty() {
             return Err(ReloadError::Faults(faults));
         }
@@ -197,14 +200,15 @@ impl Reloader {
         self.parts.config.store(Arc::clone(&new));
         gatepost_faults::point("reload.swapped");
         self.take_certificates(&new);
+        self.parts.supervisor.learn(manifests);
         self.parts.supervisor.apply(&new);
         self.note(&new).await;
         Ok(new)
     }
 
     async fn load(&self) -> Result<Config, ReloadError> {
-        let file = self.file.clone();
-        match tokio::task::spawn_blocking(move || Config::load(Some(&file))).await {
+        let (file, safety) = (self.file.clone(), self.parts.config.load().safety);
+        match tokio::task::spawn_blocking(move || Config::load_as(Some(&file), safety)).await {
             Ok(loaded) => Ok(loaded?),
             Err(error) => Err(ReloadError::Faults(vec![format!("reading the file failed: {error}")])),
         }
@@ -229,9 +233,9 @@ impl Reloader {
     }
 
     fn take_certificates(&self, config: &Config) {
-        for (tls, files) in self.tls(config) {
+        for (tls, _) in self.tls(config) {
             // They could be read a moment ago. If they changed since, the ones in force are still whole.
-            if let Err(error) = tls.reload(files) {
+            if let Err(error) = tls.reload() {
                 tracing::error!(error = %chain(&error), "certificates not reloaded; reload again");
             }
         }

@@ -7,8 +7,10 @@ use gatepost_api::lists::AdapterItem;
 use gatepost_core::Timestamp;
 use tokio::sync::watch;
 
-use crate::config::{Adapter, AdapterProcess, Nodes, Run};
+use crate::config::{Access, Adapter, AdapterProcess, Nodes, Run, Sandbox};
 use crate::http::EXTERNAL;
+
+use super::sandbox::Report;
 use gatepost_core::policy::{Level, OnDoubt};
 
 /// What a process must be started anew for when it changes.
@@ -23,11 +25,14 @@ pub(super) struct Spec {
     window: u32,
     max_in_flight: u32,
     pub(super) nodes: Nodes,
+    pub(super) sandbox: Sandbox,
+    /// What its program says that its settings imply.
+    pub(super) implied: Access,
 }
 
 impl Spec {
     /// `None` for an adapter that somebody else starts.
-    pub(super) fn of(adapter: &Adapter) -> Option<Self> {
+    pub(super) fn of(adapter: &Adapter, implied: Access) -> Option<Self> {
         let AdapterProcess::Supervised(run) = &adapter.process else { return None };
         Some(Self {
             name: adapter.name.clone(),
@@ -38,6 +43,8 @@ impl Spec {
             window: adapter.policy.window,
             max_in_flight: adapter.policy.max_in_flight,
             nodes: adapter.nodes,
+            sandbox: adapter.sandbox.clone(),
+            implied,
         })
     }
 }
@@ -74,6 +81,7 @@ pub(super) struct Status {
     pub(super) epoch: Option<u64>,
     pub(super) last_error: Option<String>,
     pub(super) started_at: Option<SystemTime>,
+    pub(super) sandbox: Option<Report>,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +132,7 @@ impl Shared {
             session_epoch: status.epoch,
             last_error: status.last_error,
             started_at: status.started_at.map(rfc3339),
+            sandbox: status.sandbox.as_ref().map(Report::item),
         }
     }
 

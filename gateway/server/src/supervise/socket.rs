@@ -3,15 +3,24 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::geteuid;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::config::RunAs;
 use crate::listen::{Server, UnixBindError, bind_adapter_socket};
+
+const RUN_DIRECTORY: &str = "/run";
+/// Bytes of a digest that tell the gateways of one machine apart.
+const TAG_BYTES: usize = 6;
 
 /// Where adapters' sockets stand and who serves them.
 pub(crate) struct Sockets {
     /// Each adapter gets a directory of its own in it.
     pub(crate) directory: PathBuf,
+    /// The same for processes of other users, who may not enter the data directory.
+    pub(crate) reachable: PathBuf,
     pub(crate) server: Arc<Server>,
 }
 
@@ -19,6 +28,8 @@ pub(crate) struct Sockets {
 pub(super) enum SocketError {
     #[error(transparent)]
     Bind(#[from] UnixBindError),
+    #[error("run_as needs a gateway that was started as root: leave the key out, or start the gateway so")]
+    NotRoot,
     #[error("the adapter's socket has no path")]
     NoPath,
 }
@@ -26,19 +37,36 @@ pub(super) enum SocketError {
 /// A served socket. Dropping it ends the serving with all connections.
 pub(super) struct Socket {
     path: PathBuf,
+    run_as: Option<RunAs>,
     child: watch::Sender<Option<u32>>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
 }
 
 impl Sockets {
-    pub(super) async fn open(&self, name: &str) -> Result<Socket, SocketError> {
+    /// Those of the gateway on `data_dir`.
+    pub(crate) fn new(data_dir: &Path, server: Arc<Server>) -> Self {
+        let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+        let tag = digest.iter().take(TAG_BYTES).fold(String::new(), |tag, byte| format!("{tag}{byte:02x}"));
+        Self {
+            directory: data_dir.join("run"),
+            reachable: PathBuf::from(format!("{RUN_DIRECTORY}/gatepost-{tag}")),
+            server,
+        }
+    }
+
+    /// For a process of the gateway's user, or of `run_as`.
+    pub(super) async fn open(&self, name: &str, run_as: Option<RunAs>) -> Result<Socket, SocketError> {
+        if run_as.is_some() && !geteuid().is_root() {
+            return Err(SocketError::NotRoot);
+        }
         let (child, expected) = watch::channel(None);
-        let listener = bind_adapter_socket(&self.directory, name, expected).await?;
+        let directory = if run_as.is_some() { &self.reachable } else { &self.directory };
+        let listener = bind_adapter_socket(directory, name, run_as, expected).await?;
         let path = listener.path().ok_or(SocketError::NoPath)?.to_owned();
         let (stop, stopping) = watch::channel(false);
         let serving = tokio::spawn(Arc::clone(&self.server).serve(listener, stopping));
-        Ok(Socket { path, child, stop, serving })
+        Ok(Socket { path, run_as, child, stop, serving })
     }
 }
 
@@ -52,6 +80,11 @@ impl Socket {
         self.child.send_replace(pid);
     }
 
+    /// Whether it is one for processes of this user.
+    pub(super) fn is_for(&self, run_as: Option<RunAs>) -> bool {
+        self.run_as == run_as
+    }
+
     /// Whether it has stopped serving although nobody asked it to.
     pub(super) fn is_broken(&self) -> bool {
         self.serving.is_finished()
@@ -61,6 +94,11 @@ impl Socket {
         self.stop.send_replace(true);
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "serving an adapter's socket failed");
+        }
+        if self.run_as.is_some() {
+            // Nobody else keeps anything there; what is not empty stays.
+            let made = self.path.ancestors().skip(1).take(2);
+            let _ = made.map(std::fs::remove_dir).collect::<Result<Vec<_>, _>>();
         }
     }
 }

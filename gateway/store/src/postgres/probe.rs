@@ -18,6 +18,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection as _, Row as _};
 
 pub(crate) use address::address;
+pub use address::check_address;
 pub(crate) use watch::Watch;
 
 use super::connection::commit_error;

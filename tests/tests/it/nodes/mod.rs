@@ -47,6 +47,8 @@ impl Nodes {
     fn start(url: &str, namespaces: &[Option<&str>]) -> Self {
         let shared = tempfile::tempdir().unwrap();
         let partner = shared.path().join("partner");
+        // Its sandbox lets the adapter write to files that are there.
+        std::fs::write(&partner, "").unwrap();
         let mut nodes: Vec<Gateway> = Vec::new();
         for (number, namespace) in namespaces.iter().enumerate() {
             let mut builder = Gateway::builder()

@@ -44,6 +44,10 @@ fn the_backlog_of_a_renamed_adapter_is_moved_in_order_though_the_gateway_is_kill
         }
     }
     // The adapter has another name from now on, and gets new messages in the same lanes.
+    for kind in ["effects", "tokens", "counts"] {
+        // Its sandbox lets it write to files that are there.
+        std::fs::write(gateway.path(&format!("lab-new.{kind}")), "").unwrap();
+    }
     configure(&gateway, &text.replace("lab-old", "lab-new"));
     gateway.cli_ok(&["reload"]);
     gateway.admin().post("/v1/queues/lab-new/pause", &json!({})).expect(200);

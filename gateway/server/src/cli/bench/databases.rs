@@ -1,5 +1,8 @@
 //! The databases on a PostgreSQL server that measured gateways keep their messages in: one for each run, and none is left.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use gatepost_store::{OpenError, ScratchDatabase};
@@ -30,7 +33,8 @@ impl Databases {
         let Some(url) = &self.url else { return Ok(None) };
         let database = ScratchDatabase::create(url, "bench").await.map_err(|error| failed("made", &error))?;
         let file = dir.join("postgres-url");
-        let written = std::fs::write(&file, database.url());
+        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
+        let written = written.and_then(|mut opened| opened.write_all(database.url().as_bytes()));
         self.open.push(database);
         written.map_err(Failure::io(format!("cannot write {}", file.display())))?;
         Ok(Some(file))

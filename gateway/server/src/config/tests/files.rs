@@ -174,8 +174,8 @@ fn init_writes_a_file_that_works_and_never_overwrites() {
     let config = Config::load(Some(&file)).unwrap();
     assert_eq!(config.gateway.data_dir, home.join("data"));
     let me = PeerFacts { uid: Some(nix::unistd::Uid::effective().as_raw()), ..PeerFacts::default() };
-    assert_eq!(config.match_principal(Serves::Apps, &me, None).unwrap().name(), "my-app");
-    assert_eq!(config.match_principal(Serves::Operators, &me, None).unwrap().name(), "me");
+    assert_eq!(config.match_principal(Serves::Apps, &me, None, &()).unwrap().name(), "my-app");
+    assert_eq!(config.match_principal(Serves::Operators, &me, None, &()).unwrap().name(), "me");
     assert!(
         check(Some(&file)).unwrap().ends_with("valid: 2 listeners, 1 app, 1 operator, 0 adapters, 1 inbox")
     );
@@ -224,4 +224,37 @@ fn of_a_line_that_is_not_toml_one_fault_is_told() {
     let faults = parse("a = [1,\nb = \"x\n[gateway").unwrap_err();
     let lines: Vec<usize> = faults.iter().map(|fault| fault.line).collect();
     assert_eq!(lines, [2, 3]);
+}
+
+/// What the package installs, with groups that there are on every machine.
+fn installed(more: &str) -> Config {
+    let text = include_str!("../../../../../deploy/gatepost.toml");
+    let text = ["apps", "operators", "adapters"]
+        .iter()
+        .fold(format!("{text}{more}"), |text, group| text.replace(&format!("\"gatepost-{group}\""), "\"0\""));
+    Config::parse(&text, Path::new("/etc/gatepost/gatepost.toml")).unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+#[test]
+fn the_installed_configuration_is_valid_lets_nobody_send_and_fits_the_socket_units() {
+    let config = installed("");
+    assert_eq!(config.warnings, []);
+    assert!(config.apps.is_empty() && config.adapters.is_empty());
+    let read_payload = gatepost_core::principal::OperatorRight::ReadPayload;
+    assert!(
+        Principal::Operator(Arc::clone(&config.operators["root"])).operator_permit(read_payload).is_none()
+    );
+    let commented = include_str!("../../../../../deploy/gatepost.toml");
+    for (unit, group) in [
+        (include_str!("../../../../../deploy/systemd/gatepost-app.socket"), "gatepost-apps"),
+        (include_str!("../../../../../deploy/systemd/gatepost-operator.socket"), "gatepost-operators"),
+        (include_str!("../../../../../deploy/systemd/gatepost-adapter.socket"), "gatepost-adapters"),
+    ] {
+        let of = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        let (path, mode) = (of("ListenStream="), of("SocketMode="));
+        assert_eq!(of("SocketGroup="), group);
+        // Also where the listener is commented out.
+        let listener = format!("unix = {path:?}\nmode = {mode:?}\ngroup = {group:?}\n");
+        assert!(commented.replace("# ", "").contains(&listener), "no [[listen]] with\n{listener}");
+    }
 }

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 
 fn process(uid: u32, gid: u32, groups: &[u32]) -> PeerFacts {
-    PeerFacts { uid: Some(uid), gid: Some(gid), groups: groups.to_vec(), spiffe: None }
+    PeerFacts { uid: Some(uid), gid: Some(gid), groups: groups.to_vec(), ..PeerFacts::default() }
 }
 
 fn certificate(spiffe: &str) -> PeerFacts {
@@ -23,7 +23,7 @@ fn found(
     peer: &PeerFacts,
     bearer: Option<&str>,
 ) -> Result<String, MatchError> {
-    config.match_principal(serves, peer, bearer).map(|principal| principal.actor().to_string())
+    config.match_principal(serves, peer, bearer, &()).map(|principal| principal.actor().to_string())
 }
 
 #[test]
@@ -91,6 +91,83 @@ fn r13_15_a_token_chooses_among_matches_and_never_makes_one() {
 }
 
 #[test]
+fn programs_units_and_control_groups_tell_processes_apart() {
+    let config = parse(&with(
+        r#"
+        [apps.viewer]
+        user = "100"
+        exe = "/opt/none/viewer"
+        [apps.sender]
+        user = "100"
+        exe = "/opt/none/sender"
+        [apps.unit]
+        unit = "ehr.service"
+        [apps.below]
+        cgroup = "/machine.slice/lab"
+        "#,
+    ))
+    .unwrap();
+    let app = |peer: &PeerFacts| found(&config, Serves::Apps, peer, None);
+    let runs = |uid, exe: &str| PeerFacts { exe: Some(exe.into()), ..process(uid, 1, &[]) };
+    assert_eq!(app(&runs(100, "/opt/none/viewer")).unwrap(), "app:viewer");
+    assert_eq!(app(&runs(100, "/opt/none/sender")).unwrap(), "app:sender");
+    for stranger in [runs(101, "/opt/none/viewer"), runs(100, "/opt/none/viewer2"), process(100, 1, &[])] {
+        assert_eq!(app(&stranger), Err(MatchError::Unknown), "{stranger:?}");
+    }
+    let within = |cgroup: &str| PeerFacts { cgroup: Some(cgroup.to_owned()), ..process(5, 5, &[]) };
+    for (cgroup, expected) in [
+        ("/system.slice/ehr.service", Some("app:unit")),
+        ("/system.slice/ehr.service/worker", Some("app:unit")),
+        ("/a.slice/a-b.slice/ehr.service", Some("app:unit")),
+        ("/ehr.service", Some("app:unit")),
+        ("/machine.slice/lab", Some("app:below")),
+        ("/machine.slice/lab/one/two", Some("app:below")),
+        ("/machine.slice/lab2", None),
+        ("/machine.slice", None),
+        ("/", None),
+        ("/system.slice/other.service/ehr.service", None),
+        ("/user.slice/user-5.slice/user@5.service/app.slice/ehr.service", None),
+        ("/mine/system.slice/ehr.service", None),
+        ("/system.slice/ehr.service2", None),
+    ] {
+        assert_eq!(app(&within(cgroup)).ok().as_deref(), expected, "{cgroup}");
+    }
+    assert_eq!(config.wanted(Serves::Apps), Wanted { exe: true, cgroup: true });
+    assert_eq!(config.wanted(Serves::Operators), Wanted::default(), "only what is asked for");
+    assert_eq!(config.unprovable(true), None);
+    let why = config.unprovable(false).unwrap();
+    assert!(why.contains("apps") && why.contains("Linux 6.5"), "{why}");
+}
+
+#[test]
+fn connections_are_counted_for_whom_the_connection_shows() {
+    let config = parse(&with(
+        r#"
+        [apps.a]
+        user = "100"
+        limits = { connections = 3, rate = "90/m" }
+        [apps.b]
+        user = "101"
+        token = true
+        limits = { connections = 2 }
+        [apps.c]
+        user = "101"
+        token = true
+        limits = { connections = 5 }
+        [apps.d]
+        user = "102"
+        "#,
+    ))
+    .unwrap();
+    let connections = |uid| config.connections(Serves::Apps, &process(uid, 1, &[]));
+    assert_eq!(connections(100), Some(("apps a".to_owned(), 3)));
+    assert_eq!(connections(101), Some(("apps b c".to_owned(), 7)), "only their tokens tell them apart");
+    assert_eq!((connections(102), connections(103)), (None, None));
+    let rate = config.apps["a"].limits.rate.unwrap();
+    assert_eq!((rate.messages.get(), rate.per.as_secs(), rate.burst.get()), (90, 60, 2));
+}
+
+#[test]
 fn r13_10_supervised_adapters_are_never_found_by_their_selector() {
     let text = with(
         "[[listen]]\nserves = \"adapters\"\nunix = \"b.sock\"\n[adapters.own]\nrun = \"x\"\n[adapters.ext]\nuser = \"100\"\n",
@@ -119,11 +196,11 @@ fn rights_are_those_of_the_file() {
     ))
     .unwrap();
     let peer = process(100, 1, &[]);
-    let app = config.match_principal(Serves::Apps, &peer, None).unwrap();
+    let app = config.match_principal(Serves::Apps, &peer, None, &()).unwrap();
     assert!(app.send_permit("t.a").is_some() && app.send_permit("u").is_none());
     assert!(app.queue_permit("i").is_some() && app.queue_permit("x").is_none());
     assert!(app.operator_permit(OperatorRight::Read).is_none());
-    let operator = config.match_principal(Serves::Operators, &peer, None).unwrap();
+    let operator = config.match_principal(Serves::Operators, &peer, None, &()).unwrap();
     assert!(operator.operator_permit(OperatorRight::Read).is_some());
     assert!(operator.operator_permit(OperatorRight::Operate).is_none());
     assert!(operator.send_permit("t.a").is_none() && operator.queue_permit("i").is_none());
@@ -137,5 +214,8 @@ fn debug_shows_no_digest_of_a_token() {
     let config =
         parse(&with(&format!("[apps.a]\nuser = \"1\"\ntoken_sha256 = \"{}\"\n", digest("t")))).unwrap();
     let shown = format!("{:?}", config.apps["a"].selector);
-    assert_eq!(shown, "Selector { user: Some(1), group: None, spiffe: None, token: true }");
+    assert_eq!(
+        shown,
+        "Selector { user: Some(1), group: None, spiffe: None, exe: None, unit: None, cgroup: None, token: true }"
+    );
 }

@@ -25,6 +25,7 @@ use crate::supervise::queue_setups;
 const CONFIG: &str = r#"
 [gateway]
 name = "test"
+data_dir = "data"
 max_message = "2MiB"
 
 [[listen]]
@@ -44,6 +45,14 @@ inbox = ["results"]
 [apps.other]
 user = "1002"
 send = ["t.*"]
+[apps.issued]
+user = "1004"
+token = true
+send = ["t.*"]
+[apps.greedy]
+user = "1005"
+send = ["t.*"]
+limits = { rate = "1/m", burst = 10, bytes_in_flight = "256KiB", requests = 4 }
 [apps.one]
 user = "1003"
 token_sha256 = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
@@ -73,6 +82,9 @@ can = ["read"]
 [[routes]]
 from = "ehr"
 when = 'type.startsWith("t.lab")'
+to = ["lab"]
+[[routes]]
+from = "greedy"
 to = ["lab"]
 [[routes]]
 from = "ehr"
@@ -106,6 +118,7 @@ impl AdapterControl for Adapters {
             restarts: 2,
             session_epoch: None,
             last_error: None,
+            sandbox: None,
             started_at: None,
         };
         vec![item("lab"), AdapterItem { state: "external".into(), ..item("careful") }]
@@ -234,6 +247,10 @@ impl Bench {
             stopped,
         );
         Self { router: router(state.clone()), state, adapters, stop, task, dir }
+    }
+
+    pub(super) fn data_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
     }
 
     /// Puts another configuration into force, made from the usual one.

@@ -259,10 +259,12 @@ async fn health_says_what_blocks_and_metrics_hold_no_values() {
     bench.get(Who::Ehr, &format!("/{CANARY}")).send().await.ok(404);
     for who in [Who::Ehr, Who::Lab, Who::Ops] {
         bench.get(who, "/livez").send().await.ok(200);
-        assert_eq!(
-            bench.get(who, "/readyz").send().await.ok(200).json(),
-            json!({"ready": true, "blocking": []})
-        );
+        let mut readiness = bench.get(who, "/readyz").send().await.ok(200).json();
+        // What the configuration is warned of names files of this host: for operators.
+        let warnings = readiness.as_object_mut().unwrap().remove("warnings");
+        assert_eq!(warnings.is_some(), matches!(who, Who::Ops), "{warnings:?}");
+        assert!(warnings.is_none_or(|warnings| warnings.to_string().contains("adapters.lab: has no limit")));
+        assert_eq!(readiness, json!({"ready": true, "blocking": []}));
     }
     let metrics = bench.get(Who::Ops, "/metrics").send().await.ok(200).text;
     for line in [
@@ -352,5 +354,30 @@ async fn a_queue_is_moved_with_a_reason_and_what_is_left_is_said() {
             (&json!(id), &json!("results"), &json!("lab"), &json!(state), &json!("ops"))
         );
     }
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn r13_8_thousands_of_failures_of_strangers_are_few_leaves_that_count_them_all() {
+    const FAILURES: u64 = 5000;
+    let bench = Bench::new().await;
+    for number in 0..FAILURES {
+        bench.state.trail.turned_away(&format!("spiffe://flood.example/{number}"));
+    }
+    let stop = bench.stop.subscribe();
+    bench.stop.send_replace(true);
+    bench.state.trail.clone().run(stop).await;
+    let leaves = bench.leaves("refused").await;
+    assert!(leaves.len() <= 70, "{} leaves", leaves.len());
+    let counted: u64 = leaves.iter().map(|leaf| leaf["count"].as_u64().unwrap_or(1)).sum();
+    assert_eq!(counted, FAILURES);
+    assert!(
+        leaves.iter().any(|leaf| leaf["subject_of"] == "spiffe://flood.example/0"),
+        "the first are told by name"
+    );
+    assert!(
+        leaves.iter().any(|leaf| leaf["subject_of"].is_null() && leaf["count"].as_u64() > Some(4900)),
+        "{leaves:?}"
+    );
     bench.end().await;
 }

@@ -2,6 +2,7 @@
 
 mod limits;
 mod pressure;
+mod processes;
 mod tls;
 mod unix;
 
@@ -28,7 +29,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::config::{self, PeerFacts, UnixListen};
+use crate::config::{self, PeerFacts, UnixListen, Wanted};
 
 /// Nothing here takes this long unless it hangs.
 const HANG: Duration = Duration::from_secs(20);
@@ -38,18 +39,30 @@ const HANG: Duration = Duration::from_secs(20);
 struct Gate {
     uids: Vec<u32>,
     uris: Vec<String>,
+    /// And, if given, by the program only.
+    exe: Option<PathBuf>,
+    /// Most connections of everybody together.
+    connections: Option<usize>,
 }
 
 impl Gate {
     fn of_this_user() -> Self {
-        Self { uids: vec![nix::unistd::geteuid().as_raw()], uris: Vec::new() }
+        Self { uids: vec![nix::unistd::geteuid().as_raw()], ..Self::default() }
     }
 }
 
 impl PeerGate for Gate {
     fn may_match(&self, _: config::Serves, facts: &PeerFacts) -> bool {
-        facts.uid.is_some_and(|uid| self.uids.contains(&uid))
+        facts.uid.is_some_and(|uid| self.uids.contains(&uid)) && (self.exe.is_none() || facts.exe == self.exe)
             || facts.spiffe.as_ref().is_some_and(|uri| self.uris.contains(uri))
+    }
+
+    fn connections(&self, _: &Serves, _: &PeerFacts) -> Option<(String, usize)> {
+        Some(("everybody".to_owned(), self.connections?))
+    }
+
+    fn wanted(&self, _: config::Serves) -> Wanted {
+        Wanted { exe: self.exe.is_some(), cgroup: false }
     }
 }
 
@@ -218,7 +231,7 @@ fn can_be_another_user() -> bool {
 }
 
 /// Says that a test could not test here what it is for: to everybody, and in the file that `scripts/test` prints and counts.
-fn skipped(why: &str) {
+pub(crate) fn skipped(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let line = format!("SKIPPED {test}: {why}\n");
     // Not by `eprintln!`, which a passing test's capture would swallow.

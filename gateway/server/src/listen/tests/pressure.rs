@@ -90,3 +90,27 @@ async fn without_descriptors() {
     assert_eq!(get_unix(&path, "/who").await.status, 200);
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn a_principals_own_connections_are_bounded_over_all_sockets_and_given_back() {
+    let mut rig = Rig::new(Gate { connections: Some(3), ..Gate::of_this_user() }, Limits::default());
+    let one = rig.serve_unix("one.sock", config::Serves::Apps).await;
+    let other = rig.serve_unix("other.sock", config::Serves::Apps).await;
+    let mut held = Vec::new();
+    for socket in [&one, &one, &other] {
+        let mut stream = UnixStream::connect(socket).await.unwrap();
+        stream.write_all(b"GET /who HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+        held.push(stream);
+    }
+    for socket in [&one, &other] {
+        let answer = get_unix(socket, "/who").await;
+        assert_eq!(answer.status, 429);
+        assert!(answer.body.contains("too_many_requests"), "{}", answer.body);
+    }
+    assert_eq!(rig.refusal_codes(), [RefusalCode::PrincipalLimit; 2]);
+    held.pop();
+    until("it is given back", || rig.counters.open() == 2).await;
+    assert_eq!(get_unix(&one, "/who").await.status, 200);
+    rig.stop().await;
+}

@@ -215,10 +215,10 @@ async fn a_peer_that_ended_before_it_was_examined_is_nobody() {
         .unwrap();
     let (stream, _) = listener.accept().await.unwrap();
     let credentials = Credentials::of(&stream).unwrap();
-    let facts = credentials.facts(&stream).expect("it lives");
+    let facts = credentials.facts(&stream, Wanted::default()).expect("it lives");
     assert_eq!(facts.uid, Some(nix::unistd::geteuid().as_raw()));
     child.kill().await.unwrap();
-    assert_eq!(credentials.facts(&stream).unwrap_err(), RefusalCode::PeerGone);
+    assert_eq!(credentials.facts(&stream, Wanted::default()).unwrap_err(), RefusalCode::PeerGone);
 }
 
 #[tokio::test]
@@ -226,7 +226,7 @@ async fn r13_10_an_adapters_socket_lets_in_its_process_only_and_only_while_it_ru
     let mut rig = Rig::new(Gate::default(), Limits::default());
     let (child, expected) = watch::channel(None);
     let directory = rig.directory.path().join("adapters");
-    let listener = bind_adapter_socket(&directory, "lab", expected).await.unwrap();
+    let listener = bind_adapter_socket(&directory, "lab", None, expected).await.unwrap();
     let path = listener.path().unwrap().to_owned();
     assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
     rig.serve(listener);
@@ -261,7 +261,51 @@ async fn an_adapters_directory_is_private() {
     fs::create_dir(root.path().join("lab")).unwrap();
     set_mode(&root.path().join("lab"), 0o750);
     for name in ["lab", "..", "a/b", "/etc", ""] {
-        let bound = bind_adapter_socket(root.path(), name, expected.clone()).await;
+        let bound = bind_adapter_socket(root.path(), name, None, expected.clone()).await;
         assert!(matches!(bound, Err(UnixBindError::UnsafeDirectory { .. })), "{name:?}: {bound:?}");
     }
+}
+
+/// A socket as systemd would have bound it.
+fn bound_elsewhere(path: &Path, mode: u32) -> Passed {
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    Passed::of(listener)
+}
+
+#[tokio::test]
+async fn a_socket_that_is_passed_serves_and_stays_when_the_gateway_is_gone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("app.sock");
+    let mut passed = bound_elsewhere(&path, 0o600);
+    let inode = fs::metadata(&path).unwrap().ino();
+    let listener = Listener::open(&listen_unix(&path, 0o600, Apps), &mut passed).await.unwrap();
+    passed.all_taken().unwrap();
+    assert_eq!(listener.path(), Some(path.as_path()));
+    drop(listener);
+    assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "it belongs to whoever made it");
+}
+
+#[tokio::test]
+async fn a_passed_socket_that_lets_in_more_than_the_configuration_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (mode, configured, why) in [
+        (0o666, 0o600, "its mode is 0666"),
+        (0o660, 0o600, "its mode is 0660"),
+        (0o660, 0o660, "lets a group in"),
+    ] {
+        let path = scratch.path().join("app.sock");
+        let mut passed = bound_elsewhere(&path, mode);
+        let refused = Listener::open(&listen_unix(&path, configured, Apps), &mut passed).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(why), "{mode:o}: {refused}");
+        fs::remove_file(&path).unwrap();
+    }
+    let open = scratch.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+    let path = open.join("app.sock");
+    let mut passed = bound_elsewhere(&path, 0o600);
+    let refused = Listener::open(&listen_unix(&path, 0o600, Apps), &mut passed).await.unwrap_err();
+    assert!(refused.to_string().contains("may write to it"), "{refused}");
 }

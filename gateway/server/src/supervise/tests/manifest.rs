@@ -128,3 +128,39 @@ async fn every_adapters_faults_are_told_and_external_ones_are_not_asked() {
     assert!(found[0].contains("adapters.a.run: there is no program `no-such-program-anywhere`"), "{found:?}");
     assert!(found[1].contains("adapters.b.confirm: "), "{found:?}");
 }
+
+/// A program whose `--access` says this.
+async fn with_access(access: &str) -> Result<BTreeMap<String, Manifest>, Vec<String>> {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("data")).unwrap();
+    let manifest = r#"echo '{"protocol":1,"levels":["transport"],"access":true}'"#;
+    let access = access.replace("DIR", &directory.path().display().to_string());
+    let program = program(&directory, &format!("{manifest};; --access) {access}"), "exit 0");
+    validate(&directory, &format!("[adapters.lab]\nrun = \"{program}\"\n")).await
+}
+
+#[tokio::test]
+async fn r5_what_a_program_says_that_its_settings_imply_is_known() {
+    let manifests = with_access(r#"echo '{"connect":["lab:1"],"read":["/usr/share"]}'"#).await.unwrap();
+    assert_eq!(manifests["lab"].implied.connect.len(), 1);
+    assert_eq!(manifests["lab"].implied.read, [Path::new("/usr/share")]);
+    let manifests = with_access("exit 2").await.unwrap();
+    assert_eq!(manifests["lab"].implied, Access::default(), "wrong settings are told by --check");
+    for wrong in ["echo no", r#"echo '{"connect":["*"]}'"#, r#"echo '{"execute":["/"]}'"#, "exit 1"] {
+        let found = with_access(wrong).await.unwrap_err();
+        assert!(
+            found.len() == 1 && found[0].contains("adapters.lab.run: the program's --access"),
+            "{found:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn r5_a_program_may_not_claim_the_gateways_own_files() {
+    for claim in ["DIR/data/keys", "DIR/data", "DIR", "/"] {
+        for list in ["read", "write"] {
+            let found = with_access(&format!("echo '{{\"{list}\":[\"{claim}\"]}}'")).await.unwrap_err();
+            assert!(found.len() == 1 && found[0].contains("in the gateway's data_dir"), "{claim}: {found:?}");
+        }
+    }
+}

@@ -12,6 +12,15 @@ fn adapter(name: &str, program: &str) -> String {
     format!("[adapters.{name}]\nrun = [\"{program}\", \"an argument\"]\nconfirm = \"sent\"\n")
 }
 
+/// The interpreter itself, which may stand behind a script, and where its library is.
+fn python() -> (String, String) {
+    let say = "import sys; print(sys.executable, sys.base_prefix, sep='\\n')";
+    let output = std::process::Command::new("python3").args(["-c", say]).output().unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    let (executable, library) = output.trim().split_once('\n').unwrap();
+    (std::fs::canonicalize(executable).unwrap().display().to_string(), library.to_owned())
+}
+
 fn alive(pid: u32) -> bool {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.try_into().unwrap()), None).is_ok()
 }
@@ -23,19 +32,28 @@ fn read_pid(file: &Path) -> Option<u32> {
 #[tokio::test]
 async fn r13_10_an_adapter_runs_with_its_socket_and_little_else() {
     let rig = Rig::through(Launcher::through(as_adapter_exec()).unwrap(), Deadlines::default()).await;
-    rig.script("worker", WORKS);
+    let worker = rig.script("worker", WORKS);
+    let (python, library) = python();
     // As the kernel keeps them, before any interpreter adds its own.
-    let look = "#!/bin/sh\ncd \"${0%/*}\"\ntr '\\0' '\\n' </proc/$$/environ >env\nreadlink /proc/$$/fd/0 >stdin\n\
-                cut -d' ' -f5 /proc/$$/stat >group\nprintf '%s|' \"$@\" >args\nexec ./worker\n";
+    std::fs::create_dir(rig.file("facts")).unwrap();
+    let look = "#!/bin/sh\ncd \"${0%/*}/facts\"\ntr '\\0' '\\n' </proc/$$/environ >env\nreadlink /proc/$$/fd/0 >stdin\n\
+                cut -d' ' -f5 /proc/$$/stat >group\nprintf '%s|' \"$@\" >args\nexec \"$2\" \"$3\"\n";
     let program = script(rig.directory.path(), "look", look);
-    rig.begin(&adapter("lab", &program)).await;
+    let facts = rig.file("facts").display().to_string();
+    let lines = format!(
+        "[adapters.lab]\nrun = [\"{program}\", \"an argument\", \"{python}\", \"{worker}\"]\nconfirm = \"sent\"\n\
+         allow = {{ read = [\"{library}\"], write = [\"{facts}\"] }}\n"
+    );
+    rig.begin(&lines).await;
     let item = rig.until_state("lab", "running").await;
+    let sandbox = item.sandbox.unwrap();
+    assert!(sandbox.level == "standard" && sandbox.seccomp && !sandbox.own_uid, "{sandbox:?}");
     assert_eq!(
         (item.version.as_deref(), item.session_epoch.is_some(), item.restarts),
         (Some("1.2.3"), true, 0)
     );
     assert!(item.started_at.is_some() && item.last_error.is_none());
-    let fact = |name| std::fs::read_to_string(rig.file(name)).unwrap();
+    let fact = |name| std::fs::read_to_string(rig.file("facts").join(name)).unwrap();
     let env = fact("env");
     let socket = format!("GATEPOST_SOCKET={}", rig.file("run/lab/gateway.sock").display());
     assert!(env.lines().any(|line| line == socket), "{env}");
@@ -44,7 +62,7 @@ async fn r13_10_an_adapter_runs_with_its_socket_and_little_else() {
         env.lines().all(|line| line.split_once('=').is_some_and(|(name, _)| allowed.contains(&name))),
         "{env}"
     );
-    assert_eq!(fact("args"), "an argument|");
+    assert_eq!(fact("args"), format!("an argument|{python}|{worker}|"));
     assert_eq!(fact("stdin"), "/dev/null\n");
     assert_eq!(fact("group").trim(), item.pid.unwrap().to_string());
     let mode = std::fs::metadata(rig.file("run/lab")).unwrap().permissions().mode();

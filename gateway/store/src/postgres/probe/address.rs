@@ -47,6 +47,11 @@ pub(crate) fn address(url: &str) -> Result<PgConnectOptions, OpenError> {
     Ok(options)
 }
 
+/// What can be said of a database's address without asking anybody.
+pub fn check_address(url: &str) -> Result<(), OpenError> {
+    address(url).map(|_| ())
+}
+
 fn is_name(text: &str) -> bool {
     text.len() <= 32 && text.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'-'))
 }

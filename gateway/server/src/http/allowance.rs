@@ -1,0 +1,169 @@
+//! What a principal has used of its own limits: messages by rate, bytes on their way. Pure but for a lock; time is a parameter.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use gatepost_api::problem::Code;
+use gatepost_core::principal::Actor;
+
+use super::problem::Refusal;
+use crate::config::Rate;
+
+/// Of all principals. The maps are bounded by the principals that configurations have named.
+#[derive(Debug, Default)]
+pub(crate) struct Allowances {
+    /// When what each has handed in so far would be due by its rate.
+    due: Mutex<HashMap<Actor, Instant>>,
+    bytes: Mutex<HashMap<Actor, Arc<AtomicU64>>>,
+}
+
+impl Allowances {
+    /// Takes `messages` of the principal's rate, all or none. A batch above the burst is taken only after a full pause, and is paid for by a
+    /// longer one: the rate holds, and no batch is refused for ever.
+    pub(crate) fn take(&self, by: &Actor, rate: Rate, messages: u64, now: Instant) -> Result<(), Refusal> {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = due.get(by).copied().unwrap_or(now).max(now);
+        wait_for(rate, messages, next, now)?;
+        due.insert(by.clone(), next + cost(rate, messages));
+        Ok(())
+    }
+
+    /// Whether the principal could hand in even one message; asked before anything of a body is read.
+    pub(crate) fn peek(&self, by: &Actor, rate: Rate, now: Instant) -> Result<(), Refusal> {
+        let due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        wait_for(rate, 1, due.get(by).copied().unwrap_or(now).max(now), now)
+    }
+
+    /// An account for one request's body.
+    pub(crate) fn flight(&self, by: &Actor, max: Option<u64>) -> Option<Flight> {
+        let max = max?;
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = Arc::clone(bytes.entry(by.clone()).or_default());
+        Some(Flight { all, max, own: 0 })
+    }
+}
+
+fn cost(rate: Rate, messages: u64) -> Duration {
+    let nanos = rate.per.as_nanos() * u128::from(messages) / u128::from(rate.messages.get());
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+fn wait_for(rate: Rate, messages: u64, next: Instant, now: Instant) -> Result<(), Refusal> {
+    let burst = rate.burst.get();
+    let ahead = cost(rate, burst - messages.min(burst));
+    let wait = next.duration_since(now).saturating_sub(ahead);
+    if wait.is_zero() {
+        return Ok(());
+    }
+    let detail = format!(
+        "{} messages per {} s may be handed in, {burst} at once; nothing was stored",
+        rate.messages,
+        rate.per.as_secs()
+    );
+    Err(Refusal::new(Code::RateLimited, detail).retry_after(wait))
+}
+
+/// What one request has of its principal's bytes; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    all: Arc<AtomicU64>,
+    max: u64,
+    own: u64,
+}
+
+impl Flight {
+    /// The body has, or will have, `bytes`. On a refusal nothing more is taken.
+    pub(crate) fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
+        let more = bytes.saturating_sub(self.own);
+        let grown = self.all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| {
+            all.checked_add(more).filter(|all| *all <= self.max)
+        });
+        match grown {
+            Ok(_) => {
+                self.own += more;
+                Ok(())
+            }
+            Err(_) => {
+                let detail =
+                    format!("{} bytes of this principal may be on their way; nothing was stored", self.max);
+                Err(Refusal::new(Code::BytesInFlight, detail))
+            }
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.own, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use gatepost_core::principal::ActorKind;
+
+    use super::*;
+
+    fn rate(messages: u64, burst: u64) -> Rate {
+        let number = |n| NonZeroU64::new(n).unwrap();
+        Rate { messages: number(messages), per: Duration::from_secs(1), burst: number(burst) }
+    }
+
+    fn ehr() -> Actor {
+        Actor::new(ActorKind::App, "ehr")
+    }
+
+    #[test]
+    fn a_rate_is_kept_over_any_time_and_a_batch_is_whole_or_not() {
+        let (allowances, start) = (Allowances::default(), Instant::now());
+        let take =
+            |messages, ms| allowances.take(&ehr(), rate(10, 5), messages, start + Duration::from_millis(ms));
+        take(3, 0).unwrap();
+        let refusal = take(3, 0).unwrap_err();
+        assert_eq!((refusal.code, refusal.code.status()), (Code::RateLimited, 429));
+        take(2, 0).expect("the refused batch took nothing");
+        assert!(take(1, 99).is_err());
+        take(1, 100).unwrap();
+        let other = Actor::new(ActorKind::App, "lab");
+        allowances.take(&other, rate(10, 5), 5, start).expect("another's");
+        let mut taken = 0;
+        for ms in 200..10_200 {
+            taken += u64::from(take(1, ms).is_ok());
+        }
+        assert!((99..=101).contains(&taken), "{taken} in ten seconds");
+    }
+
+    #[test]
+    fn a_batch_above_the_burst_waits_for_a_full_pause_and_is_paid_for() {
+        let (allowances, start) = (Allowances::default(), Instant::now());
+        let take =
+            |messages, ms| allowances.take(&ehr(), rate(10, 5), messages, start + Duration::from_millis(ms));
+        take(1, 0).unwrap();
+        assert!(take(50, 50).is_err());
+        take(50, 100).unwrap();
+        assert!(take(1, 4_500).is_err());
+        take(1, 4_700).unwrap();
+        assert!(allowances.peek(&ehr(), rate(10, 5), start + Duration::from_millis(4_700)).is_err());
+    }
+
+    #[test]
+    fn bytes_are_given_back_and_a_refused_body_takes_none() {
+        let allowances = Allowances::default();
+        assert!(allowances.flight(&ehr(), None).is_none());
+        let (mut one, mut two) =
+            (allowances.flight(&ehr(), Some(10)).unwrap(), allowances.flight(&ehr(), Some(10)).unwrap());
+        one.grow_to(6).unwrap();
+        one.grow_to(6).unwrap();
+        assert_eq!(two.grow_to(5).unwrap_err().code, Code::BytesInFlight);
+        two.grow_to(4).unwrap();
+        drop(one);
+        two.grow_to(10).unwrap();
+        assert!(two.grow_to(u64::MAX).is_err());
+        drop(two);
+        assert_eq!(allowances.bytes.lock().unwrap()[&ehr()].load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,162 @@
+//! What one principal may take, and that it takes nothing from the others.
+
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::bench::{Answer, Bench, Who, event};
+use crate::http::places::REQUESTS_OPEN_MAX;
+
+const GREEDY: Who = Who::User(1005);
+
+async fn stored(bench: &Bench, app: &str) -> usize {
+    let answer = bench.get(Who::Ops, &format!("/v1/messages?app={app}&limit=1000")).send().await.ok(200);
+    answer.json()["messages"].as_array().unwrap().len()
+}
+
+fn refused(answer: &Answer, code: &str) {
+    assert_eq!(answer.status.as_u16(), 429, "{}", answer.text);
+    assert_eq!(answer.code(), code);
+    let wait: u32 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!(wait >= 1);
+}
+
+/// A body that says how long it is, sends a part, and then nothing for ever.
+fn drip(part: usize) -> Body {
+    let first = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from(vec![b' '; part]))]);
+    Body::from_stream(first.chain(futures_util::stream::pending()))
+}
+
+async fn well_behaved(bench: &Bench, from: usize, count: usize) {
+    for number in from..from + count {
+        bench.event(Who::Ehr, &event(&format!("good-{number}"), "t.lab")).send().await.ok(202);
+    }
+}
+
+#[tokio::test]
+async fn a_flood_is_refused_beyond_its_rate_and_the_others_go_on() {
+    let bench = Bench::new().await;
+    let flood = async {
+        let mut taken = 0;
+        for number in 0..500 {
+            let answer = bench.event(GREEDY, &event(&format!("flood-{number}"), "t.lab")).send().await;
+            match answer.status.as_u16() {
+                202 => taken += 1,
+                _ => refused(&answer, "rate_limited"),
+            }
+        }
+        taken
+    };
+    let (taken, ()) = tokio::join!(flood, well_behaved(&bench, 0, 100));
+    assert_eq!((taken, stored(&bench, "greedy").await), (10, 10), "its burst");
+    assert_eq!(stored(&bench, "ehr").await, 100);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_batch_is_taken_whole_or_not_at_all() {
+    let bench = Bench::new().await;
+    let batch = |name: &str, count: usize| {
+        let events: Vec<_> = (0..count).map(|number| event(&format!("{name}-{number}"), "t.lab")).collect();
+        let call = bench.post(GREEDY, "/v1/messages");
+        call.header("content-type", "application/cloudevents-batch+json")
+            .body(json!(events).to_string())
+            .send()
+    };
+    batch("a", 7).await.ok(202);
+    refused(&batch("b", 4).await, "rate_limited");
+    assert_eq!(stored(&bench, "greedy").await, 7);
+    batch("c", 3).await.ok(202);
+    refused(&batch("d", 1).await, "rate_limited");
+    assert_eq!(stored(&bench, "greedy").await, 10);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn drips_and_huge_bodies_take_what_their_sender_has_and_no_more() {
+    let bench = Bench::new().await;
+    let send = |body: Body| {
+        bench
+            .post(GREEDY, "/v1/messages")
+            .header("content-type", "application/cloudevents+json")
+            .body(body)
+            .send()
+    };
+    // Announced, and refused before a byte of it is read.
+    refused(&send(Body::from(vec![b' '; 300 * 1024])).await, "bytes_in_flight");
+    // Not announced, and refused as soon as it is too much.
+    refused(&send(drip(300 * 1024)).await, "bytes_in_flight");
+
+    let mut held: Vec<_> = (0..2).map(|_| Box::pin(send(drip(100 * 1024)))).collect();
+    for request in &mut held {
+        assert!(super::pends(request.as_mut()).await, "it waits for the rest");
+    }
+    refused(&send(Body::from(vec![b' '; 60 * 1024])).await, "bytes_in_flight");
+    let mut small: Vec<_> = (0..2).map(|_| Box::pin(send(drip(1)))).collect();
+    for request in &mut small {
+        assert!(super::pends(request.as_mut()).await);
+    }
+    refused(&send(drip(1)).await, "too_many_requests");
+    well_behaved(&bench, 0, 20).await;
+
+    drop((held, small));
+    bench.event(GREEDY, &event("after", "t.lab")).send().await.ok(202);
+    assert_eq!((stored(&bench, "greedy").await, stored(&bench, "ehr").await), (1, 20));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_reload_changes_limits_for_whoever_is_there() {
+    let bench = Bench::new().await;
+    for number in 0..10 {
+        bench.event(GREEDY, &event(&format!("{number}"), "t.lab")).send().await.ok(202);
+    }
+    refused(&bench.event(GREEDY, &event("x", "t.lab")).send().await, "rate_limited");
+    bench.reconfigure(|text| text.replace("rate = \"1/m\", burst = 10, ", ""));
+    bench.event(GREEDY, &event("x", "t.lab")).send().await.ok(202);
+    bench.end().await;
+}
+
+/// For people: what a greedy client costs a well-behaved one. No verdict, for a machine that others share has none to give.
+#[tokio::test]
+#[ignore = "a measurement; `make test-long` runs it"]
+async fn long_what_a_greedy_client_costs_a_well_behaved_one() {
+    const SENT: usize = 1000;
+    let bench = Bench::new().await;
+    let measured = async |name: &str| {
+        let mut times = Vec::with_capacity(SENT);
+        for number in 0..SENT {
+            let started = Instant::now();
+            bench.event(Who::Ehr, &event(&format!("{name}-{number}"), "t.lab")).send().await.ok(202);
+            times.push(started.elapsed());
+        }
+        times.sort_unstable();
+        times[SENT * 99 / 100]
+    };
+    let alone = measured("alone").await;
+    let done = std::cell::Cell::new(false);
+    let flood = async {
+        let mut asked = 0;
+        while !done.get() {
+            let events: Vec<_> =
+                (0..32).map(|number| event(&format!("f-{asked}-{number}"), "t.lab")).collect();
+            asked += join_all(events.iter().map(|event| bench.event(GREEDY, event).send())).await.len();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        asked
+    };
+    let beside = async {
+        let beside = measured("beside").await;
+        done.set(true);
+        beside
+    };
+    let (asked, beside) = tokio::join!(flood, beside);
+    eprintln!(
+        "p99 of {SENT} accepts: {alone:?} alone, {beside:?} beside a client that asked {asked} times, at most 4 at once, and was refused"
+    );
+    assert!(asked > REQUESTS_OPEN_MAX);
+    bench.end().await;
+}

@@ -1,0 +1,224 @@
+//! What is taken from an adapter's process before its program starts. The gateway decides it ([`Policy`], from the configuration
+//! and from what the program says that its settings imply) and gives it to `gatepost adapter-exec`, which does it to itself
+//! ([`confine`]) and says on its first line of standard output what was reached ([`Outcome`]).
+//!
+//! This module must never weaken in silence: a part that a level requires is there or the program does not start, and a part
+//! that it does not require and that is missing is named.
+
+mod calls;
+mod files;
+mod policy;
+mod privileges;
+
+use std::fmt;
+
+use gatepost_api::lists::SandboxItem;
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Level;
+
+pub(super) use policy::{Policy, Ports};
+
+/// What the line begins with.
+const REPORT_PREFIX: &str = "gatepost adapter-exec: ";
+/// Longest report, bytes.
+pub(super) const REPORT_BYTES_MAX: usize = 16 * 1024;
+
+/// Whose user the process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Owner {
+    /// One that the gateway, started as root, gave it.
+    Own,
+    /// The gateway's, which is not root.
+    Shared,
+    /// Root without its capabilities: still the owner of root's files.
+    Root,
+}
+
+/// What was reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Report {
+    pub(super) level: Level,
+    pub(super) uid: u32,
+    pub(super) owner: Owner,
+    /// The version of Landlock that is in force; 0 is none.
+    pub(super) landlock: u8,
+    pub(super) seccomp: bool,
+    /// What is not there and what follows from that.
+    pub(super) missing: Vec<String>,
+}
+
+/// Why the level cannot be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Unreachable {
+    pub(super) level: Level,
+    /// The part that is missing.
+    pub(super) part: String,
+    pub(super) why: String,
+    pub(super) advice: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Outcome {
+    Reached(Report),
+    Unreachable(Unreachable),
+}
+
+impl Outcome {
+    pub(super) fn line(&self) -> String {
+        // Unwrap safety: texts and numbers are always JSON; an empty line would say that nothing was reached.
+        format!("{REPORT_PREFIX}{}\n", serde_json::to_string(self).unwrap_or_default())
+    }
+
+    /// `None` if the line is not one.
+    pub(super) fn read(line: &[u8]) -> Option<Self> {
+        serde_json::from_slice(line.strip_prefix(REPORT_PREFIX.as_bytes())?).ok()
+    }
+}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { level, part, why, advice } = self;
+        write!(
+            f,
+            "sandbox = \"{}\" cannot be reached here: {part} is missing ({why}); {advice}",
+            level.as_str()
+        )
+    }
+}
+
+impl Report {
+    /// As the audit log says it.
+    pub(super) fn code(&self) -> String {
+        let owner = match self.owner {
+            Owner::Own => "own",
+            Owner::Shared => "shared",
+            Owner::Root => "root",
+        };
+        let calls = if self.seccomp { "_seccomp" } else { "" };
+        format!("{}_landlock{}{calls}_{owner}_uid", self.level.as_str(), self.landlock)
+    }
+
+    pub(super) fn item(&self) -> SandboxItem {
+        SandboxItem {
+            level: self.level.as_str().to_owned(),
+            uid: self.uid,
+            own_uid: self.owner == Owner::Own,
+            landlock_abi: self.landlock,
+            seccomp: self.seccomp,
+            missing: self.missing.clone(),
+        }
+    }
+}
+
+/// Takes from this process what `policy` says, and from whatever it becomes.
+pub(super) fn confine(policy: &Policy) -> Result<Report, Unreachable> {
+    let missing_part = |part: &str, why: String, advice: &str| Unreachable {
+        level: policy.level,
+        part: part.to_owned(),
+        why,
+        advice: advice.to_owned(),
+    };
+    let owner = match policy.run_as {
+        Some(_) => Owner::Own,
+        None if geteuid().is_root() => Owner::Root,
+        None => Owner::Shared,
+    };
+    let mut report = Report {
+        level: policy.level,
+        uid: policy.run_as.map_or(geteuid().as_raw(), |user| user.uid),
+        owner,
+        landlock: 0,
+        seccomp: false,
+        missing: Vec::new(),
+    };
+    if policy.level == Level::Off {
+        report.missing.push("the sandbox is off: the adapter can do all that the gateway can".to_owned());
+        return Ok(report);
+    }
+    if policy.level == Level::Strict && owner == Owner::Root {
+        let advice = "add run_as = \"USER\" with a user that does nothing else, or start the gateway as another user than root";
+        return Err(missing_part("a user of its own", "the gateway runs as root".to_owned(), advice));
+    }
+    privileges::tidy().map_err(|error| {
+        missing_part("a process without an inheritance", error.to_string(), "see whether /proc is mounted")
+    })?;
+    // Made before the user changes: the kernel keeps the user's own rights beside these.
+    let found = files::supported();
+    let least = match policy.level {
+        Level::Strict => files::PORTS_SINCE,
+        Level::Standard => 1,
+        Level::Minimal | Level::Off => 0,
+    };
+    if found < least {
+        let why = match found {
+            0 => "this kernel has no Landlock, or it is switched off".to_owned(),
+            found => format!("this kernel has version {found} of it"),
+        };
+        let advice = match policy.level {
+            Level::Strict => {
+                "use a kernel from 6.7 on with `landlock` in its list of security modules, or sandbox = \"standard\""
+            }
+            _ => {
+                "use a kernel with `landlock` in its list of security modules (lsm=landlock,…), or sandbox = \"minimal\""
+            }
+        };
+        return Err(missing_part(&format!("Landlock from version {least} on"), why, advice));
+    }
+    let rules = files::prepare(found, policy).map_err(|error| {
+        missing_part(
+            "a path that it may reach",
+            error.to_string(),
+            "see that each path of `allow` and of the settings exists and may be opened",
+        )
+    })?;
+    privileges::drop_all(policy.run_as).map_err(|error| {
+        let advice =
+            "a user of its own (run_as) needs a gateway that was started as root, with all capabilities";
+        missing_part("the loss of privileges", error.to_string(), advice)
+    })?;
+    if let Some(rules) = rules {
+        rules.restrict().map_err(|error| {
+            missing_part(
+                "Landlock",
+                error.to_string(),
+                "use sandbox = \"minimal\" if this kernel cannot do it",
+            )
+        })?;
+        report.landlock = found;
+    }
+    report.missing = missing(found, owner, policy);
+    calls::refuse(policy).map_err(|error| {
+        missing_part(
+            "seccomp",
+            error,
+            "use a kernel with CONFIG_SECCOMP_FILTER, and let whatever runs gatepost permit filters",
+        )
+    })?;
+    report.seccomp = true;
+    Ok(report)
+}
+
+/// What this kernel and this configuration leave open, for people.
+fn missing(landlock: u8, owner: Owner, policy: &Policy) -> Vec<String> {
+    let mut missing = Vec::new();
+    let mut note = |applies: bool, text: &str| {
+        if applies {
+            missing.push(text.to_owned());
+        }
+    };
+    note(landlock == 0, "no Landlock: it can open each file that its user can");
+    note(
+        landlock < files::PORTS_SINCE && !(policy.connect.is_none() && policy.bind.is_none()),
+        "no Landlock for ports: it can connect and listen anywhere",
+    );
+    note(landlock < files::SCOPES_SINCE, "no Landlock for signals: it can signal each process of its user");
+    note(policy.connect == Ports::Any, "`*` in allow.connect: it can connect to any host (rule A18)");
+    note(owner == Owner::Root, "no user of its own: it runs as root without capabilities (see run_as)");
+    note(owner == Owner::Shared, "no user of its own: it runs as the gateway's user");
+    note(true, "no memory limit of its own (cgroup)");
+    missing
+}
