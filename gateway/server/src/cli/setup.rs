@@ -101,7 +101,6 @@ fn rules(ui: &Ui) -> Result<(), Failure> {
     let verdict = |verdict| match verdict {
         Verdict::Refused => "refused",
         Verdict::Warned => "warned of",
-        Verdict::Reserved => "reserved",
     };
     let facts = Rule::ALL.map(Rule::facts);
     if ui.json {

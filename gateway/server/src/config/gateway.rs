@@ -1,5 +1,6 @@
 //! `[gateway]`: the gateway's name, its directory and its limits.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -141,6 +142,28 @@ pub(super) fn seal_keys(root: &Section<'_>, base: &Base<'_>, report: &mut Report
         return SealKeysFrom::Directory(base.existing(&named, report));
     }
     SealKeysFrom::Credentials(credentials())
+}
+
+/// A copy of the disk that has the messages has their key too.
+pub(super) fn warn_of_keys(root: &Section<'_>, config: &Config, report: &mut Report<'_>) {
+    let data_dir = &config.gateway.data_dir;
+    let keys = match &config.seal_keys {
+        SealKeysFrom::DataDir => data_dir.join("keys"),
+        SealKeysFrom::Directory(keys) => keys.clone(),
+        SealKeysFrom::Credentials(_) => return,
+    };
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+    if config.encryption == Encryption::On && device(data_dir).is_some() && device(data_dir) == device(&keys)
+    {
+        let named = root.table("encryption").and_then(|encryption| encryption.text("keys"));
+        let data_dir = || root.table("gateway").and_then(|gateway| gateway.text("data_dir"));
+        let spot = named.or_else(data_dir).map_or_else(|| root.spot.clone(), |named| named.spot);
+        let why = format!(
+            "the seal keys in {} lie on the disk of the messages that they open: [encryption] keys = … can name another place",
+            keys.display()
+        );
+        report.warn(Rule::KeyBesideData, &spot, why);
+    }
 }
 
 /// Where systemd has put the credentials of the service, or would.

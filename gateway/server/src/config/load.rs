@@ -139,6 +139,7 @@ fn assemble(
         places: Places::of_adapters(document, text),
     };
     gateway::check_dedup_window(&root, &config, report);
+    gateway::warn_of_keys(&root, &config, report);
     sandbox::check(&root, &config, report);
     config
 }

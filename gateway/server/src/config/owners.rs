@@ -28,6 +28,7 @@ pub(super) enum Purpose {
     Tls,
     AuditLog,
     Store,
+    Seal,
     Database,
 }
 
@@ -160,6 +161,7 @@ impl Purpose {
             Self::Tls => "TLS",
             Self::AuditLog => "the audit log",
             Self::Store => "the store",
+            Self::Seal => "the stored messages",
             Self::Database => "the database",
         }
     }
@@ -169,7 +171,12 @@ impl SecretFiles {
     /// With the keys that the gateway makes for itself.
     pub(super) fn of_gateway(data_dir: &Path) -> Self {
         let keys = data_dir.join("keys");
-        Self(vec![(Purpose::AuditLog, keys.join("audit.key")), (Purpose::Store, keys.join("store.key"))])
+        let seal = std::fs::read_dir(&keys).into_iter().flatten().flatten().map(|entry| entry.path());
+        let seal = seal
+            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("seal-")));
+        let mut files: Vec<_> = seal.map(|path| (Purpose::Seal, path)).collect();
+        files.extend([(Purpose::AuditLog, keys.join("audit.key")), (Purpose::Store, keys.join("store.key"))]);
+        Self(files)
     }
 
     pub(super) fn add(&mut self, purpose: Purpose, file: &Path, spot: &Spot, report: &mut Report<'_>) {

@@ -42,6 +42,13 @@ pub(super) fn apps(
         }
         claims.add(&section, &selector, report);
         warn_of_root(&section, &selector, report);
+        if let Some(digest) = section.value("token_sha256") {
+            report.warn(
+                Rule::TokenWithoutEnd,
+                &digest.spot,
+                "never ends: token = true has `gatepost token create` keep one that does",
+            );
+        }
         let inboxes = section.texts("inbox").unwrap_or_default();
         for inbox in inboxes.iter().filter(|inbox| !names.inboxes.contains(&inbox.value)) {
             let known = names.inboxes.iter().copied();

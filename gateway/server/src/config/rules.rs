@@ -8,8 +8,6 @@ pub(crate) enum Verdict {
     Refused,
     /// It starts, and says so in `check`, in `status` and in its log.
     Warned,
-    /// The id is kept; nothing is looked at yet.
-    Reserved,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +76,7 @@ impl Rule {
 
     /// The one table of rules. Numbers that are missing were never given a rule here.
     pub(crate) const fn facts(self) -> Facts {
-        use Verdict::{Refused, Reserved, Warned};
+        use Verdict::{Refused, Warned};
         let (id, verdict, what, advice) = match self {
             Self::TcpWithoutCertificates => (
                 "A01",
@@ -137,16 +135,19 @@ impl Rule {
                 "certificates let in although nobody knows whether they are revoked",
                 "take the key away: unknown is refused",
             ),
-            Self::TokenWithoutEnd => {
-                ("A11", Reserved, "a token that never ends", "make it with `gatepost token create`")
-            }
+            Self::TokenWithoutEnd => (
+                "A11",
+                Warned,
+                "a token that never ends",
+                "take token_sha256 away, write token = true, and make one with `gatepost token create`",
+            ),
             Self::UnverifiedDatabase => (
                 "A12",
                 Refused,
                 "a PostgreSQL server on another host that need not prove who it is",
                 "end its address with ?sslmode=verify-full",
             ),
-            Self::SandboxOff => ("A15", Reserved, "an adapter without a sandbox", "let the sandbox be on"),
+            Self::SandboxOff => ("A15", Refused, "an adapter without a sandbox", "let the sandbox be on"),
             Self::WritableProgram => (
                 "A16",
                 Warned,
@@ -155,12 +156,12 @@ impl Rule {
             ),
             Self::AdapterIsGateway => (
                 "A17",
-                Reserved,
+                Refused,
                 "an adapter that runs as the gateway's own user",
                 "give it a user of its own",
             ),
             Self::ConnectAnywhere => {
-                ("A18", Reserved, "an adapter that may connect anywhere", "name its partner's host and port")
+                ("A18", Warned, "an adapter that may connect anywhere", "name its partner's host and port")
             }
             Self::NoBacklogLimit => (
                 "A19",
@@ -170,7 +171,7 @@ impl Rule {
             ),
             Self::KeyBesideData => (
                 "A20",
-                Reserved,
+                Warned,
                 "the key of the stored messages on the volume that holds them",
                 "keep it on another volume, or as a systemd credential",
             ),

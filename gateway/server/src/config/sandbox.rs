@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::Report;
 use super::paths::Base;
+use super::rules::Rule;
 use super::section::{Item, Section};
 use super::{AdapterProcess, Config, accounts};
 
@@ -212,19 +213,23 @@ pub(super) fn check(root: &Section<'_>, config: &Config, report: &mut Report<'_>
             && config.safety == Safety::Required
             && let Some(level) = section.value("sandbox")
         {
-            let why = "\"off\" lets the adapter do all that the gateway can (rule A15): leave the key out, or use \"minimal\"; \
+            let why = "\"off\" lets the adapter do all that the gateway can: leave the key out, or use \"minimal\"; \
                        for trying something out there is `gatepost serve --insecure-dev`";
-            report.add(&level.spot, why);
+            report.refuse(Rule::SandboxOff, &level.spot, why);
         }
         if let (Some(run_as), Some(user)) = (sandbox.run_as, section.text("run_as")) {
             if run_as.uid == 0 || run_as.uid == geteuid().as_raw() {
-                let why = "must be neither root nor the gateway's own user (rule A17): name a user that does nothing else";
-                report.add(&user.spot, why);
+                let why =
+                    "must be neither root nor the gateway's own user: name a user that does nothing else";
+                report.refuse(Rule::AdapterIsGateway, &user.spot, why);
             } else if sandbox.level == Level::Off {
                 report.add(&user.spot, "has no effect with sandbox = \"off\": remove one of the two");
             }
         }
         let Some(allow) = section.table("allow") else { continue };
+        for to in allow.texts("connect").unwrap_or_default().iter().filter(|to| to.value == "*") {
+            report.warn(Rule::ConnectAnywhere, &to.spot, "lets it connect to any host: name its partners");
+        }
         for key in ["read", "write"] {
             let (items, paths) = match key {
                 "read" => (allow.texts(key), &sandbox.allow.read),

@@ -111,6 +111,8 @@ fn refused() -> Vec<(&'static str, String, &'static str)> {
         ("A10", tls_key("unknown_revocation = \"allow\""), "listen[2].tls.unknown_revocation"),
         ("A12", postgres("remote-url"), "store.postgres.url_file"),
         ("A09", with("[gateway]\ntls_min = \"1.2\""), "gateway.tls_min"),
+        ("A15", adapter("./safe\"\nsandbox = \"off"), "adapters.lab.sandbox"),
+        ("A17", adapter("./safe\"\nrun_as = \"0"), "adapters.lab.run_as"),
         ("A22", with("[metrics]\ntcp = \"0.0.0.0:9090\""), "metrics"),
         ("A22", with("health = \"0.0.0.0:80\""), "listen[1].health"),
         ("A22", with("[gateway]\nmetrics_listen = \"0.0.0.0:80\""), "gateway.metrics_listen"),
@@ -151,6 +153,21 @@ fn warned() -> Vec<(&'static str, String, &'static str)> {
             "adapters.a.user",
         ),
         ("A16", adapter("./program"), "adapters.lab.run"),
+        (
+            "A11",
+            with(&format!("[apps.a]\nuser = \"1\"\ntoken_sha256 = \"{}\"", "a".repeat(64))),
+            "apps.a.token_sha256",
+        ),
+        (
+            "A18",
+            adapter("./safe\"\nallow = { connect = [\"*\"] }\norder = \"none"),
+            "adapters.lab.allow.connect[1]",
+        ),
+        (
+            "A20",
+            with("[gateway]\ndata_dir = \"data\"\n[encryption]\nkeys = \"data/keys\""),
+            "encryption.keys",
+        ),
         ("A19", limit(""), "inboxes.i"),
         ("A19", limit("max_backlog = { messages = 1000000000000 }"), "inboxes.i.max_backlog"),
         ("A19", limit("max_backlog = { bytes = \"1000000GiB\" }"), "inboxes.i.max_backlog"),
@@ -263,7 +280,10 @@ fn root_may_check_the_file_of_a_gateway_that_runs_as_the_owner_of_its_data_and_o
          [adapters.lab]\nrun = \"./safe\"\nmax_backlog = {{ messages = 1 }}\n",
         tls("127.0.0.1:1", "key.pem")
     );
-    assert_eq!(files.parse(&text).unwrap_or_else(|faults| panic!("{faults}")).warnings, []);
+    let found = files.parse(&text).unwrap_or_else(|faults| panic!("{faults}")).warnings;
+    let found: Vec<_> =
+        found.iter().map(|warning| (warning.rule.map(Rule::id), warning.key.as_str())).collect();
+    assert_eq!(found, [(Some("A20"), "gateway.data_dir")], "the keys that it makes lie beside the data");
     let rules =
         |faults: &[Fault]| faults.iter().filter_map(|fault| fault.rule).map(Rule::id).collect::<Vec<_>>();
     let refused = |text: &str| rules(&files.parse(text).unwrap_err().iter().cloned().collect::<Vec<_>>());
@@ -276,7 +296,7 @@ fn root_may_check_the_file_of_a_gateway_that_runs_as_the_owner_of_its_data_and_o
         chown(files.path(name), Some(0), None).unwrap();
     }
     chown(files.path("safe"), Some(stranger), None).unwrap();
-    assert_eq!(rules(&files.parse(&text).unwrap().warnings), ["A16"]);
+    assert_eq!(rules(&files.parse(&text).unwrap().warnings), ["A20", "A16"]);
 }
 
 #[test]
@@ -303,7 +323,6 @@ fn the_page_of_rules_is_the_table_of_rules() {
     let verdict = |verdict| match verdict {
         Verdict::Refused => "refused",
         Verdict::Warned => "warned of",
-        Verdict::Reserved => "reserved",
     };
     let row = |rule: &Rule| {
         let Facts { id, verdict: is, what, advice } = rule.facts();
