@@ -87,6 +87,8 @@ pub(super) struct Site {
     pub(super) app_socket: PathBuf,
     pub(super) admin_socket: PathBuf,
     log: PathBuf,
+    /// Its adapters may do without a sandbox.
+    pub(super) insecure: bool,
 }
 
 impl Site {
@@ -98,6 +100,7 @@ impl Site {
             app_socket: dir.join("app.sock"),
             admin_socket: dir.join("admin.sock"),
             log: dir.join("gateway.log"),
+            insecure: false,
         };
         let user = current_user();
         let quoted = |path: &Path| quoted(&path.to_string_lossy());
@@ -203,6 +206,9 @@ impl Gateway {
         let started = Instant::now();
         let mut command = Command::new(&program);
         command.arg("serve").arg("--config").arg(&site.config);
+        if site.insecure {
+            command.arg("--insecure-dev");
+        }
         if ends == Ends::WithUs {
             command.arg("--with-parent").arg(std::process::id().to_string());
         }

@@ -1,7 +1,7 @@
 //! Where seal keys come from. One trait, so that a hardware module or a key server can be another one.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use zeroize::Zeroizing;
 use super::{SealKey, SealKeys};
 use crate::data_dir::{DataDirError, at, hex, read_key, sync_dir, write_secret};
 
+/// What a key is called that is being destroyed, in place of `key`.
+const DESTROYED: &str = "destroyed";
 /// Version of the first seal key.
 pub(crate) const FIRST_VERSION: u32 = 1;
 
@@ -36,6 +38,8 @@ pub(crate) trait SealKeySource: Send + Sync {
     fn create(&self, version: u32) -> Result<(), DataDirError>;
     /// Destroys a version for good.
     fn destroy(&self, version: u32) -> Result<(), DataDirError>;
+    /// Ends what a destruction that was interrupted has begun.
+    fn sweep(&self) -> Result<(), DataDirError>;
     /// What the key of a version is called, for people.
     fn place(&self, version: u32) -> PathBuf;
 
@@ -79,6 +83,14 @@ fn file(dir: &Path, version: u32) -> PathBuf {
     dir.join(format!("seal-{version}.key"))
 }
 
+/// A name that is gone leaves what stands in a file's blocks as it is.
+fn overwrite(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    file.write_all(&vec![b'0'; length])?;
+    file.sync_all()
+}
+
 impl SealKeySource for KeyFiles {
     fn load(&self) -> Result<BTreeMap<u32, Zeroizing<[u8; 32]>>, DataDirError> {
         load(&self.0)
@@ -99,18 +111,26 @@ impl SealKeySource for KeyFiles {
         write_secret(&path, &hex(&*key))
     }
 
-    /// What stands in its blocks is overwritten first: a name that is gone leaves them as they are.
+    /// First it loses its name, so that a start after a kill does not take half a key for one; what is left then, [`sweep`] ends.
+    ///
+    /// [`sweep`]: SealKeySource::sweep
     fn destroy(&self, version: u32) -> Result<(), DataDirError> {
         let path = self.place(version);
-        let overwrite = || -> io::Result<()> {
-            let mut file: File = OpenOptions::new().write(true).open(&path)?;
-            let length = usize::try_from(file.metadata()?.len()).unwrap_or(0);
-            file.write_all(&vec![b'0'; length])?;
-            file.sync_all()?;
-            fs::remove_file(&path)
-        };
-        overwrite().map_err(at(&path))?;
-        sync_dir(&self.0)
+        fs::rename(&path, path.with_extension(DESTROYED)).map_err(at(&path))?;
+        sync_dir(&self.0)?;
+        self.sweep()
+    }
+
+    fn sweep(&self) -> Result<(), DataDirError> {
+        let mut any = false;
+        for entry in fs::read_dir(&self.0).map_err(at(&self.0))? {
+            let path = entry.map_err(at(&self.0))?.path();
+            if path.extension().is_some_and(|extension| extension == DESTROYED) {
+                overwrite(&path).and_then(|()| fs::remove_file(&path)).map_err(at(&path))?;
+                any = true;
+            }
+        }
+        if any { sync_dir(&self.0) } else { Ok(()) }
     }
 
     fn place(&self, version: u32) -> PathBuf {
@@ -134,6 +154,10 @@ impl SealKeySource for GivenKeys {
     /// Whoever gives the keys takes them away.
     fn destroy(&self, version: u32) -> Result<(), DataDirError> {
         tracing::warn!(key = %self.place(version).display(), "nothing is sealed with it any more: destroy it where it comes from");
+        Ok(())
+    }
+
+    fn sweep(&self) -> Result<(), DataDirError> {
         Ok(())
     }
 

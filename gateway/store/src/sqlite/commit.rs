@@ -26,9 +26,7 @@ pub(crate) fn put_trees(connection: &Connection, trees: &[WrappedTree]) -> Resul
     }
     begin(connection)?;
     let written = write_trees(connection, trees, PUT);
-    gatepost_faults::point("keyring.before_commit");
     let ended = written.and_then(|()| at_commit(|| finish(connection)));
-    gatepost_faults::point("keyring.after_commit");
     ended.inspect_err(|_| drop(roll_back(connection)))
 }
 

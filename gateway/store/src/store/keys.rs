@@ -85,6 +85,7 @@ impl Store {
         let seal_keys = self.seal_keys.clone();
         let destroyed = self
             .blocking(move || {
+                seal_keys.sweep()?;
                 let older: Vec<u32> = seal_keys.load()?.into_keys().filter(|key| *key < current).collect();
                 older.iter().try_for_each(|key| seal_keys.destroy(*key))?;
                 Ok(older)

@@ -165,6 +165,21 @@ async fn a_rotation_that_was_killed_is_ended_by_the_next_start() {
     assert_eq!(seal_keys(&place).into_keys().collect::<Vec<_>>(), ["seal-2.key"]);
 }
 
+/// A kill between a key's loss of its name and its end leaves the file; the next start ends it.
+#[tokio::test]
+async fn a_key_that_was_being_destroyed_is_no_key_and_is_ended_by_the_next_start() {
+    let fixture = Fixture::new(vec![queue("lab", quick())]).await;
+    let session = fixture.session("lab").await;
+    let id = delivered(&fixture, session, "x", "s").await;
+    fixture.store.seal_key_rotate(operator()).await.unwrap();
+    let place = fixture.stop().await;
+    let left = place.path().join("keys/seal-1.destroyed");
+    fs::write(&left, "0".repeat(30)).unwrap();
+    let fixture = place.open().await.unwrap();
+    assert_eq!(payload(&fixture, id).await.as_deref(), Some("x"));
+    assert!(!left.exists());
+}
+
 #[tokio::test]
 async fn data_with_a_foreign_seal_key_is_refused() {
     let fixture = Fixture::new(vec![queue("lab", quick())]).await;

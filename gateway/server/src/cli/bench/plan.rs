@@ -68,7 +68,7 @@ pub(crate) struct Bench {
     /// So many gateways on that database, each with adapters of its own; the senders are spread over them
     #[arg(long, value_name = "N", requires = "postgres", conflicts_with = "backlog", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
-    /// Leave what is stored in the clear, to see what encrypting it costs
+    /// Without encryption at rest and without the adapters' sandbox, to see what they cost
     #[arg(long, conflicts_with = "backlog")]
     plain: bool,
     /// Where to put the temporary data: the disk that is measured [default: the directory for temporary files]
@@ -172,7 +172,7 @@ pub(super) struct Plan {
     /// Where the address of the PostgreSQL server is; without it SQLite.
     pub(super) postgres: Option<PathBuf>,
     pub(super) nodes: u32,
-    /// Nothing is encrypted at rest.
+    /// Nothing is encrypted at rest, and adapters have no sandbox.
     pub(super) plain: bool,
     /// Length of a measurement that has no messages to count.
     pub(super) span: Duration,

@@ -31,7 +31,7 @@ pub(super) struct Layout<'a> {
     pub(super) destinations: u64,
     /// How long the partners take; each has its own destinations.
     pub(super) partner_delays: &'a [Duration],
-    /// Nothing is encrypted at rest.
+    /// Nothing is encrypted at rest, and adapters have no sandbox.
     pub(super) plain: bool,
 }
 
@@ -42,6 +42,7 @@ impl Layout<'_> {
         let program = quoted(&this_program()?.to_string_lossy());
         let tally = quoted(&tally.to_string_lossy());
         let order = if self.keys > 0 { "key" } else { "none" };
+        let sandbox = if self.plain { "off" } else { "standard" };
         let adapter = |name: &str, order: &str, delay: Duration| {
             format!(
                 r#"
@@ -50,6 +51,7 @@ run = [{program}, "{BENCH_ADAPTER}"]
 order = "{order}"
 nodes = "each"
 max_in_flight = 4096
+sandbox = "{sandbox}"
 settings = {{ tally = {tally}, partner_delay_us = {} }}
 "#,
                 delay.as_micros()
@@ -71,7 +73,10 @@ settings = {{ tally = {tally}, partner_delay_us = {} }}
                 routes += &route(&format!(r#"type == "{kind}""#), &name);
             }
         }
-        Site::write(dir, "bench", &App { name: "sender", send: "bench.*", inbox: &[] }, &(text + &routes))
+        let app = App { name: "sender", send: "bench.*", inbox: &[] };
+        let mut site = Site::write(dir, "bench", &app, &(text + &routes))?;
+        site.insecure = self.plain;
+        Ok(site)
     }
 }
 
