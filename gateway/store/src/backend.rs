@@ -113,8 +113,8 @@ pub(crate) trait Backend: Send + 'static {
     fn keyring_put(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError>;
     /// The oldest version of the seal key that anything is wrapped with.
     fn keyring_oldest(&mut self) -> Result<Option<u32>, CommitError>;
-    /// Whether others use this database.
-    fn has_others(&self) -> bool;
+    /// Whether others use this database now.
+    fn has_others(&mut self) -> Result<bool, CommitError>;
 
     // === erasing ===
 

@@ -430,8 +430,16 @@ impl Backend for Postgres {
         Ok(found.and_then(|key| u32::try_from(key).ok()))
     }
 
-    fn has_others(&self) -> bool {
-        !self.is_alone
+    fn has_others(&mut self) -> Result<bool, CommitError> {
+        self.end_of_sent()?;
+        for row in self.connection.rows(sqlx::query(sql::NODES))? {
+            let mut cells = Cells::new(&row);
+            let (node, is_over): (i32, bool) = (cells.take()?, cells.take()?);
+            if node != self.node() && !is_over {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn to_erase(&mut self, what: &EraseFind, after: i64, most: u32) -> Result<ToErase, CommitError> {

@@ -273,8 +273,8 @@ impl Backend for Sqlite {
         Ok(found.into_iter().flatten().next().and_then(|key| u32::try_from(key).ok()))
     }
 
-    fn has_others(&self) -> bool {
-        false
+    fn has_others(&mut self) -> Result<bool, CommitError> {
+        Ok(false)
     }
 
     fn to_erase(&mut self, what: &EraseFind, after: i64, most: u32) -> Result<ToErase, CommitError> {

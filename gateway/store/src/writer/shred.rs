@@ -27,7 +27,8 @@ impl<B: Backend> Writer<B> {
         if let Some(error) = unavailable(&self.condition) {
             return Err(error);
         }
-        if self.database.has_others() {
+        let others = self.database.has_others();
+        if others.inspect_err(|error| self.failed(error)).map_err(StoreError::from)? {
             return Err(StoreError::SealKey(
                 "other nodes use this database and do not have the new seal key: stop them first, and give them the key before they \
                  start again"

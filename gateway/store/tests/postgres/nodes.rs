@@ -523,3 +523,20 @@ async fn what_depends_on_another_nodes_commit_has_the_larger_number() {
     assert!(numbers.len() >= 4 && numbers.is_sorted(), "{numbers:?}");
     assert_both_sound(one, other).await;
 }
+
+/// Another node that does not have the new seal key could read nothing any more.
+#[tokio::test]
+async fn the_seal_key_is_not_changed_under_another_node_and_what_is_erased_says_so() {
+    let one = Fixture::new(vec![queue("lab", quick())]).await;
+    let other = beside(&one.place, "other").open().await.unwrap();
+    let session = one.session("lab").await;
+    let gone = crate::seal::delivered(&one, session, "gone", "s").await;
+    let by = crate::seal::operator();
+    let erased = one.store.erase(by.clone(), gatepost_store::EraseWhat::Message(gone)).await.unwrap();
+    assert_eq!((erased.messages.as_slice(), erased.seal_key), (&[gone][..], None));
+    assert!(erased.copies_remain.is_some_and(|why| why.contains("other nodes")));
+    let refused = one.store.seal_key_rotate(by.clone()).await.unwrap_err();
+    assert!(refused.to_string().contains("stop them first"), "{refused}");
+    other.stop().await;
+    assert_eq!(one.store.seal_key_rotate(by).await.unwrap().version, 2);
+}
