@@ -194,7 +194,7 @@ unix = "{dir}/admin.sock"
 {listens}
 [operators.ops]
 user = "{uid}"
-can = ["read", "operate", "read_payload", "audit", "erase"]
+can = ["read", "operate", "read_payload", "audit"]
 
 {rest}"#,
             gateway = self.gateway,

@@ -58,11 +58,10 @@ pub enum OperatorRight {
     Operate,
     ReadPayload,
     Audit,
-    Erase,
 }
 
 impl OperatorRight {
-    pub const NAMES: &'static [&'static str] = &["read", "operate", "read_payload", "audit", "erase"];
+    pub const NAMES: &'static [&'static str] = &["read", "operate", "read_payload", "audit"];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -70,12 +69,11 @@ impl OperatorRight {
             Self::Operate => "operate",
             Self::ReadPayload => "read_payload",
             Self::Audit => "audit",
-            Self::Erase => "erase",
         }
     }
 
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Read, Self::Operate, Self::ReadPayload, Self::Audit, Self::Erase]
+        [Self::Read, Self::Operate, Self::ReadPayload, Self::Audit]
             .into_iter()
             .find(|right| right.as_str() == name)
     }

@@ -38,7 +38,7 @@ pub(crate) async fn rotate(
 #[utoipa::path(
     post, path = "/v1/erase", operation_id = "erase", tag = "keys",
     description = "Erases all that messages were about: payload, attributes, replies, evidence, and their keys, so that copies cannot be \
-        read either; for operators who may erase. The audit log stays, and still verifies. A message with a delivery under way stays, and is named.",
+        read either; for operators who may operate. The audit log stays, and still verifies. A message with a delivery under way stays, and is named.",
     request_body = EraseRequest,
     responses(
         (status = 200, description = "What was erased, and what was not", body = EraseAnswer),
@@ -50,7 +50,7 @@ pub(crate) async fn erase(
     caller: Caller,
     request: Request,
 ) -> Result<Json<EraseAnswer>, Refusal> {
-    let permit = caller.operator(OperatorRight::Erase)?;
+    let permit = caller.operator(OperatorRight::Operate)?;
     let request: EraseRequest = read(&state, &caller, request).await?;
     let what = match (request.message, request.app, request.subject) {
         (Some(id), None, None) => EraseWhat::Message(message_id(&id)?),
