@@ -13,6 +13,8 @@ use serde_json::json;
 use crate::order_event;
 
 const ROUNDS: usize = 9;
+/// Rounds in which the counter-proof must have been caught; about every third catches it, and the first that does ends it.
+const ROUNDS_TO_BE_CAUGHT: usize = 60;
 /// Crashes before all work is finished and looked at, in the long form.
 const ROUNDS_PER_RUN: usize = 60;
 const PAYLOAD_BYTES: usize = 300;
@@ -28,9 +30,9 @@ fn disk_for(builder: &Builder) -> Option<Disk> {
     disk
 }
 
-fn crashes(gateway: Gateway, disk: Disk, seed: u64) -> Lost {
+fn crashes(gateway: Gateway, disk: Disk, seed: u64, rounds: usize) -> Lost {
     let mut run = Run::start(gateway, disk, PAYLOAD_BYTES);
-    run.rounds(&mut Dice::new(seed), |so_far| so_far.rounds < ROUNDS);
+    run.rounds(&mut Dice::new(seed), |so_far| so_far.rounds < rounds);
     run.finish()
 }
 
@@ -40,7 +42,7 @@ fn crashes_that_forget_lose_nothing_that_was_answered() {
     let Some(disk) = disk_for(&builder) else { return };
     let gateway = builder.environment(disk.environment()).start();
     let seed = Dice::fresh_seed();
-    let lost = crashes(gateway, disk, seed);
+    let lost = crashes(gateway, disk, seed, ROUNDS);
     assert!(lost.broken.is_empty(), "seed {seed}: {:#?}", lost.broken);
     note(&format!(
         "seed {seed}: {} crashes forgot {} writes and {} names; {} messages accepted, {} deliveries settled",
@@ -57,7 +59,7 @@ fn with_less_syncing_the_same_crashes_lose_messages_or_refuse_the_start() {
     let mut environment = disk.environment();
     environment.push(("GATEPOST_FAULT_SYNCHRONOUS", "NORMAL".into()));
     let gateway = builder.environment(environment).start();
-    let lost = crashes(gateway, disk, 1);
+    let lost = crashes(gateway, disk, 1, ROUNDS_TO_BE_CAUGHT);
     let seen = |what: &str| lost.broken.iter().any(|broken| broken.contains(what));
     assert!(seen("is lost") || seen("it does not start"), "{lost:?}");
     note(&format!("synchronous=NORMAL is found out in round {}: {}", lost.rounds, lost.broken[0]));
