@@ -532,11 +532,22 @@ async fn the_seal_key_is_not_changed_under_another_node_and_what_is_erased_says_
     let session = one.session("lab").await;
     let gone = crate::seal::delivered(&one, session, "gone", "s").await;
     let by = crate::seal::operator();
+    let mut somebody = connect(url(&one.place)).await;
+    let copy = "CREATE TABLE kept AS SELECT * FROM payload";
+    sqlx::raw_sql(copy).execute(&mut somebody).await.unwrap();
     let erased = one.store.erase(by.clone(), gatepost_store::EraseWhat::Message(gone)).await.unwrap();
     assert_eq!((erased.messages.as_slice(), erased.seal_key), (&[gone][..], None));
     assert!(erased.copies_remain.is_some_and(|why| why.contains("other nodes")));
     let refused = one.store.seal_key_rotate(by.clone()).await.unwrap_err();
     assert!(refused.to_string().contains("stop them first"), "{refused}");
+    // The row put back beside the trees as they are now does not open.
+    sqlx::raw_sql("INSERT INTO payload SELECT * FROM kept; DROP TABLE kept")
+        .execute(&mut somebody)
+        .await
+        .unwrap();
+    let one = one.restart().await;
+    let read = one.store.read().message(gone, gatepost_store::Data::Include).await;
+    assert!(matches!(read, Err(gatepost_store::StoreError::Erased)), "{:?}", read.err());
     other.stop().await;
     assert_eq!(one.store.seal_key_rotate(by).await.unwrap().version, 2);
 }
