@@ -15,6 +15,8 @@ use crate::keyring::source::{FIRST_VERSION, GivenKeys, KeyFiles, SealKeySource, 
 
 const STORE_KEY: &str = "store.key";
 const AUDIT_KEY: &str = "audit.key";
+/// What people call the seal key, of whatever version.
+const ANY_SEAL_KEY: &str = "seal-N.key";
 /// Bytes set aside so that settling goes on when the disk is full.
 pub(crate) const RESERVE_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -35,6 +37,11 @@ pub enum DataDirError {
         "{dir} belongs to the gateway `{owner}`, and the configuration says `{name}`: its log goes by that name for good"
     )]
     AnotherGateways { dir: PathBuf, owner: String, name: String },
+    #[error(
+        "{data} is there but no version of its seal key, {key}: what is stored cannot be opened without it; restore the newest, or \
+         move the data away to start anew"
+    )]
+    SealKeysGone { data: PathBuf, key: PathBuf },
     #[error("there is no {0} and no later version of it: what it sealed cannot be read without it")]
     SealKeyMissing(PathBuf),
     #[error(
@@ -175,11 +182,14 @@ impl DataDir {
         let data = [self.database(), self.node(), self.moved()].into_iter().find(|data| data.exists());
         let (store_key, audit_key) = (self.store_key(), self.audit_key());
         let mut created = false;
-        let seal_key = match source.load()?.is_empty() {
-            true => Some(source.place(FIRST_VERSION)),
-            false => None,
-        };
-        for key in [Some(&store_key), Some(&audit_key), seal_key.as_ref()].into_iter().flatten() {
+        if source.load()?.is_empty() {
+            if let Some(data) = data {
+                let key = source.place(FIRST_VERSION).with_file_name(ANY_SEAL_KEY);
+                return Err(DataDirError::SealKeysGone { data, key });
+            }
+            created = true;
+        }
+        for key in [&store_key, &audit_key] {
             if key.exists() {
                 continue;
             }
@@ -244,11 +254,12 @@ impl DataDir {
             Ok(seed)
         };
         let (store_key, audit_key) = (self.store_key(), self.audit_key());
-        if !store_key.exists() {
-            write_secret(&store_key, &hex(&random(&store_key)?))?;
-        }
+        // First: a key that is given may not be there.
         if seal_keys.load()?.is_empty() {
             seal_keys.create(FIRST_VERSION)?;
+        }
+        if !store_key.exists() {
+            write_secret(&store_key, &hex(&random(&store_key)?))?;
         }
         if !audit_key.exists() {
             let signer = SignerKey::from_seed(origin, &random(&audit_key)?)

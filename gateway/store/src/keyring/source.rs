@@ -139,8 +139,9 @@ impl SealKeySource for KeyFiles {
 }
 
 impl SealKeySource for GivenKeys {
+    /// Where nobody has put any there may be no directory either.
     fn load(&self) -> Result<BTreeMap<u32, Zeroizing<[u8; 32]>>, DataDirError> {
-        load(&self.0)
+        if self.0.exists() { load(&self.0) } else { Ok(BTreeMap::new()) }
     }
 
     fn versions(&self) -> Vec<u32> {
