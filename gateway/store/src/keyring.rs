@@ -69,6 +69,8 @@ struct Inner {
     unsaved: Vec<u64>,
     /// Branches just above leaves that were asked for lately, each at the place that its number says.
     warm: Vec<Option<(Twig, Branch)>>,
+    /// Grows with every tree that is taken in: what was computed from the trees before may lead to what is cut out since.
+    learnt: u64,
 }
 
 /// Tree, and number of the branch just above some leaves.
@@ -103,6 +105,7 @@ impl Keyring {
             spare: None,
             unsaved: Vec::new(),
             warm: (0..WARM_TWIGS).map(|_| None).collect(),
+            learnt: 0,
         };
         Self { inner: Mutex::new(inner), has_unsaved: AtomicBool::new(true) }
     }
@@ -142,22 +145,30 @@ impl Keyring {
     /// The data key at `locator`.
     pub(crate) fn at(&self, locator: Locator) -> Result<DataKey, NoKey> {
         let warm = Warm::of(locator);
-        let branch = {
+        let (branch, learnt) = {
             let inner = self.lock();
             if let Some((_, twig)) = inner.warm[warm.place].as_ref().filter(|(of, _)| *of == warm.twig) {
                 return Ok(twig.leaf(locator.leaf));
             }
             let tree = inner.trees.get(&locator.tree).ok_or(NoKey::Unknown)?;
-            tree.branch_of(locator.leaf).ok_or(NoKey::Erased)?
+            (tree.branch_of(locator.leaf).ok_or(NoKey::Erased)?, inner.learnt)
         };
         // Down to just above the leaf, whose neighbours are asked for next as a rule. A twig of which something is cut out is not whole.
         match branch.twig(locator.leaf) {
             Ok(twig) => {
                 let key = twig.leaf(locator.leaf);
-                self.lock().warm[warm.place] = Some((warm.twig, twig));
+                self.keep_warm(&warm, twig, learnt);
                 Ok(key)
             }
             Err(leaf) => Ok(leaf),
+        }
+    }
+
+    /// Unless a tree has been taken in since `learnt`, which the twig may then be at odds with.
+    fn keep_warm(&self, warm: &Warm, twig: Branch, learnt: u64) {
+        let mut inner = self.lock();
+        if inner.learnt == learnt {
+            inner.warm[warm.place] = Some((warm.twig, twig));
         }
     }
 
@@ -201,6 +212,7 @@ impl Keyring {
         inner.trees.insert(stored.tree, tree);
         // They may lead to what has been cut out meanwhile.
         inner.warm.iter_mut().for_each(|warm| *warm = None);
+        inner.learnt += 1;
         inner.wrapped.insert(stored.tree, stored.key);
         // Its way down may lead through what has been cut out meanwhile.
         if inner.active.as_ref().is_some_and(|path| path.tree() == stored.tree) {
@@ -332,6 +344,23 @@ mod tests {
             Keyring::new(Arc::new(foreign)).learn(&saved[0]),
             Err(WrapError::Damaged { tree: saved[0].tree })
         );
+    }
+
+    #[test]
+    fn what_was_being_computed_while_it_was_erased_is_not_kept() {
+        let ring = Keyring::new(keys(&[1]));
+        let (locator, key) = ring.next().unwrap();
+        ring.saved(&ring.unsaved().unwrap());
+        let warm = Warm::of(locator);
+        let (twig, learnt) = {
+            let inner = ring.lock();
+            let branch = inner.trees[&locator.tree].branch_of(locator.leaf).unwrap();
+            (branch.twig(locator.leaf).unwrap(), inner.learnt)
+        };
+        assert_eq!(twig.leaf(locator.leaf), key);
+        ring.learn(&ring.cut(&[locator]).unwrap()[0]).unwrap();
+        ring.keep_warm(&warm, twig, learnt);
+        assert_eq!(ring.at(locator), Err(NoKey::Erased));
     }
 
     #[test]
