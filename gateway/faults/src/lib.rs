@@ -77,6 +77,18 @@ pub const COMMAND_POINTS: [&str; 3] = [
     "restore.before_a_part",
 ];
 
+/// The points of erasing and of another seal key, in their order.
+pub const SEAL_KEY_POINTS: [&str; 4] = [
+    // The new one is a durable file, and nothing is wrapped with it.
+    "seal_key.made",
+    // Messages are erased, and copies of them can still be opened.
+    "erase.committed",
+    // All is wrapped with the new one, and the old one is there.
+    "seal_key.rewrapped",
+    // The old one has lost its name, and is still readable.
+    "seal_key.unnamed",
+];
+
 #[cfg(feature = "on")]
 mod on;
 

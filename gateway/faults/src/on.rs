@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
 
-use crate::{ADAPTER_POINTS, COMMAND_POINTS, COPY_POINTS, GATEWAY_POINTS};
+use crate::{ADAPTER_POINTS, COMMAND_POINTS, COPY_POINTS, GATEWAY_POINTS, SEAL_KEY_POINTS};
 
 const VARIABLE: &str = "GATEPOST_FAULTS";
 /// Into its work a fault of [`during`] comes after less than this, by the process id, so that rounds differ.
@@ -81,9 +81,9 @@ impl Plan {
                 plan.once = Some(what.into());
                 continue;
             }
-            let mut points =
-                GATEWAY_POINTS.iter().chain(&COPY_POINTS).chain(&ADAPTER_POINTS).chain(&COMMAND_POINTS);
-            if !points.any(|point| *point == name) {
+            let all: [&[&str]; 5] =
+                [&GATEWAY_POINTS, &SEAL_KEY_POINTS, &COPY_POINTS, &ADAPTER_POINTS, &COMMAND_POINTS];
+            if !all.concat().contains(&name) {
                 return Err(item.to_owned());
             }
             plan.faults.insert(name.to_owned(), Fault::parse(what).ok_or(item)?);

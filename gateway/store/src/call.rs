@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use gatepost_core::principal::OperatorPermit;
+use gatepost_core::principal::{Actor, OperatorPermit};
 use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId};
 use tokio::sync::oneshot;
 
 use crate::ops::{
     Accept, AcceptError, Accepted, AdapterRole, AuditNote, DeliveryRow, EraseStep, Erased, LeaseError,
-    LeaseRequest, MoveError, MoveStep, Moved, OperateError, Pause, QueueSetup, Session, SessionEnd, Settle,
-    SettleAnswer, SettleError, StoreError, Verb,
+    LeaseRequest, MoveError, MoveStep, Moved, OperateError, Pause, QueueSetup, Rewrapped, Session,
+    SessionEnd, Settle, SettleAnswer, SettleError, StoreError, Verb,
 };
 use crate::prepared::Prepared;
 use crate::seal::Index;
@@ -85,9 +85,10 @@ pub(crate) enum Op {
         adapter: String,
         answer: Answer<Option<AdapterRole>, StoreError>,
     },
-    /// Wraps some data keys with the newest seal key; how many are left.
+    /// Wraps some data keys with the newest seal key.
     Rewrap {
-        answer: Answer<u64, StoreError>,
+        by: Actor,
+        answer: Answer<Rewrapped, StoreError>,
     },
     SealKeyOldest {
         answer: Answer<Option<u32>, StoreError>,

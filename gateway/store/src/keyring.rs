@@ -41,6 +41,18 @@ pub(crate) struct WrappedTree {
     pub(crate) body: Vec<u8>,
 }
 
+/// Versions of the seal key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SealVersions {
+    /// The oldest that a tree is wrapped with.
+    pub(crate) oldest: u32,
+    /// The newest that a tree is wrapped with, and that wraps. Until a rotation wraps something with a newer one nothing else does:
+    /// other nodes may not have that.
+    pub(crate) current: u32,
+    /// The newest that there is.
+    pub(crate) newest: u32,
+}
+
 /// Why there is no data key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoKey {
@@ -231,11 +243,11 @@ impl Keyring {
         self.lock().keys = keys;
     }
 
-    /// The version that wraps, and the newest that there is. Until a rotation has begun, nothing is wrapped with a newer one than the
-    /// trees in the database are: other nodes may not have that.
-    pub(crate) fn versions(&self) -> (u32, u32) {
+    pub(crate) fn versions(&self) -> SealVersions {
         let inner = self.lock();
-        (inner.current(), inner.keys.newest())
+        let newest = inner.keys.newest();
+        let oldest = inner.wrapped.values().min().copied().unwrap_or(newest);
+        SealVersions { oldest, current: inner.current(), newest }
     }
 
     /// At most so many of the trees that are wrapped with an older key than the newest, wrapped with that; and how many are left.

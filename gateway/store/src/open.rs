@@ -487,7 +487,7 @@ impl<B: Backend> Assembled<B> {
             _lock: self.lock,
         };
         note_start(&self.store, options, self.first, self.adopted).await?;
-        self.store.seal_keys_settle().await?;
+        self.store.seal_keys_settle(Actor::new(ActorKind::Gateway, options.origin.clone())).await?;
         Ok((self.store, task))
     }
 }

@@ -344,6 +344,8 @@ pub struct EraseStep {
     pub what: EraseWhat,
     /// Where the step before has ended; 0 at first.
     pub after: i64,
+    /// Only says what it would come to.
+    pub looks_only: bool,
 }
 
 /// What a step, or all of them, came to.
@@ -360,6 +362,17 @@ pub struct Erased {
     pub seal_key: Option<u32>,
     /// … or why not: copies that the database, its log or a replica still has can be opened until then.
     pub copies_remain: Option<String>,
+}
+
+/// What a step of wrapping data keys anew came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rewrapped {
+    /// All are wrapped with the newest seal key already.
+    Nothing,
+    /// There are more.
+    Some,
+    /// Those were the last, and the log has its entry.
+    Last,
 }
 
 /// What a rotation of the seal key came to.

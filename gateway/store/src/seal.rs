@@ -16,7 +16,7 @@ use subtle::ConstantTimeEq as _;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use zeroize::Zeroizing;
 
-use crate::keyring::{DataKey, Keyring, Locator, NoKey, SealKeys, WrapError, WrappedTree};
+use crate::keyring::{DataKey, Keyring, Locator, NoKey, SealKeys, SealVersions, WrapError, WrappedTree};
 use crate::ops::StoreError;
 use crate::random;
 
@@ -485,7 +485,7 @@ impl Vault {
     }
 
     /// See [`Keyring::versions`].
-    pub(crate) fn seal_keys(&self) -> Option<(u32, u32)> {
+    pub(crate) fn seal_keys(&self) -> Option<SealVersions> {
         self.keyring.as_ref().map(|keyring| keyring.versions())
     }
 

@@ -1,9 +1,11 @@
 //! The seal key and erasing, by command on a running gateway: killed in the middle again and again, everything opens; what was erased
 //! is nowhere.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gatepost_tests::{Dice, Gateway, note, settle_item};
+use gatepost_faults::SEAL_KEY_POINTS;
+use gatepost_tests::{Builder, Dice, Gateway, note, settle_item};
 use serde_json::{Value, json};
 
 use crate::order_event;
@@ -15,8 +17,12 @@ const ROUNDS_LONG: usize = 200;
 /// Most that passes between the command and the kill, milliseconds.
 const KILL_WITHIN_MS: usize = 60;
 
+fn builder() -> Builder {
+    Gateway::builder().app("shop", &["*"], &["desk"]).inbox("desk", "").route("shop", &["desk"])
+}
+
 fn gateway() -> Gateway {
-    Gateway::builder().app("shop", &["*"], &["desk"]).inbox("desk", "").route("shop", &["desk"]).start()
+    builder().start()
 }
 
 fn send(gateway: &Gateway, id: &str, subject: &str) -> String {
@@ -61,6 +67,43 @@ fn erasing_takes_a_message_from_everywhere_and_the_log_verifies() {
     gateway.audit_verifies();
 }
 
+fn seal_keys(gateway: &Gateway) -> BTreeSet<String> {
+    let keys = std::fs::read_dir(gateway.path("data/keys")).unwrap();
+    let names = keys.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("seal-")).collect()
+}
+
+/// What was erased must not be readable from a copy because the gateway died before it came to the key: the next start sees to it.
+#[test]
+fn an_erasure_killed_anywhere_is_whole_after_the_next_start() {
+    for (round, point) in SEAL_KEY_POINTS.into_iter().enumerate() {
+        let faults = format!("{point}=kill");
+        let mut gateway = builder().faults(&faults).start();
+        let (gone, kept) = (send(&gateway, "1", "patient"), send(&gateway, "2", "other"));
+        deliver(&gateway);
+        deliver(&gateway);
+        let before = seal_keys(&gateway);
+        let cut = gateway.cli(&["erase", "--message", &gone]);
+        assert!(!cut.status.success(), "{point}: {cut:?}");
+        gateway.ended();
+        assert_eq!(gateway.fired(), [point]);
+        gateway.restart();
+        let erased = SEAL_KEY_POINTS[..=round].contains(&"erase.committed");
+        assert_eq!(reads(&gateway, &gone), if erased { 410 } else { 200 }, "{point}");
+        // Whatever opened the trees as they were is gone, whether there was something erased or not.
+        let after = seal_keys(&gateway);
+        assert_eq!(after.len(), 1, "{point}: {after:?}");
+        assert!(after.is_disjoint(&before), "{point}: {before:?}, {after:?}");
+        gateway.cli_ok(&["erase", "--message", &gone]);
+        assert_eq!((reads(&gateway, &gone), reads(&gateway, &kept)), (410, 200), "{point}");
+        gateway.audit_verifies();
+        let log = gateway.audit_log();
+        let count = |event: &str| log.iter().filter(|leaf| leaf["event"] == event).count();
+        let rotations = if erased { 1 } else { 2 };
+        assert_eq!((count("message_erased"), count("seal_key_rotated")), (1, rotations), "{point}");
+    }
+}
+
 fn rotations_are_killed(rounds: usize) {
     let mut gateway = gateway();
     let mut dice = Dice::new(7);
@@ -87,10 +130,7 @@ fn rotations_are_killed(rounds: usize) {
     note(&format!("{rounds} kills: {ended} rotations had ended, {cut} were cut"));
     assert!(cut > 0, "no kill met a rotation");
     gateway.cli_ok(&["key", "rotate"]);
-    let keys = std::fs::read_dir(gateway.path("data/keys")).unwrap();
-    let names: Vec<_> = keys.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    let seal_keys = names.iter().filter(|name| name.starts_with("seal-")).count();
-    assert_eq!(seal_keys, 1, "{names:?}");
+    assert_eq!(seal_keys(&gateway).len(), 1);
     gateway.audit_verifies();
 }
 

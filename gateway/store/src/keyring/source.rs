@@ -118,6 +118,7 @@ impl SealKeySource for KeyFiles {
         let path = self.place(version);
         fs::rename(&path, path.with_extension(DESTROYED)).map_err(at(&path))?;
         sync_dir(&self.0)?;
+        gatepost_faults::point("seal_key.unnamed");
         self.sweep()
     }
 

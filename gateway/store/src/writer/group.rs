@@ -86,10 +86,10 @@ impl<B: Backend> Writer<B> {
                     self.settle_under_way();
                     drop(answer.send(self.claim(&adapter)));
                 }
-                Op::Rewrap { answer } => {
+                Op::Rewrap { by, answer } => {
                     self.group(std::mem::take(&mut group));
                     self.settle_under_way();
-                    drop(answer.send(self.rewrap()));
+                    drop(answer.send(self.rewrap(&by)));
                 }
                 Op::SealKeyOldest { answer } => {
                     self.group(std::mem::take(&mut group));

@@ -24,7 +24,7 @@ pub(super) fn refuse_all(ops: Vec<Op>, error: &StoreError) {
             Op::Settle { answer, .. } => drop(answer.send(Err(error.into()))),
             Op::AcceptedBefore { answer, .. } => drop(answer.send(Err(error))),
             Op::Claim { answer, .. } => drop(answer.send(Err(error))),
-            Op::Rewrap { answer } => drop(answer.send(Err(error))),
+            Op::Rewrap { answer, .. } => drop(answer.send(Err(error))),
             Op::SealKeyOldest { answer } => drop(answer.send(Err(error))),
             Op::Erase { answer, .. } => drop(answer.send(Err(error))),
             Op::SessionOpen { answer, .. } => drop(answer.send(Err(error))),

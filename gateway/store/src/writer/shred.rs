@@ -6,13 +6,14 @@
 //! before are unreadable too: their seal key is destroyed when nothing is wrapped with it any more (`gateway/store/src/store/keys.rs`).
 
 use gatepost_audit::Event as LeafEvent;
+use gatepost_core::principal::Actor;
 
 use super::outcome::Outcome;
 use super::turn::Turn;
 use super::{Writer, unavailable};
 use crate::backend::{Backend, CommitError, EraseFind, Erasing, ToErase};
-use crate::keyring::Locator;
-use crate::ops::{AuditNote, EraseStep, EraseWhat, Erased, StoreError};
+use crate::keyring::{Locator, WrappedTree};
+use crate::ops::{AuditNote, EraseStep, EraseWhat, Erased, Rewrapped, StoreError};
 use crate::prepared::remains_of;
 use crate::seal::{Domain, Owner, Place, locator_of};
 
@@ -22,8 +23,8 @@ const STEP_MESSAGES_MAX: u32 = 64;
 const STEP_TREES_MAX: usize = 64;
 
 impl<B: Backend> Writer<B> {
-    /// Wraps some of the trees that are wrapped with an older seal key; how many are left.
-    pub(super) fn rewrap(&mut self) -> Result<u64, StoreError> {
+    /// Wraps some of the trees that are wrapped with an older seal key; with the last of them goes the entry that says so.
+    pub(super) fn rewrap(&mut self, by: &Actor) -> Result<Rewrapped, StoreError> {
         if let Some(error) = unavailable(&self.condition) {
             return Err(error);
         }
@@ -36,12 +37,32 @@ impl<B: Backend> Writer<B> {
             ));
         }
         let (trees, left) = self.vault.rewrapped(STEP_TREES_MAX)?;
-        if !trees.is_empty() {
-            let written = self.database.keyring_put(&trees);
-            written.inspect_err(|error| self.failed(error)).map_err(StoreError::from)?;
-            self.vault.wrapped(&trees);
+        if trees.is_empty() {
+            return Ok(Rewrapped::Nothing);
         }
-        Ok(left)
+        let written = match left {
+            0 => self.rewrap_last(&trees, by).or_else(|error| self.database.roll_back().and(Err(error))),
+            _ => self.database.keyring_put(&trees),
+        };
+        written.inspect_err(|error| self.failed(error)).map_err(StoreError::from)?;
+        self.vault.wrapped(&trees);
+        Ok(if left == 0 { Rewrapped::Last } else { Rewrapped::Some })
+    }
+
+    /// Leaves the transaction open on an error.
+    fn rewrap_last(&mut self, trees: &[WrappedTree], by: &Actor) -> Result<(), CommitError> {
+        self.database.begin(&[])?;
+        self.database.keyring_put(trees)?;
+        let now = self.number()?;
+        let mut turn =
+            Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
+        let mut note = AuditNote::new(LeafEvent::SealKeyRotated, by.clone());
+        note.target = trees.first().map(|tree| tree.key.to_string());
+        turn.note(&note)?;
+        let base = self.database.commit(&turn)?;
+        let outcome = Outcome::of(turn, base);
+        self.install(Some(outcome), 0);
+        Ok(())
     }
 
     /// Whether a tree is wrapped with a seal key that is older than the newest.
@@ -105,7 +126,7 @@ impl<B: Backend> Writer<B> {
             erasing.push(Erasing { seq: message.seq, id: message.id, remains });
             erased.messages.push(message.id);
         }
-        if erasing.is_empty() {
+        if erasing.is_empty() || step.looks_only {
             return Ok(erased);
         }
         self.database.erase(&erasing)?;
@@ -120,6 +141,7 @@ impl<B: Backend> Writer<B> {
             turn.note(&note)?;
         }
         let base = self.database.commit(&turn)?;
+        gatepost_faults::point("erase.committed");
         let outcome = Outcome::of(turn, base);
         self.install(Some(outcome), 0);
         // Only now: had the commit failed, the keys would be needed still.

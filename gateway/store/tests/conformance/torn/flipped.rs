@@ -66,13 +66,17 @@ fn telling(database: &[u8], number: u32, page: &Page) -> Vec<Range<usize>> {
     let bytes = &database[start..start + PAGE_BYTES];
     let number_at = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
     let header = if number == 1 { DATABASE_HEADER_BYTES } else { 0 };
+    let mut telling = Vec::new();
     let pointers = match page.kind.as_str() {
-        "free" => return Vec::new(),
-        "overflow" => return vec![0..PAGE_BYTES - page.unused],
+        "free" => return telling,
+        "overflow" => {
+            telling.push(0..PAGE_BYTES - page.unused);
+            return telling;
+        }
         "internal" => header + 12,
         _ => header + 8,
     };
-    let mut telling = vec![header..pointers + 2 * number_at(header + 3)];
+    telling.push(header..pointers + 2 * number_at(header + 3));
     let splinters = bytes[header + 7];
     if bytes[header] == TABLE_INTERIOR || splinters > 0 {
         return telling;
