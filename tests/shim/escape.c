@@ -223,6 +223,39 @@ static void files(pid_t gateway) {
     open_for("cgroup", "/sys/fs/cgroup/cgroup.procs", O_WRONLY);
 }
 
+// In each of its control groups: raising the limit, and leaving for the one above. `CONTROLLER:PATH` is at a place by custom.
+static int in_own_groups;
+static void groups(void) {
+    FILE *own = fopen("/proc/self/cgroup", "re");
+    char line[512], name[64], file[768];
+    while (own && fgets(line, sizeof line, own)) {
+        char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!group || !strstr(group, "/adapter-")) continue;
+        in_own_groups = 1;
+        *group++ = 0;
+        group[strcspn(group, "\n")] = 0;
+        controllers++;
+        struct { const char *of, *limit; } limits[] = {
+            {"memory", "memory.limit_in_bytes"}, {"pids", "pids.max"}, {"cpu", "cpu.cfs_quota_us"}, {"", "memory.max"}, {"", "pids.max"},
+        };
+        for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+            if (*limits[i].of ? !strstr(controllers, limits[i].of) : *controllers) continue;
+            snprintf(name, sizeof name, "own-limit-%s", limits[i].limit);
+            snprintf(file, sizeof file, "/sys/fs/cgroup/%s%s/%s", controllers, group, limits[i].limit);
+            open_for(name, file, O_WRONLY);
+            snprintf(name, sizeof name, "leave-limit-%s", limits[i].limit);
+            snprintf(file, sizeof file, "/sys/fs/cgroup/%s%s/../cgroup.procs", controllers, group);
+            open_for(name, file, O_WRONLY);
+            snprintf(name, sizeof name, "make-group-%s", limits[i].limit);
+            snprintf(file, sizeof file, "/sys/fs/cgroup/%s%s/below", controllers, group);
+            tried(name, mkdir(file, 0700));
+            rmdir(file);
+        }
+    }
+    if (own) fclose(own);
+    if (!in_own_groups) say("own-limits", "untestable", 0);
+}
+
 static void processes(pid_t gateway) {
     struct rlimit limit = {0};
     tried("signal-gateway", kill(gateway, 0));
@@ -390,7 +423,7 @@ static void fork_bomb(void) {
     enum { MOST = 1500 };
     struct rlimit limit;
     getrlimit(RLIMIT_NPROC, &limit);
-    if (getuid() == 0 || limit.rlim_max > MOST) {
+    if (!in_own_groups && (getuid() == 0 || limit.rlim_max > MOST)) {
         say("fork-bomb", "untestable", 0);
         return;
     }
@@ -438,6 +471,7 @@ int main(int argc, char **argv) {
     pid_t gateway = getppid();
     works();
     files(gateway);
+    groups();
     processes(gateway);
     network();
     programs();

@@ -226,8 +226,20 @@ pub struct SandboxItem {
     /// Version of Landlock in force; 0 is none.
     pub landlock_abi: u8,
     pub seccomp: bool,
+    /// Memory of all its processes together; absent without such a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Its processes and threads; absent without such a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u64>,
+    /// Processor time, in hundredths of a processor; absent without such a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u32>,
     /// What is not there, and what follows from that.
     pub missing: Vec<String>,
+    /// What the configuration asks for by name and what is not there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmet: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

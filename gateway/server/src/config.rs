@@ -33,6 +33,7 @@ mod paths;
 mod places;
 mod principals;
 mod queues;
+mod resources;
 mod routes;
 mod rules;
 mod sandbox;
@@ -65,6 +66,9 @@ pub(crate) use load::LoadError;
 pub(crate) use owners::Owners;
 pub(crate) use paths::is_credential;
 pub(crate) use principals::DELETED;
+pub(crate) use resources::Resources;
+#[cfg(test)]
+pub(crate) use resources::{Cpus, Limit};
 pub(crate) use rules::{Facts, Rule, Verdict};
 pub(crate) use sandbox::{Access, Connect, Level, RunAs, Safety, Sandbox, reaches};
 pub(crate) use schema::schema;

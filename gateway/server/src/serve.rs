@@ -25,7 +25,8 @@ use crate::listen::{
 };
 use crate::notify::{State, notify};
 use crate::supervise::{
-    Hangups, Launcher, Manifest, Means, Parts, Reloader, Sockets, Supervisor, queue_setups, validate_adapters,
+    Hangups, Launcher, Manifest, Means, Parts, Reloader, Sockets, Supervisor, divide_group, queue_setups,
+    validate_adapters,
 };
 
 /// Connections of all listeners together, as a multiple of one listener's.
@@ -77,6 +78,8 @@ pub(crate) fn run(config: Config) -> Result<(), ServeError> {
     start_logging();
     log_panics_by_place();
     raise_descriptor_limit();
+    // Before anything is started: whatever is must be where this process is by then.
+    divide_group();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build();
     runtime.map_err(ServeError::Runtime)?.block_on(serve(config, passed))

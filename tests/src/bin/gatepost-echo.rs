@@ -24,6 +24,11 @@ const REPEATS_MAX: u32 = 100;
 const SLOW: Duration = Duration::from_millis(1500);
 /// Leases of earlier lives that it comes back with.
 const GHOSTS_MAX: usize = 16;
+/// What `hog` wants, in pieces.
+const HOG_BYTES: usize = 10 << 30;
+const PIECE_BYTES: usize = 4 << 20;
+/// Most processes that `bomb` starts where nothing stops it.
+const BOMB_PROCESSES_MAX: usize = 1500;
 
 fn main() {
     match std::env::args().nth(1).as_deref() {
@@ -44,6 +49,20 @@ fn main() {
         Some("--check") => {}
         _ => Echo::start().work(),
     }
+}
+
+/// Uses more memory than anybody should have.
+fn hog() {
+    let mut kept = Vec::new();
+    while kept.len() * PIECE_BYTES < HOG_BYTES {
+        kept.push(std::hint::black_box(vec![1_u8; PIECE_BYTES]));
+    }
+}
+
+/// Starts processes until it may not; gives how many.
+fn bomb() -> usize {
+    let start = || std::process::Command::new("/usr/bin/sleep").arg("1000").spawn().ok();
+    std::iter::from_fn(start).take(BOMB_PROCESSES_MAX).count()
 }
 
 struct Echo {
@@ -130,6 +149,13 @@ impl Echo {
             },
             "leave" => return None,
             "slow" => std::thread::sleep(SLOW),
+            "hog" => hog(),
+            "bomb" => {
+                let started = bomb();
+                self.effects
+                    .write_all(format!("{{\"started\":{started}}}\n").as_bytes())
+                    .expect("effects can be noted");
+            }
             "garbage" => self.garbage(),
             "reject" => return Some(item(delivery, "reject")),
             "down" => return Some(with(item(delivery, "retry"), "scope", json!("destination"))),

@@ -9,6 +9,7 @@ mod faults;
 mod keys;
 mod kills;
 mod lab;
+mod limits;
 mod migrate;
 mod nodes;
 mod order;

@@ -162,7 +162,11 @@ fn sandbox(item: &SandboxItem) -> String {
         (false, 0) => "root".to_owned(),
         (false, _) => "the gateway's user".to_owned(),
     };
-    format!("{}{landlock}{calls}, as {whose}", item.level)
+    let memory = item.memory_bytes.map(|bytes| format!(", {}", text::bytes(bytes)));
+    let memory = memory.unwrap_or_else(|| ", no memory limit".to_owned());
+    let processes = item.processes.map(|count| format!(", {count} processes")).unwrap_or_default();
+    let cpus = item.cpu_percent.map(|percent| format!(", {percent} % cpu")).unwrap_or_default();
+    format!("{}{landlock}{calls}{memory}{processes}{cpus}, as {whose}", item.level)
 }
 
 fn print_adapters(ui: &Ui, adapters: Vec<Value>) -> Result<(), Failure> {

@@ -4,7 +4,7 @@
 use gatepost_core::principal::OperatorRight;
 use gatepost_core::{Level, OnDead, OnDoubt, Order};
 
-use super::{limits, units};
+use super::{limits, resources, units};
 
 /// One key of a table.
 pub(super) struct Key {
@@ -37,6 +37,8 @@ pub(super) enum Shape {
         min: u64,
         max: u64,
     },
+    /// Processors, a number with at most two decimals.
+    Cpus,
     Choice(&'static [&'static str]),
     /// One or more of them.
     Choices(&'static [&'static str]),
@@ -348,6 +350,17 @@ const ALLOW: Groups = &[&[
         Shape::Texts,
         "Files and directories that it may read and write, never execute. Default: none.",
     ),
+    key(
+        "memory",
+        Shape::Size,
+        "Memory of all its processes together; beyond it the kernel kills them. At least 16MiB. Default: 2GiB.",
+    ),
+    key(
+        "processes",
+        Shape::Count { min: 1, max: resources::PROCESSES_MAX },
+        "Its processes and threads. Default: 512.",
+    ),
+    key("cpus", Shape::Cpus, "Processors that it may keep busy, with at most two decimals. Default: all."),
 ]];
 
 const INBOX: Groups = &[QUEUE];

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::Report;
 use super::paths::Base;
+use super::resources::{self, Resources};
 use super::rules::Rule;
 use super::section::{Item, Section};
 use super::{AdapterProcess, Config, accounts};
@@ -46,6 +47,7 @@ pub(crate) struct Sandbox {
     pub(crate) level: Level,
     pub(crate) run_as: Option<RunAs>,
     pub(crate) allow: Access,
+    pub(crate) resources: Resources,
 }
 
 /// The user of an adapter's process.
@@ -154,8 +156,13 @@ pub(super) fn read(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'
             None
         }
     });
-    let allow = section.table("allow").map(|allow| self::allow(&allow, base, report)).unwrap_or_default();
-    Sandbox { level: section.choice("sandbox", Level::from_name).unwrap_or_default(), run_as, allow }
+    let allow = section.table("allow");
+    Sandbox {
+        level: section.choice("sandbox", Level::from_name).unwrap_or_default(),
+        run_as,
+        resources: allow.as_ref().map(|allow| resources::read(allow, report)).unwrap_or_default(),
+        allow: allow.map(|allow| self::allow(&allow, base, report)).unwrap_or_default(),
+    }
 }
 
 /// A number that the user database does not know has a group of the same number.
@@ -227,6 +234,11 @@ pub(super) fn check(root: &Section<'_>, config: &Config, report: &mut Report<'_>
             }
         }
         let Some(allow) = section.table("allow") else { continue };
+        if sandbox.level == Level::Off {
+            for limit in ["memory", "processes", "cpus"].iter().filter_map(|key| allow.value(key)) {
+                report.add(&limit.spot, "has no effect with sandbox = \"off\": remove one of the two");
+            }
+        }
         for to in allow.texts("connect").unwrap_or_default().iter().filter(|to| to.value == "*") {
             report.warn(Rule::ConnectAnywhere, &to.spot, "lets it connect to any host: name its partners");
         }

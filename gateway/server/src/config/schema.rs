@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::keys::{self, Groups, NAME_PATTERN, Need, Shape};
+use super::resources::CPUS_MAX;
 use super::units::{DURATION_PATTERN, SIZE_PATTERN};
 
 /// The schema as text, indented.
@@ -41,6 +42,7 @@ fn value(shape: Shape) -> Map<String, Value> {
         Shape::Duration => json!({ "type": "string", "pattern": DURATION_PATTERN }),
         Shape::Size => json!({ "type": "string", "pattern": SIZE_PATTERN }),
         Shape::Count { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Shape::Cpus => json!({ "type": "number", "minimum": 0.01, "maximum": CPUS_MAX }),
         Shape::Choice(choices) => json!({ "enum": choices }),
         Shape::Choices(choices) => json!({ "type": "array", "items": { "enum": choices }, "minItems": 1 }),
         Shape::Table(groups) => return object(groups),

@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::fault::{Report, Spot, suggestion};
 use super::keys::{self, Groups, Need, Shape};
+use super::resources::{CPUS_MAX, Cpus};
 use super::rules::{self, Rule};
 use super::settings::names_a_secret;
 use super::units;
@@ -83,6 +84,15 @@ fn check_value(value: &Value<'_>, shape: Shape, spot: &Spot, report: &mut Report
         Shape::Duration => quantity(value, units::duration, "a duration such as \"30s\"", spot, report),
         Shape::Size => quantity(value, units::size, "a size such as \"64MiB\"", spot, report),
         Shape::Count { min, max } => count(value, min, max, spot, report),
+        Shape::Cpus => {
+            let wanted = format!("a number from 0.01 to {CPUS_MAX} with at most two decimals, such as 1.5");
+            let value = value.get_ref();
+            if !(value.is_integer() || value.is_float()) {
+                report.add(spot, format!("expected {wanted}, found {}", article(value.type_str())));
+            } else if Cpus::of(value).is_none() {
+                report.add(spot, format!("must be {wanted}"));
+            }
+        }
         Shape::Choice(choices) => {
             if let Some(text) = text(value, "a string", spot, report) {
                 choice(text, choices, spot, report);

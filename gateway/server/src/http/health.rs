@@ -30,7 +30,7 @@ pub(crate) struct Readiness {
     ready: bool,
     /// What blocks, in words.
     blocking: Vec<String>,
-    /// What the configuration is warned of, with place and rule; for operators only.
+    /// What the configuration is warned of, with place and rule, and what it asks for and is not there; for operators only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -58,11 +58,20 @@ pub(crate) async fn readyz(State(state): State<AppState>, caller: Caller) -> Res
     let ready = blocking.is_empty();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let warnings = if caller.is_operator() {
-        caller.config.warnings.iter().map(ToString::to_string).collect()
+        let configured = caller.config.warnings.iter().map(ToString::to_string);
+        configured.chain(unmet(&state)).collect()
     } else {
         Vec::new()
     };
     (status, Json(Readiness { ready, blocking, warnings })).into_response()
+}
+
+/// What adapters' sandboxes lack although the configuration asks for it.
+fn unmet(state: &AppState) -> impl Iterator<Item = String> {
+    state.adapter_items().into_iter().flat_map(|adapter| {
+        let unmet = adapter.sandbox.map(|sandbox| sandbox.unmet).unwrap_or_default();
+        unmet.into_iter().map(move |what| format!("adapters.{}.{what}", adapter.name))
+    })
 }
 
 async fn blocking(state: &AppState) -> Vec<String> {

@@ -4,8 +4,6 @@
 //! **Invariant:** what a process had leased is settled in the store (`session_end`) before the next process can start, and its
 //! pid opens no socket any more before it is reaped.
 
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,12 +16,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::chain;
-use super::exec::EXIT_CANNOT_EXECUTE;
+use super::exit::{Cause, Exit};
 use super::launch::{Launch, Launcher, Process, Purpose};
 use super::output::Output;
 use super::program::SearchPath;
 use super::restarts::{Life, Restarts};
-use super::sandbox::{Outcome, Policy, Report, Unreachable};
+use super::sandbox::{Control, Outcome, Policy, Report, Unreachable};
 use super::shared::{Phase, Shared, Spec, Wish};
 use super::socket::{Socket, Sockets};
 use crate::config::{Connect, Nodes};
@@ -40,8 +38,6 @@ const ROLE_LOOK: Duration = Duration::from_millis(100);
 const ROLE_PAUSE: Duration = Duration::from_millis(300);
 /// Between two tries at the store.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The program refused its settings or its command line.
-const EXIT_REFUSED: i32 = 2;
 
 /// Deadlines that tests shorten.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +60,8 @@ pub(super) struct World {
     pub(super) sockets: Sockets,
     /// Who the gateway is in the audit log.
     pub(super) gateway: Actor,
+    /// What control groups are known by.
+    pub(super) mark: Option<String>,
     pub(super) deadlines: Deadlines,
 }
 
@@ -93,12 +91,6 @@ enum Watched {
     Unwanted,
     /// Another node may run it at any moment.
     Dismissed,
-}
-
-/// How a process ended, or why there was none.
-enum Exit {
-    NotStarted(String),
-    Ended { status: ExitStatus, last_line: Option<String>, worked: bool },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -226,8 +218,10 @@ impl Supervision {
         let sessions = self.shared.sessions();
         let purpose = Purpose::Work { socket: socket.path() };
         let Spec { name, sandbox, implied, .. } = &self.wish.spec;
-        let policy = &Policy::new(sandbox, implied, &command);
-        let launch = Launch { name, command: &command, extra_args: &[], purpose, policy };
+        let mut policy = Policy::new(sandbox, implied, &command);
+        policy.control =
+            self.world.mark.as_ref().and_then(|mark| Control::new(name, mark, sandbox.resources));
+        let launch = Launch { name, command: &command, extra_args: &[], purpose, policy: &policy };
         let mut process = self.world.launcher.launch(launch).await?;
         socket.admit(Some(process.pid()));
         {
@@ -269,9 +263,15 @@ impl Supervision {
             uid = report.uid,
             landlock = report.landlock,
             seccomp = report.seccomp,
+            memory_bytes = report.limits.memory_bytes,
+            processes = report.limits.processes,
+            cpu_percent = report.limits.cpu_percent,
             missing,
             "sandboxed"
         );
+        for unmet in &report.unmet {
+            tracing::warn!(adapter = %self.name(), "{unmet}");
+        }
         let code = report.code();
         self.shared.status().sandbox = Some(report);
         self.note(Event::AdapterSandboxed, Some(code)).await;
@@ -322,6 +322,7 @@ impl Supervision {
         if let Some(socket) = &self.socket {
             socket.admit(None);
         }
+        let ran_out = worker.process.ran_out_of_memory();
         let status = worker.process.reap();
         let worked = {
             let mut shared = self.shared.status();
@@ -330,7 +331,7 @@ impl Supervision {
         };
         let last_line = worker.output.rest().await;
         match status {
-            Ok(status) => Exit::Ended { status, last_line, worked },
+            Ok(status) => Exit::Ended { status, cause: Cause::of(status, ran_out), last_line, worked },
             Err(error) => Exit::NotStarted(format!("its end cannot be told: {error}")),
         }
     }
@@ -449,44 +450,4 @@ async fn wish_differs(wishes: &mut watch::Receiver<Wish>, wish: &Wish) {
 
 async fn end_wished(wishes: &mut watch::Receiver<Wish>) {
     let _ = wishes.wait_for(|wished| wished.end).await;
-}
-
-impl Exit {
-    fn worked(&self) -> bool {
-        matches!(self, Self::Ended { worked: true, .. })
-    }
-
-    /// As the audit log says it.
-    fn code(&self) -> String {
-        match self {
-            Self::NotStarted(_) => "not_started".to_owned(),
-            Self::Ended { status, .. } => match (status.code(), status.signal()) {
-                (Some(code), _) => format!("exit_{code}"),
-                (None, Some(signal)) => format!("signal_{signal}"),
-                (None, None) => "ended".to_owned(),
-            },
-        }
-    }
-
-    fn trip_reason(&self) -> TripReason {
-        match self {
-            Self::NotStarted(_) => TripReason::AdapterRefused,
-            Self::Ended { status, .. } => match status.code() {
-                Some(code) if code == EXIT_REFUSED || code == i32::from(EXIT_CANNOT_EXECUTE) => {
-                    TripReason::AdapterRefused
-                }
-                Some(_) | None => TripReason::CrashLoop,
-            },
-        }
-    }
-}
-
-impl std::fmt::Display for Exit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::NotStarted(why) => f.write_str(why),
-            Self::Ended { status, last_line: None, .. } => write!(f, "{status}"),
-            Self::Ended { status, last_line: Some(line), .. } => write!(f, "{status}: {line}"),
-        }
-    }
 }

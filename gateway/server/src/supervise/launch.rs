@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::program::Command;
-use super::sandbox::{Outcome, Policy, REPORT_BYTES_MAX};
+use super::sandbox::{Ground, Group, Outcome, Policy, REPORT_BYTES_MAX, mark, remove_leftovers};
 
 /// The only variables that an adapter inherits.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
@@ -38,6 +38,8 @@ pub(crate) struct Launcher {
     orders: mpsc::Sender<Order>,
     /// What stands before `--parent`.
     adapter_exec: Vec<OsString>,
+    /// Where the children make control groups.
+    ground: Arc<Ground>,
 }
 
 /// How a child is to be started.
@@ -76,7 +78,18 @@ impl Launcher {
                 }
             }
         })?;
-        Ok(Self { orders, adapter_exec })
+        Ok(Self { orders, adapter_exec, ground: Arc::new(Ground::of_this_process()) })
+    }
+
+    /// What the control groups of a gateway on `data_dir` are known by. It is the only one there by now, so that what bears the
+    /// mark already is left from an earlier one and removed. `None` if there can be no mark, and so no groups.
+    pub(super) fn mark(&self, data_dir: &Path) -> Option<String> {
+        let mark = mark(data_dir).inspect_err(
+            |error| tracing::warn!(%error, "the data directory cannot be examined: adapters get no control groups"),
+        );
+        let mark = mark.ok()?;
+        remove_leftovers(&self.ground, &mark);
+        Some(mark)
     }
 
     /// Comes back when the child exists.
@@ -87,7 +100,8 @@ impl Launcher {
         let (answer, answered) = oneshot::channel();
         self.orders.send((self.command(&launch)?, answer)).map_err(|_| ended())?;
         let child = answered.await.map_err(|_| ended())??;
-        Process::new(child, child_signals)
+        let group = launch.policy.control.as_ref().map(|control| Group::of(control, &self.ground));
+        Process::new(child, child_signals, group)
     }
 
     fn command(&self, launch: &Launch<'_>) -> io::Result<std::process::Command> {
@@ -142,13 +156,14 @@ pub(super) struct Process {
     child: Child,
     pid: Pid,
     child_signals: unix::Signal,
+    group: Option<Group>,
     reaped: bool,
 }
 
 impl Process {
-    fn new(mut child: Child, child_signals: unix::Signal) -> io::Result<Self> {
+    fn new(mut child: Child, child_signals: unix::Signal, group: Option<Group>) -> io::Result<Self> {
         match i32::try_from(child.id()) {
-            Ok(pid) => Ok(Self { child, pid: Pid::from_raw(pid), child_signals, reaped: false }),
+            Ok(pid) => Ok(Self { child, pid: Pid::from_raw(pid), child_signals, group, reaped: false }),
             Err(error) => {
                 child.kill()?;
                 child.wait()?;
@@ -175,6 +190,9 @@ impl Process {
         let mut stdout = pipe::Receiver::from_owned_fd(stdout)?;
         let outcome = timeout(REPORT_DEADLINE, read_outcome(&mut stdout)).await;
         self.child.stdout = Some(stdout.into_blocking_fd()?.into());
+        if let Some(group) = &mut self.group {
+            group.joined();
+        }
         outcome.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
@@ -202,6 +220,12 @@ impl Process {
         matches!(waitid(Id::Pid(self.pid), flags), Ok(WaitStatus::StillAlive) | Err(Errno::EINTR))
     }
 
+    /// Whether the kernel has killed it, or what it started, because its control group had no memory left. To be asked before
+    /// [`Process::reap`].
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        self.group.as_ref().is_some_and(Group::ran_out_of_memory)
+    }
+
     /// Asks the process, not what it started, to end.
     pub(super) fn terminate(&self) {
         // It fails only for one that has ended.
@@ -225,7 +249,11 @@ impl Process {
         // Before the wait: until then the group's number cannot be another's.
         self.kill();
         self.reaped = true;
-        self.child.wait()
+        let status = self.child.wait();
+        if let Some(group) = &self.group {
+            group.remove();
+        }
+        status
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod actor;
 mod exec;
+mod exit;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod instance;
@@ -47,6 +48,7 @@ pub(crate) use launch::Launcher;
 pub(crate) use manifest::{Manifest, validate_adapters};
 pub(crate) use program::SearchPath;
 pub(crate) use reload::{Hangups, Parts, Reloader, RequestError, queue_setups, request_reload};
+pub(crate) use sandbox::divide_group;
 pub(crate) use socket::Sockets;
 
 /// What the supervisor works with.
@@ -103,6 +105,7 @@ impl Supervisor {
             search: program::SearchPath::of_this_process(),
             sockets,
             gateway: gateway.clone(),
+            mark: launcher.mark(&config.gateway.data_dir),
             deadlines: self.0.deadlines,
         };
         self.roster().world = Some(Arc::new(world));

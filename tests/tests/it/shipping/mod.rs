@@ -2,6 +2,7 @@
 
 mod bill;
 mod calls;
+mod carried;
 mod package;
 mod units;
 

@@ -132,6 +132,11 @@ fn each_fault_is_reported_once_at_its_key() {
             "adapters.lab.allow.read[2]",
             "the gateway's data_dir",
         ),
+        (adapter("allow = { memory = \"1MiB\" }"), "adapters.lab.allow.memory", "the least is \"16MiB\""),
+        (adapter("allow = { memory = 1 }"), "adapters.lab.allow.memory", "a size such as \"64MiB\""),
+        (adapter("allow = { processes = 0 }"), "adapters.lab.allow.processes", "from 1 to 65536"),
+        (adapter("allow = { cpus = 0.001 }"), "adapters.lab.allow.cpus", "from 0.01 to 1024"),
+        (adapter("allow = { cpus = \"two\" }"), "adapters.lab.allow.cpus", "such as 1.5, found a string"),
         (adapter("allow = { write = [\"/\"] }"), "adapters.lab.allow.write[1]", "the gateway's data_dir"),
         (adapter("allow = { execute = [\"/\"] }"), "adapters.lab.allow.execute", "known here: `connect`"),
         (

@@ -6,6 +6,7 @@
 //! that it does not require and that is missing is named.
 
 mod calls;
+mod cgroup;
 mod files;
 mod policy;
 mod privileges;
@@ -16,8 +17,11 @@ use gatepost_api::lists::SandboxItem;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Level;
+use crate::config::{Level, Resources};
 
+use cgroup::Kind;
+pub(crate) use cgroup::divide_group;
+pub(super) use cgroup::{Control, Ground, Group, mark, remove_leftovers};
 pub(super) use policy::{Policy, Ports};
 
 /// What the line begins with.
@@ -46,8 +50,19 @@ pub(super) struct Report {
     /// The version of Landlock that is in force; 0 is none.
     pub(super) landlock: u8,
     pub(super) seccomp: bool,
+    pub(super) limits: Limits,
     /// What is not there and what follows from that.
     pub(super) missing: Vec<String>,
+    /// What the configuration asks for by name and what is not there.
+    pub(super) unmet: Vec<String>,
+}
+
+/// What it may use up, as far as that is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Limits {
+    pub(super) memory_bytes: Option<u64>,
+    pub(super) processes: Option<u64>,
+    pub(super) cpu_percent: Option<u32>,
 }
 
 /// Why the level cannot be reached.
@@ -99,7 +114,17 @@ impl Report {
             Owner::Root => "root",
         };
         let calls = if self.seccomp { "_seccomp" } else { "" };
-        format!("{}_landlock{}{calls}_{owner}_uid", self.level.as_str(), self.landlock)
+        // An entry has no room for more than letters.
+        let letter = |is_limited: bool, letter| if is_limited { letter } else { "" };
+        let Limits { memory_bytes, processes, cpu_percent } = &self.limits;
+        let limits = [
+            letter(memory_bytes.is_some(), "m"),
+            letter(processes.is_some(), "p"),
+            letter(cpu_percent.is_some(), "c"),
+        ];
+        let limits = limits.concat();
+        let separator = if limits.is_empty() { "" } else { "_" };
+        format!("{}_landlock{}{calls}_{owner}{separator}{limits}", self.level.as_str(), self.landlock)
     }
 
     pub(super) fn item(&self) -> SandboxItem {
@@ -109,7 +134,11 @@ impl Report {
             own_uid: self.owner == Owner::Own,
             landlock_abi: self.landlock,
             seccomp: self.seccomp,
+            memory_bytes: self.limits.memory_bytes,
+            processes: self.limits.processes,
+            cpu_percent: self.limits.cpu_percent,
             missing: self.missing.clone(),
+            unmet: self.unmet.clone(),
         }
     }
 }
@@ -133,7 +162,9 @@ pub(super) fn confine(policy: &Policy) -> Result<Report, Unreachable> {
         owner,
         landlock: 0,
         seccomp: false,
+        limits: Limits::default(),
         missing: Vec::new(),
+        unmet: Vec::new(),
     };
     if policy.level == Level::Off {
         report.missing.push("the sandbox is off: the adapter can do all that the gateway can".to_owned());
@@ -142,6 +173,11 @@ pub(super) fn confine(policy: &Policy) -> Result<Report, Unreachable> {
     if policy.level == Level::Strict && owner == Owner::Root {
         let advice = "add run_as = \"USER\" with a user that does nothing else, or start the gateway as another user than root";
         return Err(missing_part("a user of its own", "the gateway runs as root".to_owned(), advice));
+    }
+    // While it may still write where groups are made.
+    let resources = policy.control.as_ref().map_or_else(Resources::default, |control| control.resources);
+    if let Some(control) = &policy.control {
+        limit(control, policy, &mut report)?;
     }
     privileges::tidy().map_err(|error| {
         missing_part("a process without an inheritance", error.to_string(), "see whether /proc is mounted")
@@ -175,7 +211,7 @@ pub(super) fn confine(policy: &Policy) -> Result<Report, Unreachable> {
             "see that each path of `allow` and of the settings exists and may be opened",
         )
     })?;
-    privileges::drop_all(policy.run_as).map_err(|error| {
+    privileges::drop_all(policy.run_as, resources.processes.value()).map_err(|error| {
         let advice =
             "a user of its own (run_as) needs a gateway that was started as root, with all capabilities";
         missing_part("the loss of privileges", error.to_string(), advice)
@@ -190,7 +226,8 @@ pub(super) fn confine(policy: &Policy) -> Result<Report, Unreachable> {
         })?;
         report.landlock = found;
     }
-    report.missing = missing(found, owner, policy);
+    let limits_missing = std::mem::replace(&mut report.missing, missing(found, owner, policy));
+    report.missing.extend(limits_missing);
     calls::refuse(policy).map_err(|error| {
         missing_part(
             "seccomp",
@@ -219,6 +256,42 @@ fn missing(landlock: u8, owner: Owner, policy: &Policy) -> Vec<String> {
     note(policy.connect == Ports::Any, "`*` in allow.connect: it can connect to any host (rule A18)");
     note(owner == Owner::Root, "no user of its own: it runs as root without capabilities (see run_as)");
     note(owner == Owner::Shared, "no user of its own: it runs as the gateway's user");
-    note(true, "no memory limit of its own (cgroup)");
     missing
+}
+
+/// Limits what it may use up, as far as that can be.
+fn limit(control: &Control, policy: &Policy, report: &mut Report) -> Result<(), Unreachable> {
+    let resources = &control.resources;
+    let mut joined = cgroup::join(control, &Ground::of_this_process());
+    if policy.run_as.is_some() {
+        // The kernel counts a user's, too.
+        joined.missing.retain(|(kind, _)| *kind != Kind::Processes);
+        joined.kinds.insert(Kind::Processes);
+    }
+    for (kind, why) in joined.missing {
+        let (key, limit) = (kind.key(), kind.limit());
+        report.missing.push(format!("no {limit} of its own: {why}"));
+        if !kind.is_asked(resources) {
+            continue;
+        }
+        if policy.level == Level::Strict {
+            return Err(Unreachable {
+                level: policy.level,
+                part: format!("the {limit}"),
+                why,
+                advice: format!(
+                    "hand a control group on to the gateway (for systemd Delegate=memory pids cpu), or remove `{key}` from `allow`"
+                ),
+            });
+        }
+        report.unmet.push(format!("allow.{key} is not in force: {why}"));
+    }
+    report.missing.extend(joined.notes.into_iter().map(str::to_owned));
+    let is_in_force = |kind| joined.kinds.contains(&kind);
+    report.limits = Limits {
+        memory_bytes: is_in_force(Kind::Memory).then(|| resources.memory.value()),
+        processes: is_in_force(Kind::Processes).then(|| resources.processes.value()),
+        cpu_percent: resources.cpus.filter(|_| is_in_force(Kind::Cpus)).map(|cpus| cpus.percent()),
+    };
+    Ok(())
 }

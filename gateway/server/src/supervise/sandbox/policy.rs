@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Access, Connect, Level, RunAs, Sandbox};
 use crate::supervise::program::Command;
 
+use super::cgroup::Control;
+
 /// Longest first line of a script that is looked at, bytes; the kernel's own limit.
 const INTERPRETER_BYTES_MAX: u64 = 256;
 
@@ -26,6 +28,8 @@ pub(in crate::supervise) struct Policy {
     pub(super) bind: Ports,
     /// It has to ask for addresses, with datagrams.
     pub(super) resolves: bool,
+    /// The group that it joins; one that only answers a question joins none.
+    pub(in crate::supervise) control: Option<Control>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +71,7 @@ impl Policy {
             resolves: connect.iter().any(Connect::needs_resolving),
             connect: connect.iter().map(port).collect::<Option<_>>().map_or(Ports::Any, Ports::These),
             bind: Ports::These(bind.iter().map(std::net::SocketAddr::port).collect()),
+            control: None,
         }
     }
 
@@ -90,6 +95,7 @@ impl Policy {
             connect: nothing(),
             bind: nothing(),
             resolves: false,
+            control: None,
         }
     }
 }

@@ -18,8 +18,6 @@ use crate::config::RunAs;
 
 /// Largest file that an adapter may write, bytes.
 const FILE_BYTES_MAX: u64 = 1 << 30;
-/// Most processes and threads of a user that is an adapter's own. Root, and users with other processes, have no such limit.
-const TASKS_MAX: u64 = 512;
 const STDERR: RawFd = 2;
 
 /// Lets nothing of the gateway through but the three standard streams.
@@ -51,8 +49,8 @@ fn close_descriptors() -> io::Result<()> {
     Ok(())
 }
 
-/// Becomes `run_as` if there is one, and has no capability afterwards, nor ever again.
-pub(super) fn drop_all(run_as: Option<RunAs>) -> io::Result<()> {
+/// Becomes `run_as` if there is one, with at most so many processes and threads, and has no capability afterwards, nor ever again.
+pub(super) fn drop_all(run_as: Option<RunAs>, processes: u64) -> io::Result<()> {
     // Only root may, and only root has what it would be for: others gain nothing by an exec under no_new_privs.
     if capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().iter() {
@@ -70,7 +68,7 @@ pub(super) fn drop_all(run_as: Option<RunAs>) -> io::Result<()> {
         setresgid(gid, gid, gid)?;
         setresuid(uid, uid, uid)?;
         // The limit counts all that the user runs: which is this, and nothing else, where the user is the adapter's own.
-        let tasks = lowered(Resource::RLIMIT_NPROC, TASKS_MAX)?;
+        let tasks = lowered(Resource::RLIMIT_NPROC, processes)?;
         setrlimit(Resource::RLIMIT_NPROC, tasks, tasks)?;
     }
     match clear_ambient_capability_set() {

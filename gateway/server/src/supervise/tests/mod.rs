@@ -201,7 +201,9 @@ fn shell_exec() -> Launcher {
         owner: Owner::Shared,
         landlock: 0,
         seccomp: false,
+        limits: Default::default(),
         missing: Vec::new(),
+        unmet: Vec::new(),
     };
     // Before the words that are skipped.
     let report = Outcome::Reached(report).line();
