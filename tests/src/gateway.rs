@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::builder::Builder;
+use crate::groups::remove_groups;
 use crate::http::Client;
 use crate::programs::{faulty, program};
 use crate::wait::until;
@@ -381,6 +382,7 @@ impl Drop for Gateway {
             let _ = child.kill();
             let _ = child.wait();
         }
+        remove_groups(&self.path("data"));
         // Whoever looks for the cause of a rare failure needs the files.
         if std::thread::panicking() && std::env::var_os("GATEPOST_KEEP").is_some() {
             eprintln!("=== kept: {}", self.dir.path().display());

@@ -7,6 +7,7 @@ mod dice;
 pub mod disk;
 pub mod fuzzing;
 mod gateway;
+mod groups;
 pub mod http;
 pub mod lab;
 pub mod partner;

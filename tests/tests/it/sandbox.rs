@@ -9,6 +9,8 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use gatepost_tests::{Builder, Gateway, compiled, note, program, skipped, uid, until};
@@ -187,7 +189,7 @@ fn r5_the_probe_gets_out_where_there_is_no_sandbox() {
     let log = std::fs::File::create(escape.gateway.dir().join("log")).unwrap();
     let mut gateway = serve(&["--insecure-dev"]).stderr(log).spawn().unwrap();
     let verdicts = Escape::verdicts(escape.gateway.dir());
-    gateway.kill().unwrap();
+    kill(Pid::from_raw(gateway.id().cast_signed()), Signal::SIGTERM).unwrap();
     gateway.wait().unwrap();
     let through = verdicts.values().filter(|verdict| verdict.starts_with("allowed")).count();
     note(&format!("escape probe without a sandbox: {through} of {} get through", verdicts.len()));

@@ -190,10 +190,11 @@ impl Process {
         let mut stdout = pipe::Receiver::from_owned_fd(stdout)?;
         let outcome = timeout(REPORT_DEADLINE, read_outcome(&mut stdout)).await;
         self.child.stdout = Some(stdout.into_blocking_fd()?.into());
-        if let Some(group) = &mut self.group {
-            group.joined();
+        let outcome = outcome.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        if let (Some(group), Some(Outcome::Reached(report))) = (&mut self.group, &outcome) {
+            group.joined(report.killed_before);
         }
-        outcome.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        Ok(outcome)
     }
 
     pub(super) fn take_stdin(&mut self) -> Option<OwnedFd> {

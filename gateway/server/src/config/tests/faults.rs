@@ -429,3 +429,16 @@ fn a_mistyped_listener_does_not_make_external_adapters_faulty_too() {
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].starts_with("listen[2].serves: "), "{found:?}");
 }
+
+#[test]
+fn limits_of_an_adapter_without_a_sandbox_are_faults() {
+    let allow = "allow = { memory = \"1GiB\", processes = 9, cpus = 2 }";
+    let lines =
+        |level: &str| format!("[adapters.lab]\nrun = \"gatepost-hl7\"\nsandbox = {level:?}\n{allow}\n");
+    let found = faults(&with(&lines("off")));
+    for key in ["memory", "processes", "cpus"] {
+        let fault = format!("adapters.lab.allow.{key}: has no effect with sandbox = \"off\"");
+        assert!(found.iter().any(|found| found.starts_with(&fault)), "{key}: {found:?}");
+    }
+    assert_eq!(faults(&with(&lines("minimal"))), Vec::<String>::new());
+}

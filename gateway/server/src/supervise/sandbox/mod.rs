@@ -55,6 +55,8 @@ pub(super) struct Report {
     pub(super) missing: Vec<String>,
     /// What the configuration asks for by name and what is not there.
     pub(super) unmet: Vec<String>,
+    /// Whom the kernel had killed for memory in its control group before.
+    pub(super) killed_before: u64,
 }
 
 /// What it may use up, as far as that is in force.
@@ -165,6 +167,7 @@ pub(super) fn confine(policy: &Policy) -> Result<Report, Unreachable> {
         limits: Limits::default(),
         missing: Vec::new(),
         unmet: Vec::new(),
+        killed_before: 0,
     };
     if policy.level == Level::Off {
         report.missing.push("the sandbox is off: the adapter can do all that the gateway can".to_owned());
@@ -286,6 +289,7 @@ fn limit(control: &Control, policy: &Policy, report: &mut Report) -> Result<(), 
         }
         report.unmet.push(format!("allow.{key} is not in force: {why}"));
     }
+    report.killed_before = joined.killed_before;
     report.missing.extend(joined.notes.into_iter().map(str::to_owned));
     let is_in_force = |kind| joined.kinds.contains(&kind);
     report.limits = Limits {

@@ -204,6 +204,7 @@ fn shell_exec() -> Launcher {
         limits: Default::default(),
         missing: Vec::new(),
         unmet: Vec::new(),
+        killed_before: 0,
     };
     // Before the words that are skipped.
     let report = Outcome::Reached(report).line();

@@ -35,9 +35,9 @@ impl Group {
         Self { paths: paths.collect(), counter, killed_before: 0 }
     }
 
-    /// The process has joined it.
-    pub(in crate::supervise) fn joined(&mut self) {
-        self.killed_before = self.killed();
+    /// The process has joined it, and the kernel had killed so many in there before.
+    pub(in crate::supervise) fn joined(&mut self, killed_before: u64) {
+        self.killed_before = killed_before;
     }
 
     /// Whether the kernel has killed something in it since then, because there was no memory left.
@@ -45,7 +45,7 @@ impl Group {
         self.killed() > self.killed_before
     }
 
-    fn killed(&self) -> u64 {
+    pub(super) fn killed(&self) -> u64 {
         let count = |counter: &PathBuf| {
             let events = fs::read_to_string(counter).ok()?;
             events.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()

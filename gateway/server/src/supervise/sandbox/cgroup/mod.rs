@@ -64,6 +64,8 @@ pub(super) struct Joined {
     pub(super) missing: Vec<(Kind, String)>,
     /// What is in force, but less than it could be.
     pub(super) notes: Vec<&'static str>,
+    /// Whom the kernel had killed in the group for memory before this process joined it.
+    pub(super) killed_before: u64,
 }
 
 impl Kind {
@@ -172,6 +174,8 @@ pub(super) fn join(control: &Control, ground: &Ground) -> Joined {
             None => groups.push((group, vec![kind])),
         }
     }
+    // Where a predecessor's group could not be made anew. Read here, before there is a program that could use up anything.
+    joined.killed_before = Group::of(control, ground).killed();
     for (group, kinds) in groups {
         match write(&group.join(MEMBERS), "0") {
             Ok(()) => joined.kinds.extend(kinds),

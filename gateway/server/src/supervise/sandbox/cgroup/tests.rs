@@ -180,7 +180,7 @@ fn only_a_count_that_grows_while_it_lives_is_a_death_for_memory() {
     tree.put(events, "low 0\noom 3\noom_kill 3\noom_group_kill 1\n");
     let ground = Ground::in_these(&Tree::newer(&tree.path("").display().to_string()));
     let mut group = Group::of(&control(false), &ground);
-    group.joined();
+    group.joined(join(&control(false), &ground).killed_before);
     assert!(!group.ran_out_of_memory(), "what its predecessor died of");
     tree.put(events, "low 0\noom 4\noom_kill 4\noom_group_kill 2\n");
     assert!(group.ran_out_of_memory());
