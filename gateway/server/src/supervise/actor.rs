@@ -6,7 +6,7 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use gatepost_audit::leaf::Event;
@@ -19,8 +19,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::chain;
 use super::exec::EXIT_CANNOT_EXECUTE;
-use super::launch::{Launch, Launcher, Process, Purpose};
+use super::launch::{Launch, Launcher, Purpose};
 use super::output::Output;
+use super::process::Process;
 use super::program::SearchPath;
 use super::restarts::{Life, Restarts};
 use super::sandbox::{Outcome, Policy, Report, Unreachable};
@@ -65,6 +66,18 @@ pub(super) struct World {
     /// Who the gateway is in the audit log.
     pub(super) gateway: Actor,
     pub(super) deadlines: Deadlines,
+    /// The digest of the configuration in force.
+    pub(super) config: Mutex<String>,
+}
+
+impl World {
+    pub(super) fn follow(&self, digest: &str) {
+        digest.clone_into(&mut self.config.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn config(&self) -> String {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 pub(super) struct Supervision {
@@ -213,13 +226,14 @@ impl Supervision {
         self.shared.status().phase = Phase::Starting;
         let command = self.world.search.resolve(&self.wish.spec.run)?;
         let run_as = self.wish.spec.sandbox.run_as;
+        let config = &self.world.config();
         let socket = match self.socket.take() {
             Some(socket) if socket.is_for(run_as) && !socket.is_broken() => socket,
             before => {
                 if let Some(before) = before {
                     before.close().await;
                 }
-                self.world.sockets.open(self.name(), run_as).await?
+                self.world.sockets.open(self.name(), run_as, config).await?
             }
         };
         let socket = self.socket.insert(socket);
@@ -227,7 +241,7 @@ impl Supervision {
         let purpose = Purpose::Work { socket: socket.path() };
         let Spec { name, sandbox, implied, .. } = &self.wish.spec;
         let policy = &Policy::new(sandbox, implied, &command);
-        let launch = Launch { name, command: &command, extra_args: &[], purpose, policy };
+        let launch = Launch { name, config, command: &command, purpose, policy };
         let mut process = self.world.launcher.launch(launch).await?;
         socket.admit(Some(process.pid()));
         {
@@ -253,7 +267,8 @@ impl Supervision {
                 });
             }
         };
-        let output = Output::follow(self.name(), process.take_stdout(), process.take_stderr())?;
+        let output =
+            Output::follow(self.name(), process.streams.stdout.take(), process.streams.stderr.take())?;
         tracing::info!(adapter = %self.name(), pid = process.pid(), program = %command.file.display(), "adapter started");
         self.tell_sandbox(report).await;
         self.note(Event::AdapterStarted, None).await;
@@ -322,7 +337,7 @@ impl Supervision {
         if let Some(socket) = &self.socket {
             socket.admit(None);
         }
-        let status = worker.process.reap();
+        let status = worker.process.reap().await;
         let worked = {
             let mut shared = self.shared.status();
             shared.pid = None;

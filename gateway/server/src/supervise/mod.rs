@@ -3,6 +3,7 @@
 //! * [`Supervisor`] is the handle: [`Supervisor::apply`] makes the processes follow a configuration, [`Supervisor::stop`] ends
 //!   them. One task for each adapter owns its process and its socket.
 //! * [`validate_adapters`] asks the programs, before they are started in earnest, whether they can do what is asked of them.
+//! * [`settle`] makes a gateway that root has started another user's; its [`Spawner`] stays root, in a process of its own.
 //! * [`adapter_exec`] is what a child does to itself before it becomes the adapter.
 //! * [`Reloader`] puts a changed configuration in force, or nothing of it.
 //!
@@ -17,12 +18,14 @@ mod instance;
 mod launch;
 mod manifest;
 mod output;
+mod process;
 mod program;
 mod reload;
 mod restarts;
 mod sandbox;
 mod shared;
 mod socket;
+mod spawner;
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +51,7 @@ pub(crate) use manifest::{Manifest, validate_adapters};
 pub(crate) use program::SearchPath;
 pub(crate) use reload::{Hangups, Parts, Reloader, RequestError, queue_setups, request_reload};
 pub(crate) use socket::Sockets;
+pub(crate) use spawner::{Settled, Spawned, Spawner, UserError, give_to_gateway, settle, spawner};
 
 /// What the supervisor works with.
 pub(crate) struct Means {
@@ -104,6 +108,7 @@ impl Supervisor {
             sockets,
             gateway: gateway.clone(),
             deadlines: self.0.deadlines,
+            config: Mutex::default(),
         };
         self.roster().world = Some(Arc::new(world));
         self.apply(config);
@@ -120,6 +125,7 @@ impl Supervisor {
     pub(crate) fn apply(&self, config: &Config) {
         let mut roster = self.roster();
         let Some(world) = roster.world.clone() else { return };
+        world.follow(&config.digest);
         roster.leaving.retain(|_, task| !task.is_finished());
         let kept = |name: &String| config.adapters.contains_key(name);
         let gone: Vec<_> = roster.adapters.keys().filter(|name| !kept(name)).cloned().collect();

@@ -8,7 +8,7 @@
 mod calls;
 mod files;
 mod policy;
-mod privileges;
+pub(super) mod privileges;
 
 use std::fmt;
 
