@@ -19,6 +19,7 @@ mod rules;
 mod sandbox;
 mod secrecy;
 mod shipping;
+mod spawner;
 mod tamper;
 mod torn;
 mod torture;

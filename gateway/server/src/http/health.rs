@@ -33,6 +33,9 @@ pub(crate) struct Readiness {
     /// What the configuration is warned of, with place and rule; for operators only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
+    /// The user that the gateway runs as; for operators only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs_as: Option<String>,
 }
 
 #[utoipa::path(
@@ -62,7 +65,8 @@ pub(crate) async fn readyz(State(state): State<AppState>, caller: Caller) -> Res
     } else {
         Vec::new()
     };
-    (status, Json(Readiness { ready, blocking, warnings })).into_response()
+    let runs_as = caller.is_operator().then(|| state.runs_as.clone());
+    (status, Json(Readiness { ready, blocking, warnings, runs_as })).into_response()
 }
 
 async fn blocking(state: &AppState) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     os::fd::OwnedFd,
-    os::unix::fs::{MetadataExt, PermissionsExt, lchown},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown},
     os::unix::net::UnixListener as StdUnixListener,
     path::{Path, PathBuf},
     sync::Arc,
@@ -108,12 +108,26 @@ async fn bind(directory: &Path, name: &str, run_as: Option<RunAs>) -> Result<Bou
     }
     check_private(&own)?;
     let listen = UnixListen { path: own.join(SOCKET_NAME), mode: SOCKET_MODE, group: None };
+    if run_as.is_some() {
+        take_back(&listen.path)?;
+    }
     let bound = unix::bind_in_checked(&own, &listen).await?;
     if let Some(RunAs { uid, gid }) = run_as {
         give_to(&listen.path, uid, gid)?;
         give_to(&own, uid, gid)?;
     }
     Ok(bound)
+}
+
+/// A socket of another user's that who bound it had no time to remove is ours, as its directory is by now, and will be found dead.
+/// Anything else there stays whose it is, and is in the way.
+fn take_back(socket: &Path) -> Result<(), UnixBindError> {
+    match fs::symlink_metadata(socket) {
+        Ok(found) if found.file_type().is_socket() && found.nlink() == 1 => {
+            give_to(socket, geteuid().as_raw(), getegid().as_raw())
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn give_to(path: &Path, uid: u32, gid: u32) -> Result<(), UnixBindError> {

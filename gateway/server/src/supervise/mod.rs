@@ -51,7 +51,7 @@ pub(crate) use manifest::{Manifest, validate_adapters};
 pub(crate) use program::SearchPath;
 pub(crate) use reload::{Hangups, Parts, Reloader, RequestError, queue_setups, request_reload};
 pub(crate) use socket::Sockets;
-pub(crate) use spawner::{Settled, Spawned, Spawner, UserError, give_to_gateway, settle, spawner};
+pub(crate) use spawner::{RunningAs, Settled, Spawned, Spawner, UserError, give_to_gateway, settle, spawner};
 
 /// What the supervisor works with.
 pub(crate) struct Means {

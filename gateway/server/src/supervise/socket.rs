@@ -33,7 +33,7 @@ pub(super) enum SocketError {
     Bind(#[from] UnixBindError),
     #[error("run_as needs a gateway that was started as root: leave the key out, or start the gateway so")]
     NotRoot,
-    #[error("the spawner cannot make it: {0}")]
+    #[error("the spawner cannot make it")]
     Spawner(#[from] std::io::Error),
     #[error("the adapter's socket has no path")]
     NoPath,

@@ -26,8 +26,11 @@ pub(super) use client::Remote;
 pub(crate) use client::{Spawner, Started as Spawned};
 pub(crate) use ownership::give_to_gateway;
 pub(crate) use root::spawner;
-pub(crate) use user::{Settled, UserError, settle};
+pub(crate) use user::{RunningAs, Settled, UserError, settle};
 pub(super) use wire::Task;
+
+#[cfg(any(test, fuzzing))]
+pub(super) use wire::fuzz;
 
 /// Where systemd has put credentials, which the configuration may name.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";

@@ -71,8 +71,7 @@ mod tests {
     #[test]
     fn what_root_made_is_given_and_what_only_seems_to_be_there_is_not() {
         if !geteuid().is_root() {
-            println!("skipped: only root can give files away");
-            return;
+            return crate::listen::tests::skipped("only root can give files away");
         }
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);

@@ -5,6 +5,9 @@
 //! **Invariant:** what is started, with which arguments, as whom and with which rights, comes from a configuration that only root can
 //! have written, never from a request; and nothing is started as root or as the gateway's user.
 
+#[cfg(test)]
+mod tests;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -59,8 +59,7 @@ mod tests {
     #[test]
     fn a_configuration_that_others_can_change_is_not_read_as_root() {
         if !nix::unistd::geteuid().is_root() {
-            println!("skipped: only root has files of root's");
-            return;
+            return crate::listen::tests::skipped("only root has files of root's");
         }
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);

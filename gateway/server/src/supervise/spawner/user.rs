@@ -53,7 +53,7 @@ pub(crate) enum UserError {
     #[error("{}: cannot be prepared for the gateway's user ({source})", .path.display())]
     Prepare { path: PathBuf, source: io::Error },
     #[error(
-        "{} does not belong to the gateway's user: with the gateway stopped, chown -R {user} {}", .path.display(), .data_dir.display()
+        "{} does not belong to the gateway's user: with the gateway stopped, chown -R {} {}", .path.display(), .user.account(), .data_dir.display()
     )]
     Foreign { path: PathBuf, data_dir: PathBuf, user: RunningAs },
     #[error("cannot become {user}: {source}")]
@@ -67,9 +67,21 @@ pub(crate) enum UserError {
 }
 
 impl RunningAs {
+    /// Of this process.
+    pub(crate) fn now() -> Self {
+        Self::of(geteuid())
+    }
+
     fn of(uid: Uid) -> Self {
         let entry = User::from_uid(uid).ok().flatten();
         Self { uid: uid.as_raw(), name: entry.map(|entry| entry.name) }
+    }
+}
+
+impl RunningAs {
+    /// As commands take it.
+    fn account(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.uid.to_string())
     }
 }
 
@@ -84,7 +96,7 @@ impl fmt::Display for RunningAs {
 
 /// Becomes the configured user. To be called before there are other threads, and before anything is opened.
 pub(crate) fn settle(config: &Config, passed: &Passed) -> Result<Settled, UserError> {
-    let actual = RunningAs::of(geteuid());
+    let actual = RunningAs::now();
     let Some(user) = config.gateway.user.filter(|user| user.uid != actual.uid) else {
         return Ok(Settled { user: actual, spawner: None });
     };

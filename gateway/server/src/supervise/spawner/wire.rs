@@ -267,6 +267,25 @@ fn receive(
     Ok((got.bytes > 0).then_some((bytes, beside)))
 }
 
+/// What must hold for any bytes of a gateway's.
+#[cfg(any(test, fuzzing))]
+pub(in crate::supervise) fn fuzz(input: &[u8]) {
+    let Some(request) = Request::read(input) else { return };
+    assert!(input.len() <= REQUEST_BYTES_MAX);
+    if let Ask::Listen { adapter, .. } | Ask::Unlisten { adapter } | Ask::Start { adapter, .. } = &request.ask
+    {
+        let mut parts = std::path::Path::new(adapter.as_str()).components();
+        let only = parts.next();
+        assert!(matches!(only, Some(std::path::Component::Normal(_))) && parts.next().is_none());
+    }
+    if let Ask::Listen { config, .. } | Ask::Start { config, .. } = &request.ask {
+        assert!(config.as_str().len() == DIGEST_BYTES && config.as_str().is_ascii());
+    }
+    // It means what its own writing means, and nothing is in it that was not read.
+    let written = serde_json::to_vec(&request).expect("a request can be written");
+    assert_eq!(Request::read(&written), Some(request));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
