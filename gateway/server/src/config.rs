@@ -109,6 +109,8 @@ pub(crate) struct Gateway {
     pub(crate) name: String,
     /// Name of this node among several; the host's name unless given.
     pub(crate) node: String,
+    /// Whom it becomes if root starts it.
+    pub(crate) user: Option<RunAs>,
     pub(crate) data_dir: PathBuf,
     /// Largest payload of one message, bytes.
     pub(crate) max_message: u64,
@@ -277,6 +279,7 @@ impl Config {
         let fixed = [
             ("gateway.name", was.name != will.name),
             ("gateway.node", was.node != will.node),
+            ("gateway.user", was.user != will.user),
             ("gateway.data_dir", was.data_dir != will.data_dir),
             ("gateway.dedup_window", was.dedup_window != will.dedup_window),
             ("gateway.retention", was.retention != will.retention),

@@ -1,6 +1,6 @@
 //! The composition root: what a running gateway consists of, in which order it starts, and in which order it ends.
 //!
-//! Start: adapters' programs are asked, the store is opened, sockets are bound, adapters are started, and only then is anything
+//! Start: what root has started becomes another user if it shall (`crate::supervise`), adapters' programs are asked, the store is opened, sockets are bound, adapters are started, and only then is anything
 //! served. Stop: listeners take nothing new and long polls end; adapters drain through their sockets, which are served meanwhile;
 //! what requests have begun is finished; the last leaf is written; the store signs and closes.
 
@@ -25,8 +25,8 @@ use crate::listen::{
 };
 use crate::notify::{State, notify};
 use crate::supervise::{
-    Hangups, Launcher, Manifest, Means, Parts, Reloader, Sockets, Supervisor, divide_group, queue_setups,
-    validate_adapters,
+    Hangups, Launcher, Manifest, Means, Parts, Reloader, Settled, Sockets, Spawned, Spawner, Supervisor,
+    UserError, divide_group, queue_setups, settle, validate_adapters,
 };
 
 /// Connections of all listeners together, as a multiple of one listener's.
@@ -54,6 +54,12 @@ pub(crate) enum ServeError {
         "the store's writer ended by a fault of this program, which the log says above; what was accepted is stored. Start it again"
     )]
     WriterEnded,
+    #[error(transparent)]
+    User(#[from] UserError),
+    #[error(
+        "the spawner ended, the process that stays root to start adapters of other users, and they ended with it; the log above may say why. Start the gateway again"
+    )]
+    SpawnerEnded,
 }
 
 fn adapter_faults(faults: &[config::Fault]) -> String {
@@ -80,9 +86,11 @@ pub(crate) fn run(config: Config) -> Result<(), ServeError> {
     raise_descriptor_limit();
     // Before anything is started: whatever is must be where this process is by then.
     divide_group();
+    // Still before there are threads: what of root is given up is a thread's.
+    let settled = settle(&config, &passed)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(worker_threads()).enable_all().build();
-    runtime.map_err(ServeError::Runtime)?.block_on(serve(config, passed))
+    runtime.map_err(ServeError::Runtime)?.block_on(serve(config, passed, settled))
 }
 
 /// One processor is left to the store's writer: threads that take turns with it on one would make everybody wait for that.
@@ -151,7 +159,24 @@ impl PeerGate for ConfiguredPeers {
     }
 }
 
-async fn serve(config: Config, passed: Passed) -> Result<(), ServeError> {
+async fn serve(config: Config, passed: Passed, settled: Settled) -> Result<(), ServeError> {
+    let Settled { user, spawner } = settled;
+    tracing::info!(%user, spawner = spawner.as_ref().map(Spawned::pid), "runs as {user}");
+    let spawned = spawner.map(Spawned::converse).transpose().map_err(ServeError::Runtime)?;
+    let (spawner, conversation) = spawned.unzip();
+    let served = serve_as(config, passed, spawner).await;
+    // Whatever has happened, nothing of it stays.
+    if let Some(conversation) = conversation {
+        conversation.end().await;
+    }
+    if served.is_ok() {
+        tracing::info!("stopped");
+    }
+    served
+}
+
+/// As the user who shall do it.
+async fn serve_as(config: Config, passed: Passed, spawner: Option<Spawner>) -> Result<(), ServeError> {
     // Taken before anything starts, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Runtime)?;
@@ -161,10 +186,10 @@ async fn serve(config: Config, passed: Passed) -> Result<(), ServeError> {
     if let Some(why) = config.unprovable(processes_are_provable()) {
         return Err(ServeError::Unprovable(why));
     }
-    let launcher = Launcher::start().map_err(ServeError::Runtime)?;
+    let launcher = Launcher::start().map_err(ServeError::Runtime)?.with(spawner.clone());
     let manifests = validate_adapters(&config, &launcher).await.map_err(ServeError::Adapters)?;
     let (store, task) = open_store(&config).await?;
-    let served = Gateway::start(config, store.clone(), launcher, manifests, passed).await;
+    let served = Gateway::start(config, store.clone(), launcher, manifests, passed, spawner.clone()).await;
     let (gateway, reloader, hangups) = match served {
         Ok(served) => served,
         Err(error) => {
@@ -179,13 +204,15 @@ async fn serve(config: Config, passed: Passed) -> Result<(), ServeError> {
     let stopping = gateway.stop.subscribe();
     let reloading = reloader.run(hangups, stopping);
     tokio::pin!(reloading);
-    let (mut reloader_ended, mut writer_ended) = (false, false);
+    let (mut reloader_ended, mut ended) = (false, Ok(()));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = &mut reloading => reloader_ended = true,
         // A gateway that cannot write must not stand there as if it could: whoever started it starts it again.
-        () = store.writer_ended() => writer_ended = true,
+        () = store.writer_ended() => ended = Err(ServeError::WriterEnded),
+        // Nor one whose adapters have ended and cannot be started again.
+        () = spawner_lost(spawner.as_ref()) => ended = Err(ServeError::SpawnerEnded),
     }
     tracing::info!("stopping");
     notify(State::Stopping);
@@ -198,8 +225,15 @@ async fn serve(config: Config, passed: Passed) -> Result<(), ServeError> {
     note(&store, &name, Event::GatewayStopped).await;
     drop(store);
     task.stop().await;
-    tracing::info!("stopped");
-    if writer_ended { Err(ServeError::WriterEnded) } else { Ok(()) }
+    ended
+}
+
+/// Never comes back where none is needed.
+async fn spawner_lost(spawner: Option<&Spawner>) {
+    match spawner {
+        Some(spawner) => spawner.lost().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn open_store(config: &Config) -> Result<(Store, StoreTask), ServeError> {
@@ -279,6 +313,7 @@ impl Gateway {
         launcher: Launcher,
         manifests: BTreeMap<String, Manifest>,
         mut passed: Passed,
+        spawner: Option<Spawner>,
     ) -> Result<(Self, Reloader, Hangups), ServeError> {
         let gateway = Actor::new(ActorKind::Gateway, config.gateway.name.clone());
         let means = Means { store: store.clone(), launcher: launcher.clone(), gateway: gateway.clone() };
@@ -321,9 +356,9 @@ impl Gateway {
         };
         let (reloader, hangups) =
             Reloader::start(parts).map_err(|error| ServeError::Reload(error.to_string()))?;
-        let sockets = Sockets::new(&now.gateway.data_dir, Arc::clone(&server));
+        let sockets = Sockets::new(&now.gateway.data_dir, Arc::clone(&server), spawner);
         supervisor.learn(manifests);
-        supervisor.begin(sockets, &now);
+        supervisor.begin(sockets, &now).await;
         let (stop_trail, trail_stopping) = watch::channel(false);
         let trail = tokio::spawn(state.trail.clone().run(trail_stopping));
         let follow = http::follow_tokens(state.clone(), gateway.clone(), stopping.clone());

@@ -20,6 +20,7 @@ mod rules;
 mod sandbox;
 mod secrecy;
 mod shipping;
+mod spawner;
 mod tamper;
 mod torn;
 mod torture;

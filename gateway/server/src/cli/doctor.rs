@@ -75,6 +75,13 @@ impl Finding {
     }
 }
 
+impl Doctor {
+    /// What it makes.
+    pub(super) fn target(&self) -> Option<&Path> {
+        self.repair.as_deref()
+    }
+}
+
 pub(super) fn doctor(context: &Context, args: &Doctor) -> Result<(), Failure> {
     if let Some(target) = &args.repair {
         return repair::repair(context, target);

@@ -44,6 +44,8 @@ use ui::Ui;
 
 /// The gateway's supervisor calls this program by this word; people do not.
 const ADAPTER_EXEC: &str = "adapter-exec";
+/// A gateway that root has started starts what stays root by this word.
+const SPAWNER: &str = "spawner";
 /// The gateway of `bench` starts this program as its adapter by this word.
 const BENCH_ADAPTER: &str = "bench-adapter";
 
@@ -157,6 +159,7 @@ pub(crate) fn main(serve: impl FnOnce(Config) -> Result<(), ServeError>) -> Exit
     // Before clap: these words are not for people, and what follows the first belongs to the adapter's program.
     match arguments.next() {
         Some(word) if word == ADAPTER_EXEC => return crate::supervise::adapter_exec(arguments),
+        Some(word) if word == SPAWNER => return crate::supervise::spawner(arguments),
         Some(word) if word == BENCH_ADAPTER => {
             let ui = Ui::detect(false);
             let args = bench::BenchAdapter::parse_from(std::env::args_os().skip(1));
@@ -173,7 +176,25 @@ pub(crate) fn main(serve: impl FnOnce(Config) -> Result<(), ServeError>) -> Exit
         Err(error) => error.exit(),
     };
     let context = Context { config: cli.global.config, ui: Ui::detect(cli.global.json) };
-    exit_code(&context.ui, run(&context, &cli.command, serve))
+    let result = run(&context, &cli.command, serve);
+    exit_code(&context.ui, result.and(give_to_gateway(&context, &cli.command)))
+}
+
+/// Root looks after the data of a gateway that is not root, and leaves nothing in it that the gateway could not open.
+fn give_to_gateway(context: &Context, command: &Command) -> Result<(), Failure> {
+    let more = match command {
+        Command::Doctor(args) => args.target(),
+        Command::Audit(_)
+        | Command::Token(_)
+        | Command::Backup(_)
+        | Command::Restore(_)
+        | Command::Migrate(_) => None,
+        _ => return Ok(()),
+    };
+    // Without one, nothing has been done.
+    let Ok(config) = Config::load(context.config.as_deref()) else { return Ok(()) };
+    crate::supervise::give_to_gateway(&config, more)
+        .map_err(Failure::io("cannot give the data to the gateway's user"))
 }
 
 /// What clap finds wrong, without its label and its advice.

@@ -100,6 +100,9 @@ fn print_head(
     let state = if ready { ui.paint(Style::Good, "ready") } else { ui.paint(Style::Bad, "not ready") };
     let name = audit.map_or("gateway", |head| head.origin.as_str());
     ui.line(format_args!("{} {state}, on {}", ui.paint(Style::Strong, name), client.socket().display()))?;
+    if let Some(user) = readiness.get("runs_as").and_then(Value::as_str) {
+        ui.line(format_args!("  runs as {}", super::ui::harmless(user)))?;
+    }
     for blocker in listed(readiness, "blocking") {
         ui.line(format_args!("  {} {}", ui.paint(Style::Bad, "blocks:"), super::ui::harmless(&blocker)))?;
     }

@@ -12,7 +12,7 @@ use super::paths::Base;
 use super::rules::Rule;
 use super::section::{Item, Section};
 use super::units::{duration_text, size_text};
-use super::{Config, Gateway, Store, UNROUTED};
+use super::{Config, Gateway, RunAs, Store, UNROUTED, sandbox};
 
 /// Largest payload of one message, bytes; also the default.
 pub(crate) const MESSAGE_BYTES_MAX: u64 = 64 << 20;
@@ -44,6 +44,7 @@ pub(super) fn read(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>)
         );
     }
     let data_dir = section.and_then(|section| section.text("data_dir"));
+    let user = section.and_then(|section| section.text("user"));
     let connections = section.and_then(|section| section.count("max_connections"));
     Gateway {
         name: section
@@ -52,6 +53,7 @@ pub(super) fn read(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>)
         node: section
             .and_then(|section| section.text("node"))
             .map_or_else(host_name, |name| named(name, report)),
+        user: user.and_then(|user| self::user(&user, report)),
         data_dir: data_dir.map_or_else(|| DATA_DIR.into(), |dir| base.resolve(&dir, report)),
         max_message: max_message.map_or(MESSAGE_BYTES_MAX, |size| size.value),
         dedup_window: dedup_window(section).map_or(DEDUP_WINDOW, |window| window.value),
@@ -62,6 +64,18 @@ pub(super) fn read(root: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>)
             .and_then(|count| u32::try_from(count.value).ok())
             .unwrap_or(MAX_CONNECTIONS),
     }
+}
+
+fn user(user: &Item<&str>, report: &mut Report<'_>) -> Option<RunAs> {
+    match sandbox::account(user.value) {
+        Ok(account) if account.uid == 0 || account.gid == 0 => {
+            let why = "is root, or of root's group: name a user that does nothing else, or leave the key out";
+            report.add(&user.spot, why);
+        }
+        Ok(account) => return Some(account),
+        Err(why) => report.add(&user.spot, why),
+    }
+    None
 }
 
 /// An idempotency key that is forgotten while its message is still tried would let the message in twice.

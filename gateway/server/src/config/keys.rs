@@ -112,6 +112,12 @@ const GATEWAY: Groups = &[&[
         Shape::Text(Some("^[A-Za-z0-9._-]{1,64}$")),
         "Name of this node among several on one PostgreSQL. Default: the host's name.",
     ),
+    key(
+        "user",
+        PLAIN,
+        "User that the gateway becomes when it is started as root, by name or number; one that nobody and nothing else uses. Default: \
+         whoever starts it.",
+    ),
     key("data_dir", PLAIN, "Directory of the store, the keys and the audit log. Default: /var/lib/gatepost."),
     key("max_message", Shape::Size, "Largest payload of a message, at most 64MiB. Default: 64MiB."),
     key(

@@ -119,7 +119,7 @@ fn assemble(
     let root = Section::root(document);
     let names = Names::read(&root, report);
     let gateway = gateway::read(&root, base, report);
-    let owners = Owners::of_gateway(&gateway.data_dir);
+    let owners = Owners::of_gateway(&gateway);
     let mut secrets = SecretFiles::of_gateway(&gateway.data_dir);
     let config = Config {
         file: file.to_owned(),

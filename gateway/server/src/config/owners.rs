@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
+use super::Gateway;
 use super::fault::{Report, Spot};
 use super::paths::is_credential;
 use super::rules::Rule;
@@ -42,10 +43,11 @@ impl Owners {
     }
 
     /// Root may check the file of a gateway that runs as somebody else, who owns its data.
-    pub(super) fn of_gateway(data_dir: &Path) -> Self {
+    pub(super) fn of_gateway(gateway: &Gateway) -> Self {
         let us = geteuid();
-        match fs::metadata(data_dir) {
-            Ok(found) if us.is_root() => Self { gateway: found.uid() },
+        match (gateway.user, fs::metadata(&gateway.data_dir)) {
+            (Some(user), _) if us.is_root() => Self { gateway: user.uid },
+            (None, Ok(found)) if us.is_root() => Self { gateway: found.uid() },
             _ => Self { gateway: us.as_raw() },
         }
     }

@@ -166,7 +166,7 @@ pub(super) fn read(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'
 }
 
 /// A number that the user database does not know has a group of the same number.
-fn account(user: &str) -> Result<RunAs, String> {
+pub(super) fn account(user: &str) -> Result<RunAs, String> {
     let uid = accounts::uid(user)?;
     let entry = User::from_uid(uid.into()).ok().flatten();
     Ok(RunAs { uid, gid: entry.map_or(uid, |entry| entry.gid.as_raw()) })
@@ -225,7 +225,8 @@ pub(super) fn check(root: &Section<'_>, config: &Config, report: &mut Report<'_>
             report.refuse(Rule::SandboxOff, &level.spot, why);
         }
         if let (Some(run_as), Some(user)) = (sandbox.run_as, section.text("run_as")) {
-            if run_as.uid == 0 || run_as.uid == geteuid().as_raw() {
+            let gateway = config.gateway.user.map_or(geteuid().as_raw(), |user| user.uid);
+            if run_as.uid == 0 || run_as.uid == gateway {
                 let why =
                     "must be neither root nor the gateway's own user: name a user that does nothing else";
                 report.refuse(Rule::AdapterIsGateway, &user.spot, why);

@@ -33,6 +33,9 @@ pub(crate) struct Readiness {
     /// What the configuration is warned of, with place and rule, and what it asks for and is not there; for operators only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
+    /// The user that the gateway runs as; for operators only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs_as: Option<String>,
 }
 
 #[utoipa::path(
@@ -63,7 +66,8 @@ pub(crate) async fn readyz(State(state): State<AppState>, caller: Caller) -> Res
     } else {
         Vec::new()
     };
-    (status, Json(Readiness { ready, blocking, warnings })).into_response()
+    let runs_as = caller.is_operator().then(|| state.runs_as.clone());
+    (status, Json(Readiness { ready, blocking, warnings, runs_as })).into_response()
 }
 
 /// What adapters' sandboxes lack although the configuration asks for it.

@@ -17,6 +17,7 @@ use super::tasks::Tasks;
 use super::trail::AuditTrail;
 use crate::config::Config;
 use crate::listen;
+use crate::supervise::RunningAs;
 use crate::tokens::Tokens;
 
 /// The supervisor, as operators see and use it. Neither call waits for a process.
@@ -64,6 +65,8 @@ pub(crate) struct Shared {
     /// Apart from that of requests, so that slow readers do not keep anybody from sending.
     pub(crate) answer_memory: BodyMemory,
     pub(crate) consumers: Arc<Consumers>,
+    /// The user of this process, for people.
+    pub(crate) runs_as: String,
 }
 
 impl Deref for AppState {
@@ -101,6 +104,7 @@ impl AppState {
             body_memory: BodyMemory::for_requests(),
             answer_memory: BodyMemory::for_answers(),
             consumers: Arc::default(),
+            runs_as: RunningAs::now().to_string(),
         }))
     }
 

@@ -2,19 +2,21 @@
 
 use std::{
     ffi::OsStr,
-    fs,
-    os::unix::fs::{MetadataExt, PermissionsExt, lchown},
-    path::Path,
+    fs, io,
+    os::fd::OwnedFd,
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown},
+    os::unix::net::UnixListener as StdUnixListener,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use nix::unistd::{getegid, geteuid};
-use tokio::sync::watch;
+use tokio::{net::UnixListener, sync::watch};
 
 use super::{
     Serves,
     serve::Listener,
-    unix::{self, UnixBindError},
+    unix::{self, BoundUnix, SocketFile, UnixBindError},
 };
 use crate::config::{RunAs, UnixListen};
 
@@ -36,6 +38,61 @@ pub(crate) async fn bind_adapter_socket(
     run_as: Option<RunAs>,
     child: ExpectedPid,
 ) -> Result<Listener, UnixBindError> {
+    let bound = bind(directory, name, run_as).await?;
+    Ok(Listener::unix(bound, Serves::OneAdapter(Arc::from(name)), Some(child)))
+}
+
+/// Takes a socket that somebody else has bound for the adapter, and will remove.
+pub(crate) fn adopt_adapter_socket(
+    listener: OwnedFd,
+    path: PathBuf,
+    name: &str,
+    child: ExpectedPid,
+) -> io::Result<Listener> {
+    let listener = StdUnixListener::from(listener);
+    listener.set_nonblocking(true)?;
+    let bound = BoundUnix { listener: UnixListener::from_std(listener)?, file: SocketFile::of_another(path) };
+    Ok(Listener::unix(bound, Serves::OneAdapter(Arc::from(name)), Some(child)))
+}
+
+/// A socket for an adapter of another user, made by root for a gateway that is not root. It is removed, with its directory, by
+/// [`AdapterSocket::remove`], or else when it is made again.
+#[derive(Debug)]
+pub(crate) struct AdapterSocket(SocketFile);
+
+impl AdapterSocket {
+    /// Also gives what listens.
+    pub(crate) async fn bind(
+        directory: &Path,
+        name: &str,
+        run_as: RunAs,
+    ) -> Result<(Self, OwnedFd), UnixBindError> {
+        let BoundUnix { listener, file } = bind(directory, name, Some(run_as)).await?;
+        let path = file.path().to_owned();
+        let made = Self(file);
+        let listener = listener.into_std();
+        let step = "hand over the socket";
+        let listener = listener.map_err(|source| UnixBindError::Io { path, step, source })?;
+        Ok((made, listener.into()))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Nobody else keeps anything in the directories; what is not empty stays.
+    pub(crate) fn remove(self) {
+        let made: Vec<_> = self.path().ancestors().skip(1).take(2).map(Path::to_owned).collect();
+        if let Some(own) = made.first() {
+            // Root without its capabilities has no more rights in another's directory than anybody else.
+            let _ = give_to(own, geteuid().as_raw(), getegid().as_raw());
+        }
+        drop(self);
+        let _ = made.iter().map(fs::remove_dir).collect::<Result<Vec<_>, _>>();
+    }
+}
+
+async fn bind(directory: &Path, name: &str, run_as: Option<RunAs>) -> Result<BoundUnix, UnixBindError> {
     let own = directory.join(name);
     if Path::new(name).file_name() != Some(OsStr::new(name)) {
         let why = "the adapter's name is not a file name";
@@ -51,12 +108,26 @@ pub(crate) async fn bind_adapter_socket(
     }
     check_private(&own)?;
     let listen = UnixListen { path: own.join(SOCKET_NAME), mode: SOCKET_MODE, group: None };
+    if run_as.is_some() {
+        take_back(&listen.path)?;
+    }
     let bound = unix::bind_in_checked(&own, &listen).await?;
     if let Some(RunAs { uid, gid }) = run_as {
         give_to(&listen.path, uid, gid)?;
         give_to(&own, uid, gid)?;
     }
-    Ok(Listener::unix(bound, Serves::OneAdapter(Arc::from(name)), Some(child)))
+    Ok(bound)
+}
+
+/// A socket of another user's that who bound it had no time to remove is ours, as its directory is by now, and will be found dead.
+/// Anything else there stays whose it is, and is in the way.
+fn take_back(socket: &Path) -> Result<(), UnixBindError> {
+    match fs::symlink_metadata(socket) {
+        Ok(found) if found.file_type().is_socket() && found.nlink() == 1 => {
+            give_to(socket, geteuid().as_raw(), getegid().as_raw())
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn give_to(path: &Path, uid: u32, gid: u32) -> Result<(), UnixBindError> {

@@ -87,6 +87,11 @@ impl Passed {
         Ok(())
     }
 
+    /// Whether there is one for `path`, which then need not be bound.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.unix.iter().any(|(bound, _)| bound == path)
+    }
+
     pub(super) fn unix(&mut self, path: &Path) -> Option<UnixListener> {
         let index = self.unix.iter().position(|(passed, _)| passed == path)?;
         Some(self.unix.swap_remove(index).1)

@@ -70,6 +70,11 @@ enum Removal {
 }
 
 impl SocketFile {
+    /// One that its maker removes.
+    pub(super) fn of_another(path: PathBuf) -> Self {
+        Self { path, device: 0, inode: 0, removal: Removal::Never }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

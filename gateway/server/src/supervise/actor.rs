@@ -4,7 +4,7 @@
 //! **Invariant:** what a process had leased is settled in the store (`session_end`) before the next process can start, and its
 //! pid opens no socket any more before it is reaped.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use gatepost_audit::leaf::Event;
@@ -17,8 +17,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::chain;
 use super::exit::{Cause, Exit};
-use super::launch::{Launch, Launcher, Process, Purpose};
+use super::launch::{Launch, Launcher, Purpose};
 use super::output::Output;
+use super::process::Process;
 use super::program::SearchPath;
 use super::restarts::{Life, Restarts};
 use super::sandbox::{Control, Outcome, Policy, Report, Unreachable};
@@ -63,6 +64,18 @@ pub(super) struct World {
     /// What control groups are known by.
     pub(super) mark: Option<String>,
     pub(super) deadlines: Deadlines,
+    /// The digest of the configuration in force.
+    pub(super) config: Mutex<String>,
+}
+
+impl World {
+    pub(super) fn follow(&self, digest: &str) {
+        digest.clone_into(&mut self.config.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn config(&self) -> String {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 pub(super) struct Supervision {
@@ -205,13 +218,14 @@ impl Supervision {
         self.shared.status().phase = Phase::Starting;
         let command = self.world.search.resolve(&self.wish.spec.run)?;
         let run_as = self.wish.spec.sandbox.run_as;
+        let config = &self.world.config();
         let socket = match self.socket.take() {
             Some(socket) if socket.is_for(run_as) && !socket.is_broken() => socket,
             before => {
                 if let Some(before) = before {
                     before.close().await;
                 }
-                self.world.sockets.open(self.name(), run_as).await?
+                self.world.sockets.open(self.name(), run_as, config).await?
             }
         };
         let socket = self.socket.insert(socket);
@@ -221,7 +235,7 @@ impl Supervision {
         let mut policy = Policy::new(sandbox, implied, &command);
         policy.control =
             self.world.mark.as_ref().and_then(|mark| Control::new(name, mark, sandbox.resources));
-        let launch = Launch { name, command: &command, extra_args: &[], purpose, policy: &policy };
+        let launch = Launch { name, config, command: &command, purpose, policy: &policy };
         let mut process = self.world.launcher.launch(launch).await?;
         socket.admit(Some(process.pid()));
         {
@@ -247,7 +261,8 @@ impl Supervision {
                 });
             }
         };
-        let output = Output::follow(self.name(), process.take_stdout(), process.take_stderr())?;
+        let output =
+            Output::follow(self.name(), process.streams.stdout.take(), process.streams.stderr.take())?;
         tracing::info!(adapter = %self.name(), pid = process.pid(), program = %command.file.display(), "adapter started");
         self.tell_sandbox(report).await;
         self.note(Event::AdapterStarted, None).await;
@@ -323,7 +338,7 @@ impl Supervision {
             socket.admit(None);
         }
         let ran_out = worker.process.ran_out_of_memory();
-        let status = worker.process.reap();
+        let status = worker.process.reap().await;
         let worked = {
             let mut shared = self.shared.status();
             shared.pid = None;

@@ -22,7 +22,7 @@ use super::sandbox::{Outcome, Policy, Unreachable, confine};
 /// Most files and connections that an adapter may have open.
 const OPEN_FILES_MAX: u64 = 8192;
 /// Too small for any core file. With 0 the kernel would still hand one to a program that collects them.
-const CORE_BYTES_MAX: u64 = 1;
+pub(super) const CORE_BYTES_MAX: u64 = 1;
 /// The status of a child that could not become the adapter, as shells use it.
 pub(super) const EXIT_CANNOT_EXECUTE: u8 = 126;
 

@@ -15,6 +15,11 @@ pub(crate) fn manifest(input: &[u8]) {
     }
 }
 
+/// Who asks may have been taken over: what is read is a name that is no path, a digest and numbers, and says nothing else.
+pub(crate) fn spawner(input: &[u8]) {
+    super::spawner::fuzz(input);
+}
+
 /// Lines are the same however the pipe cuts them, bounded, and harmless.
 pub(crate) fn output(input: &[u8]) {
     let Some((&cut, bytes)) = input.split_first() else { return };

@@ -18,11 +18,11 @@ use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
 use super::exec::EXIT_CANNOT_EXECUTE;
-use super::launch::{Launch, Launcher, Purpose};
+use super::launch::{Launch, Launcher, Purpose, Question as Asked};
 use super::output::printable;
 use super::program::{Command, SearchPath};
 use super::sandbox::{Outcome, Policy, Unreachable};
-use crate::config::{Access, Adapter, AdapterProcess, Config, Fault, reaches};
+use crate::config::{Access, Adapter, AdapterProcess, Config, Fault, RunAs, reaches};
 
 /// The version of the conversation between gateway and adapter.
 const PROTOCOL: u32 = 1;
@@ -86,6 +86,8 @@ pub(crate) async fn validate_adapters(
                 launcher: launcher.clone(),
                 search: Arc::clone(&search),
                 data_dir: config.gateway.data_dir.clone(),
+                gateway: config.gateway.user,
+                config: config.digest.clone(),
             };
             async move { (question.adapter.name.clone(), question.ask().await) }
         })
@@ -108,11 +110,15 @@ pub(crate) async fn validate_adapters(
     if faults.is_empty() { Ok(manifests) } else { Err(faults) }
 }
 
-struct Question {
-    adapter: Arc<Adapter>,
-    launcher: Launcher,
-    search: Arc<SearchPath>,
-    data_dir: PathBuf,
+pub(super) struct Question {
+    pub(super) adapter: Arc<Adapter>,
+    pub(super) launcher: Launcher,
+    pub(super) search: Arc<SearchPath>,
+    pub(super) data_dir: PathBuf,
+    /// Whose processes are those of adapters that have no user of their own.
+    pub(super) gateway: Option<RunAs>,
+    /// The digest of the configuration.
+    pub(super) config: String,
 }
 
 /// What a program answered with one of the two options.
@@ -135,11 +141,11 @@ enum AskError {
 }
 
 impl AskError {
-    fn misfit(self, option: &str) -> Misfit {
+    fn misfit(self, asked: Asked) -> Misfit {
         match self {
             Self::Sandbox(unreachable) => Misfit::new("sandbox", unreachable.to_string()),
             Self::TooSlow | Self::TooLong | Self::Io(_) => {
-                Misfit::of_program(format!("the program, asked with {option}, {self}"))
+                Misfit::of_program(format!("the program, asked with {}, {self}", asked.option()))
             }
         }
     }
@@ -167,7 +173,7 @@ impl Question {
 
     /// `None` if the program has none.
     async fn manifest(&self, command: &Command) -> Result<Option<Manifest>, Misfit> {
-        match self.run(command, "--manifest", &[], &Access::default()).await {
+        match self.run(command, Asked::Manifest, &[], &Access::default()).await {
             Ok(answer) if answer.status.success() => {
                 Manifest::read(&answer.stdout).map_err(Misfit::of_program)
             }
@@ -177,20 +183,20 @@ impl Question {
             Ok(_) => Ok(None),
             // It took no notice of the option and went to work.
             Err(AskError::TooSlow) => Ok(None),
-            Err(error) => Err(error.misfit("--manifest")),
+            Err(error) => Err(error.misfit(Asked::Manifest)),
         }
     }
 
     /// What the settings imply; nothing for settings that are wrong, as --check will say.
     async fn access(&self, command: &Command) -> Result<Access, Misfit> {
         let settings = serde_json::to_vec(&self.adapter.settings).unwrap_or_default();
-        let answer = match self.run(command, "--access", &settings, &Access::default()).await {
+        let answer = match self.run(command, Asked::Access, &settings, &Access::default()).await {
             Ok(answer) if answer.status.success() => answer.stdout,
             Ok(answer) if answer.status.code() == Some(EXIT_FAULTS) => return Ok(Access::default()),
             Ok(answer) => {
                 return Err(Misfit::of_program(format!("the program's --access failed ({})", answer.status)));
             }
-            Err(error) => return Err(error.misfit("--access")),
+            Err(error) => return Err(error.misfit(Asked::Access)),
         };
         let implied = read_access(&answer)
             .ok_or_else(|| Misfit::of_program("the program's --access cannot be understood"))?;
@@ -212,7 +218,7 @@ impl Question {
             Ok(settings) => settings,
             Err(error) => return vec![Misfit::new("settings", format!("they are not JSON: {error}"))],
         };
-        match self.run(command, "--check", &settings, &manifest.implied).await {
+        match self.run(command, Asked::Check, &settings, &manifest.implied).await {
             Ok(answer) if answer.status.success() => Vec::new(),
             Ok(answer) if answer.status.code() == Some(EXIT_FAULTS) => {
                 let faults = self.faults_in(&answer.stdout, manifest);
@@ -226,7 +232,7 @@ impl Question {
             Ok(answer) if has_manifest => {
                 vec![Misfit::of_program(format!("the program's --check failed ({})", answer.status))]
             }
-            Err(error) if has_manifest => vec![error.misfit("--check")],
+            Err(error) if has_manifest => vec![error.misfit(Asked::Check)],
             Ok(_) | Err(_) => Vec::new(),
         }
     }
@@ -256,27 +262,46 @@ impl Question {
         self.adapter.settings.contains_key(name) || known.is_some()
     }
 
+    pub(super) fn policy(&self, implied: &Access, command: &Command) -> Policy {
+        let mut sandbox = self.adapter.sandbox.clone();
+        if geteuid().is_root() {
+            // Whoever checks a configuration need not be who runs it.
+            sandbox.run_as = sandbox.run_as.or(self.gateway);
+        } else if !self.launcher.changes_users() {
+            sandbox.run_as = None;
+        }
+        Policy::new(&sandbox, implied, command).for_a_question()
+    }
+
+    /// What the settings imply, as far as the program can say it.
+    pub(super) async fn implied(&self, command: &Command) -> Result<Access, String> {
+        let said = match self.manifest(command).await {
+            Ok(Some(manifest)) if manifest.access => self.access(command).await,
+            Ok(_) => Ok(Access::default()),
+            Err(misfit) => Err(misfit),
+        };
+        said.map_err(|misfit| misfit.text)
+    }
+
     /// The program may read what `implied` says, and has no network.
     async fn run(
         &self,
         command: &Command,
-        option: &str,
+        asked: Asked,
         input: &[u8],
         implied: &Access,
     ) -> Result<Answer, AskError> {
         let name = &self.adapter.name;
-        let mut sandbox = self.adapter.sandbox.clone();
-        // Whoever checks a configuration need not be who runs it.
-        sandbox.run_as = sandbox.run_as.filter(|_| geteuid().is_root());
-        let policy = &Policy::new(&sandbox, implied, command).for_a_question();
-        let launch = Launch { name, command, extra_args: &[option], purpose: Purpose::Question, policy };
+        let policy = &self.policy(implied, command);
+        let purpose = Purpose::Question(asked);
+        let launch = Launch { name, config: &self.config, command, purpose, policy };
         let mut process = self.launcher.launch(launch).await?;
         match process.sandbox().await? {
             Some(Outcome::Unreachable(why)) => return Err(AskError::Sandbox(Box::new(why))),
             Some(Outcome::Reached(_)) | None => {}
         }
-        let stdin = process.take_stdin();
-        let stdout = process.take_stdout();
+        let stdin = process.streams.stdin.take();
+        let stdout = process.streams.stdout.take();
         let talk = async {
             let (stdout, ()) = tokio::try_join!(read_answer(stdout), write_input(stdin, input))?;
             process.ended().await;
@@ -284,7 +309,7 @@ impl Question {
         };
         // Whatever went wrong, dropping the process kills it.
         let stdout = timeout(ANSWER_DEADLINE, talk).await.map_err(|_| AskError::TooSlow)??;
-        Ok(Answer { status: process.reap()?, stdout })
+        Ok(Answer { status: process.reap().await?, stdout })
     }
 }
 

@@ -3,6 +3,7 @@
 //! * [`Supervisor`] is the handle: [`Supervisor::apply`] makes the processes follow a configuration, [`Supervisor::stop`] ends
 //!   them. One task for each adapter owns its process and its socket.
 //! * [`validate_adapters`] asks the programs, before they are started in earnest, whether they can do what is asked of them.
+//! * [`settle`] makes a gateway that root has started another user's; its [`Spawner`] stays root, in a process of its own.
 //! * [`adapter_exec`] is what a child does to itself before it becomes the adapter.
 //! * [`Reloader`] puts a changed configuration in force, or nothing of it.
 //!
@@ -18,12 +19,14 @@ mod instance;
 mod launch;
 mod manifest;
 mod output;
+mod process;
 mod program;
 mod reload;
 mod restarts;
 mod sandbox;
 mod shared;
 mod socket;
+mod spawner;
 
 #[cfg(test)]
 mod tests;
@@ -50,6 +53,7 @@ pub(crate) use program::SearchPath;
 pub(crate) use reload::{Hangups, Parts, Reloader, RequestError, queue_setups, request_reload};
 pub(crate) use sandbox::divide_group;
 pub(crate) use socket::Sockets;
+pub(crate) use spawner::{RunningAs, Settled, Spawned, Spawner, UserError, give_to_gateway, settle, spawner};
 
 /// What the supervisor works with.
 pub(crate) struct Means {
@@ -97,7 +101,7 @@ impl Supervisor {
 
     /// Starts the configuration's adapters, whose sockets `sockets` serves. The supervisor exists before, because what is served
     /// on those sockets needs it.
-    pub(crate) fn begin(&self, sockets: Sockets, config: &Config) {
+    pub(crate) async fn begin(&self, sockets: Sockets, config: &Config) {
         let Means { store, launcher, gateway } = &self.0.means;
         let world = World {
             store: store.clone(),
@@ -105,8 +109,9 @@ impl Supervisor {
             search: program::SearchPath::of_this_process(),
             sockets,
             gateway: gateway.clone(),
-            mark: launcher.mark(&config.gateway.data_dir),
+            mark: launcher.mark(&config.gateway.data_dir).await,
             deadlines: self.0.deadlines,
+            config: Mutex::default(),
         };
         self.roster().world = Some(Arc::new(world));
         self.apply(config);
@@ -123,6 +128,7 @@ impl Supervisor {
     pub(crate) fn apply(&self, config: &Config) {
         let mut roster = self.roster();
         let Some(world) = roster.world.clone() else { return };
+        world.follow(&config.digest);
         roster.leaving.retain(|_, task| !task.is_finished());
         let kept = |name: &String| config.adapters.contains_key(name);
         let gone: Vec<_> = roster.adapters.keys().filter(|name| !kept(name)).cloned().collect();

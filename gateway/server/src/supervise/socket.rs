@@ -8,8 +8,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::spawner::Spawner;
 use crate::config::RunAs;
-use crate::listen::{Server, UnixBindError, bind_adapter_socket};
+use crate::listen::{Server, UnixBindError, adopt_adapter_socket, bind_adapter_socket};
 
 const RUN_DIRECTORY: &str = "/run";
 /// Bytes of a digest that tell the gateways of one machine apart.
@@ -22,6 +23,8 @@ pub(crate) struct Sockets {
     /// The same for processes of other users, who may not enter the data directory.
     pub(crate) reachable: PathBuf,
     pub(crate) server: Arc<Server>,
+    /// Who makes those of other users' processes, if this process is not root.
+    pub(crate) spawner: Option<Spawner>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +33,8 @@ pub(super) enum SocketError {
     Bind(#[from] UnixBindError),
     #[error("run_as needs a gateway that was started as root: leave the key out, or start the gateway so")]
     NotRoot,
+    #[error("the spawner cannot make it")]
+    Spawner(#[from] std::io::Error),
     #[error("the adapter's socket has no path")]
     NoPath,
 }
@@ -37,7 +42,10 @@ pub(super) enum SocketError {
 /// A served socket. Dropping it ends the serving with all connections.
 pub(super) struct Socket {
     path: PathBuf,
+    name: String,
     run_as: Option<RunAs>,
+    /// Who removes it.
+    spawner: Option<Spawner>,
     child: watch::Sender<Option<u32>>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
@@ -45,29 +53,42 @@ pub(super) struct Socket {
 
 impl Sockets {
     /// Those of the gateway on `data_dir`.
-    pub(crate) fn new(data_dir: &Path, server: Arc<Server>) -> Self {
-        let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
-        let tag = digest.iter().take(TAG_BYTES).fold(String::new(), |tag, byte| format!("{tag}{byte:02x}"));
-        Self {
-            directory: data_dir.join("run"),
-            reachable: PathBuf::from(format!("{RUN_DIRECTORY}/gatepost-{tag}")),
-            server,
-        }
+    pub(crate) fn new(data_dir: &Path, server: Arc<Server>, spawner: Option<Spawner>) -> Self {
+        Self { directory: data_dir.join("run"), reachable: reachable(data_dir), server, spawner }
     }
 
     /// For a process of the gateway's user, or of `run_as`.
-    pub(super) async fn open(&self, name: &str, run_as: Option<RunAs>) -> Result<Socket, SocketError> {
-        if run_as.is_some() && !geteuid().is_root() {
+    pub(super) async fn open(
+        &self,
+        name: &str,
+        run_as: Option<RunAs>,
+        config: &str,
+    ) -> Result<Socket, SocketError> {
+        let spawner = self.spawner.clone().filter(|_| run_as.is_some());
+        if run_as.is_some() && spawner.is_none() && !geteuid().is_root() {
             return Err(SocketError::NotRoot);
         }
         let (child, expected) = watch::channel(None);
         let directory = if run_as.is_some() { &self.reachable } else { &self.directory };
-        let listener = bind_adapter_socket(directory, name, run_as, expected).await?;
+        let listener = match &spawner {
+            Some(spawner) => {
+                let (listener, path) = spawner.listen(name, config).await?;
+                adopt_adapter_socket(listener, path, name, expected)?
+            }
+            None => bind_adapter_socket(directory, name, run_as, expected).await?,
+        };
         let path = listener.path().ok_or(SocketError::NoPath)?.to_owned();
         let (stop, stopping) = watch::channel(false);
         let serving = tokio::spawn(Arc::clone(&self.server).serve(listener, stopping));
-        Ok(Socket { path, run_as, child, stop, serving })
+        Ok(Socket { path, name: name.to_owned(), run_as, spawner, child, stop, serving })
     }
+}
+
+/// Where the sockets of other users' processes stand, for the gateway on `data_dir`.
+pub(super) fn reachable(data_dir: &Path) -> PathBuf {
+    let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+    let tag = digest.iter().take(TAG_BYTES).fold(String::new(), |tag, byte| format!("{tag}{byte:02x}"));
+    PathBuf::from(format!("{RUN_DIRECTORY}/gatepost-{tag}"))
 }
 
 impl Socket {
@@ -95,7 +116,9 @@ impl Socket {
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "serving an adapter's socket failed");
         }
-        if self.run_as.is_some() {
+        if let Some(spawner) = &self.spawner {
+            spawner.unlisten(&self.name).await;
+        } else if self.run_as.is_some() {
             // Nobody else keeps anything there; what is not empty stays.
             let made = self.path.ancestors().skip(1).take(2);
             let _ = made.map(std::fs::remove_dir).collect::<Result<Vec<_>, _>>();

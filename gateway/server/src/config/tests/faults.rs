@@ -54,6 +54,8 @@ fn each_fault_is_reported_once_at_its_key() {
         (with("[gateway]\nname = 1"), "gateway.name", "expected a string, found an integer"),
         (with("[gateway]\nmax_connections = 0"), "gateway.max_connections", "from 1 to 65536"),
         (with("[gateway]\nmax_connections = 1.5"), "gateway.max_connections", "found a float"),
+        (with("[gateway]\nuser = \"root\""), "gateway.user", "is root"),
+        (with("[gateway]\nuser = \"no-such-user\""), "gateway.user", "no user `no-such-user`"),
         (with("[gateway]\nname = \"\""), "gateway.name", "must not be empty"),
         (with("[gateway]\nname = \"a b\""), "gateway.name", "not a name"),
         (with("[gateway]\nmax_message = \"65MiB\""), "gateway.max_message", "the most is \"64MiB\""),

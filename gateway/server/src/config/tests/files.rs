@@ -215,6 +215,7 @@ fn a_reload_names_what_only_a_restart_can_change() {
     assert_eq!(changed("dedup_window = ", "dedup_window = \"900d\" #"), ["gateway.dedup_window"]);
     assert_eq!(changed("max_connections = ", "max_connections = 7 #"), ["gateway.max_connections"]);
     assert_eq!(changed("Clinic-1", "Clinic-2"), ["gateway.name"]);
+    assert_eq!(changed("user = \"4244\"", "user = \"4245\""), ["gateway.user"]);
     assert_eq!(changed("data_dir = \"data\"", "data_dir = \"other\""), ["gateway.data_dir"]);
     assert_eq!(changed("mode = \"0640\"", "mode = \"0600\""), ["listen"]);
 }

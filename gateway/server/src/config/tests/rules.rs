@@ -113,6 +113,11 @@ fn refused() -> Vec<(&'static str, String, &'static str)> {
         ("A09", with("[gateway]\ntls_min = \"1.2\""), "gateway.tls_min"),
         ("A15", adapter("./safe\"\nsandbox = \"off"), "adapters.lab.sandbox"),
         ("A17", adapter("./safe\"\nrun_as = \"0"), "adapters.lab.run_as"),
+        (
+            "A17",
+            format!("{}\n[gateway]\nuser = \"4244\"", adapter("./safe\"\nrun_as = \"4244")),
+            "adapters.lab.run_as",
+        ),
         ("A22", with("[metrics]\ntcp = \"0.0.0.0:9090\""), "metrics"),
         ("A22", with("health = \"0.0.0.0:80\""), "listen[1].health"),
         ("A22", with("[gateway]\nmetrics_listen = \"0.0.0.0:80\""), "gateway.metrics_listen"),

@@ -9,7 +9,7 @@ mod calls;
 mod cgroup;
 mod files;
 mod policy;
-mod privileges;
+pub(super) mod privileges;
 
 use std::fmt;
 

@@ -75,6 +75,11 @@ impl Policy {
         }
     }
 
+    /// Whether it is for a process of another user than the one that starts it.
+    pub(in crate::supervise) fn changes_user(&self) -> bool {
+        self.run_as.is_some()
+    }
+
     /// For asking a program about itself: no network, and nothing of the partners yet.
     pub(in crate::supervise) fn for_a_question(mut self) -> Self {
         self.connect = Ports::These(BTreeSet::new());

@@ -30,13 +30,44 @@ pub(super) fn tidy() -> io::Result<()> {
     close_descriptors()
 }
 
+/// Has no other capabilities ever again, whatever it becomes: what is started may gain one only within this bound.
+pub(in crate::supervise) fn bound(most: CapabilitySet) -> io::Result<()> {
+    // Only root may, and only root has what it would be for: others gain nothing by an exec under no_new_privs.
+    if !capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
+        return Ok(());
+    }
+    for capability in CapabilitySet::all().difference(most).iter() {
+        match capability_is_in_bounding_set(capability) {
+            Ok(true) => remove_capability_from_bounding_set(capability)?,
+            // One that this kernel does not know.
+            Ok(false) | Err(rustix::io::Errno::INVAL) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Has these capabilities and no others.
+pub(in crate::supervise) fn keep(capabilities: CapabilitySet) -> io::Result<()> {
+    match clear_ambient_capability_set() {
+        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let sets = CapabilitySets {
+        effective: capabilities,
+        permitted: capabilities,
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(set_capabilities(None, sets)?)
+}
+
 fn lowered(resource: Resource, most: u64) -> io::Result<u64> {
     let (_, hard) = getrlimit(resource)?;
     Ok(hard.min(most))
 }
 
 /// The gateway opens all it has close-on-exec; this is for what it was itself started with.
-fn close_descriptors() -> io::Result<()> {
+pub(in crate::supervise) fn close_descriptors() -> io::Result<()> {
     let open = std::fs::read_dir("/proc/self/fd")?.map(|entry| entry.map(|entry| entry.file_name()));
     let open = open.collect::<io::Result<Vec<_>>>()?;
     for fd in open.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok()).filter(|&fd| fd > STDERR) {
@@ -51,17 +82,7 @@ fn close_descriptors() -> io::Result<()> {
 
 /// Becomes `run_as` if there is one, with at most so many processes and threads, and has no capability afterwards, nor ever again.
 pub(super) fn drop_all(run_as: Option<RunAs>, processes: u64) -> io::Result<()> {
-    // Only root may, and only root has what it would be for: others gain nothing by an exec under no_new_privs.
-    if capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
-        for capability in CapabilitySet::all().iter() {
-            match capability_is_in_bounding_set(capability) {
-                Ok(true) => remove_capability_from_bounding_set(capability)?,
-                // One that this kernel does not know.
-                Ok(false) | Err(rustix::io::Errno::INVAL) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
+    bound(CapabilitySet::empty())?;
     if let Some(RunAs { uid, gid }) = run_as {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         setgroups(&[gid])?;
@@ -71,12 +92,7 @@ pub(super) fn drop_all(run_as: Option<RunAs>, processes: u64) -> io::Result<()> 
         let tasks = lowered(Resource::RLIMIT_NPROC, processes)?;
         setrlimit(Resource::RLIMIT_NPROC, tasks, tasks)?;
     }
-    match clear_ambient_capability_set() {
-        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    let none = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    keep(CapabilitySet::empty())?;
     // The kernel forgets it when a process's user or capabilities change.
     set_pdeathsig(Signal::SIGKILL)?;
     Ok(())

@@ -120,7 +120,7 @@ impl Rig {
 
     async fn begin(&self, adapters: &str) {
         let config = self.put_in_force(adapters).await;
-        self.supervisor.begin(self.sockets(), &config);
+        self.supervisor.begin(self.sockets(), &config).await;
     }
 
     async fn apply(&self, adapters: &str) {
@@ -141,7 +141,7 @@ impl Rig {
         let state =
             AppState::new(self.store.clone(), config, adapters, Arc::clone(&counters), self.stop.subscribe());
         let server = Server::new(http::router(state), nobody.clone(), nobody, Limits::default(), counters);
-        Sockets { directory: self.file("run"), reachable: self.file("others"), server }
+        Sockets { directory: self.file("run"), reachable: self.file("others"), server, spawner: None }
     }
 
     fn item(&self, name: &str) -> Option<AdapterItem> {

@@ -117,7 +117,7 @@ async fn a_program_that_is_not_there_or_refuses_its_settings_trips_as_refused() 
     let config =
         rig.put_in_force(&(adapter("vanishing", &vanishing) + &adapter("refusing", &refusing))).await;
     std::fs::remove_file(&vanishing).unwrap();
-    rig.supervisor.begin(rig.sockets(), &config);
+    rig.supervisor.begin(rig.sockets(), &config).await;
     let vanished = rig.until_state("vanishing", "tripped").await;
     assert!(vanished.last_error.unwrap().contains("is not an executable file"));
     let refused = rig.until_state("refusing", "tripped").await;
