@@ -264,6 +264,8 @@ async fn health_says_what_blocks_and_metrics_hold_no_values() {
         let warnings = readiness.as_object_mut().unwrap().remove("warnings");
         assert_eq!(warnings.is_some(), matches!(who, Who::Ops), "{warnings:?}");
         assert!(warnings.is_none_or(|warnings| warnings.to_string().contains("adapters.lab: has no limit")));
+        let user = readiness.as_object_mut().unwrap().remove("runs_as");
+        assert_eq!(user.is_some(), matches!(who, Who::Ops), "{user:?}");
         assert_eq!(readiness, json!({"ready": true, "blocking": []}));
     }
     let metrics = bench.get(Who::Ops, "/metrics").send().await.ok(200).text;
