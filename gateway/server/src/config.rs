@@ -66,7 +66,7 @@ pub(crate) use owners::Owners;
 pub(crate) use paths::is_credential;
 pub(crate) use principals::DELETED;
 pub(crate) use rules::{Facts, Rule, Verdict};
-pub(crate) use sandbox::{Access, Connect, Level, RunAs, Safety, Sandbox, reaches};
+pub(crate) use sandbox::{Access, Connect, Host, Level, RunAs, Safety, Sandbox, reaches};
 pub(crate) use schema::schema;
 pub(crate) use spiffe::spiffe_fault;
 pub(crate) use units::duration;

@@ -15,6 +15,7 @@ pub const TARGETS: &[Target] = &[
     ("certificate", listen::fuzz::certificate),
     ("manifest", supervise::fuzz::manifest),
     ("output", supervise::fuzz::output),
+    ("egress", supervise::fuzz::egress),
 ];
 
 #[test]

@@ -348,6 +348,12 @@ const ALLOW: Groups = &[&[
         Shape::Texts,
         "Files and directories that it may read and write, never execute. Default: none.",
     ),
+    key(
+        "direct",
+        Shape::Truth,
+        "Whether it connects by itself, so that ports are enforced and hosts are not. Default: what its program says; for one that \
+         does not say, true, and false at the strict level.",
+    ),
 ]];
 
 const INBOX: Groups = &[QUEUE];

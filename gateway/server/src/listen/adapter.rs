@@ -2,21 +2,22 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt, lchown},
     path::Path,
     sync::Arc,
 };
 
 use nix::unistd::{getegid, geteuid};
-use tokio::sync::watch;
+use tokio::{net::UnixStream, sync::watch};
 
 use super::{
-    Serves,
+    RefusalCode, Server, Serves, arrival,
+    credentials::Credentials,
     serve::Listener,
-    unix::{self, UnixBindError},
+    unix::{self, BoundUnix, UnixBindError},
 };
-use crate::config::{RunAs, UnixListen};
+use crate::config::{RunAs, UnixListen, Wanted};
 
 /// Nobody but the gateway's user gets near an adapter's socket.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -24,18 +25,62 @@ const DIRECTORY_MODE: u32 = 0o700;
 const PASSAGE_MODE: u32 = 0o711;
 const SOCKET_MODE: u32 = 0o600;
 const SOCKET_NAME: &str = "gateway.sock";
+/// Where it asks to be connected to partners.
+const EGRESS_NAME: &str = "egress";
 
 /// The process that may connect now: set when the child has started, `None` before it is reaped. Connections of a process that is
 /// no longer the expected one are cut.
 pub(crate) type ExpectedPid = watch::Receiver<Option<u32>>;
 
-/// Binds `directory/name/gateway.sock`. The directory is made if it is missing; `name` is the adapter's.
+/// What an adapter finds in its directory.
+#[derive(Debug)]
+pub(crate) struct AdapterSockets {
+    pub(crate) gateway: Listener,
+    pub(crate) egress: EgressSocket,
+}
+
+/// The socket by which one adapter asks for connections, open to the same process as its other one.
+#[derive(Debug)]
+pub(crate) struct EgressSocket {
+    adapter: Arc<str>,
+    bound: BoundUnix,
+    child: ExpectedPid,
+}
+
+impl EgressSocket {
+    pub(crate) fn adapter(&self) -> &str {
+        &self.adapter
+    }
+
+    /// The next connection, of whomever.
+    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.bound.listener.accept().await?.0)
+    }
+
+    /// Whether it was the adapter's process that connected, and still is; else that is told as for its other socket. The child is
+    /// known before it runs, so there is nothing to wait for.
+    pub(crate) fn is_from_the_adapter(&self, server: &Server, stream: &UnixStream) -> bool {
+        let expected = *self.child.borrow();
+        let is_child = Credentials::of(stream).and_then(|credentials| match expected {
+            Some(pid) if pid == credentials.pid => credentials.facts(stream, Wanted::default()),
+            Some(_) | None => Err(RefusalCode::NotTheAdapter),
+        });
+        is_child.map_err(|code| self.count_refusal(server, code)).is_ok()
+    }
+
+    /// The adapter was refused something.
+    pub(crate) fn count_refusal(&self, server: &Server, code: RefusalCode) {
+        arrival::report_of_adapter(server, &self.adapter, code);
+    }
+}
+
+/// Binds `directory/name/gateway.sock` and, beside it, `egress`. The directory is made if it is missing; `name` is the adapter's.
 pub(crate) async fn bind_adapter_socket(
     directory: &Path,
     name: &str,
     run_as: Option<RunAs>,
     child: ExpectedPid,
-) -> Result<Listener, UnixBindError> {
+) -> Result<AdapterSockets, UnixBindError> {
     let own = directory.join(name);
     if Path::new(name).file_name() != Some(OsStr::new(name)) {
         let why = "the adapter's name is not a file name";
@@ -52,11 +97,16 @@ pub(crate) async fn bind_adapter_socket(
     check_private(&own)?;
     let listen = UnixListen { path: own.join(SOCKET_NAME), mode: SOCKET_MODE, group: None };
     let bound = unix::bind_in_checked(&own, &listen).await?;
+    let listen_egress = UnixListen { path: own.join(EGRESS_NAME), ..listen.clone() };
+    let bound_egress = unix::bind_in_checked(&own, &listen_egress).await?;
     if let Some(RunAs { uid, gid }) = run_as {
         give_to(&listen.path, uid, gid)?;
+        give_to(&listen_egress.path, uid, gid)?;
         give_to(&own, uid, gid)?;
     }
-    Ok(Listener::unix(bound, Serves::OneAdapter(Arc::from(name)), Some(child)))
+    let adapter: Arc<str> = Arc::from(name);
+    let egress = EgressSocket { adapter: Arc::clone(&adapter), bound: bound_egress, child: child.clone() };
+    Ok(AdapterSockets { gateway: Listener::unix(bound, Serves::OneAdapter(adapter), Some(child)), egress })
 }
 
 fn give_to(path: &Path, uid: u32, gid: u32) -> Result<(), UnixBindError> {

@@ -29,7 +29,7 @@ pub(crate) mod tests;
 
 use std::time::Duration;
 
-pub(crate) use adapter::{ExpectedPid, bind_adapter_socket};
+pub(crate) use adapter::{AdapterSockets, EgressSocket, ExpectedPid, bind_adapter_socket};
 pub(crate) use body::BodyError;
 pub(crate) use counters::Counters;
 pub(crate) use credentials::processes_are_provable;

@@ -229,6 +229,7 @@ impl Supervision {
         let policy = &Policy::new(sandbox, implied, &command);
         let launch = Launch { name, command: &command, extra_args: &[], purpose, policy };
         let mut process = self.world.launcher.launch(launch).await?;
+        socket.allow(sandbox.allow.and(implied).connect);
         socket.admit(Some(process.pid()));
         {
             let mut status = self.shared.status();

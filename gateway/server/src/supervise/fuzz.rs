@@ -1,7 +1,9 @@
 //! What must hold for any output of a program that somebody has configured as an adapter.
 
+use super::egress::decide;
 use super::manifest::Manifest;
 use super::output::{Lines, printable};
+use crate::config::Connect;
 
 /// What stands in a manifest goes to the operator's terminal.
 pub(crate) fn manifest(input: &[u8]) {
@@ -13,6 +15,20 @@ pub(crate) fn manifest(input: &[u8]) {
         Ok(None) => {}
         Err(fault) => assert!(!fault.chars().any(char::is_control), "a fault that drives the terminal"),
     }
+}
+
+/// An adapter gets no further than what is named, and a request for that is one line.
+pub(crate) fn egress(input: &[u8]) {
+    let named = ["lab.example.org:2575", "127.0.0.1:80", "[::1]:443"];
+    let rules: Vec<_> = named.iter().filter_map(|to| Connect::parse(to)).collect();
+    assert_eq!(rules.len(), named.len());
+    if decide(input, &rules).is_ok() {
+        let text = std::str::from_utf8(input).expect("text").to_ascii_lowercase();
+        let (host, _) = text.rsplit_once(':').expect("a port");
+        assert!(host == "lab.example.org" || host == "127.0.0.1" || host.starts_with('['), "{host}");
+        assert!(input.ends_with(b"\n") && input.iter().filter(|&&byte| byte == b'\n').count() == 1);
+    }
+    assert!(decide(input, &[]).is_err());
 }
 
 /// Lines are the same however the pipe cuts them, bounded, and harmless.

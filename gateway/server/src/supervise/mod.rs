@@ -10,6 +10,7 @@
 //! leases of its predecessor are settled.
 
 mod actor;
+mod egress;
 mod exec;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;

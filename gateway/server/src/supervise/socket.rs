@@ -8,8 +8,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config::RunAs;
-use crate::listen::{Server, UnixBindError, bind_adapter_socket};
+use super::egress::Egress;
+use crate::config::{Connect, RunAs};
+use crate::listen::{AdapterSockets, Server, UnixBindError, bind_adapter_socket};
 
 const RUN_DIRECTORY: &str = "/run";
 /// Bytes of a digest that tell the gateways of one machine apart.
@@ -41,6 +42,7 @@ pub(super) struct Socket {
     child: watch::Sender<Option<u32>>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
+    egress: Egress,
 }
 
 impl Sockets {
@@ -62,17 +64,24 @@ impl Sockets {
         }
         let (child, expected) = watch::channel(None);
         let directory = if run_as.is_some() { &self.reachable } else { &self.directory };
-        let listener = bind_adapter_socket(directory, name, run_as, expected).await?;
-        let path = listener.path().ok_or(SocketError::NoPath)?.to_owned();
+        let AdapterSockets { gateway, egress } =
+            bind_adapter_socket(directory, name, run_as, expected).await?;
+        let path = gateway.path().ok_or(SocketError::NoPath)?.to_owned();
         let (stop, stopping) = watch::channel(false);
-        let serving = tokio::spawn(Arc::clone(&self.server).serve(listener, stopping));
-        Ok(Socket { path, run_as, child, stop, serving })
+        let serving = tokio::spawn(Arc::clone(&self.server).serve(gateway, stopping));
+        let egress = Egress::open(egress, Arc::clone(&self.server));
+        Ok(Socket { path, run_as, child, stop, serving, egress })
     }
 }
 
 impl Socket {
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the next process may be connected to.
+    pub(super) fn allow(&self, connect: Vec<Connect>) {
+        self.egress.allow(connect);
     }
 
     /// Lets this process in and no other. With `None`, nobody; connections of the one before are cut.
@@ -87,10 +96,11 @@ impl Socket {
 
     /// Whether it has stopped serving although nobody asked it to.
     pub(super) fn is_broken(&self) -> bool {
-        self.serving.is_finished()
+        self.serving.is_finished() || self.egress.is_broken()
     }
 
     pub(super) async fn close(mut self) {
+        self.egress.close().await;
         self.stop.send_replace(true);
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "serving an adapter's socket failed");

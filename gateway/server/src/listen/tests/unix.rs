@@ -226,7 +226,7 @@ async fn r13_10_an_adapters_socket_lets_in_its_process_only_and_only_while_it_ru
     let mut rig = Rig::new(Gate::default(), Limits::default());
     let (child, expected) = watch::channel(None);
     let directory = rig.directory.path().join("adapters");
-    let listener = bind_adapter_socket(&directory, "lab", None, expected).await.unwrap();
+    let listener = bind_adapter_socket(&directory, "lab", None, expected).await.unwrap().gateway;
     let path = listener.path().unwrap().to_owned();
     assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
     rig.serve(listener);
