@@ -98,19 +98,6 @@ static void connect_to(const char *name, int port, int fast) {
     if (fd >= 0) close(fd);
 }
 
-static void bind_to(const char *name, int port) {
-    struct sockaddr_in address = here(port);
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    tried(name, fd < 0 ? fd : bind(fd, (struct sockaddr *)&address, sizeof address));
-    if (fd >= 0) close(fd);
-}
-
-static void listen_unbound(const char *name) {
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    tried(name, fd < 0 ? fd : listen(fd, 1));
-    if (fd >= 0) close(fd);
-}
-
 static int unix_connect(const char *file, int is_abstract) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t length = strlen(file);
@@ -124,6 +111,116 @@ static int unix_connect(const char *file, int is_abstract) {
         return -1;
     }
     return fd;
+}
+
+// Asks the gateway for a connection as an adapter does; the socket, or -1 with errno.
+static int through_gateway(const char *request, size_t length) {
+    char file[512];
+    snprintf(file, sizeof file, "%s", getenv("GATEPOST_SOCKET"));
+    char *name = strrchr(file, '/');
+    if (!name) return -1;
+    strcpy(name, "/egress");
+    int desk = unix_connect(file, 0);
+    if (desk < 0) return -1;
+    if (send(desk, request, length, MSG_NOSIGNAL) < 0) {}
+    // What has no end of line ends here.
+    if (!memchr(request, '\n', length)) shutdown(desk, SHUT_WR);
+    char answer[64] = {0}, space[CMSG_SPACE(sizeof(int))];
+    struct iovec part = {answer, sizeof answer - 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+    ssize_t got = recvmsg(desk, &message, MSG_CMSG_CLOEXEC);
+    struct cmsghdr *passed = got > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    int fd = -1;
+    if (passed && passed->cmsg_type == SCM_RIGHTS) memcpy(&fd, CMSG_DATA(passed), sizeof fd);
+    close(desk);
+    // Whatever it says but that it refuses: it has tried.
+    errno = fd < 0 && !strncmp(answer, "failed", 6) ? EIO : EACCES;
+    return fd;
+}
+
+static void ask_for(const char *name, const char *host, int port) {
+    char request[128];
+    snprintf(request, sizeof request, "%s:%d\n", host, port);
+    int fd = through_gateway(request, strlen(request));
+    tried(name, fd);
+    if (fd >= 0) close(fd);
+}
+
+static void ask_with(const char *name, const char *request, size_t length) {
+    int fd = through_gateway(request, length);
+    tried(name, fd);
+    if (fd >= 0) close(fd);
+}
+
+// More at a time than the gateway lets it ask for: the last is turned away.
+static void flood_of_questions(void) {
+    enum { MOST = 300 };
+    static int open_ones[MOST];
+    char file[512], answer[8] = {0};
+    snprintf(file, sizeof file, "%s", getenv("GATEPOST_SOCKET"));
+    char *name = strrchr(file, '/');
+    if (!name) return;
+    strcpy(name, "/egress");
+    for (int i = 0; i < MOST; i++) open_ones[i] = unix_connect(file, 0);
+    struct timeval patience = {.tv_sec = 3};
+    setsockopt(open_ones[MOST - 1], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    ssize_t got = recv(open_ones[MOST - 1], answer, sizeof answer - 1, 0);
+    say("ask-too-often", got > 0 && !strncmp(answer, "refused", 7) ? "denied" : "allowed", 0);
+    for (int i = 0; i < MOST; i++)
+        if (open_ones[i] >= 0) close(open_ones[i]);
+}
+
+static void connect_from(const char *name, int family, const char *host, int port) {
+    struct sockaddr_in six_or_four = here(port);
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
+    if (family == AF_INET) inet_pton(family, host, &six_or_four.sin_addr);
+    else inet_pton(family, host, &six.sin6_addr);
+    int fd = socket(family, SOCK_STREAM, 0);
+    long result = fd;
+    if (fd >= 0 && family == AF_INET) result = connect(fd, (struct sockaddr *)&six_or_four, sizeof six_or_four);
+    else if (fd >= 0) result = connect(fd, (struct sockaddr *)&six, sizeof six);
+    tried(name, result);
+    if (fd >= 0) close(fd);
+}
+
+static void hosts(void) {
+    connect_to("hosts:connect-partner-directly", own_port, 0);
+    connect_to("hosts:connect-partner-fast", own_port, 1);
+    connect_from("hosts:connect-another-host", AF_INET, "127.0.0.2", own_port);
+    connect_from("hosts:connect-another-host-6", AF_INET6, "::1", own_port);
+    ask_for("ask-another-port", "127.0.0.1", other_port);
+    ask_for("ask-another-host", "127.0.0.2", own_port);
+    ask_for("ask-name", "localhost", own_port);
+    ask_for("ask-hexadecimal", "0x7f.1", own_port);
+    ask_for("ask-short", "127.1", own_port);
+    ask_for("ask-number", "2130706433", own_port);
+    ask_for("ask-octal", "0177.0.0.1", own_port);
+    ask_for("ask-mapped", "[::ffff:127.0.0.1]", own_port);
+    ask_for("ask-trailing-dot", "127.0.0.1.", own_port);
+    ask_for("ask-upper-case-name", "LOCALHOST", own_port);
+    ask_for("ask-any", "0.0.0.0", own_port);
+    char request[4096];
+    snprintf(request, sizeof request, "127.0.0.1:%d", own_port);
+    ask_with("ask-without-end", request, strlen(request));
+    snprintf(request, sizeof request, "127.0.0.1:%d\n127.0.0.1:%d\n", own_port, other_port);
+    ask_with("ask-twice", request, strlen(request));
+    memset(request, '0', sizeof request);
+    request[sizeof request - 1] = '\n';
+    ask_with("ask-at-length", request, sizeof request);
+    flood_of_questions();
+}
+
+static void bind_to(const char *name, int port) {
+    struct sockaddr_in address = here(port);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    tried(name, fd < 0 ? fd : bind(fd, (struct sockaddr *)&address, sizeof address));
+    if (fd >= 0) close(fd);
+}
+
+static void listen_unbound(const char *name) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    tried(name, fd < 0 ? fd : listen(fd, 1));
+    if (fd >= 0) close(fd);
 }
 
 // To be let in is what counts there: the gateway answers strangers with 401, or hangs up.
@@ -442,10 +539,13 @@ static void fork_bomb(void) {
 
 // What it needs for its work must still go.
 static void works(void) {
-    struct sockaddr_in address = here(own_port);
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    int result = fd < 0 ? fd : connect(fd, (struct sockaddr *)&address, sizeof address);
-    say("work:connect", result == 0 ? "allowed" : "denied", errno);
+    char request[64];
+    snprintf(request, sizeof request, "127.0.0.1:%d\n", own_port);
+    int fd = through_gateway(request, strlen(request));
+    struct sockaddr_in partner = {0};
+    socklen_t size = sizeof partner;
+    int connected = fd >= 0 && getpeername(fd, (struct sockaddr *)&partner, &size) == 0 && ntohs(partner.sin_port) == own_port;
+    say("work:connect", connected ? "allowed" : "denied", errno);
     if (fd >= 0) close(fd);
     fd = unix_connect(getenv("GATEPOST_SOCKET"), 0);
     say("work:gateway", fd >= 0 ? "allowed" : "denied", errno);
@@ -470,6 +570,7 @@ int main(int argc, char **argv) {
     if (!report) return 1;
     pid_t gateway = getppid();
     works();
+    hosts();
     files(gateway);
     groups();
     processes(gateway);

@@ -7,8 +7,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use gatepost_adapter::{DataError, Delivery, Evidence, Level, Outcome, Worker, digest, reply};
-use tokio::net::TcpStream;
+use gatepost_adapter::{DataError, Delivery, Evidence, Level, Outcome, Worker, digest, egress, reply};
 use tokio::time::timeout;
 
 use crate::ack::{self, Verdict};
@@ -51,7 +50,7 @@ impl Link {
                 }
             }
         }
-        let connecting = timeout(self.settings.connect_timeout(), TcpStream::connect(&self.address));
+        let connecting = timeout(self.settings.connect_timeout(), egress::connect(&self.address));
         let stream = match connecting.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {

@@ -11,6 +11,7 @@
 
 mod client;
 mod delivery;
+pub mod egress;
 mod evidence;
 mod intake;
 mod lifetime;

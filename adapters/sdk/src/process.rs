@@ -26,7 +26,7 @@ use gatepost_api::settle::Level;
 /// The version of the conversation between gateway and adapter.
 const PROTOCOL: u32 = 1;
 /// Where the gateway's socket stands; the only setting in the environment.
-const SOCKET_VARIABLE: &str = "GATEPOST_SOCKET";
+pub(crate) const SOCKET_VARIABLE: &str = "GATEPOST_SOCKET";
 /// Settings are a page of text at most.
 const SETTINGS_BYTES_MAX: u64 = 1024 * 1024;
 /// An adapter whose gateway is gone for this long has nobody to work for.
@@ -84,6 +84,8 @@ pub struct Access {
     pub read: Vec<PathBuf>,
     /// The same, to be written too.
     pub write: Vec<PathBuf>,
+    /// It connects by itself, so that only its ports can be enforced: not through [`connect`](crate::egress::connect).
+    pub direct: bool,
 }
 
 #[derive(Serialize)]

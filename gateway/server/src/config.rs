@@ -70,7 +70,7 @@ pub(crate) use resources::Resources;
 #[cfg(test)]
 pub(crate) use resources::{Cpus, Limit};
 pub(crate) use rules::{Facts, Rule, Verdict};
-pub(crate) use sandbox::{Access, Connect, Level, RunAs, Safety, Sandbox, reaches};
+pub(crate) use sandbox::{Access, Connect, Host, Level, RunAs, Safety, Sandbox, reaches};
 pub(crate) use schema::schema;
 pub(crate) use spiffe::spiffe_fault;
 pub(crate) use units::duration;

@@ -16,6 +16,7 @@ pub const TARGETS: &[Target] = &[
     ("manifest", supervise::fuzz::manifest),
     ("output", supervise::fuzz::output),
     ("spawner", supervise::fuzz::spawner),
+    ("egress", supervise::fuzz::egress),
 ];
 
 #[test]

@@ -25,6 +25,10 @@ const TRIES_MIN: usize = 110;
 const THROUGH_WITHOUT_MIN: usize = 60;
 /// What the probe tries that only `strict` promises.
 const STRICT_ONLY: &str = "strict:";
+/// What gets through where the adapter connects by itself.
+const HOSTS: &str = "hosts:";
+/// The probe does not say that it asks the gateway for connections.
+const BY_THE_GATEWAY: &str = "allow.direct = false";
 /// What an adapter needs.
 const WORK: &str = "work:";
 
@@ -73,7 +77,7 @@ impl Escape {
         let _abstract = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
         let text = |name: &str| dir.join(name).display().to_string();
         let run = format!("{:?}", [text("escape"), text(""), own.to_string(), other.to_string()]);
-        let allow = format!("allow = {{ connect = [\"127.0.0.1:{own}\"], write = [{:?}] }}", text("results"));
+        let allow = format!("allow.connect = [\"127.0.0.1:{own}\"]\nallow.write = [{:?}]", text("results"));
         let adapter = format!("run = {run}\nconfirm = \"sent\"\n{lines}\n{allow}");
         let gateway = builder.adapter("probe", &adapter, "").echo("other", "", "");
         Some(Self { gateway, listeners, _abstract })
@@ -101,13 +105,15 @@ impl Escape {
             sandbox.is_object().then_some(sandbox)
         });
         assert!(verdicts.len() >= TRIES_MIN, "{} tries", verdicts.len());
+        let direct = lines.contains("allow.direct = true");
         let mut through = Vec::new();
         let mut untestable = Vec::new();
         let mut denied = 0;
         for (name, verdict) in &verdicts {
             let (is_work, is_strict) = (name.starts_with(WORK), name.starts_with(STRICT_ONLY));
             match verdict.split(' ').next() {
-                Some("allowed") if is_work || (is_strict && !strict) => {}
+                Some("allowed")
+                    if is_work || (is_strict && !strict) || (direct && name.starts_with(HOSTS)) => {}
                 Some("denied") if !is_work => denied += 1,
                 Some("untestable") if !is_work => untestable.push(name.as_str()),
                 _ => through.push(format!("{name}: {verdict}")),
@@ -146,18 +152,26 @@ fn is_root() -> bool {
 
 #[test]
 fn r5_nothing_gets_out_at_the_standard_level() {
-    Escape::is_denied("sandbox = \"standard\"", false);
+    Escape::is_denied(&format!("sandbox = \"standard\"\n{BY_THE_GATEWAY}"), false);
+}
+
+#[test]
+fn r5_only_other_hosts_are_reached_by_who_connects_by_itself() {
+    Escape::is_denied("sandbox = \"standard\"\nallow.direct = true", false);
 }
 
 #[test]
 fn r5_nothing_gets_out_at_the_minimal_level() {
-    Escape::is_denied("sandbox = \"minimal\"", false);
+    Escape::is_denied(&format!("sandbox = \"minimal\"\n{BY_THE_GATEWAY}"), false);
 }
 
 #[test]
 fn r5_nothing_gets_out_at_the_standard_level_with_a_user_of_its_own() {
     if is_root() {
-        Escape::is_denied(&format!("sandbox = \"standard\"\nrun_as = \"{STRANGER}\""), false);
+        Escape::is_denied(
+            &format!("sandbox = \"standard\"\nrun_as = \"{STRANGER}\"\n{BY_THE_GATEWAY}"),
+            false,
+        );
     }
 }
 
@@ -273,13 +287,13 @@ fn r5_the_shipped_adapters_say_what_their_settings_imply() {
         (
             "gatepost-hl7",
             json!({ "connect": "lab.example.org:2575", "listen": "127.0.0.1:2576" }),
-            json!({ "connect": ["lab.example.org:2575"], "bind": ["127.0.0.1:2576"], "read": [], "write": [] }),
+            json!({ "connect": ["lab.example.org:2575"], "bind": ["127.0.0.1:2576"], "read": [], "write": [], "direct": false }),
         ),
         (
             "gatepost-http",
             // Files are not looked at before they may be read.
             json!({ "url": "https://x.example/", "secret_files": ["/none"], "ca_file": "/neither" }),
-            json!({ "connect": ["x.example:443"], "bind": [], "read": ["/none", "/neither"], "write": [] }),
+            json!({ "connect": ["x.example:443"], "bind": [], "read": ["/none", "/neither"], "write": [], "direct": true }),
         ),
     ] {
         let ask = |settings: &str| {

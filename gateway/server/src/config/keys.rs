@@ -367,6 +367,12 @@ const ALLOW: Groups = &[&[
         "Its processes and threads. Default: 512.",
     ),
     key("cpus", Shape::Cpus, "Processors that it may keep busy, with at most two decimals. Default: all."),
+    key(
+        "direct",
+        Shape::Truth,
+        "Whether it connects by itself, so that ports are enforced and hosts are not. Default: what its program says; for one that \
+         does not say, true, and false at the strict level.",
+    ),
 ]];
 
 const INBOX: Groups = &[QUEUE];

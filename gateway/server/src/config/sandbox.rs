@@ -64,6 +64,8 @@ pub(crate) struct Access {
     pub(crate) bind: Vec<SocketAddr>,
     pub(crate) read: Vec<PathBuf>,
     pub(crate) write: Vec<PathBuf>,
+    /// Whether it connects by itself, so that only ports can be enforced, or asks the gateway, which enforces hosts too.
+    pub(crate) direct: Option<bool>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +81,7 @@ pub(crate) enum Connect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Host {
     Address(std::net::IpAddr),
-    /// To be resolved by the adapter.
+    /// To be resolved by whoever connects.
     Name(String),
 }
 
@@ -117,6 +119,20 @@ impl Connect {
             },
         };
         Some(Self::To { host, port })
+    }
+
+    /// Whether who may connect to this may connect to `host` and `port`. Names are compared as they are written, but for their
+    /// case: an address in other words is another host.
+    pub(crate) fn covers(&self, host: &Host, port: u16) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::To { port: allowed, .. } if *allowed != port => false,
+            Self::To { host: allowed, .. } => match (allowed, host) {
+                (Host::Name(allowed), Host::Name(name)) => allowed.eq_ignore_ascii_case(name),
+                (Host::Address(allowed), Host::Address(address)) => allowed == address,
+                (Host::Name(_), Host::Address(_)) | (Host::Address(_), Host::Name(_)) => false,
+            },
+        }
     }
 
     /// Whether the address must be asked for on the network.
@@ -189,7 +205,7 @@ fn allow(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Acc
         report,
     );
     let mut paths = |items: Vec<Item<&str>>| items.iter().map(|item| base.existing(item, report)).collect();
-    Access { connect, bind, read: paths(read), write: paths(write) }
+    Access { connect, bind, read: paths(read), write: paths(write), direct: section.truth("direct") }
 }
 
 fn parsed<T>(
@@ -272,6 +288,7 @@ impl Access {
         bind: &[String],
         read: Vec<PathBuf>,
         write: Vec<PathBuf>,
+        direct: Option<bool>,
     ) -> Option<Self> {
         let within = |length: usize| length <= ALLOWED_MAX;
         let lengths = [connect.len(), bind.len(), read.len(), write.len()];
@@ -286,16 +303,18 @@ impl Access {
             bind: bind.iter().map(|text| text.parse().ok()).collect::<Option<_>>()?,
             read,
             write,
+            direct,
         })
     }
 
-    /// Both together.
+    /// Both together; whether it connects by itself is this one's to say first.
     pub(crate) fn and(&self, other: &Self) -> Self {
         let mut both = self.clone();
         both.connect.extend_from_slice(&other.connect);
         both.bind.extend_from_slice(&other.bind);
         both.read.extend_from_slice(&other.read);
         both.write.extend_from_slice(&other.write);
+        both.direct = self.direct.or(other.direct);
         both
     }
 }
@@ -335,7 +354,7 @@ mod tests {
     fn what_a_program_says_is_read_strictly() {
         let of = |connect: &[&str], read: &[&str]| {
             let connect: Vec<_> = connect.iter().map(|text| (*text).to_owned()).collect();
-            Access::of_lists(&connect, &[], read.iter().map(PathBuf::from).collect(), Vec::new())
+            Access::of_lists(&connect, &[], read.iter().map(PathBuf::from).collect(), Vec::new(), None)
         };
         assert!(of(&["lab:1"], &["/etc/lab"]).is_some());
         assert!(of(&["*"], &[]).is_none() && of(&[], &["etc/lab"]).is_none() && of(&["x"], &[]).is_none());

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use gatepost_audit::leaf::Event;
 use gatepost_core::MessageId;
-use gatepost_core::principal::Actor;
+use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_store::{AuditNote, Store, StoreError};
 use tokio::sync::watch;
 
@@ -111,6 +111,11 @@ impl AuditTrail {
 /// Connections that were turned away stand in the log like refused requests; with the name in their certificate, verified or claimed.
 impl crate::listen::RefusalSink for AuditTrail {
     fn refused(&self, refusal: &crate::listen::Refusal) {
+        if let (crate::listen::Serves::OneAdapter(adapter), true) =
+            (&refusal.serves, refusal.code.is_the_adapters())
+        {
+            return self.refused(Actor::new(ActorKind::Adapter, &**adapter), refusal.code.as_str());
+        }
         let verified = refusal.facts.as_ref().and_then(|facts| facts.spiffe.as_ref());
         let name = verified.or(refusal.claimed.as_ref()).filter(|name| name.len() <= NAME_BYTES_MAX);
         self.refused_as(super::identity::unknown_peer(), refusal.code.as_str(), name.cloned());

@@ -43,6 +43,9 @@ pub(super) fn refusal(code: RefusalCode) -> &'static [u8] {
         | RefusalCode::PeerGone
         | RefusalCode::NoCredentials
         | RefusalCode::NotTheAdapter
+        | RefusalCode::HostNotAllowed
+        | RefusalCode::RequestMalformed
+        | RefusalCode::RequestLimit
         | RefusalCode::TlsFailed
         | RefusalCode::TlsTimeout
         | RefusalCode::TlsVersion

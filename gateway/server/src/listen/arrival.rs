@@ -132,6 +132,11 @@ fn report(server: &Server, refusal: &Refusal) {
     server.refusals.refused(refusal);
 }
 
+/// Likewise of an adapter's other socket.
+pub(super) fn report_of_adapter(server: &Server, adapter: &Arc<str>, code: RefusalCode) {
+    report(server, &Refusal::new(Serves::OneAdapter(Arc::clone(adapter)), code));
+}
+
 /// Closes a connection for which there is no place. The answer is a courtesy that may get lost: nothing is waited for.
 fn turn_away(server: &Server, serves: &Serves, origin: Origin, code: RefusalCode) {
     let (facts, remote) = match origin {

@@ -29,7 +29,9 @@ pub(crate) mod tests;
 
 use std::time::Duration;
 
-pub(crate) use adapter::{AdapterSocket, ExpectedPid, adopt_adapter_socket, bind_adapter_socket};
+pub(crate) use adapter::{
+    AdapterSockets, EgressSocket, ExpectedPid, HandedOver, adopt_adapter_sockets, bind_adapter_sockets,
+};
 pub(crate) use body::BodyError;
 pub(crate) use counters::Counters;
 pub(crate) use credentials::processes_are_provable;

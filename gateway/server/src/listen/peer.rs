@@ -109,6 +109,13 @@ impl Refusal {
     }
 }
 
+impl RefusalCode {
+    /// Whether it is the adapter itself, recognised, that was refused something.
+    pub(crate) const fn is_the_adapters(self) -> bool {
+        matches!(self, Self::HostNotAllowed | Self::RequestMalformed | Self::RequestLimit)
+    }
+}
+
 macro_rules! refusal_codes {
     ($($(#[$doc:meta])* $variant:ident, $name:literal;)+) => {
         /// Why a connection was turned away.
@@ -138,6 +145,12 @@ refusal_codes! {
     NoCredentials, "no_credentials";
     /// On a supervised adapter's socket: not the process that the supervisor started.
     NotTheAdapter, "not_the_adapter";
+    /// The adapter asked to be connected to what it may not reach.
+    HostNotAllowed, "host_not_allowed";
+    /// It asked for nothing that could be understood, or not in time.
+    RequestMalformed, "request_malformed";
+    /// It asked for more at a time than it may.
+    RequestLimit, "request_limit";
     /// What came is no TLS handshake, or one that was given up.
     TlsFailed, "tls_failed";
     TlsTimeout, "tls_timeout";

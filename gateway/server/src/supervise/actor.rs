@@ -237,6 +237,7 @@ impl Supervision {
             self.world.mark.as_ref().and_then(|mark| Control::new(name, mark, sandbox.resources));
         let launch = Launch { name, config, command: &command, purpose, policy: &policy };
         let mut process = self.world.launcher.launch(launch).await?;
+        socket.allow(sandbox.allow.and(implied).connect);
         socket.admit(Some(process.pid()));
         {
             let mut status = self.shared.status();

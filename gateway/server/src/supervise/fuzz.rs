@@ -1,7 +1,11 @@
 //! What must hold for any output of a program that somebody has configured as an adapter.
 
+use std::net::Ipv6Addr;
+
+use super::egress::decide;
 use super::manifest::Manifest;
 use super::output::{Lines, printable};
+use crate::config::Connect;
 
 /// What stands in a manifest goes to the operator's terminal.
 pub(crate) fn manifest(input: &[u8]) {
@@ -18,6 +22,22 @@ pub(crate) fn manifest(input: &[u8]) {
 /// Who asks may have been taken over: what is read is a name that is no path, a digest and numbers, and says nothing else.
 pub(crate) fn spawner(input: &[u8]) {
     super::spawner::fuzz(input);
+}
+
+/// An adapter gets no further than what is named, and a request for that is one line.
+pub(crate) fn egress(input: &[u8]) {
+    let named = ["lab.example.org:2575", "127.0.0.1:80", "[::1]:443"];
+    let rules: Vec<_> = named.iter().filter_map(|to| Connect::parse(to)).collect();
+    assert_eq!(rules.len(), named.len());
+    if decide(input, &rules).is_ok() {
+        let text = std::str::from_utf8(input).expect("text").to_ascii_lowercase();
+        let (host, _) = text.rsplit_once(':').expect("a port");
+        let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_v6 = in_brackets.is_some_and(|host| host.parse() == Ok(Ipv6Addr::LOCALHOST));
+        assert!(host == "lab.example.org" || host == "127.0.0.1" || is_v6, "{host}");
+        assert!(input.ends_with(b"\n") && input.iter().filter(|&&byte| byte == b'\n').count() == 1);
+    }
+    assert!(decide(input, &[]).is_err());
 }
 
 /// Lines are the same however the pipe cuts them, bounded, and harmless.

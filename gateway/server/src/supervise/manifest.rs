@@ -339,11 +339,13 @@ struct AccessDocument {
     bind: Vec<String>,
     read: Vec<PathBuf>,
     write: Vec<PathBuf>,
+    /// Left out by programs that do not know how to ask the gateway for a connection.
+    direct: Option<bool>,
 }
 
 fn read_access(text: &[u8]) -> Option<Access> {
-    let AccessDocument { connect, bind, read, write } = serde_json::from_slice(text).ok()?;
-    Access::of_lists(&connect, &bind, read, write)
+    let AccessDocument { connect, bind, read, write, direct } = serde_json::from_slice(text).ok()?;
+    Access::of_lists(&connect, &bind, read, write, direct)
 }
 
 /// The manifest as programs print it.

@@ -11,6 +11,7 @@
 //! leases of its predecessor are settled.
 
 mod actor;
+mod egress;
 mod exec;
 mod exit;
 #[cfg(any(test, fuzzing))]

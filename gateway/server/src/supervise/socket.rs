@@ -8,9 +8,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::egress::Egress;
 use super::spawner::Spawner;
-use crate::config::RunAs;
-use crate::listen::{Server, UnixBindError, adopt_adapter_socket, bind_adapter_socket};
+use crate::config::{Connect, RunAs};
+use crate::listen::{AdapterSockets, Server, UnixBindError, adopt_adapter_sockets, bind_adapter_sockets};
 
 const RUN_DIRECTORY: &str = "/run";
 /// Bytes of a digest that tell the gateways of one machine apart.
@@ -49,6 +50,7 @@ pub(super) struct Socket {
     child: watch::Sender<Option<u32>>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
+    egress: Egress,
 }
 
 impl Sockets {
@@ -70,17 +72,18 @@ impl Sockets {
         }
         let (child, expected) = watch::channel(None);
         let directory = if run_as.is_some() { &self.reachable } else { &self.directory };
-        let listener = match &spawner {
+        let AdapterSockets { gateway, egress } = match &spawner {
             Some(spawner) => {
-                let (listener, path) = spawner.listen(name, config).await?;
-                adopt_adapter_socket(listener, path, name, expected)?
+                let (listeners, path) = spawner.listen(name, config).await?;
+                adopt_adapter_sockets(listeners, path, name, expected)?
             }
-            None => bind_adapter_socket(directory, name, run_as, expected).await?,
+            None => bind_adapter_sockets(directory, name, run_as, expected).await?,
         };
-        let path = listener.path().ok_or(SocketError::NoPath)?.to_owned();
+        let path = gateway.path().ok_or(SocketError::NoPath)?.to_owned();
         let (stop, stopping) = watch::channel(false);
-        let serving = tokio::spawn(Arc::clone(&self.server).serve(listener, stopping));
-        Ok(Socket { path, name: name.to_owned(), run_as, spawner, child, stop, serving })
+        let serving = tokio::spawn(Arc::clone(&self.server).serve(gateway, stopping));
+        let egress = Egress::open(egress, Arc::clone(&self.server));
+        Ok(Socket { path, name: name.to_owned(), run_as, spawner, child, stop, serving, egress })
     }
 }
 
@@ -96,6 +99,11 @@ impl Socket {
         &self.path
     }
 
+    /// What the next process may be connected to.
+    pub(super) fn allow(&self, connect: Vec<Connect>) {
+        self.egress.allow(connect);
+    }
+
     /// Lets this process in and no other. With `None`, nobody; connections of the one before are cut.
     pub(super) fn admit(&self, pid: Option<u32>) {
         self.child.send_replace(pid);
@@ -108,10 +116,11 @@ impl Socket {
 
     /// Whether it has stopped serving although nobody asked it to.
     pub(super) fn is_broken(&self) -> bool {
-        self.serving.is_finished()
+        self.serving.is_finished() || self.egress.is_broken()
     }
 
     pub(super) async fn close(mut self) {
+        self.egress.close().await;
         self.stop.send_replace(true);
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "serving an adapter's socket failed");

@@ -226,7 +226,7 @@ async fn r13_10_an_adapters_socket_lets_in_its_process_only_and_only_while_it_ru
     let mut rig = Rig::new(Gate::default(), Limits::default());
     let (child, expected) = watch::channel(None);
     let directory = rig.directory.path().join("adapters");
-    let listener = bind_adapter_socket(&directory, "lab", None, expected).await.unwrap();
+    let listener = bind_adapter_sockets(&directory, "lab", None, expected).await.unwrap().gateway;
     let path = listener.path().unwrap().to_owned();
     assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
     rig.serve(listener);
@@ -261,7 +261,7 @@ async fn an_adapters_directory_is_private() {
     fs::create_dir(root.path().join("lab")).unwrap();
     set_mode(&root.path().join("lab"), 0o750);
     for name in ["lab", "..", "a/b", "/etc", ""] {
-        let bound = bind_adapter_socket(root.path(), name, None, expected.clone()).await;
+        let bound = bind_adapter_sockets(root.path(), name, None, expected.clone()).await;
         assert!(matches!(bound, Err(UnixBindError::UnsafeDirectory { .. })), "{name:?}: {bound:?}");
     }
 }

@@ -22,7 +22,7 @@ use crate::config::{Level, Resources};
 use cgroup::Kind;
 pub(crate) use cgroup::divide_group;
 pub(super) use cgroup::{Control, Ground, Group, mark, remove_leftovers};
-pub(super) use policy::{Policy, Ports};
+pub(super) use policy::{Policy, Ports, Reach};
 
 /// What the line begins with.
 const REPORT_PREFIX: &str = "gatepost adapter-exec: ";
@@ -256,7 +256,14 @@ fn missing(landlock: u8, owner: Owner, policy: &Policy) -> Vec<String> {
         "no Landlock for ports: it can connect and listen anywhere",
     );
     note(landlock < files::SCOPES_SINCE, "no Landlock for signals: it can signal each process of its user");
-    note(policy.connect == Ports::Any, "`*` in allow.connect: it can connect to any host (rule A18)");
+    note(
+        policy.connect == Ports::Any || policy.through_gateway == Reach::Anywhere,
+        "`*` in allow.connect: it can connect to any host (rule A18)",
+    );
+    note(
+        matches!(&policy.connect, Ports::These(ports) if !ports.is_empty()),
+        "it connects by itself (allow.direct): its ports are enforced, its hosts are not",
+    );
     note(owner == Owner::Root, "no user of its own: it runs as root without capabilities (see run_as)");
     note(owner == Owner::Shared, "no user of its own: it runs as the gateway's user");
     missing

@@ -30,6 +30,18 @@ pub(in crate::supervise) struct Policy {
     pub(super) resolves: bool,
     /// The group that it joins; one that only answers a question joins none.
     pub(in crate::supervise) control: Option<Control>,
+    /// What it may connect to when it asks the gateway for it.
+    pub(super) through_gateway: Reach,
+}
+
+/// How far the gateway connects for a process that does not connect by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::supervise) enum Reach {
+    /// To the hosts and ports that are named, if any.
+    Named,
+    /// `*`
+    Anywhere,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +60,11 @@ impl Ports {
 impl Policy {
     /// For a process that runs `command` with what the configuration allows and `implied`.
     pub(in crate::supervise) fn new(sandbox: &Sandbox, implied: &Access, command: &Command) -> Self {
-        let Access { connect, bind, mut read, mut write } = sandbox.allow.and(implied);
+        let Access { connect, bind, mut read, mut write, direct } = sandbox.allow.and(implied);
+        // Where a program does not say, it is one that knows nothing but connect(2). At the strict level that is for the operator to allow.
+        let direct = direct.unwrap_or(sandbox.level != Level::Strict);
+        let anywhere = !direct && connect.contains(&Connect::Anywhere);
+        let connect = if direct { connect } else { Vec::new() };
         let port = |to: &Connect| match to {
             Connect::Anywhere => None,
             Connect::To { port, .. } => Some(*port),
@@ -68,6 +84,7 @@ impl Policy {
             read,
             write,
             execute,
+            through_gateway: if anywhere { Reach::Anywhere } else { Reach::Named },
             resolves: connect.iter().any(Connect::needs_resolving),
             connect: connect.iter().map(port).collect::<Option<_>>().map_or(Ports::Any, Ports::These),
             bind: Ports::These(bind.iter().map(std::net::SocketAddr::port).collect()),
@@ -85,6 +102,7 @@ impl Policy {
         self.connect = Ports::These(BTreeSet::new());
         self.bind = Ports::These(BTreeSet::new());
         self.resolves = false;
+        self.through_gateway = Reach::Named;
         self
     }
 
@@ -101,6 +119,7 @@ impl Policy {
             bind: nothing(),
             resolves: false,
             control: None,
+            through_gateway: Reach::Named,
         }
     }
 }

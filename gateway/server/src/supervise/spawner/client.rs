@@ -187,16 +187,16 @@ impl Spawner {
         let _ = self.lost.clone().wait_for(|&lost| lost).await;
     }
 
-    /// The adapter's socket, which listens, and its path.
+    /// The adapter's sockets, which listen: for the gateway, with its path, and for the way out.
     pub(in crate::supervise) async fn listen(
         &self,
         adapter: &str,
         config: &str,
-    ) -> io::Result<(OwnedFd, PathBuf)> {
+    ) -> io::Result<([OwnedFd; 2], PathBuf)> {
         let (adapter, config) = named(adapter, config)?;
-        let Given { answer, mut beside } = self.ask(Ask::Listen { adapter, config }).await?;
-        match (answer, beside.pop()) {
-            (Answer::Listening { path }, Some(listener)) => Ok((listener, path)),
+        let Given { answer, beside } = self.ask(Ask::Listen { adapter, config }).await?;
+        match (answer, <[OwnedFd; 2]>::try_from(beside)) {
+            (Answer::Listening { path }, Ok(listeners)) => Ok((listeners, path)),
             (answer, _) => Err(unexpected(answer)),
         }
     }

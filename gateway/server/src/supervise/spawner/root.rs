@@ -33,7 +33,7 @@ use super::INSECURE_DEV;
 use super::trust::root_file;
 use super::wire::{AdapterName, Answer, Ask, ConfigDigest, Link, Reply, Request, Task, Watch, send};
 use crate::config::{Access, Adapter, AdapterProcess, Config, Run, RunAs, Safety};
-use crate::listen::AdapterSocket;
+use crate::listen::HandedOver;
 use crate::supervise::exec::CORE_BYTES_MAX;
 use crate::supervise::launch::{Launch, Launcher, Purpose, Question as Asked};
 use crate::supervise::manifest::Question;
@@ -74,7 +74,7 @@ struct Spawner {
     launcher: Launcher,
     search: Arc<SearchPath>,
     configs: RefCell<Configs>,
-    sockets: RefCell<BTreeMap<AdapterName, (RunAs, AdapterSocket)>>,
+    sockets: RefCell<BTreeMap<AdapterName, (RunAs, HandedOver)>>,
     processes: RefCell<BTreeMap<u64, Started>>,
     numbered: Cell<u64>,
     /// What an adapter's settings imply, by the configuration's digest and the adapter's name.
@@ -303,12 +303,12 @@ impl Spawner {
             before.remove();
         }
         let directory = reachable(&config.gateway.data_dir);
-        let bound = AdapterSocket::bind(&directory, name.as_str(), run_as).await;
-        let (socket, listener) = bound.map_err(|error| crate::supervise::chain(&error))?;
+        let bound = HandedOver::bind(&directory, name.as_str(), run_as).await;
+        let (socket, listeners) = bound.map_err(|error| crate::supervise::chain(&error))?;
         self.put_in_force(&config);
         let path = socket.path().to_owned();
         self.sockets.borrow_mut().insert(name, (run_as, socket));
-        Ok((Answer::Listening { path }, vec![listener]))
+        Ok((Answer::Listening { path }, listeners.into()))
     }
 
     async fn start(&self, name: AdapterName, digest: &ConfigDigest, task: Task) -> Result<Given, String> {

@@ -99,7 +99,7 @@ pub(super) struct Reply {
 pub(super) enum Answer {
     /// The first of all, to no request.
     Ready,
-    /// With the socket, which listens.
+    /// With the two sockets, which listen: for the gateway, whose path it is, and for the way out, which is beside it.
     Listening {
         path: PathBuf,
     },

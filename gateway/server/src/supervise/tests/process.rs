@@ -89,6 +89,61 @@ async fn r13_10_another_process_is_not_let_in_by_the_adapters_socket() {
     rig.stop().await;
 }
 
+/// Asks for a connection, says what comes back, and sends something where it got one.
+const ASKS: &str = r#"
+
+def connect(to):
+    with socket.socket(socket.AF_UNIX) as desk:
+        desk.connect(os.path.join(os.path.dirname(os.environ["GATEPOST_SOCKET"]), "egress"))
+        desk.sendall(to.encode() + b"\n")
+        answer, fds, _, _ = socket.recv_fds(desk, 64, 1)
+    return socket.socket(fileno=fds[0]) if fds else answer.decode().strip()
+port, other = open(here + "/ports").read().split()
+said = []
+for to in ["127.0.0.1:" + port, "127.0.0.1:" + other, "127.0.0.2:" + port, "nonsense"]:
+    got = connect(to)
+    if isinstance(got, socket.socket):
+        got.sendall(b"hello")
+        got = "connected"
+    said.append(got)
+open(here + "/said.new", "w").write("\n".join(said))
+os.rename(here + "/said.new", here + "/said")
+open_session()
+signal.pause()
+"#;
+
+#[tokio::test]
+async fn an_adapter_is_connected_to_what_it_may_reach_and_to_nothing_else() {
+    let rig = Rig::new(Deadlines::default()).await;
+    let [partner, other] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let [own, another] = [&partner, &other].map(|listener| listener.local_addr().unwrap().port());
+    std::fs::write(rig.file("ports"), format!("{own} {another}")).unwrap();
+    let program = rig.script("lab", ASKS);
+    let allow = |port| format!("{}allow.connect = [\"127.0.0.1:{port}\"]\n", adapter("lab", &program));
+    rig.begin(&allow(own)).await;
+    let said = async || until("its answers", async || std::fs::read_to_string(rig.file("said")).ok()).await;
+    let refused = "refused: not_allowed";
+    assert_eq!(said().await, format!("connected\n{refused}\n{refused}\nrefused: malformed"));
+    let mut hello = [0; 5];
+    std::io::Read::read_exact(&mut partner.accept().unwrap().0, &mut hello).unwrap();
+    assert_eq!(&hello, b"hello");
+
+    // Another process of the same user.
+    let mut stranger = UnixStream::connect(rig.file("run/lab/egress")).await.unwrap();
+    let _ = stranger.write_all(format!("127.0.0.1:{own}\n").as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = stranger.read_to_end(&mut answer).await;
+    assert!(answer.is_empty(), "{answer:?}");
+
+    // Another configuration is another process, and what that may reach.
+    std::fs::remove_file(rig.file("said")).unwrap();
+    rig.apply(&allow(another)).await;
+    assert_eq!(said().await, format!("{refused}\nconnected\n{refused}\nrefused: malformed"));
+    rig.supervisor.stop().await;
+    assert!(!rig.file("run/lab/egress").exists());
+    rig.stop().await;
+}
+
 #[tokio::test]
 async fn a_crash_loop_trips_the_destination_says_why_and_ends_by_itself() {
     let rig = Rig::new(SHORT).await;

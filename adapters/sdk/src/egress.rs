@@ -1,0 +1,140 @@
+//! The way to partners: a supervised adapter is connected by its gateway, which knows what it may reach, and gets the connected socket.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::process::SOCKET_VARIABLE;
+
+/// The socket's name, beside the gateway's.
+const SOCKET_NAME: &str = "egress";
+/// Longest answer, bytes.
+const ANSWER_BYTES_MAX: usize = 64;
+
+/// Connects to `host:port` or `[address]:port`: through the gateway where that has started this process, else directly. Dropping the
+/// future gives the attempt up; it has no limit of its own but the gateway's.
+pub async fn connect(to: &str) -> io::Result<TcpStream> {
+    let beside = |socket| Some(Path::new(&socket).parent()?.join(SOCKET_NAME));
+    through(std::env::var_os(SOCKET_VARIABLE).and_then(beside), to).await
+}
+
+async fn through(desk: Option<PathBuf>, to: &str) -> io::Result<TcpStream> {
+    let Some(desk) = desk else { return TcpStream::connect(to).await };
+    match UnixStream::connect(desk).await {
+        Ok(desk) => ask(desk, to).await,
+        // The gateway of an adapter that somebody else starts has none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => TcpStream::connect(to).await,
+        Err(error) => Err(error),
+    }
+}
+
+async fn ask(mut desk: UnixStream, to: &str) -> io::Result<TcpStream> {
+    desk.write_all(format!("{to}\n").as_bytes()).await?;
+    let (mut answer, mut passed) = (Vec::new(), None);
+    while !answer.ends_with(b"\n") && answer.len() < ANSWER_BYTES_MAX {
+        let (bytes, socket) = desk.async_io(Interest::READABLE, || receive(&desk)).await?;
+        if bytes.is_empty() {
+            break;
+        }
+        answer.extend_from_slice(&bytes);
+        passed = passed.or(socket);
+    }
+    match (answer.as_slice(), passed) {
+        (b"ok\n", Some(socket)) => {
+            let stream = std::net::TcpStream::from(socket);
+            stream.set_nonblocking(true)?;
+            TcpStream::from_std(stream)
+        }
+        (answer, _) => Err(failure(answer)),
+    }
+}
+
+fn receive(desk: &UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let mut bytes = [0; ANSWER_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(desk, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let passed = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+        _ => None,
+    });
+    Ok((bytes.iter().copied().take(received.bytes).collect(), passed))
+}
+
+/// The gateway's words as the kinds that a connect of one's own ends with.
+fn failure(answer: &[u8]) -> io::Error {
+    use io::ErrorKind as Kind;
+    let (kind, text) = match answer {
+        b"failed: connection_refused\n" => return Kind::ConnectionRefused.into(),
+        b"failed: timed_out\n" => return Kind::TimedOut.into(),
+        b"failed: unreachable\n" => return Kind::HostUnreachable.into(),
+        b"failed: name_not_known\n" => (Kind::NotFound, "the host's name is not known"),
+        b"failed: other\n" => (Kind::Other, "the gateway could not connect"),
+        b"refused: not_allowed\n" => {
+            (Kind::PermissionDenied, "the configuration does not allow this adapter to connect there")
+        }
+        b"refused: malformed\n" => (Kind::InvalidInput, "not `host:port`"),
+        b"refused: too_many\n" => (Kind::ResourceBusy, "too many connections are being made"),
+        _ => (Kind::ConnectionAborted, "the gateway gave no answer"),
+    };
+    io::Error::new(kind, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+
+    /// A gateway's way out that answers once.
+    async fn answered(answer: &'static [u8]) -> io::Result<TcpStream> {
+        let dir = tempfile::tempdir().unwrap();
+        let desk = dir.path().join(SOCKET_NAME);
+        let listener = std::os::unix::net::UnixListener::bind(&desk).unwrap();
+        let gateway = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 6];
+            stream.read_exact(&mut request).unwrap();
+            assert_eq!(&request, b"lab:1\n");
+            stream.write_all(answer).unwrap();
+        });
+        let stream = through(Some(desk), "lab:1").await;
+        gateway.join().unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn the_gateways_answers_are_the_kinds_of_a_connect() {
+        use io::ErrorKind as Kind;
+        for (answer, kind) in [
+            (&b"failed: connection_refused\n"[..], Kind::ConnectionRefused),
+            (b"failed: timed_out\n", Kind::TimedOut),
+            (b"failed: unreachable\n", Kind::HostUnreachable),
+            (b"failed: name_not_known\n", Kind::NotFound),
+            (b"failed: other\n", Kind::Other),
+            (b"refused: not_allowed\n", Kind::PermissionDenied),
+            (b"refused: malformed\n", Kind::InvalidInput),
+            (b"refused: too_many\n", Kind::ResourceBusy),
+            (b"", Kind::ConnectionAborted),
+            (b"o", Kind::ConnectionAborted),
+            // Without a socket it is worth nothing.
+            (b"ok\n", Kind::ConnectionAborted),
+            (&[b'x'; 200], Kind::ConnectionAborted),
+        ] {
+            assert_eq!(answered(answer).await.unwrap_err().kind(), kind, "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn where_no_gateway_connects_the_adapter_does() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap().to_string();
+        through(None, &to).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        through(Some(dir.path().join(SOCKET_NAME)), &to).await.unwrap();
+    }
+}

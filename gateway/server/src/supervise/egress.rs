@@ -1,0 +1,361 @@
+//! The way out of adapters that do not connect by themselves: beside its socket each supervised adapter finds another, `egress`. It
+//! connects, writes `host:port` and an end of line, and gets one line back: `ok` together with the connected socket, or why there is
+//! none. So hosts are enforced, which the kernel cannot do, and the adapter needs neither names nor a network.
+//!
+//! This module must never connect to what the adapter's configuration and settings do not name, never look a name up before that is
+//! decided, and never wait without a deadline.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tokio::io::{AsyncReadExt as _, Interest};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::output::printable;
+use crate::config::{Connect, Host};
+use crate::listen::{EgressSocket, RefusalCode, Server};
+
+/// Longest request, bytes: a host name, a colon, a port and the end of the line, with room.
+const REQUEST_BYTES_MAX: usize = 300;
+/// How long the request may take.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// Connections that one adapter may ask for at a time.
+const AT_ONCE_MAX: usize = 256;
+/// How long a name may take to be found.
+const LOOKUP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one of a name's addresses may take to answer.
+const ADDRESS_DEADLINE: Duration = Duration::from_secs(15);
+/// How long all of it may take. Adapters have shorter limits of their own, and go away.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the adapter may take to take its answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+/// After `accept` failed, which is for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The log tells of an adapter's refusals this often; the audit log counts all.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Serves one adapter's way out until it is closed or dropped.
+pub(super) struct Egress {
+    allowed: watch::Sender<Arc<[Connect]>>,
+    serving: JoinHandle<()>,
+}
+
+/// Where an adapter asks to be connected to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    host: Host,
+    port: u16,
+}
+
+/// Why there is no connection, in the words of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    ConnectionRefused,
+    TimedOut,
+    Unreachable,
+    NameNotKnown,
+    Other,
+}
+
+impl Egress {
+    /// Nothing is allowed yet.
+    pub(super) fn open(socket: EgressSocket, server: Arc<Server>) -> Self {
+        let (allowed, rules) = watch::channel(Arc::from([]));
+        let desk = Arc::new(Desk { server, rules, told: Mutex::default(), socket });
+        Self { allowed, serving: tokio::spawn(desk.serve()) }
+    }
+
+    /// What the process that is let in next may be connected to.
+    pub(super) fn allow(&self, to: Vec<Connect>) {
+        self.allowed.send_replace(to.into());
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.serving.is_finished()
+    }
+
+    /// Comes back when its file is gone.
+    pub(super) async fn close(&mut self) {
+        self.serving.abort();
+        // Cut on purpose; a panic has been told where it happened.
+        let _ = (&mut self.serving).await;
+    }
+}
+
+impl Drop for Egress {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+struct Desk {
+    server: Arc<Server>,
+    socket: EgressSocket,
+    rules: watch::Receiver<Arc<[Connect]>>,
+    told: Mutex<Option<Instant>>,
+}
+
+impl Desk {
+    async fn serve(self: Arc<Self>) {
+        // Dropped with this future, which ends them all.
+        let mut asked = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                Some(_) = asked.join_next(), if !asked.is_empty() => continue,
+                accepted = self.socket.accept() => accepted,
+            };
+            let Ok(stream) = accepted else {
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            // Before it takes a place: places are the adapter's alone.
+            if !self.socket.is_from_the_adapter(&self.server, &stream) {
+                continue;
+            }
+            if asked.len() < AT_ONCE_MAX {
+                asked.spawn(Arc::clone(&self).attend(stream));
+            } else {
+                self.refuse(RefusalCode::RequestLimit, b"");
+                let _ = stream.try_write(refusal(RefusalCode::RequestLimit).as_bytes());
+            }
+        }
+    }
+
+    async fn attend(self: Arc<Self>, mut stream: UnixStream) {
+        let request = timeout(REQUEST_DEADLINE, read_request(&mut stream)).await;
+        let request = match request {
+            Ok(Ok(request)) => request,
+            // It went away.
+            Ok(Err(_)) => return,
+            Err(_) => Vec::new(),
+        };
+        let rules = Arc::clone(&self.rules.borrow());
+        let answer = match decide(&request, &rules) {
+            Err(code) => {
+                self.refuse(code, &request);
+                return drop(timeout(ANSWER_DEADLINE, answer(&stream, refusal(code), None)).await);
+            }
+            Ok(target) => tokio::select! {
+                biased;
+                // Nothing more is to come, so whatever comes means that nobody waits.
+                _ = stream.readable() => return,
+                connected = timeout(CONNECT_DEADLINE, connect(&target)) => connected.unwrap_or(Err(Failed::TimedOut)),
+            },
+        };
+        let sent = match answer {
+            Ok(socket) => timeout(ANSWER_DEADLINE, self::answer(&stream, "ok\n", Some(&socket))).await,
+            Err(failed) => {
+                let line = format!("failed: {}\n", failed.as_str());
+                timeout(ANSWER_DEADLINE, self::answer(&stream, &line, None)).await
+            }
+        };
+        if let Ok(Err(error)) = sent {
+            tracing::debug!(adapter = self.socket.adapter(), %error, "an adapter did not take its connection");
+        }
+    }
+
+    fn refuse(&self, code: RefusalCode, request: &[u8]) {
+        self.socket.count_refusal(&self.server, code);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            *told = Some(Instant::now());
+            let asked = printable(request);
+            let adapter = self.socket.adapter();
+            tracing::warn!(
+                adapter,
+                asked,
+                code = code.as_str(),
+                "an adapter asked for a connection that it may not have; further ones are counted in the audit log"
+            );
+        }
+    }
+}
+
+/// The request without its end of line; as far as it came, if that is too long or has no end.
+async fn read_request(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let mut request = Vec::new();
+    let mut piece = [0; REQUEST_BYTES_MAX];
+    while request.len() <= REQUEST_BYTES_MAX {
+        let read = stream.read(&mut piece).await?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        request.extend_from_slice(&piece[..read]);
+        if request.contains(&b'\n') {
+            break;
+        }
+    }
+    Ok(request)
+}
+
+/// What the adapter asked for, if it may have that.
+pub(super) fn decide(request: &[u8], allowed: &[Connect]) -> Result<Target, RefusalCode> {
+    let line = request.strip_suffix(b"\n").filter(|line| line.len() < REQUEST_BYTES_MAX);
+    let line = line.and_then(|line| std::str::from_utf8(line).ok());
+    let Some(Connect::To { host, port }) = line.and_then(Connect::parse) else {
+        return Err(RefusalCode::RequestMalformed);
+    };
+    if allowed.iter().any(|to| to.covers(&host, port)) {
+        Ok(Target { host, port })
+    } else {
+        Err(RefusalCode::HostNotAllowed)
+    }
+}
+
+const fn refusal(code: RefusalCode) -> &'static str {
+    match code {
+        RefusalCode::HostNotAllowed => "refused: not_allowed\n",
+        RefusalCode::RequestLimit => "refused: too_many\n",
+        _ => "refused: malformed\n",
+    }
+}
+
+async fn connect(target: &Target) -> Result<TcpStream, Failed> {
+    let addresses: Vec<SocketAddr> = match &target.host {
+        Host::Address(address) => vec![(*address, target.port).into()],
+        Host::Name(name) => match timeout(LOOKUP_DEADLINE, lookup_host((name.as_str(), target.port))).await {
+            Ok(Ok(addresses)) => addresses.collect(),
+            Ok(Err(_)) => return Err(Failed::NameNotKnown),
+            Err(_) => return Err(Failed::TimedOut),
+        },
+    };
+    let mut failed = Failed::NameNotKnown;
+    for address in addresses {
+        failed = match timeout(ADDRESS_DEADLINE, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => Failed::of(&error),
+            Err(_) => Failed::TimedOut,
+        };
+    }
+    Err(failed)
+}
+
+impl Failed {
+    fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::ConnectionRefused,
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Self::Unreachable,
+            _ => Self::Other,
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionRefused => "connection_refused",
+            Self::TimedOut => "timed_out",
+            Self::Unreachable => "unreachable",
+            Self::NameNotKnown => "name_not_known",
+            Self::Other => "other",
+        }
+    }
+}
+
+async fn answer(stream: &UnixStream, line: &str, socket: Option<&TcpStream>) -> io::Result<()> {
+    if let Some(socket) = socket {
+        // What stands in the file description goes with it, and most programs expect a socket that blocks.
+        rustix::io::ioctl_fionbio(socket, false)?;
+    }
+    stream
+        .async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let passed = socket.map(|socket| [socket.as_fd()]);
+            if let Some(passed) = &passed
+                && !control.push(SendAncillaryMessage::ScmRights(passed))
+            {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            // A line of some bytes into an empty buffer goes whole.
+            sendmsg(stream, &[IoSlice::new(line.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+            Ok(())
+        })
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(to: &[&str]) -> Vec<Connect> {
+        to.iter().map(|to| Connect::parse(to).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_host_is_what_is_named_and_nothing_that_means_the_same() {
+        let rules = allowed(&["127.0.0.1:80", "Lab.example.org:2575", "[::1]:443"]);
+        let decide =
+            |request: &str| decide(format!("{request}\n").as_bytes(), &rules).map(|target| target.port);
+        for good in [
+            "127.0.0.1:80",
+            "lab.EXAMPLE.org:2575",
+            "Lab.example.org:2575",
+            "[::1]:443",
+            "[0:0:0:0:0:0:0:1]:443",
+        ] {
+            assert!(decide(good).is_ok(), "{good}");
+        }
+        for other in [
+            "127.0.0.1:81",
+            "127.0.0.2:80",
+            "localhost:80",
+            "0x7f.1:80",
+            "127.1:80",
+            "2130706433:80",
+            "0177.0.0.1:80",
+            "[::ffff:127.0.0.1]:80",
+            "[::1]:80",
+            "lab.example.org.:2575",
+            "x.lab.example.org:2575",
+            "lab.example.org:443",
+            "example.org:2575",
+        ] {
+            assert_eq!(decide(other), Err(RefusalCode::HostNotAllowed), "{other}");
+        }
+        for wrong in [
+            "",
+            "*",
+            "lab",
+            "lab:",
+            ":80",
+            "lab:0",
+            "lab:65536",
+            "::1:443",
+            "a b:1",
+            "127.0.0.1:80\r",
+            "127.0.0.1:80\n",
+        ] {
+            assert_eq!(decide(wrong), Err(RefusalCode::RequestMalformed), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_one_line_of_bounded_length() {
+        let any = [Connect::Anywhere];
+        assert!(decide(b"lab:1\n", &any).is_ok());
+        assert_eq!(decide(b"lab:1", &any), Err(RefusalCode::RequestMalformed));
+        assert_eq!(decide(b"lab:1\nlab:2\n", &any), Err(RefusalCode::RequestMalformed));
+        assert_eq!(decide(b"\xff:1\n", &any), Err(RefusalCode::RequestMalformed));
+        let long = format!("{}:1\n", "a".repeat(REQUEST_BYTES_MAX));
+        assert_eq!(decide(long.as_bytes(), &any), Err(RefusalCode::RequestMalformed));
+        assert_eq!(decide(b"lab:1\n", &[]), Err(RefusalCode::HostNotAllowed));
+    }
+
+    #[tokio::test]
+    async fn what_fails_is_told_apart() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let target = |host| Target { host, port: free };
+        let here = Host::Address([127, 0, 0, 1].into());
+        assert_eq!(connect(&target(here)).await.unwrap_err(), Failed::ConnectionRefused);
+        let nobody = Host::Name("nobody.invalid".into());
+        assert_eq!(connect(&target(nobody)).await.unwrap_err(), Failed::NameNotKnown);
+    }
+}
