@@ -18,7 +18,7 @@ const MEMORY_BYTES: u64 = 96 << 20;
 const PROCESSES: u64 = 40;
 
 /// The groups of an adapter's process, by what the kernel says of it; none where it has none of its own.
-fn groups(gateway: &Gateway, adapter: &str) -> Vec<PathBuf> {
+pub(crate) fn groups(gateway: &Gateway, adapter: &str) -> Vec<PathBuf> {
     let pid = until("it runs", || gateway.adapter(adapter)["pid"].as_u64());
     let memberships = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let own = format!("/adapter-{adapter}.");
@@ -40,7 +40,7 @@ fn sandbox(gateway: &Gateway, adapter: &str) -> Value {
     })
 }
 
-fn has_limits(gateway: &Gateway, adapter: &str) -> bool {
+pub(crate) fn has_limits(gateway: &Gateway, adapter: &str) -> bool {
     let sandbox = sandbox(gateway, adapter);
     let limited = sandbox["memory_bytes"].is_u64() && sandbox["processes"].is_u64();
     if limited {

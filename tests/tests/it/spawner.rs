@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use gatepost_tests::{Gateway, program, skipped, uid, until};
 
+use crate::limits::{groups, has_limits};
 use crate::order_event;
 
 /// The gateway's user and the adapter's; nobody is either.
@@ -190,7 +191,9 @@ fn r5_only_the_spawner_stays_root_and_an_adapter_with_a_user_of_its_own_delivers
     }
     let directory = their_directory(&gateway).unwrap();
     assert_eq!(mode_and_owner(&directory), (0o700, ADAPTER));
-    assert_eq!(mode_and_owner(&directory.join("gateway.sock")), (0o600, ADAPTER));
+    for socket in ["gateway.sock", "egress"] {
+        assert_eq!(mode_and_owner(&directory.join(socket)), (0o600, ADAPTER), "{socket}");
+    }
     let status = gateway.cli_ok(&["status"]);
     assert!(status.contains(&format!("runs as user {USER}")), "{status}");
     assert!(gateway.stop().success());
@@ -254,6 +257,41 @@ fn r5_a_gateway_that_is_killed_takes_its_spawner_and_its_adapters_along() {
     }
     deliver(&gateway, "3");
     assert!(gateway.stop().success());
+}
+
+/// The groups of what root has started are root's, and so is their end.
+#[test]
+fn r5_what_the_spawner_starts_is_in_control_groups_which_end_with_it_or_at_the_next_start() {
+    if !is_root() {
+        return;
+    }
+    let mut gateway = gateway();
+    gateway.restart();
+    deliver(&gateway, "1");
+    if !has_limits(&gateway, "theirs") {
+        return;
+    }
+    let left = groups(&gateway, "theirs");
+    assert!(!left.is_empty());
+    let (root, theirs) = (spawner(&gateway), pid_of(&gateway, "theirs"));
+    // So that it has no time to end what it has started in good order.
+    kill(Pid::from_raw(root.cast_signed()), Signal::SIGSTOP).unwrap();
+    gateway.kill();
+    kill(Pid::from_raw(root.cast_signed()), Signal::SIGKILL).unwrap();
+    until("the adapter is gone", || is_gone(theirs).then_some(()));
+    assert!(left.iter().all(|group| group.exists()), "{left:?}");
+    // With the same name they would be taken over.
+    let text = fs::read_to_string(gateway.config()).unwrap();
+    let renamed = text.replace("[adapters.theirs", "[adapters.others").replace("\"theirs\"", "\"others\"");
+    assert_ne!(renamed, text);
+    fs::write(gateway.config(), renamed).unwrap();
+    gateway.restart();
+    assert!(!left.iter().any(|group| group.exists()), "{left:?}");
+    assert!(has_limits(&gateway, "others"));
+    let others = groups(&gateway, "others");
+    assert!(!others.is_empty());
+    assert!(gateway.stop().success());
+    assert!(!others.iter().any(|group| group.exists()), "{others:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The spawner: `gatepost spawner --parent PID --user UID --config FILE [--insecure-dev]`, with the gateway at the other end of its
-//! standard input. It is root, with the few capabilities that changing users takes, and does five things on request: an adapter's
-//! socket, an adapter's process, and that process's end.
+//! standard input. It is root, with the few capabilities that changing users takes, and does on request what only root can: an
+//! adapter's sockets, an adapter's process, that process's end, and once the end of what an earlier gateway has left in control groups.
 //!
 //! **Invariant:** what is started, with which arguments, as whom and with which rights, comes from a configuration that only root can
 //! have written, never from a request; and nothing is started as root or as the gateway's user.
