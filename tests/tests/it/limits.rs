@@ -178,8 +178,11 @@ fn r5_a_limit_that_is_asked_for_and_cannot_be_had_is_never_passed_over() {
         let list: Value = serde_json::from_slice(&answer.body).ok()?;
         list["adapters"].as_array()?.iter().find(|adapter| adapter["name"] == name).cloned()
     };
-    let running =
-        |name: &str| until("it runs", || adapter(name).filter(|adapter| adapter["state"] == "running"));
+    let running = |name: &str| {
+        until("it runs, and its sandbox is told", || {
+            adapter(name).filter(|adapter| adapter["state"] == "running" && adapter["sandbox"].is_object())
+        })
+    };
     let refused = until("it is not started", || adapter("strict")?["last_error"].as_str().map(str::to_owned));
     assert!(refused.contains("the memory limit is missing"), "{refused}");
     assert!(refused.contains("Delegate=") && refused.contains("remove `memory` from `allow`"), "{refused}");
