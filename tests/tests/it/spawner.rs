@@ -274,10 +274,12 @@ fn r5_what_the_spawner_starts_is_in_control_groups_which_end_with_it_or_at_the_n
     let left = groups(&gateway, "theirs");
     assert!(!left.is_empty());
     let (root, theirs) = (spawner(&gateway), pid_of(&gateway, "theirs"));
-    // So that it has no time to end what it has started in good order.
-    kill(Pid::from_raw(root.cast_signed()), Signal::SIGSTOP).unwrap();
-    gateway.kill();
+    // Neither has time to end anything in good order.
+    gateway.signal(Signal::SIGSTOP);
+    let stands_still = |thread: &String| field(gateway.pid(), thread, "State").starts_with('T');
+    until("it stands still", || threads(gateway.pid()).iter().all(stands_still).then_some(()));
     kill(Pid::from_raw(root.cast_signed()), Signal::SIGKILL).unwrap();
+    gateway.kill();
     until("the adapter is gone", || is_gone(theirs).then_some(()));
     assert!(left.iter().all(|group| group.exists()), "{left:?}");
     // With the same name they would be taken over.
