@@ -146,21 +146,7 @@ fn run(settings: &Settings) -> Result<Infallible, Ended> {
     if getppid().as_raw() != settings.parent {
         return Err(Ended::Gone);
     }
-    let (file, config) = read(&settings.config, settings.user, settings.safety).map_err(Ended::Config)?;
-    let launcher = Launcher::start()?;
-    let spawner = Spawner {
-        user: settings.user,
-        file,
-        safety: settings.safety,
-        launcher,
-        search: Arc::new(SearchPath::of_this_process()),
-        configs: RefCell::new(Configs { in_force: Arc::new(config), candidate: None }),
-        sockets: RefCell::default(),
-        processes: RefCell::default(),
-        numbered: Cell::default(),
-        implied: RefCell::default(),
-        mark: RefCell::default(),
-    };
+    let spawner = Spawner::new(settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // The gateway says when to end, also to whoever signals all processes of a service at once.
@@ -204,6 +190,25 @@ fn read(file: &Path, user: u32, safety: Safety) -> Result<(PathBuf, Config), Str
 }
 
 impl Spawner {
+    /// Nothing is started yet.
+    fn new(settings: &Settings) -> Result<Self, Ended> {
+        let Settings { user, safety, .. } = *settings;
+        let (file, config) = read(&settings.config, user, safety).map_err(Ended::Config)?;
+        Ok(Self {
+            user,
+            file,
+            safety,
+            launcher: Launcher::start()?,
+            search: Arc::new(SearchPath::of_this_process()),
+            configs: RefCell::new(Configs { in_force: Arc::new(config), candidate: None }),
+            sockets: RefCell::default(),
+            processes: RefCell::default(),
+            numbered: Cell::default(),
+            implied: RefCell::default(),
+            mark: RefCell::default(),
+        })
+    }
+
     async fn attend(&self, link: &Link) -> Ended {
         let mut pending = FuturesUnordered::new();
         loop {

@@ -17,20 +17,7 @@ user = "61242"
 fn spawner(directory: &Path) -> Spawner {
     write(directory, "");
     let file = directory.join("gatepost.toml");
-    let (file, config) = read(&file, 61_240, Safety::Required).unwrap();
-    Spawner {
-        user: 61_240,
-        file,
-        safety: Safety::Required,
-        launcher: Launcher::start().unwrap(),
-        search: Arc::new(SearchPath::of_this_process()),
-        configs: RefCell::new(Configs { in_force: Arc::new(config), candidate: None }),
-        sockets: RefCell::default(),
-        processes: RefCell::default(),
-        numbered: Cell::default(),
-        implied: RefCell::default(),
-        mark: RefCell::default(),
-    }
+    Spawner::new(&Settings { parent: 0, user: 61_240, config: file, safety: Safety::Required }).unwrap()
 }
 
 fn write(directory: &Path, more: &str) {
