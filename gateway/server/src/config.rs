@@ -18,6 +18,7 @@
 
 mod accounts;
 mod fault;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod gateway;
@@ -29,7 +30,6 @@ mod listens;
 mod load;
 mod names;
 mod owners;
-mod paths;
 mod places;
 mod principals;
 mod queues;
@@ -42,6 +42,7 @@ mod section;
 mod settings;
 mod shape;
 mod spiffe;
+mod store;
 mod units;
 
 #[cfg(test)]
@@ -58,13 +59,12 @@ use gatepost_core::principal::{OperatorRights, TypePatterns};
 use gatepost_core::routing::Routes;
 
 pub(crate) use fault::Fault;
-pub(crate) use gateway::{CREDENTIALS, DATA_DIR, credentials};
+pub(crate) use gateway::DATA_DIR;
 pub(crate) use identity::{IssuedTokens, MatchError, PeerFacts, Principal, Selector, Wanted};
 pub(crate) use init::{check, init};
 pub(crate) use limits::{PrincipalLimits, Rate};
 pub(crate) use load::LoadError;
-pub(crate) use owners::Owners;
-pub(crate) use paths::is_credential;
+pub(crate) use owners::{Owners, is_credential};
 pub(crate) use principals::DELETED;
 pub(crate) use resources::Resources;
 #[cfg(test)]
@@ -73,6 +73,7 @@ pub(crate) use rules::{Facts, Rule, Verdict};
 pub(crate) use sandbox::{Access, Connect, Host, Level, RunAs, Safety, Sandbox, reaches};
 pub(crate) use schema::schema;
 pub(crate) use spiffe::spiffe_fault;
+pub(crate) use store::{CREDENTIALS, credentials};
 pub(crate) use units::duration;
 
 /// The built-in queue that holds emitted messages which no route takes or their adapter may not send. It is always there.

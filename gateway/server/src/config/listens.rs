@@ -4,8 +4,7 @@
 use std::net::SocketAddr;
 
 use super::fault::Report;
-use super::owners::{Owners, Purpose, SecretFiles};
-use super::paths::Base;
+use super::files::{Files, Purpose};
 use super::rules::Rule;
 use super::section::{Item, Section};
 use super::{Listen, ListenAt, Serves, TcpListen, TlsFiles, UnixListen, accounts};
@@ -16,21 +15,14 @@ const WRITABLE_BY_ALL: u32 = 0o002;
 const MODE_OF_OWNER: u32 = 0o600;
 const MODE_OF_GROUP: u32 = 0o660;
 
-pub(super) fn read(
-    root: &Section<'_>,
-    base: &Base<'_>,
-    owners: Owners,
-    secrets: &mut SecretFiles,
-    report: &mut Report<'_>,
-) -> Vec<Listen> {
+pub(super) fn read(root: &Section<'_>, files: &mut Files<'_>, report: &mut Report<'_>) -> Vec<Listen> {
     let sections = root.tables("listen");
     if sections.is_empty() && !root.has("listen") {
         report.add(&root.spot, "no [[listen]]: nobody could connect; add one with `serves` and `unix`");
     }
     let mut listens: Vec<Listen> = Vec::new();
     for section in &sections {
-        let Some(at) = address(section, base, report) else { continue };
-        check_files(section, &at, owners, secrets, report);
+        let Some(at) = address(section, files, report) else { continue };
         if let Some(earlier) = listens.iter().position(|earlier| same_place(&earlier.at, &at)) {
             let what = if section.has("unix") { "unix" } else { "tcp" };
             let spot = section.text(what).map_or_else(|| section.spot.clone(), |item| item.spot);
@@ -57,7 +49,7 @@ impl Serves {
     }
 }
 
-fn address(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Option<ListenAt> {
+fn address(section: &Section<'_>, files: &mut Files<'_>, report: &mut Report<'_>) -> Option<ListenAt> {
     match (section.has("unix"), section.has("tcp")) {
         (true, false) => {
             refuse(
@@ -66,11 +58,11 @@ fn address(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> O
                 "only for `tcp`: a Unix socket knows its peers from the kernel",
                 report,
             );
-            unix(section, base, report).map(ListenAt::Unix)
+            unix(section, files, report).map(ListenAt::Unix)
         }
         (false, true) => {
             refuse(section, &["mode", "group"], "only for `unix`: remove it", report);
-            tcp(section, base, report).map(ListenAt::Tcp)
+            tcp(section, files, report).map(ListenAt::Tcp)
         }
         (true, true) => {
             report.add(&section.spot, "has both `unix` and `tcp`: write two [[listen]] tables");
@@ -89,7 +81,7 @@ fn refuse(section: &Section<'_>, keys: &[&str], why: &str, report: &mut Report<'
     }
 }
 
-fn unix(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Option<UnixListen> {
+fn unix(section: &Section<'_>, files: &Files<'_>, report: &mut Report<'_>) -> Option<UnixListen> {
     let group = section.text("group").and_then(|group| match accounts::gid(group.value) {
         Ok(gid) => Some(gid),
         Err(why) => {
@@ -105,7 +97,7 @@ fn unix(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Opti
         report.refuse(Rule::AbstractSocket, &path.spot, why);
         return None;
     }
-    let resolved = base.resolve(&path, report);
+    let resolved = files.socket(&path, report);
     let bytes = resolved.as_os_str().len();
     if bytes > SOCKET_PATH_BYTES_MAX {
         report.add(
@@ -132,8 +124,8 @@ fn permissions(mode: &Item<&str>, report: &mut Report<'_>) -> u32 {
     }
 }
 
-fn tcp(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Option<TcpListen> {
-    let tls = tls(section, base, report);
+fn tcp(section: &Section<'_>, files: &mut Files<'_>, report: &mut Report<'_>) -> Option<TcpListen> {
+    let tls = tls(section, files, report);
     let tcp = section.text("tcp")?;
     match tcp.value.parse::<SocketAddr>() {
         Ok(address) => {
@@ -153,46 +145,22 @@ fn tcp(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Optio
     }
 }
 
-fn tls(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Option<TlsFiles> {
+fn tls(section: &Section<'_>, files: &mut Files<'_>, report: &mut Report<'_>) -> Option<TlsFiles> {
     if !section.has("tls") {
         let spot = section.value("tcp").map_or_else(|| section.spot.clone(), |tcp| tcp.spot);
         let why = "TCP needs TLS: add tls = { cert = \"…\", key = \"…\", client_ca = \"…\" }";
         report.refuse(Rule::TcpWithoutCertificates, &spot, why);
     }
-    let files = section.table("tls")?;
-    let mut file = |key| files.text(key).map(|path| base.existing(&path, report));
-    let (cert, key, client_ca) = (file("cert"), file("key"), file("client_ca"));
-    let crl = match files.text("crl") {
+    let named = section.table("tls")?;
+    let cert = named.text("cert").map(|path| files.public(&path, report));
+    let key = named.text("key").map(|path| files.secret(&path, Purpose::Tls, report));
+    let client_ca = named.text("client_ca").map(|path| files.public(&path, report));
+    let crl = match named.text("crl") {
         Some(one) => vec![one],
-        None => files.texts("crl").unwrap_or_default(),
+        None => named.texts("crl").unwrap_or_default(),
     };
-    let crl = crl.iter().map(|path| base.existing(path, report)).collect();
+    let crl = crl.iter().map(|path| files.public(path, report)).collect();
     Some(TlsFiles { cert: cert?, key: key?, client_ca: client_ca?, crl })
-}
-
-/// The files behind a listener: who could take its place, or its keys.
-fn check_files(
-    section: &Section<'_>,
-    at: &ListenAt,
-    owners: Owners,
-    secrets: &mut SecretFiles,
-    report: &mut Report<'_>,
-) {
-    match at {
-        ListenAt::Unix(unix) => {
-            if let Some(path) = section.text("unix") {
-                owners.check_socket(&unix.path, &path.spot, report);
-            }
-        }
-        ListenAt::Tcp(tcp) => {
-            let Some(files) = section.table("tls") else { return };
-            let spot = |key| files.text(key).map_or_else(|| files.spot.clone(), |item| item.spot);
-            owners.check_public(&tcp.tls.cert, &spot("cert"), report);
-            owners.check_public(&tcp.tls.client_ca, &spot("client_ca"), report);
-            owners.check_secret(&tcp.tls.key, &spot("key"), report);
-            secrets.add(Purpose::Tls, &tcp.tls.key, &spot("key"), report);
-        }
-    }
 }
 
 /// Port 0 is another port each time.

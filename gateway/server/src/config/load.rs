@@ -9,12 +9,11 @@ use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
 use super::fault::{Faults, Report, Spot};
+use super::files::{Base, Files};
 use super::names::Names;
-use super::owners::{Owners, SecretFiles};
-use super::paths::Base;
 use super::places::Places;
 use super::section::Section;
-use super::{Config, Safety, gateway, listens, principals, queues, routes, sandbox, shape};
+use super::{Config, Safety, gateway, listens, principals, queues, routes, sandbox, shape, store};
 
 /// Where the file is sought when none is named, in this order.
 pub(crate) const SEARCHED: [&str; 2] = ["gatepost.toml", "/etc/gatepost/gatepost.toml"];
@@ -83,7 +82,7 @@ impl Config {
             report.add(&Spot { offset, key: String::new() }, format!("not TOML: {why}"));
         }
         let mut config = if errors.is_empty() {
-            assemble(document.get_ref(), text, file, &Base(&directory), safety, &mut report)
+            assemble(document.get_ref(), text, file, Base(&directory), safety, &mut report)
         } else {
             // What the parser could not read is missing from the document; asking what it means would only mislead.
             return Err(report.into_faults());
@@ -111,7 +110,7 @@ fn assemble(
     document: &DeTable<'_>,
     text: &str,
     file: &Path,
-    base: &Base<'_>,
+    base: Base<'_>,
     safety: Safety,
     report: &mut Report<'_>,
 ) -> Config {
@@ -119,19 +118,18 @@ fn assemble(
     let root = Section::root(document);
     let names = Names::read(&root, report);
     let gateway = gateway::read(&root, base, report);
-    let owners = Owners::of_gateway(&gateway);
-    let mut secrets = SecretFiles::of_gateway(&gateway.data_dir);
+    let mut files = Files::of_gateway(base, &gateway);
     let config = Config {
         file: file.to_owned(),
         digest: hex(&Sha256::digest(text.as_bytes())),
-        store: gateway::store(&root, base, owners, &mut secrets, report),
-        listens: listens::read(&root, base, owners, &mut secrets, report),
+        store: store::read(&root, &mut files, report),
+        listens: listens::read(&root, &mut files, report),
         gateway,
-        encryption: gateway::encryption(&root),
-        seal_keys: gateway::seal_keys(&root, base, report),
+        encryption: store::encryption(&root),
+        seal_keys: store::seal_keys(&root, base, report),
         apps: principals::apps(&root, &names, report),
         operators: principals::operators(&root, report),
-        adapters: queues::adapters(&root, base, owners, report),
+        adapters: queues::adapters(&root, &files, report),
         inboxes: queues::inboxes(&root, report),
         routes: routes::read(&root, &names, report),
         warnings: Vec::new(),
@@ -139,7 +137,7 @@ fn assemble(
         places: Places::of_adapters(document, text),
     };
     gateway::check_dedup_window(&root, &config, report);
-    gateway::warn_of_keys(&root, &config, report);
+    store::warn_of_keys(&root, &config, report);
     sandbox::check(&root, &config, report);
     config
 }

@@ -3,39 +3,27 @@
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::unistd::geteuid;
 
 use super::Gateway;
 use super::fault::{Report, Spot};
-use super::paths::is_credential;
 use super::rules::Rule;
 
 const STICKY: u32 = 0o1000;
 const WRITABLE_BY_ALL: u32 = 0o002;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const OPEN_TO_OTHERS: u32 = 0o077;
+/// Where systemd puts a unit's credentials, in a directory that is there while the unit runs. It may give them to the unit's user by
+/// an access list, whose mask shows as permissions of the group; the directory lets nobody else in.
+const CREDENTIALS: &str = "/run/credentials/";
 
 /// Who may change what the gateway relies on: root, and the user that the gateway runs as.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owners {
     gateway: u32,
 }
-
-/// What a secret is for. No two of them may be one file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    Tls,
-    AuditLog,
-    Store,
-    Seal,
-    Database,
-}
-
-/// The files of one configuration that hold secrets, to find those that serve two purposes.
-#[derive(Default)]
-pub(super) struct SecretFiles(Vec<(Purpose, PathBuf)>);
 
 impl Owners {
     pub(crate) fn of_this_process() -> Self {
@@ -153,50 +141,11 @@ fn foreign(file: &Path) -> String {
 }
 
 /// Devices and what cannot be looked at are left to whoever opens them.
-fn regular(file: &Path) -> Option<Metadata> {
+pub(super) fn regular(file: &Path) -> Option<Metadata> {
     fs::metadata(file).ok().filter(Metadata::is_file)
 }
 
-impl Purpose {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tls => "TLS",
-            Self::AuditLog => "the audit log",
-            Self::Store => "the store",
-            Self::Seal => "the stored messages",
-            Self::Database => "the database",
-        }
-    }
-}
-
-impl SecretFiles {
-    /// With the keys that the gateway makes for itself.
-    pub(super) fn of_gateway(data_dir: &Path) -> Self {
-        let keys = data_dir.join("keys");
-        let seal = std::fs::read_dir(&keys).into_iter().flatten().flatten().map(|entry| entry.path());
-        let seal = seal
-            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("seal-")));
-        let mut files: Vec<_> = seal.map(|path| (Purpose::Seal, path)).collect();
-        files.extend([(Purpose::AuditLog, keys.join("audit.key")), (Purpose::Store, keys.join("store.key"))]);
-        Self(files)
-    }
-
-    pub(super) fn add(&mut self, purpose: Purpose, file: &Path, spot: &Spot, report: &mut Report<'_>) {
-        let other = self.0.iter().find(|(other, path)| *other != purpose && same_file(path, file));
-        if let Some((other, _)) = other {
-            let why = format!(
-                "the secret of {} is the one of {} too: who learns one must not have the other; make another file",
-                purpose.as_str(),
-                other.as_str(),
-            );
-            report.refuse(Rule::OneKeyTwoPurposes, spot, why);
-        }
-        self.0.push((purpose, file.to_owned()));
-    }
-}
-
-/// By whatever name: links of both kinds are followed.
-fn same_file(one: &Path, other: &Path) -> bool {
-    let at = |path: &Path| regular(path).map(|found| (found.dev(), found.ino()));
-    at(one).is_some_and(|one| at(other) == Some(one))
+/// Whether systemd hands over what is at `path`.
+pub(crate) fn is_credential(path: &Path) -> bool {
+    path.starts_with(CREDENTIALS)
 }

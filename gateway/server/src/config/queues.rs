@@ -9,10 +9,9 @@ use gatepost_core::{Level, OnDead, OnDoubt, Order, QueuePolicy, RetryPolicy};
 use toml::de::DeValue;
 
 use super::fault::Report;
+use super::files::{Base, Files};
 use super::limits;
 use super::listens;
-use super::owners::Owners;
-use super::paths::Base;
 use super::principals::{self, Claims};
 use super::rules::Rule;
 use super::sandbox;
@@ -28,8 +27,7 @@ const BACKLOG_BYTES_SANE: u64 = 1 << 40;
 
 pub(super) fn adapters(
     root: &Section<'_>,
-    base: &Base<'_>,
-    owners: Owners,
+    files: &Files<'_>,
     report: &mut Report<'_>,
 ) -> BTreeMap<String, Arc<Adapter>> {
     let mut claims = Claims::default();
@@ -37,7 +35,7 @@ pub(super) fn adapters(
     let external_served = listens::serve_adapters(root);
     for (name, section) in root.named("adapters") {
         let process = if section.has("run") {
-            supervised(&section, base, owners, report)
+            supervised(&section, files, report)
         } else {
             Some(external(&section, external_served, &mut claims, report))
         };
@@ -48,7 +46,7 @@ pub(super) fn adapters(
             settings.map(|item| settings::read(item.value, &item.spot.key, report)).unwrap_or_default();
         let nodes = section.choice("nodes", Nodes::from_name).unwrap_or_default();
         let send = principals::send(&section);
-        let sandbox = sandbox::read(&section, base, report);
+        let sandbox = sandbox::read(&section, files.base, report);
         if let Some(process) = process {
             let limits = limits::read(&section, report);
             let name = name.to_owned();
@@ -98,12 +96,7 @@ fn external(
     AdapterProcess::External(selector)
 }
 
-fn supervised(
-    section: &Section<'_>,
-    base: &Base<'_>,
-    owners: Owners,
-    report: &mut Report<'_>,
-) -> Option<AdapterProcess> {
+fn supervised(section: &Section<'_>, files: &Files<'_>, report: &mut Report<'_>) -> Option<AdapterProcess> {
     for spot in principals::selector_keys(section) {
         report.add(&spot, "only for an adapter without `run`: the gateway knows the process that it starts");
     }
@@ -125,14 +118,14 @@ fn supervised(
         );
     }
     let args = args.iter().map(|arg| arg.value.to_owned()).collect();
-    let run = Run { program: self::program(program, base, report), args };
+    let run = Run { program: self::program(program, files.base, report), args };
     if let Ok(command) = SearchPath::of_this_process().resolve(&run) {
-        owners.check_program(&command.file, &program.spot, report);
+        files.owners.check_program(&command.file, &program.spot, report);
     }
     Some(AdapterProcess::Supervised(run))
 }
 
-fn program(program: &Item<&str>, base: &Base<'_>, report: &mut Report<'_>) -> Program {
+fn program(program: &Item<&str>, base: Base<'_>, report: &mut Report<'_>) -> Program {
     if Path::new(program.value).components().count() == 1 && !program.value.contains('/') {
         Program::Name(program.value.to_owned())
     } else {

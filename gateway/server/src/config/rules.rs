@@ -105,8 +105,8 @@ impl Rule {
             Self::OpenKeyFile => (
                 "A05",
                 Refused,
-                "a secret that others can read, or a certificate or authority that others can write",
-                "chmod 0600 for keys and addresses with passwords, go-w for certificates; name the file itself, not a link",
+                "a secret that others can read, or a certificate, authority or revocation list that others can write",
+                "chmod 0600 for keys and addresses with passwords, go-w for certificates and lists; name the file itself, not a link",
             ),
             Self::OnePeerTwoPrincipals => (
                 "A06",

@@ -7,7 +7,7 @@ use nix::unistd::{User, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::fault::Report;
-use super::paths::Base;
+use super::files::Base;
 use super::resources::{self, Resources};
 use super::rules::Rule;
 use super::section::{Item, Section};
@@ -153,7 +153,7 @@ fn is_host_name(name: &str) -> bool {
     name.len() <= HOST_BYTES_MAX && name.trim_end_matches('.').split('.').all(is_label)
 }
 
-pub(super) fn read(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Sandbox {
+pub(super) fn read(section: &Section<'_>, base: Base<'_>, report: &mut Report<'_>) -> Sandbox {
     if !section.has("run") {
         for key in ["sandbox", "run_as", "allow"].into_iter().filter(|key| section.has(key)) {
             if let Some(value) = section.value(key) {
@@ -188,7 +188,7 @@ pub(super) fn account(user: &str) -> Result<RunAs, String> {
     Ok(RunAs { uid, gid: entry.map_or(uid, |entry| entry.gid.as_raw()) })
 }
 
-fn allow(section: &Section<'_>, base: &Base<'_>, report: &mut Report<'_>) -> Access {
+fn allow(section: &Section<'_>, base: Base<'_>, report: &mut Report<'_>) -> Access {
     let mut list = |key| {
         let items = section.texts(key).unwrap_or_default();
         if let Some(beyond) = items.get(ALLOWED_MAX) {

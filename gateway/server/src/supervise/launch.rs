@@ -12,12 +12,10 @@ use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::oneshot;
 
 use super::process::Process;
-use super::program::Command;
+use super::program::{Command, INHERITED};
 use super::sandbox::{Ground, Group, Policy, mark, remove_leftovers};
 use super::spawner::{Spawner, Task};
 
-/// The only variables that an adapter inherits.
-pub(super) const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
 const SOCKET_VARIABLE: &str = "GATEPOST_SOCKET";
 
 type Order = (std::process::Command, oneshot::Sender<io::Result<Child>>);

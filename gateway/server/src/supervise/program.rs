@@ -1,10 +1,13 @@
-//! Which file a `run` names.
+//! Which file a `run` names, and what of the gateway's environment reaches it.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Program, Run};
+
+/// The only variables that a child of the gateway inherits.
+pub(super) const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
 
 /// A program that is there, and its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -92,6 +92,8 @@ fn refused() -> Vec<(&'static str, String, &'static str)> {
         ("A05", tls("127.0.0.1:1", "link.pem"), "listen[2].tls.key"),
         ("A05", tls("127.0.0.1:1", "key.pem").replace("cert.pem", "writable.pem"), "listen[2].tls.cert"),
         ("A05", tls("127.0.0.1:1", "key.pem").replace("ca.pem", "writable.pem"), "listen[2].tls.client_ca"),
+        ("A05", tls_key("crl = \"writable.pem\""), "listen[2].tls.crl"),
+        ("A05", tls_key("crl = [\"cert.pem\", \"writable.pem\"]"), "listen[2].tls.crl[2]"),
         ("A05", postgres("open-url"), "store.postgres.url_file"),
         ("A06", with("[apps.a]\nuser = \"1\"\n[apps.b]\nuser = \"1\"\ngroup = \"2\""), "apps.b"),
         (

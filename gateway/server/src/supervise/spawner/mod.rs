@@ -19,7 +19,7 @@ mod wire;
 use std::path::Path;
 use std::process::Command;
 
-use super::launch::INHERITED;
+use super::program::INHERITED;
 use crate::config::RunAs;
 
 pub(super) use client::Remote;
