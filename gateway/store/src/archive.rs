@@ -8,12 +8,12 @@ use gatepost_audit::{Checkpoint, DirTiles, Exporter, Fault, Report, Tail, Verifi
 use gatepost_core::DeliveryId;
 use sqlx::PgPool;
 
-use crate::audit_log::{Published, Signed};
 use crate::clock::{self, Clock};
 use crate::data_dir::DataDir;
 use crate::open::Database;
 use crate::ops::StoreError;
 use crate::postgres;
+use crate::published::{Published, Signed};
 use crate::reader::{Check, Reader, Receipt, Source};
 use crate::seal::Vault;
 use crate::writer::Health;

@@ -3,19 +3,19 @@
 //! The writer only numbers and stores leaves, and hands them on once they are durable: so a checkpoint never covers one that
 //! is not. What was not handed on is read from the database, which shows a commit to readers after its sync.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost_audit::{
-    Checkpoint, DirTiles, FullTile, Hash, NodeSource, SignerKey, TILE_WIDTH, TileEdge, TileError,
-    entries_path, leaf_hash, tile_path, write_checkpoint,
+    Checkpoint, DirTiles, FullTile, Hash, SignerKey, TILE_WIDTH, TileEdge, entries_path, leaf_hash,
+    tile_path, write_checkpoint,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::leaves::Handed;
 use crate::ops::StoreError;
+use crate::published::{Published, Signed};
 use crate::reader::{Check, Source};
 use crate::writer::{Chore, Health};
 
@@ -31,67 +31,12 @@ const BUNDLES_PER_DROP: usize = 8;
 /// Levels of full tiles that a tree of 2^63 entries can have.
 const TILE_LEVELS: u8 = 7;
 
-/// Level and index.
-type TileId = (u8, u64);
-
 /// Why the audit log no longer waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Paused {
     /// The time is over.
     Out,
     Stopped,
-}
-
-/// What everybody may see of the tree.
-#[derive(Default)]
-pub(crate) struct Published {
-    state: RwLock<Signed>,
-    /// Full tiles whose files are not written yet.
-    unfiled: RwLock<HashMap<TileId, Arc<Vec<Hash>>>>,
-}
-
-/// The newest checkpoint and the edge of its tree.
-#[derive(Clone, Default)]
-pub(crate) struct Signed {
-    pub(crate) size: u64,
-    pub(crate) text: Arc<str>,
-    pub(crate) edge: Arc<TileEdge>,
-}
-
-impl Published {
-    pub(crate) fn signed(&self) -> Signed {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn publish(&self, signed: Signed) {
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = signed;
-    }
-
-    fn unfiled(&self, level: u8, index: u64) -> Option<Arc<Vec<Hash>>> {
-        self.unfiled.read().unwrap_or_else(PoisonError::into_inner).get(&(level, index)).cloned()
-    }
-}
-
-/// The hashes of a tree: files, tiles on their way there, and the edge.
-pub(crate) struct TreeView<'a> {
-    pub(crate) files: &'a DirTiles,
-    pub(crate) published: &'a Published,
-    pub(crate) signed: &'a Signed,
-}
-
-impl NodeSource for TreeView<'_> {
-    type Error = TileError;
-
-    fn tile(&self, level: u8, index: u64, width: u16) -> Result<Vec<Hash>, TileError> {
-        if let Some(tile) = self.published.unfiled(level, index) {
-            return Ok(tile[..usize::from(width).min(tile.len())].to_vec());
-        }
-        let (edge_index, hashes) = self.signed.edge.partial(level);
-        if index == edge_index && hashes.len() >= usize::from(width) {
-            return Ok(hashes[..usize::from(width)].to_vec());
-        }
-        self.files.tile(level, index, width)
-    }
 }
 
 /// Why the log that was found is not the one that the last checkpoint signs.
@@ -308,8 +253,7 @@ impl AuditLog {
         for tile in full {
             let bundle = (tile.level == 0).then(|| std::mem::take(&mut self.bundle));
             let hashes = Arc::new(tile.hashes.clone());
-            let mut unfiled = self.published.unfiled.write().unwrap_or_else(PoisonError::into_inner);
-            unfiled.insert((tile.level, tile.index), hashes);
+            self.published.add_unfiled((tile.level, tile.index), hashes);
             self.waiting.push((tile, bundle));
         }
         Ok(())
@@ -419,12 +363,7 @@ impl AuditLog {
             self.waiting.splice(0..0, batch);
             return Err(write_error(error));
         }
-        {
-            let mut unfiled = self.published.unfiled.write().unwrap_or_else(PoisonError::into_inner);
-            for (tile, _) in &batch {
-                unfiled.remove(&(tile.level, tile.index));
-            }
-        }
+        self.published.are_filed(batch.iter().map(|(tile, _)| (tile.level, tile.index)));
         let bundles: Vec<u64> =
             batch.iter().filter(|(tile, _)| tile.level == 0).map(|(tile, _)| tile.index).collect();
         for part in bundles.chunks(BUNDLES_PER_DROP) {

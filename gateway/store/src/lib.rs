@@ -29,6 +29,7 @@ mod open;
 pub mod ops;
 mod postgres;
 mod prepared;
+mod published;
 mod random;
 mod reader;
 mod recent;

@@ -21,10 +21,10 @@ use serde_json::value::RawValue;
 pub use audit::Receipt;
 pub(crate) use source::{Check, Source};
 
-use crate::audit_log::Published;
 use crate::clock::Clock;
 use crate::keyring::Locator;
 use crate::ops::{DeliveryRow, HistoryRow, MessageDetail, StoreError, StoredMessage};
+use crate::published::Published;
 use crate::seal::{Domain, Owner, Place, Vault, locator_of};
 use crate::writer::{DetailBody, Health};
 use record::{DeliveryLeaves, MessageRecord, Payload, ReplyRecord};

@@ -5,8 +5,8 @@ use gatepost_audit::{NodeSource as _, Proof, TILE_WIDTH, encode_bundle, inclusio
 use gatepost_core::DeliveryId;
 
 use super::{Check, Reader};
-use crate::audit_log::TreeView;
 use crate::ops::StoreError;
+use crate::published::TreeView;
 
 /// Proofs of everything that the log says of a delivery.
 #[derive(Debug, PartialEq, Eq)]
