@@ -2,19 +2,27 @@
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::{AsyncWriteExt as _, Interest};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::process::SOCKET_VARIABLE;
 
 /// The socket's name, beside the gateway's.
-const SOCKET_NAME: &str = "egress";
+pub(crate) const SOCKET_NAME: &str = "egress";
 /// Longest answer, bytes.
 const ANSWER_BYTES_MAX: usize = 64;
+/// Addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 16;
+/// How long an address has before the next one is tried beside it.
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Connects to `host:port` or `[address]:port`: through the gateway where that has started this process, else directly. Dropping the
 /// future gives the attempt up; it has no limit of its own but the gateway's.
@@ -24,12 +32,38 @@ pub async fn connect(to: &str) -> io::Result<TcpStream> {
 }
 
 async fn through(desk: Option<PathBuf>, to: &str) -> io::Result<TcpStream> {
-    let Some(desk) = desk else { return TcpStream::connect(to).await };
+    let Some(desk) = desk else { return directly(to).await };
     match UnixStream::connect(desk).await {
         Ok(desk) => ask(desk, to).await,
         // The gateway of an adapter that somebody else starts has none.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => TcpStream::connect(to).await,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => directly(to).await,
         Err(error) => Err(error),
+    }
+}
+
+async fn directly(to: &str) -> io::Result<TcpStream> {
+    first_of(lookup_host(to).await?.take(ADDRESSES_MAX).collect()).await
+}
+
+/// As the gateway does it: the first that answers. One that does not, as where a name has addresses of a network that leads nowhere, does
+/// not hold up the others.
+async fn first_of(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut left = addresses.into_iter();
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host's name has no address");
+    // Dropped with this future, which ends them all.
+    let mut tried = JoinSet::new();
+    loop {
+        if let Some(address) = left.next() {
+            tried.spawn(TcpStream::connect(address));
+        }
+        tokio::select! {
+            Some(ended) = tried.join_next() => match ended.map_err(io::Error::from).flatten() {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failed = error,
+            },
+            () = sleep(HEAD_START), if left.len() > 0 => {}
+            else => return Err(failed),
+        }
     }
 }
 
@@ -90,6 +124,9 @@ mod tests {
     use super::*;
     use std::io::{Read as _, Write as _};
 
+    use tokio::net::{TcpListener, TcpSocket};
+    use tokio::time::timeout;
+
     /// A gateway's way out that answers once.
     async fn answered(answer: &'static [u8]) -> io::Result<TcpStream> {
         let dir = tempfile::tempdir().unwrap();
@@ -136,5 +173,26 @@ mod tests {
         through(None, &to).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         through(Some(dir.path().join(SOCKET_NAME)), &to).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_address_that_leads_nowhere_does_not_hold_up_the_others() {
+        let (nowhere, _full) = nowhere().await;
+        let partner = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut addresses = vec![nowhere; 5];
+        addresses.push(partner.local_addr().unwrap());
+        // The kernel alone would try for minutes, one after the other.
+        let connected = timeout(Duration::from_secs(60), first_of(addresses)).await;
+        assert_eq!(connected.unwrap().unwrap().peer_addr().unwrap(), partner.local_addr().unwrap());
+        assert_eq!(first_of(Vec::new()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    /// An address that answers nobody: its queue is full.
+    async fn nowhere() -> (SocketAddr, (TcpListener, TcpStream)) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        (address, (listener, TcpStream::connect(address).await.unwrap()))
     }
 }

@@ -1,6 +1,10 @@
 //! A gateway that a test plays call by call, over a real socket; for this crate's tests and those of adapters.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,13 +15,16 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
-use tokio::net::UnixListener;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::client::Client;
+use crate::egress::SOCKET_NAME;
 use crate::lifetime::{Ending, Lifetime};
 use crate::session::Session;
 
@@ -125,6 +132,11 @@ impl Gateway {
         &self.socket
     }
 
+    /// Where it connects its adapter to partners, from now on.
+    pub fn desk(&self) -> Desk {
+        Desk(UnixListener::bind(self.socket.with_file_name(SOCKET_NAME)).unwrap())
+    }
+
     /// Is gone, as after a crash: no new connection reaches it.
     pub fn vanish(&self) {
         self.listening.abort();
@@ -161,6 +173,43 @@ impl Gateway {
         let body = call.body.clone();
         call.answer(200, &json!({ "deliveries": deliveries }));
         body
+    }
+}
+
+/// The gateway's way out, which a test plays answer by answer.
+pub struct Desk(UnixListener);
+
+/// One request for a connection, waiting for its answer.
+pub struct Asked {
+    /// `host:port`
+    pub to: String,
+    stream: UnixStream,
+}
+
+impl Desk {
+    pub async fn asked(&self) -> Asked {
+        let mut stream = BufReader::new(self.0.accept().await.unwrap().0);
+        let mut line = String::new();
+        stream.read_line(&mut line).await.unwrap();
+        Asked { to: line.trim_end().to_owned(), stream: stream.into_inner() }
+    }
+}
+
+impl Asked {
+    /// Hands out a connection to `partner`, whatever was asked for.
+    pub async fn connect(self, partner: SocketAddr) {
+        let socket = std::net::TcpStream::connect(partner).unwrap();
+        self.stream.writable().await.unwrap();
+        let passed = [socket.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&passed)));
+        sendmsg(&self.stream, &[IoSlice::new(b"ok\n")], &mut control, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    /// Answers without a connection.
+    pub async fn answer(mut self, line: &str) {
+        self.stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
     }
 }
 

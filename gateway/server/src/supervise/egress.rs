@@ -31,7 +31,11 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 const AT_ONCE_MAX: usize = 256;
 /// How long a name may take to be found.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(10);
-/// How long one of a name's addresses may take to answer.
+/// Addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 16;
+/// How long one of them has before the next one is tried beside it.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// How long each may take to answer.
 const ADDRESS_DEADLINE: Duration = Duration::from_secs(15);
 /// How long all of it may take. Adapters have shorter limits of their own, and go away.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
@@ -227,15 +231,30 @@ async fn connect(target: &Target) -> Result<TcpStream, Failed> {
             Err(_) => return Err(Failed::TimedOut),
         },
     };
+    first_of(addresses.into_iter().take(ADDRESSES_MAX).collect()).await
+}
+
+/// The first that answers. One that does not, as where a name has addresses of a network that leads nowhere, does not hold up the others.
+async fn first_of(addresses: Vec<SocketAddr>) -> Result<TcpStream, Failed> {
+    let mut left = addresses.into_iter();
     let mut failed = Failed::NameNotKnown;
-    for address in addresses {
-        failed = match timeout(ADDRESS_DEADLINE, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => Failed::of(&error),
-            Err(_) => Failed::TimedOut,
-        };
+    // Dropped with this future, which ends them all.
+    let mut tried = JoinSet::new();
+    loop {
+        if let Some(address) = left.next() {
+            tried.spawn(timeout(ADDRESS_DEADLINE, TcpStream::connect(address)));
+        }
+        tokio::select! {
+            Some(ended) = tried.join_next() => match ended {
+                Ok(Ok(Ok(stream))) => return Ok(stream),
+                Ok(Ok(Err(error))) => failed = Failed::of(&error),
+                Ok(Err(_)) => failed = Failed::TimedOut,
+                Err(_) => failed = Failed::Other,
+            },
+            () = sleep(HEAD_START), if left.len() > 0 => {}
+            else => return Err(failed),
+        }
     }
-    Err(failed)
 }
 
 impl Failed {
@@ -284,6 +303,8 @@ async fn answer(stream: &UnixStream, line: &str, socket: Option<&TcpStream>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use tokio::net::{TcpListener, TcpSocket};
 
     fn allowed(to: &[&str]) -> Vec<Connect> {
         to.iter().map(|to| Connect::parse(to).unwrap()).collect()
@@ -357,5 +378,22 @@ mod tests {
         assert_eq!(connect(&target(here)).await.unwrap_err(), Failed::ConnectionRefused);
         let nobody = Host::Name("nobody.invalid".into());
         assert_eq!(connect(&target(nobody)).await.unwrap_err(), Failed::NameNotKnown);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_leads_nowhere_does_not_hold_up_the_others() {
+        // It answers nobody: its queue is full.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let full = socket.listen(0).unwrap();
+        let nowhere = full.local_addr().unwrap();
+        let _fills = TcpStream::connect(nowhere).await.unwrap();
+        let partner = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut addresses = vec![nowhere; 5];
+        addresses.push(partner.local_addr().unwrap());
+        // One after the other they would take longer than all of it may.
+        let connected = timeout(CONNECT_DEADLINE, first_of(addresses)).await;
+        assert_eq!(connected.unwrap().unwrap().peer_addr().unwrap(), partner.local_addr().unwrap());
+        assert_eq!(first_of(Vec::new()).await.unwrap_err(), Failed::NameNotKnown);
     }
 }
