@@ -28,7 +28,6 @@ impl Adapter for Http {
     fn access(settings: &Settings) -> Access {
         Access {
             connect: settings.host_and_port().into_iter().collect(),
-            direct: true,
             read: settings.files().map(Path::to_owned).collect(),
             ..Access::default()
         }

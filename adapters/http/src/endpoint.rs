@@ -5,13 +5,21 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use gatepost_adapter::{Failure, Fault};
-use reqwest::{Client, redirect, retry};
+use http::header::{ACCEPT, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use crate::connect::Connector;
+use crate::content::Content;
 use crate::settings::{Settings, Target};
 
-const USER_AGENT: &str = concat!("gatepost-http/", env!("CARGO_PKG_VERSION"));
+const OWN_NAME: &str = concat!("gatepost-http/", env!("CARGO_PKG_VERSION"));
+/// How long a connection is kept for the next request.
+const IDLE_MAX: Duration = Duration::from_secs(90);
 
 /// Shared by all workers.
 pub(crate) struct Endpoint {
@@ -27,7 +35,8 @@ struct Live {
 
 /// What an attempt needs. One attempt keeps to one.
 pub(crate) struct Access {
-    pub(crate) client: Client,
+    /// Follows no redirect, knows no proxy and unpacks nothing: an attempt is one request.
+    pub(crate) client: Client<Connector, Content>,
     pub(crate) target: Target,
 }
 
@@ -44,8 +53,8 @@ struct Stamp {
 enum AccessError {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Files(Vec<Fault>),
-    #[error("cannot set up HTTP: {0}")]
-    Client(#[from] reqwest::Error),
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
 impl Endpoint {
@@ -81,19 +90,31 @@ impl Endpoint {
 impl Access {
     fn read(settings: &Settings) -> Result<Self, AccessError> {
         let target = settings.target().map_err(AccessError::Files)?;
-        let client = Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(redirect::Policy::none())
-            // Trying again is the gateway's decision, and an attempt is one request.
-            .retry(retry::never())
-            .no_proxy()
-            .referer(false)
-            .default_headers(target.headers.clone())
-            .tls_certs_merge(target.authorities.clone())
-            .https_only(target.url.scheme() == "https")
-            .connect_timeout(settings.connect_timeout())
-            .build()?;
+        let connector = Connector::new(&target.authorities, settings.connect_timeout())?;
+        let client = Client::builder(TokioExecutor::new())
+            // A kept connection that has ended before any of a request was written is no attempt: the request goes out by another.
+            // Whatever else fails is for the gateway to try again.
+            .retry_canceled_requests(true)
+            .pool_idle_timeout(IDLE_MAX)
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .build(connector);
         Ok(Self { client, target })
+    }
+
+    /// One attempt's. What the settings say of a header holds against what is usual, and what the attempt says against both.
+    pub(crate) fn request(&self, headers: HeaderMap, content: Content) -> Request<Content> {
+        let mut request = Request::new(content);
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.target.uri.clone();
+        *request.headers_mut() = headers;
+        for (name, value) in &self.target.headers {
+            request.headers_mut().entry(name).or_insert_with(|| value.clone());
+        }
+        for (name, usual) in [(ACCEPT, "*/*"), (USER_AGENT, OWN_NAME)] {
+            request.headers_mut().entry(name).or_insert(HeaderValue::from_static(usual));
+        }
+        request
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod adapter;
 mod answer;
+mod connect;
 mod content;
 mod endpoint;
 #[cfg(any(test, fuzzing))]

@@ -5,8 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use gatepost_adapter::{DataError, Delivery, Outcome, Worker};
-use http::HeaderMap;
-use reqwest::Response;
+use http::{HeaderMap, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Error;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::answer::{Answer, BODY_BYTES_MAX};
@@ -20,8 +22,7 @@ const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 impl Endpoint {
     async fn exchange(&self, access: &Access, headers: HeaderMap, body: Bytes) -> Outcome {
         let (content, leaving) = Content::new(body);
-        let request = access.client.post(access.target.url.clone()).headers(headers);
-        let request = request.body(reqwest::Body::wrap(content));
+        let request = access.request(headers, content);
         // Connecting has a limit of its own, so that this one can only pass once bytes may have left.
         let patience = async {
             let _ = leaving.await;
@@ -29,7 +30,7 @@ impl Endpoint {
         };
         let response = tokio::select! {
             biased;
-            sent = request.send() => match sent {
+            sent = access.client.request(request) => match sent {
                 Ok(response) => response,
                 Err(error) => return failed(&error),
             },
@@ -79,12 +80,9 @@ impl Worker for Sender {
     }
 }
 
-/// No answer: whose trouble, and can anything have left?
-fn failed(error: &reqwest::Error) -> Outcome {
-    if error.is_builder() {
-        return Outcome::reject("the request cannot be built");
-    }
-    // The address without the URL, which may hold a token in its query.
+/// No answer: whose trouble, and can anything have left? Not before there is a connection, with TLS where the URL says so. What
+/// fails on one may have left, also if it was a moment too late for that.
+fn failed(error: &Error) -> Outcome {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;
@@ -97,22 +95,23 @@ fn failed(error: &reqwest::Error) -> Outcome {
 
 /// The status and the first bytes of the body. The status is the answer: a body that breaks off or never ends does not
 /// take it back.
-async fn read(mut response: Response, until: Instant) -> Answer {
-    let status = response.status();
-    let headers = response.headers().clone();
+async fn read(response: Response<Incoming>, until: Instant) -> Answer {
+    let (head, mut incoming) = response.into_parts();
     let mut body = Vec::new();
     let cut = loop {
-        match timeout_at(until, response.chunk()).await {
-            Ok(Ok(Some(chunk))) => {
+        match timeout_at(until, incoming.frame()).await {
+            Ok(Some(Ok(frame))) => {
+                // Trailers say nothing that is kept.
+                let Ok(chunk) = frame.into_data() else { continue };
                 let free = BODY_BYTES_MAX - body.len();
                 body.extend_from_slice(&chunk[..chunk.len().min(free)]);
                 if chunk.len() > free {
                     break true;
                 }
             }
-            Ok(Ok(None)) => break false,
-            Ok(Err(_)) | Err(_) => break true,
+            Ok(None) => break false,
+            Ok(Some(Err(_))) | Err(_) => break true,
         }
     };
-    Answer { status, headers, body, cut }
+    Answer { status: head.status, headers: head.headers, body, cut }
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gatepost_adapter::Fault;
-use http::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Certificate, Url};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use url::Url;
 
 use crate::signature::Secret;
 
@@ -77,10 +79,10 @@ fn concurrency() -> usize {
 
 /// Settings with everything read that they point to.
 pub(crate) struct Target {
-    pub(crate) url: Url,
+    pub(crate) uri: Uri,
     pub(crate) secrets: Vec<Secret>,
     pub(crate) headers: HeaderMap,
-    pub(crate) authorities: Vec<Certificate>,
+    pub(crate) authorities: Vec<CertificateDer<'static>>,
 }
 
 impl Settings {
@@ -100,12 +102,12 @@ impl Settings {
     /// Reads the files; gives everything that is wrong at once.
     pub(crate) fn target(&self) -> Result<Target, Vec<Fault>> {
         let mut faults = Vec::new();
-        let url = self.url(&mut faults);
+        let uri = self.uri(&mut faults);
         let secrets = self.secrets(&mut faults);
         let headers = self.header_map(&mut faults);
         let authorities = self.authorities(&mut faults);
-        match url {
-            Some(url) if faults.is_empty() => Ok(Target { url, secrets, headers, authorities }),
+        match uri {
+            Some(uri) if faults.is_empty() => Ok(Target { uri, secrets, headers, authorities }),
             _ => Err(faults),
         }
     }
@@ -129,7 +131,7 @@ impl Settings {
         Duration::from_millis(self.timeout_ms)
     }
 
-    fn url(&self, faults: &mut Vec<Fault>) -> Option<Url> {
+    fn uri(&self, faults: &mut Vec<Fault>) -> Option<Uri> {
         let mut fault = |message: &str| faults.push(Fault::new("url", message));
         let Ok(url) = Url::parse(&self.url) else {
             fault("is not a URL");
@@ -144,7 +146,11 @@ impl Settings {
             "http" => fault("is plain HTTP to another host; use https, or set `allow_plaintext`"),
             _ => fault("must begin with https:// or http://"),
         }
-        Some(url)
+        let uri = url.as_str().parse().ok();
+        if uri.is_none() {
+            fault("cannot stand in a request: it is too long, or has characters that HTTP does not know");
+        }
+        uri
     }
 
     fn secrets(&self, faults: &mut Vec<Fault>) -> Vec<Secret> {
@@ -180,11 +186,12 @@ impl Settings {
         headers
     }
 
-    fn authorities(&self, faults: &mut Vec<Fault>) -> Vec<Certificate> {
+    fn authorities(&self, faults: &mut Vec<Fault>) -> Vec<CertificateDer<'static>> {
         let Some(path) = &self.ca_file else { return Vec::new() };
         let mut fault =
             |message: String| faults.push(Fault::new("ca_file", format!("{} {message}", path.display())));
-        match std::fs::read(path).map(|pem| Certificate::from_pem_bundle(&pem)) {
+        let certificates = |pem: Vec<u8>| CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+        match std::fs::read(path).map(certificates) {
             Ok(Ok(certificates)) if !certificates.is_empty() => return certificates,
             Ok(_) => fault("holds no certificate in PEM".to_owned()),
             Err(error) => fault(format!("cannot be read: {error}")),

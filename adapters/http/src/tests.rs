@@ -11,8 +11,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls;
@@ -40,6 +40,7 @@ impl Call {
 
 struct Played {
     gateway: Gateway,
+    at: String,
     calls: mpsc::UnboundedReceiver<Call>,
     _working: JoinHandle<Result<(), Failure>>,
 }
@@ -47,11 +48,11 @@ struct Played {
 impl Played {
     async fn new(settings: Value) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/hook?token=s3cret", listener.local_addr().unwrap());
+        let at = listener.local_addr().unwrap().to_string();
         let (sender, calls) = mpsc::unbounded_channel();
         tokio::spawn(listen(listener, sender));
-        let (gateway, working) = adapter(&url, settings).await;
-        Self { gateway, calls, _working: working }
+        let (gateway, working) = adapter(&format!("http://{at}/hook?token=s3cret"), settings).await;
+        Self { gateway, at, calls, _working: working }
     }
 
     async fn lease(&mut self, number: u128) {
@@ -115,7 +116,9 @@ async fn a_delivery_is_a_signed_webhook_and_its_answer_the_reply() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
     std::fs::write(&secret, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
-    let mut played = Played::new(json!({"secret_files": [secret], "headers": {"X-Tenant": "7"}})).await;
+    let mut played =
+        Played::new(json!({"secret_files": [secret], "headers": {"X-Tenant": "7", "User-Agent": "patient"}}))
+            .await;
     let event = leased_event(1, Some("k"), "application/json; charset=utf-8", json!({"data": {"a": 1}}));
     played.gateway.lease(&[event]).await;
     let call = played.call().await;
@@ -125,6 +128,12 @@ async fn a_delivery_is_a_signed_webhook_and_its_answer_the_reply() {
     assert_eq!(header("content-type"), "application/json; charset=utf-8");
     assert_eq!((header("ce-type"), header("ce-partitionkey")), ("t".to_owned(), "k".to_owned()));
     assert_eq!(header("x-tenant"), "7");
+    assert_eq!(header("host"), played.at);
+    // What is usual, unless the settings say otherwise.
+    assert_eq!((header("accept"), header("user-agent")), ("*/*".to_owned(), "patient".to_owned()));
+    for unusual in ["accept-encoding", "referer", "te", "transfer-encoding"] {
+        assert!(!call.headers.contains_key(unusual), "{unusual}");
+    }
     assert_eq!(header("webhook-id"), "00000000-0000-0000-0000-000000000001");
     let secret = crate::signature::Secret::from_file(&secret).unwrap();
     let timestamp = header("webhook-timestamp").parse().unwrap();
@@ -231,6 +240,47 @@ async fn a_body_that_never_ends_does_not_take_the_status_back() {
     assert_eq!(result["evidence"]["body_cut"], true);
 }
 
+/// Reads a request whose body comes with its head.
+async fn take(stream: &mut TcpStream) {
+    let mut seen = Vec::new();
+    while !seen.windows(4).any(|window| window == b"\r\n\r\n") {
+        assert_ne!(stream.read_buf(&mut seen).await.unwrap(), 0);
+    }
+}
+
+/// The second delivery does not go out by what is left of the first one's connection, nor is it in doubt for that.
+#[tokio::test]
+async fn a_kept_connection_that_the_endpoint_has_closed_is_no_attempt() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (mut gateway, _working) = adapter(&url, json!({})).await;
+    for number in 1..=3 {
+        gateway.lease(&[leased_event(number, None, "application/json", json!({"data": 1}))]).await;
+        let (mut stream, _) = listener.accept().await.unwrap();
+        take(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        let result = settled(&mut gateway).await;
+        assert_eq!(result["outcome"], "delivered", "{number}: {result}");
+        drop(stream);
+    }
+}
+
+/// Who takes the connection and closes it at once may have read what was in it.
+#[tokio::test]
+async fn a_new_connection_that_ends_is_doubt_and_not_tried_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (mut gateway, _working) = adapter(&url, json!({})).await;
+    for number in 1..=3 {
+        gateway.lease(&[leased_event(number, None, "application/json", json!({"data": 1}))]).await;
+        let (mut stream, _) = listener.accept().await.unwrap();
+        take(&mut stream).await;
+        drop(stream);
+        let result = settled(&mut gateway).await;
+        assert_eq!(result["outcome"], "in_doubt", "{number}: {result}");
+    }
+}
+
 #[tokio::test]
 async fn an_unreachable_endpoint_is_no_fault_of_the_message() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -244,13 +294,17 @@ async fn an_unreachable_endpoint_is_no_fault_of_the_message() {
 }
 
 /// A TLS endpoint for `localhost`; gives its URL, its certificate in PEM, and the calls that reach it.
-async fn tls_endpoint() -> (String, String, mpsc::UnboundedReceiver<Call>) {
+async fn tls_endpoint(
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> (String, String, mpsc::UnboundedReceiver<Call>) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-    let config = rustls::ServerConfig::builder()
+    let mut config = rustls::ServerConfig::builder_with_protocol_versions(versions)
         .with_no_client_auth()
         .with_single_cert(vec![certified.cert.der().clone()], key.into())
         .unwrap();
+    // It would rather speak HTTP/2, which this program does not.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}/hook", listener.local_addr().unwrap().port());
@@ -259,6 +313,7 @@ async fn tls_endpoint() -> (String, String, mpsc::UnboundedReceiver<Call>) {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let Ok(stream) = acceptor.accept(stream).await else { continue };
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
             let sender = sender.clone();
             let service = service_fn(move |request| relay(request, sender.clone()));
             tokio::spawn(
@@ -271,19 +326,21 @@ async fn tls_endpoint() -> (String, String, mpsc::UnboundedReceiver<Call>) {
 
 #[tokio::test]
 async fn an_authority_from_the_settings_is_trusted() {
-    let (url, certificate, mut calls) = tls_endpoint().await;
-    let dir = tempfile::tempdir().unwrap();
-    let ca = dir.path().join("ca.pem");
-    std::fs::write(&ca, certificate).unwrap();
-    let (mut gateway, _working) = adapter(&url, json!({ "ca_file": ca })).await;
-    gateway.lease(&[leased_event(1, None, "application/json", json!({"data": 1}))]).await;
-    calls.recv().await.unwrap().answer(200, &[], "");
-    assert_eq!(settled(&mut gateway).await["outcome"], "delivered");
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (url, certificate, mut calls) = tls_endpoint(&[version]).await;
+        let dir = tempfile::tempdir().unwrap();
+        let ca = dir.path().join("ca.pem");
+        std::fs::write(&ca, certificate).unwrap();
+        let (mut gateway, _working) = adapter(&url, json!({ "ca_file": ca })).await;
+        gateway.lease(&[leased_event(1, None, "application/json", json!({"data": 1}))]).await;
+        calls.recv().await.unwrap().answer(200, &[], "");
+        assert_eq!(settled(&mut gateway).await["outcome"], "delivered", "{version:?}");
+    }
 }
 
 #[tokio::test]
 async fn an_endpoint_that_cannot_prove_itself_gets_nothing() {
-    let (url, _, mut calls) = tls_endpoint().await;
+    let (url, _, mut calls) = tls_endpoint(rustls::ALL_VERSIONS).await;
     let (mut gateway, _working) = adapter(&url, json!({})).await;
     gateway.lease(&[leased_event(1, None, "application/json", json!({"data": 1}))]).await;
     let result = settled(&mut gateway).await;
