@@ -120,6 +120,7 @@ impl Escape {
             }
         }
         assert!(through.is_empty(), "{lines}: {through:#?}, of {sandbox}");
+        assert!(!direct || verdicts["hosts:read-hosts"].starts_with("allowed"), "it cannot look hosts up");
         note(&format!(
             "escape probe, {}: {denied} denied, {} not testable here",
             lines.replace('\n', ", "),
@@ -269,16 +270,73 @@ fn r5_a_shipped_adapter_works_at_the_strict_level_without_being_told_what_it_nee
         chown(&secret, Some(STRANGER), Some(STRANGER)).unwrap();
         lines.push_str(&format!("run_as = \"{STRANGER}\"\n"));
     }
-    // A name, for which it has to look.
+    // A name, for which the gateway has to look.
     let settings = format!("url = \"http://localhost:{}/\"\nsecret_files = [{secret:?}]", endpoint());
     let mut gateway =
         builder.app("shop", &["*"], &[]).adapter("hook", &lines, &settings).route("shop", &["hook"]).start();
     let accepted = gateway.app().event(&order_event("1", "k", &json!({ "n": 1 }))).expect(202);
     gateway.until_state(accepted["messages"][0]["id"].as_str().unwrap(), "delivered");
     let sandbox = gateway.adapter("hook")["sandbox"].clone();
+    assert!(!sandbox["missing"].to_string().contains("connects by itself"), "{sandbox}");
     assert_eq!((&sandbox["level"], &sandbox["own_uid"]), (&json!("strict"), &json!(uid() == 0)));
     // Also so that it takes the socket's directory away, which is not below its own.
     assert!(gateway.stop().success());
+}
+
+/// Says of the program that is its first argument that its settings imply nothing.
+const SAYS_NOTHING: &str = r#"#!/bin/sh
+program=$1
+shift
+if [ "$1" = --access ]; then
+    echo '{"connect":[],"bind":[],"read":[],"write":[],"direct":false}'
+else
+    exec "$program" "$@"
+fi
+"#;
+
+#[test]
+fn r5_a_host_that_is_not_allowed_is_refused_told_and_reached_once_it_is_allowed() {
+    let builder = Gateway::builder();
+    let dir = builder.dir().to_owned();
+    let (says_nothing, hook) = (dir.join("says-nothing"), program("gatepost-http"));
+    std::fs::write(&says_nothing, SAYS_NOTHING).unwrap();
+    std::fs::set_permissions(&says_nothing, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let port = endpoint();
+    let [address, name] = ["127.0.0.1", "localhost"].map(|host| format!("{host}:{port}"));
+    // The same endpoint, by another name than the program asks for.
+    let lines = format!(
+        "run = [{says_nothing:?}, {hook:?}]\nallow.connect = [{address:?}]\n\
+         retry = {{ initial = \"50ms\", max = \"100ms\" }}"
+    );
+    let mut gateway = builder
+        .app("shop", &["*"], &[])
+        .adapter("hook", &lines, &format!("url = \"http://{name}/\""))
+        .route("shop", &["hook"])
+        .start();
+    let accepted = gateway.app().event(&order_event("1", "k", &json!({ "n": 1 }))).expect(202);
+    let message = accepted["messages"][0]["id"].as_str().unwrap();
+    let told = "cannot connect: the configuration does not allow this adapter to connect there";
+    until("the operator sees why", || gateway.cli_ok(&["show", message]).contains(told).then_some(()));
+    until("the destination is held to be out of reach", || {
+        gateway.queue("hook")["tripped"].as_str().map(drop)
+    });
+    let log = gateway.log();
+    assert!(
+        log.contains("an adapter asked for a connection that it may not have") && log.contains(&name),
+        "{log}"
+    );
+    let refused = |entry: &Value| entry["code"] == "host_not_allowed" && entry.to_string().contains("hook");
+    until("it is an entry of the audit log", || gateway.audit_log().iter().any(refused).then_some(()));
+    let delivery = gateway.delivery(message);
+    assert_eq!((&delivery["state"], &delivery["attempts"]), (&json!("waiting"), &json!(0)), "{delivery}");
+
+    let text = std::fs::read_to_string(gateway.config()).unwrap();
+    std::fs::write(gateway.config(), text.replace(&format!("[{address:?}]"), &format!("[{name:?}]")))
+        .unwrap();
+    gateway.cli_ok(&["reload"]);
+    gateway.until_state(message, "delivered");
+    assert!(gateway.stop().success());
+    gateway.audit_verifies();
 }
 
 #[test]
@@ -293,7 +351,7 @@ fn r5_the_shipped_adapters_say_what_their_settings_imply() {
             "gatepost-http",
             // Files are not looked at before they may be read.
             json!({ "url": "https://x.example/", "secret_files": ["/none"], "ca_file": "/neither" }),
-            json!({ "connect": ["x.example:443"], "bind": [], "read": ["/none", "/neither"], "write": [], "direct": true }),
+            json!({ "connect": ["x.example:443"], "bind": [], "read": ["/none", "/neither"], "write": [], "direct": false }),
         ),
     ] {
         let ask = |settings: &str| {

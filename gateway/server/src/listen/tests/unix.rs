@@ -255,6 +255,37 @@ async fn r13_10_an_adapters_socket_lets_in_its_process_only_and_only_while_it_ru
 }
 
 #[tokio::test]
+async fn an_adapters_way_out_is_open_to_its_process_only_and_only_while_it_lives() {
+    if !have("curl") {
+        return skipped("needs curl");
+    }
+    let rig = Rig::new(Gate::default(), Limits::default());
+    let (child, expected) = watch::channel(None);
+    let directory = rig.directory.path().join("adapters");
+    let egress = bind_adapter_sockets(&directory, "lab", None, expected).await.unwrap().egress;
+    let mut process = tokio::process::Command::new("curl")
+        .args(["--silent", "http://x/", "--unix-socket"])
+        .arg(directory.join("lab/egress"))
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let stream = egress.accept().await.unwrap();
+    let is_let_in = |expected| {
+        child.send_replace(expected);
+        egress.is_from_the_adapter(&rig.server, &stream)
+    };
+    let own = process.id();
+    assert_eq!(
+        [own, None, Some(std::process::id()), Some(1), own].map(is_let_in),
+        [true, false, false, false, true]
+    );
+    process.kill().await.unwrap();
+    assert!(!is_let_in(own), "it is gone, and its number may be another's");
+    let codes = [RefusalCode::NotTheAdapter, RefusalCode::NotTheAdapter, RefusalCode::NotTheAdapter];
+    assert_eq!(rig.refusal_codes(), [&codes[..], &[RefusalCode::PeerGone]].concat());
+}
+
+#[tokio::test]
 async fn an_adapters_directory_is_private() {
     let root = tempfile::tempdir().unwrap();
     let (_child, expected) = watch::channel(None);

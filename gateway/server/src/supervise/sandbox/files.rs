@@ -21,18 +21,11 @@ pub(super) const SCOPES_SINCE: u8 = 6;
 /// Where programs and their libraries are.
 const SYSTEM_TREES: [&str; 8] =
     ["/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/gnu/store"];
-/// What libraries read by themselves: names, time, certificates, chance.
-const SYSTEM_FILES: [&str; 17] = [
+/// What libraries read by themselves: time, certificates, chance.
+const SYSTEM_FILES: [&str; 10] = [
     "/etc/ld.so.cache",
     "/etc/localtime",
     "/etc/timezone",
-    "/etc/hosts",
-    "/etc/host.conf",
-    "/etc/resolv.conf",
-    "/run/systemd/resolve",
-    "/etc/nsswitch.conf",
-    "/etc/gai.conf",
-    "/etc/services",
     "/etc/ssl/certs",
     "/etc/ssl/openssl.cnf",
     "/etc/ca-certificates",
@@ -40,6 +33,16 @@ const SYSTEM_FILES: [&str; 17] = [
     "/etc/pki/ca-trust",
     "/dev/urandom",
     "/dev/random",
+];
+/// What libraries look hosts up in. Who is connected by the gateway has no use for it, and it tells of the neighbourhood.
+const NAME_FILES: [&str; 7] = [
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/resolv.conf",
+    "/run/systemd/resolve",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/services",
 ];
 /// What the kernel executes to load a program.
 const LOADERS: [&str; 4] = [
@@ -107,7 +110,8 @@ pub(super) fn prepare(version: u8, policy: &Policy) -> Result<Option<Rules>, Rul
     for path in SYSTEM_TREES.map(Path::new).into_iter().filter(|path| path.exists()) {
         rules = allow(rules, path, system, abi)?;
     }
-    for path in SYSTEM_FILES.map(Path::new).into_iter().filter(|path| path.exists()) {
+    let names = NAME_FILES.iter().filter(|_| !policy.connect.is_none());
+    for path in SYSTEM_FILES.iter().chain(names).map(Path::new).filter(|path| path.exists()) {
         rules = allow(rules, path, read, abi)?;
     }
     rules = allow(rules, Path::new(NULL_DEVICE), AccessFs::ReadFile | AccessFs::WriteFile, abi)?;
