@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
+use gatepost_adapter::egress;
 use tokio::time::timeout;
 
 use crate::channel::{Channel, ChannelError};
@@ -75,7 +75,7 @@ async fn send(args: &SendArgs) -> Result<bool, SendError> {
         messages.extend(found);
     }
     let patience = Duration::from_millis(args.timeout_ms);
-    let stream = timeout(patience, TcpStream::connect(&args.address))
+    let stream = timeout(patience, egress::connect(&args.address))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|source| SendError::Connect { address: args.address.clone(), source })?;
