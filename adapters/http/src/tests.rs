@@ -1,5 +1,6 @@
 //! Deliveries over real sockets, between a played gateway and a played endpoint.
 
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls;
 
+use crate::content::Content;
 use crate::endpoint::Endpoint;
 use crate::send::Sender;
 use crate::settings::Settings;
@@ -263,6 +265,50 @@ async fn a_kept_connection_that_the_endpoint_has_closed_is_no_attempt() {
         assert_eq!(result["outcome"], "delivered", "{number}: {result}");
         drop(stream);
     }
+}
+
+/// That it has ended is seen before anything of the request is written, but not before the request was handed to it.
+#[tokio::test]
+async fn a_kept_connection_that_ends_just_then_is_no_attempt_either() {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (wakes, woken) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (go, going) = std::sync::mpsc::channel();
+    let (closed, was_closed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let accept = || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut seen, mut more) = (Vec::new(), [0; 1024]);
+            while !seen.ends_with(b"{}") {
+                let read = stream.read(&mut more).unwrap();
+                seen.extend_from_slice(&more[..read]);
+            }
+            stream.write_all(ANSWER).unwrap();
+            stream
+        };
+        let first = accept();
+        going.recv().unwrap();
+        (&wakes).write_all(b"!").unwrap();
+        drop(first);
+        closed.send(()).unwrap();
+        accept();
+    });
+    let endpoint = Endpoint::new(serde_json::from_value(json!({ "url": url })).unwrap()).unwrap();
+    let access = endpoint.access();
+    let request = async || {
+        let (content, _) = Content::new(Bytes::from_static(b"{}"));
+        access.client.request(access.request(HeaderMap::new(), content)).await.unwrap().status()
+    };
+    assert_eq!(request().await, 200);
+    // Nothing else runs on this thread until the connection has ended, and then this goes on first.
+    woken.set_nonblocking(true).unwrap();
+    let woken = tokio::net::UnixStream::from_std(woken).unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    go.send(()).unwrap();
+    was_closed.recv().unwrap();
+    woken.readable().await.unwrap();
+    assert_eq!(request().await, 200);
 }
 
 /// Who takes the connection and closes it at once may have read what was in it.

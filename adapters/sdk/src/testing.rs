@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use gatepost_api::{Code, Problem};
@@ -21,6 +22,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::client::Client;
@@ -81,6 +83,9 @@ impl Call {
             .collect()
     }
 }
+
+/// Longer than anything should take; what takes longer hangs.
+const HANG: Duration = Duration::from_secs(60);
 
 const TEST_VERSION: &str = "9.9";
 
@@ -188,7 +193,8 @@ pub struct Asked {
 
 impl Desk {
     pub async fn asked(&self) -> Asked {
-        let mut stream = BufReader::new(self.0.accept().await.unwrap().0);
+        let accepted = timeout(HANG, self.0.accept()).await.expect("the adapter asks for no connection");
+        let mut stream = BufReader::new(accepted.unwrap().0);
         let mut line = String::new();
         stream.read_line(&mut line).await.unwrap();
         Asked { to: line.trim_end().to_owned(), stream: stream.into_inner() }
