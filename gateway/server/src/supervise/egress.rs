@@ -7,16 +7,16 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt as _, Interest};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::output::printable;
@@ -29,6 +29,8 @@ const REQUEST_BYTES_MAX: usize = 300;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// Connections that one adapter may ask for at a time.
 const AT_ONCE_MAX: usize = 256;
+/// Names that are looked up for one adapter at a time.
+const LOOKUPS_MAX: usize = 8;
 /// How long a name may take to be found.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(10);
 /// Addresses of a name that are tried.
@@ -73,7 +75,8 @@ impl Egress {
     /// Nothing is allowed yet.
     pub(super) fn open(socket: EgressSocket, server: Arc<Server>) -> Self {
         let (allowed, rules) = watch::channel(Arc::from([]));
-        let desk = Arc::new(Desk { server, rules, told: Mutex::default(), socket });
+        let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
+        let desk = Arc::new(Desk { server, rules, lookups, told: Mutex::default(), socket });
         Self { allowed, serving: tokio::spawn(desk.serve()) }
     }
 
@@ -104,6 +107,7 @@ struct Desk {
     server: Arc<Server>,
     socket: EgressSocket,
     rules: watch::Receiver<Arc<[Connect]>>,
+    lookups: Arc<Semaphore>,
     told: Mutex<Option<Instant>>,
 }
 
@@ -151,7 +155,7 @@ impl Desk {
                 biased;
                 // Nothing more is to come, so whatever comes means that nobody waits.
                 _ = stream.readable() => return,
-                connected = timeout(CONNECT_DEADLINE, connect(&target)) => connected.unwrap_or(Err(Failed::TimedOut)),
+                connected = timeout(CONNECT_DEADLINE, connect(&target, &self.lookups)) => connected.unwrap_or(Err(Failed::TimedOut)),
             },
         };
         let sent = match answer {
@@ -222,16 +226,36 @@ const fn refusal(code: RefusalCode) -> &'static str {
     }
 }
 
-async fn connect(target: &Target) -> Result<TcpStream, Failed> {
-    let addresses: Vec<SocketAddr> = match &target.host {
+async fn connect(target: &Target, lookups: &Arc<Semaphore>) -> Result<TcpStream, Failed> {
+    let mut addresses = match &target.host {
         Host::Address(address) => vec![(*address, target.port).into()],
-        Host::Name(name) => match timeout(LOOKUP_DEADLINE, lookup_host((name.as_str(), target.port))).await {
-            Ok(Ok(addresses)) => addresses.collect(),
-            Ok(Err(_)) => return Err(Failed::NameNotKnown),
-            Err(_) => return Err(Failed::TimedOut),
-        },
+        Host::Name(name) => {
+            let named = (name.to_owned(), target.port);
+            look_up(lookups, move || named.to_socket_addrs().map(Iterator::collect)).await?
+        }
     };
-    first_of(addresses.into_iter().take(ADDRESSES_MAX).collect()).await
+    addresses.truncate(ADDRESSES_MAX);
+    first_of(addresses).await
+}
+
+/// A search holds one of the threads that all of the gateway shares, and cannot be broken off: it has its place until it ends, whoever
+/// still waits for it.
+async fn look_up(
+    lookups: &Arc<Semaphore>,
+    search: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+) -> Result<Vec<SocketAddr>, Failed> {
+    let found = async {
+        let place = Arc::clone(lookups).acquire_owned().await.map_err(io::Error::other)?;
+        let searching = spawn_blocking(move || {
+            let _place = place;
+            search()
+        });
+        searching.await?
+    };
+    match timeout(LOOKUP_DEADLINE, found).await {
+        Ok(found) => found.map_err(|_| Failed::NameNotKnown),
+        Err(_) => Err(Failed::TimedOut),
+    }
 }
 
 /// The first that answers. One that does not, as where a name has addresses of a network that leads nowhere, does not hold up the others.
@@ -375,9 +399,41 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let target = |host| Target { host, port: free };
         let here = Host::Address([127, 0, 0, 1].into());
-        assert_eq!(connect(&target(here)).await.unwrap_err(), Failed::ConnectionRefused);
+        let lookups = Arc::new(Semaphore::new(1));
+        assert_eq!(connect(&target(here), &lookups).await.unwrap_err(), Failed::ConnectionRefused);
         let nobody = Host::Name("nobody.invalid".into());
-        assert_eq!(connect(&target(nobody)).await.unwrap_err(), Failed::NameNotKnown);
+        assert_eq!(connect(&target(nobody), &lookups).await.unwrap_err(), Failed::NameNotKnown);
+        let localhost = Host::Name("localhost".into());
+        assert_eq!(connect(&target(localhost), &lookups).await.unwrap_err(), Failed::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn names_are_looked_up_a_few_at_a_time_and_a_search_keeps_its_place_until_it_ends() {
+        let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
+        let (ends, end) = std::sync::mpsc::channel::<()>();
+        let end = Arc::new(Mutex::new(end));
+        for left in (0..LOOKUPS_MAX).rev() {
+            let (begins, begun) = tokio::sync::oneshot::channel();
+            let end = Arc::clone(&end);
+            let search = look_up(&lookups, move || {
+                begins.send(()).unwrap();
+                let _ = end.lock().unwrap().recv();
+                Ok(Vec::new())
+            });
+            // Whoever asked goes away while it lasts.
+            tokio::select! {
+                found = search => panic!("{found:?}"),
+                begun = begun => begun.unwrap(),
+            }
+            assert_eq!(lookups.available_permits(), left);
+        }
+        let one_more = look_up(&lookups, || Ok(vec![([127, 0, 0, 1], 1).into()]));
+        tokio::pin!(one_more);
+        let waits = timeout(HEAD_START, &mut one_more).await.is_err();
+        assert!(waits, "there is no place for it");
+        ends.send(()).unwrap();
+        assert_eq!(one_more.await.unwrap().len(), 1);
+        drop(ends);
     }
 
     #[tokio::test]
