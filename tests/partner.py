@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Partners made by others, for the black-box tests: partner.py hl7-server | hl7-client PORT COUNT | webhook-server SECRET.
+"""Partners made by others, for the black-box tests: partner.py hl7-server | hl7-client PORT COUNT | webhook-server SECRET [CERTIFICATE KEY].
 
 Servers print their port first, then one line for each message that they took."""
 
 import asyncio
 import http.server
 import os
+import ssl
 import sys
 
 
@@ -38,7 +39,7 @@ def hl7_client(port, count):
             print(answer.segment("MSA")[1], answer.segment("MSA")[2], flush=True)
 
 
-def webhook_server(secret):
+def webhook_server(secret, *certificate):
     import standardwebhooks
 
     class Endpoint(http.server.BaseHTTPRequestHandler):
@@ -59,6 +60,10 @@ def webhook_server(secret):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    if certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(*certificate)
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     print(server.server_address[1], flush=True)
     server.serve_forever()
 
@@ -68,7 +73,7 @@ match sys.argv[1:]:
         asyncio.run(hl7_server())
     case ["hl7-client", port, count]:
         hl7_client(int(port), int(count))
-    case ["webhook-server", secret]:
-        webhook_server(secret)
+    case ["webhook-server", secret, *certificate]:
+        webhook_server(secret, *certificate)
     case _:
         sys.exit(__doc__)

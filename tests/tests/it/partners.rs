@@ -93,26 +93,48 @@ fn hl7_goes_out_to_and_comes_in_from_the_python_package() {
 
 #[test]
 fn webhooks_verify_with_the_package_of_the_standard() {
+    webhooks_verify(None);
+}
+
+/// Also TLS is somebody else's here: Python's, which is OpenSSL.
+#[test]
+fn webhooks_verify_with_the_package_of_the_standard_over_tls() {
+    webhooks_verify(Some("localhost"));
+}
+
+/// By TLS under this name, if there is one.
+fn webhooks_verify(name: Option<&str>) {
     let Some(mut endpoint) = python(&["standardwebhooks"]) else {
         return skipped("needs the standardwebhooks package of PyPI");
     };
-    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-    let mut endpoint = Partner::start(&mut endpoint, &["webhook-server", secret]);
     let builder = Gateway::builder();
+    let file = |name: &str, text: &str| {
+        let file = builder.dir().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let certificate = name.map(|name| {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        [file("certificate", &made.cert.pem()), file("key", &made.signing_key.serialize_pem())]
+    });
+    let mut arguments = vec!["webhook-server", secret];
+    arguments.extend(certificate.iter().flatten().map(String::as_str));
+    let mut endpoint = Partner::start(&mut endpoint, &arguments);
     // In rotation the endpoint may know the old secret only.
-    let files = [("new", "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="), ("old", secret)].map(
-        |(name, secret)| {
-            let file = builder.dir().join(name);
-            std::fs::write(&file, secret).unwrap();
-            file.display().to_string()
-        },
-    );
+    let files = [("new", "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="), ("old", secret)]
+        .map(|(name, secret)| file(name, secret));
+    let (scheme, host) = name.map_or(("http", "127.0.0.1"), |name| ("https", name));
+    let authority = certificate.map(|[file, _]| format!("ca_file = {file:?}")).unwrap_or_default();
     let gateway = builder
         .app("shop", &["*"], &[])
         .adapter(
             "hook",
             "run = \"gatepost-http\"",
-            &format!("url = \"http://127.0.0.1:{}/hook\"\nsecret_files = {files:?}", endpoint.port),
+            &format!(
+                "url = \"{scheme}://{host}:{}/hook\"\nsecret_files = {files:?}\n{authority}",
+                endpoint.port
+            ),
         )
         .route("shop", &["hook"])
         .start();
