@@ -260,6 +260,12 @@ mod tests {
     }
 
     #[test]
+    fn a_url_that_no_request_can_have_is_a_fault() {
+        let long = faults(&format!(r#"{{"url":"https://p/{}"}}"#, "x".repeat(70_000)));
+        assert!(long.len() == 1 && long[0].starts_with("url: cannot stand in a request"), "{long:?}");
+    }
+
+    #[test]
     fn every_fault_is_told_at_once() {
         let found = faults(
             r#"{"url":"ftp://u:p@h/","secret_files":["/nonexistent/s"],"headers":{"Authorization":"x","webhook-id":"x","a b":"x","X-A":"1"},

@@ -37,8 +37,6 @@ const LOOKUP_DEADLINE: Duration = Duration::from_secs(10);
 const ADDRESSES_MAX: usize = 16;
 /// How long one of them has before the next one is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(250);
-/// How long each may take to answer.
-const ADDRESS_DEADLINE: Duration = Duration::from_secs(15);
 /// How long all of it may take. Adapters have shorter limits of their own, and go away.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the adapter may take to take its answer.
@@ -266,14 +264,12 @@ async fn first_of(addresses: Vec<SocketAddr>) -> Result<TcpStream, Failed> {
     let mut tried = JoinSet::new();
     loop {
         if let Some(address) = left.next() {
-            tried.spawn(timeout(ADDRESS_DEADLINE, TcpStream::connect(address)));
+            tried.spawn(TcpStream::connect(address));
         }
         tokio::select! {
-            Some(ended) = tried.join_next() => match ended {
-                Ok(Ok(Ok(stream))) => return Ok(stream),
-                Ok(Ok(Err(error))) => failed = Failed::of(&error),
-                Ok(Err(_)) => failed = Failed::TimedOut,
-                Err(_) => failed = Failed::Other,
+            Some(ended) = tried.join_next() => match ended.map_err(io::Error::from).flatten() {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failed = Failed::of(&error),
             },
             () = sleep(HEAD_START), if left.len() > 0 => {}
             else => return Err(failed),
