@@ -36,10 +36,11 @@ CREATE TABLE node (
     until   bigint NOT NULL           -- its lease; it renews it while it can
 ) WITH (fillfactor = 50);
 
+-- Queues, and of each sender what it has handed in: all that has not ended counts as waiting there, in whatever queue it is.
 CREATE TABLE queue (
     id            integer PRIMARY KEY,
-    name          text NOT NULL UNIQUE,
-    kind          text NOT NULL CHECK (kind IN ('adapter', 'external_adapter', 'inbox', 'builtin', 'removed')),
+    name          text NOT NULL UNIQUE, -- of a sender app:NAME or adapter:NAME, as no queue is called
+    kind          text NOT NULL CHECK (kind IN ('adapter', 'external_adapter', 'inbox', 'builtin', 'removed', 'sender')),
     version       bigint NOT NULL,   -- counts changes of this row: who changes it says which one it has seen
     paused_since  bigint,            -- an operator's pause
     trip_since    bigint,            -- the breaker is open since
@@ -142,6 +143,7 @@ CREATE TABLE delivery (
     settled_token bytea,             -- token and outcome that ended the last lease
     settled_as  text,
     leaves      bytea NOT NULL,      -- numbers of its audit leaves, eight bytes each, big endian
+    sender      integer,             -- queue.id of who handed it in; null for one that the configuration did not name
     CHECK ((state IN (1, 2)) = (token IS NOT NULL) AND (token IS NULL) = (until IS NULL)),
     CHECK ((state = 5) = (reason IS NOT NULL)),
     CHECK (due IS NULL OR state IN (0, 3)),

@@ -14,10 +14,11 @@ CREATE TABLE store (
     sum            INTEGER NOT NULL                    -- of the columns before it
 ) STRICT;
 
+-- Queues, and of each sender what it has handed in: all that has not ended counts as waiting there, in whatever queue it is.
 CREATE TABLE queue (
     id            INTEGER PRIMARY KEY,
-    name          TEXT NOT NULL UNIQUE,
-    kind          TEXT NOT NULL CHECK (kind IN ('adapter', 'external_adapter', 'inbox', 'builtin', 'removed')),
+    name          TEXT NOT NULL UNIQUE, -- of a sender app:NAME or adapter:NAME, as no queue is called
+    kind          TEXT NOT NULL CHECK (kind IN ('adapter', 'external_adapter', 'inbox', 'builtin', 'removed', 'sender')),
     paused_since  INTEGER,           -- an operator's pause
     trip_since    INTEGER,           -- the breaker is open since
     trip_reason   TEXT,              -- why
@@ -102,6 +103,7 @@ CREATE TABLE delivery (
     settled_token BLOB,              -- token and outcome that ended the last lease
     settled_as  TEXT,
     leaves      BLOB NOT NULL,       -- indices of its audit leaves, eight bytes each, big endian
+    sender      INTEGER,             -- queue.id of who handed it in; null for one that the configuration did not name
     sum         INTEGER NOT NULL,    -- of all columns but ready, in their order
     CHECK ((state IN (1, 2)) = (token IS NOT NULL) AND (token IS NULL) = (until IS NULL)),
     CHECK ((state = 5) = (reason IS NOT NULL)),

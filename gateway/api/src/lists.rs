@@ -141,6 +141,35 @@ pub struct NodeList {
     pub nodes: Vec<NodeItem>,
 }
 
+/// What an app or an adapter has handed in and is not settled.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SenderItem {
+    /// Kind and name: `app:NAME` or `adapter:NAME`.
+    pub sender: String,
+    /// A message to several destinations counts for each.
+    pub deliveries: u64,
+    /// Their payloads.
+    pub bytes: u64,
+    /// What the configuration allows of it; null for a sender without such a limit.
+    pub limit: Option<SenderLimit>,
+}
+
+/// Of what is not settled; null where only the other is limited.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SenderLimit {
+    pub deliveries: Option<u64>,
+    pub bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SenderList {
+    /// By name; also those that have left the configuration.
+    pub senders: Vec<SenderItem>,
+}
+
 /// An operator's reason for what it does to a delivery.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -77,6 +77,7 @@ catalogue! {
     IdempotencyMismatch, "idempotency_mismatch", 422, false, "The idempotency key was used with other content";
     EvidenceTooWeak, "evidence_too_weak", 422, false, "The evidence is below what the destination asks for";
     QueueFull, "queue_full", 429, true, "A destination's backlog is full";
+    BacklogFull, "backlog_full", 429, true, "Too much of what this principal has handed in is not settled";
     TooManyRequests, "too_many_requests", 429, true, "Too many requests of this principal are open";
     RateLimited, "rate_limited", 429, true, "This principal hands in messages faster than it may";
     BytesInFlight, "bytes_in_flight", 429, true, "This principal has too many bytes on their way";

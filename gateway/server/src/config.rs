@@ -74,7 +74,7 @@ pub(crate) use sandbox::{Access, Connect, Host, Level, RunAs, Safety, Sandbox, r
 pub(crate) use schema::schema;
 pub(crate) use spiffe::spiffe_fault;
 pub(crate) use store::{CREDENTIALS, credentials};
-pub(crate) use units::duration;
+pub(crate) use units::{SIZE_BYTES_MAX, duration};
 
 /// The built-in queue that holds emitted messages which no route takes or their adapter may not send. It is always there.
 pub(crate) const UNROUTED: &str = "unrouted";

@@ -38,6 +38,7 @@ mod query;
 mod queues;
 mod repeats;
 mod request_ids;
+mod senders;
 mod session;
 mod settle;
 mod state;
@@ -107,6 +108,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(deliveries::discard))
         .routes(routes!(deliveries::resolve))
         .routes(routes!(nodes::list))
+        .routes(routes!(senders::list))
         .routes(routes!(keys::rotate))
         .routes(routes!(keys::erase))
         .routes(routes!(queues::adapters))

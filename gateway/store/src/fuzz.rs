@@ -15,7 +15,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 pub const TARGETS: &[Target] = &[("row", row), ("seal", seal)];
 
-const COLUMNS: usize = 33;
+const COLUMNS: usize = 34;
 const STATE: usize = 5;
 const DUE: usize = 7;
 const TOKEN: usize = 8;
@@ -29,14 +29,15 @@ const IDLE: usize = 22;
 const CHANGED: usize = 23;
 const SETTLED_TOKEN: usize = 24;
 const SETTLED_AS: usize = 25;
+const SENDER: usize = 27;
 /// Of the columns before it.
-const SUM: usize = 27;
-const READY: usize = 28;
-const SIZE: usize = 31;
-const NULL_IN_A_LEASED_ONE: [usize; 6] = [DUE, REASON, EXPIRES, SETTLED_TOKEN, SETTLED_AS, READY];
+const SUM: usize = 28;
+const READY: usize = 29;
+const SIZE: usize = 32;
+const NULL_IN_A_LEASED_ONE: [usize; 7] = [DUE, REASON, EXPIRES, SETTLED_TOKEN, SETTLED_AS, SENDER, READY];
 /// Ids, lane, token, batch, leaves and salt, with their lengths.
 const BLOBS: [(usize, usize); 7] =
-    [(1, 16), (4, 16), (TOKEN, 16), (11, 16), (26, 8), (29, 16), (30, SALT_BYTES)];
+    [(1, 16), (4, 16), (TOKEN, 16), (11, 16), (26, 8), (30, 16), (31, SALT_BYTES)];
 
 thread_local! {
     static DATABASE: Connection = Connection::open_in_memory().expect("a database in memory");
@@ -73,6 +74,7 @@ fn row(input: &[u8]) {
     assert_eq!(Some(delivery.born.as_micros()), integer(BORN));
     assert_eq!(i64::try_from(delivery.idle_at_birth.as_micros()).ok(), integer(IDLE));
     assert_eq!(Some(row.changed_at.as_micros()), integer(CHANGED));
+    assert_eq!(row.sender, integer(SENDER));
     if let Some(lease) = delivery.lease() {
         assert_eq!(Some(lease.until.as_micros()), integer(UNTIL));
         assert_eq!(i64::try_from(lease.session).ok(), integer(SESSION).or(Some(0)));

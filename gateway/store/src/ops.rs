@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use gatepost_core::delivery::{Reason, Resolution};
 use gatepost_core::message::{DataForm, NewMessage};
+use gatepost_core::policy::BacklogLimit;
 use gatepost_core::principal::{Actor, SendPermit};
 use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId, Outcome, QueuePolicy, Timestamp};
@@ -20,6 +21,16 @@ pub struct QueueSetup {
     pub kind: QueueKind,
     pub sessions: Sessions,
     pub policy: QueuePolicy,
+}
+
+impl QueueSetup {
+    /// Somebody who may hand in messages, and how much of that may be unsettled.
+    pub fn sender(sender: &Actor, limit: Option<BacklogLimit>) -> Self {
+        let policy = QueuePolicy { max_backlog: limit, ..QueuePolicy::default() };
+        // No queue has such a name: theirs have no colon.
+        let name = sender.to_string();
+        Self { name, kind: QueueKind::Sender, sessions: Sessions::default(), policy }
+    }
 }
 
 /// Whose earlier sessions the next session of an adapter ends.
@@ -42,6 +53,8 @@ pub enum QueueKind {
     Builtin,
     /// It has left the configuration with deliveries in it.
     Removed,
+    /// No queue: an app or an adapter, of which is counted what it has handed in.
+    Sender,
 }
 
 impl QueueKind {
@@ -52,11 +65,12 @@ impl QueueKind {
             Self::Inbox => "inbox",
             Self::Builtin => "builtin",
             Self::Removed => "removed",
+            Self::Sender => "sender",
         }
     }
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::Adapter, Self::ExternalAdapter, Self::Inbox, Self::Builtin, Self::Removed]
+        [Self::Adapter, Self::ExternalAdapter, Self::Inbox, Self::Builtin, Self::Removed, Self::Sender]
             .into_iter()
             .find(|kind| kind.as_str() == name)
     }
@@ -88,6 +102,16 @@ pub struct AcceptedDelivery {
     pub state: &'static str,
 }
 
+/// What a sender hands in would exceed what of it may be unsettled; nothing of it was stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the backlog of {} is full", backlog.sender)]
+pub struct SenderFull {
+    pub backlog: SenderRow,
+    /// Deliveries that would have been added, and their bytes.
+    pub deliveries: u64,
+    pub bytes: u64,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
     /// The position in the request of the event whose key was used with other content.
@@ -95,6 +119,8 @@ pub enum AcceptError {
     Mismatch(usize),
     #[error("the backlog of {0} is full")]
     QueueFull(String),
+    #[error(transparent)]
+    SenderFull(#[from] SenderFull),
     #[error("a newer session is open")]
     Superseded,
     #[error(transparent)]
@@ -226,6 +252,9 @@ pub enum SettleError {
     /// Nothing was written: an emitted event finds its destination's backlog full.
     #[error("the backlog of {0} is full")]
     QueueFull(String),
+    /// Nothing was written: an adapter takes something in while too much of what it has taken in is not settled.
+    #[error(transparent)]
+    SenderFull(#[from] SenderFull),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -487,6 +516,17 @@ pub struct QueueRow {
     pub name: String,
     pub kind: QueueKind,
     pub stats: QueueStats,
+}
+
+/// What a sender has handed in and is not settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SenderRow {
+    /// Kind and name: `app:NAME` or `adapter:NAME`.
+    pub sender: String,
+    /// A message to several destinations counts for each.
+    pub deliveries: u64,
+    pub bytes: u64,
+    pub limit: Option<BacklogLimit>,
 }
 
 /// One of the gateways that share a database.

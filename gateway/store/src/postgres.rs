@@ -47,7 +47,7 @@ use crate::backend::{
 use crate::clock::Clock;
 use crate::data_dir::DataDir;
 use crate::keyring::{Locator, WrappedTree};
-use crate::ops::StoreError;
+use crate::ops::{QueueKind, StoreError};
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
 use crate::row::Row;
 use crate::seal::{Index, Place, Salt, Vault, locator_of};
@@ -222,6 +222,9 @@ impl Backend for Postgres {
                 commit::change_queue(&mut self.connection, queue, version)?;
                 *self.versions.entry(queue.id).or_default() += 1;
             }
+        }
+        if queue.setup.kind == QueueKind::Sender {
+            return Ok(());
         }
         let buckets = sqlx::query(sql::BUCKETS_ADD).bind(queue_id(queue.id)).bind(i32::from(row::BUCKETS));
         self.connection.execute(buckets).map(drop)
@@ -574,6 +577,8 @@ impl Postgres {
                     changed |= known.counts != read.counts;
                     let mut read = read;
                     read.keep_own(known);
+                    // A sender may have been met before its row was.
+                    memory.by_name.insert(read.setup.name.clone(), read.id);
                     *known = read;
                 }
                 None => {

@@ -184,6 +184,15 @@ struct Recorded {
 }
 
 impl Rows {
+    fn count(&mut self, queue: i64, columns: &DeliveryColumns) {
+        if let Some(queue) = self.queues.get_mut(&queue) {
+            queue.count(columns);
+        }
+        if let Some(sender) = columns.sender.and_then(|sender| self.queues.get_mut(&sender)) {
+            sender.count_sent(columns);
+        }
+    }
+
     /// The number under which rows know an entry.
     fn number_of(&self, index: u64) -> u64 {
         let run = self.places.partition_point(|(first, _)| *first <= index).checked_sub(1);
@@ -294,6 +303,8 @@ struct DeliveryColumns {
     blocks: bool,
     late: bool,
     suspect: bool,
+    /// The row that counts what its sender has handed in.
+    sender: Option<i64>,
     due: Option<i64>,
     /// Of its message, bytes; `None` if that is gone.
     size: Option<i64>,
@@ -325,6 +336,14 @@ impl Queue {
             *count += i64::from(is);
         }
         self.counted[COUNTS.len() - 1] += if open { row.size.unwrap_or(0) } else { 0 };
+    }
+
+    /// Counts one delivery's row to its sender: what has not ended, whatever its state.
+    fn count_sent(&mut self, row: &DeliveryColumns) {
+        if (0..=3).contains(&row.state) {
+            self.counted[0] += 1;
+            self.counted[COUNTS.len() - 1] += row.size.unwrap_or(0);
+        }
     }
 }
 

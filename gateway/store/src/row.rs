@@ -16,7 +16,7 @@ use crate::sqlite::connection::Cells;
 use crate::sum;
 
 /// Columns of a delivery that its sum covers, from the first one.
-pub(crate) const DELIVERY_COLUMNS: usize = 27;
+pub(crate) const DELIVERY_COLUMNS: usize = 28;
 /// Columns of a message that its first sum covers, from the first one.
 pub(crate) const MESSAGE_COLUMNS: usize = 8;
 /// `seq` and the columns of a message that its second sum covers.
@@ -47,6 +47,8 @@ pub(crate) struct Row {
     pub(crate) changed_at: Timestamp,
     /// Indices of its audit leaves, eight bytes each, big endian.
     pub(crate) leaves: Vec<u8>,
+    /// The row that counts what its sender has handed in; none for a sender that the configuration did not name.
+    pub(crate) sender: Option<i64>,
 }
 
 /// The last settle, of its two columns.
@@ -120,6 +122,7 @@ impl Row {
         let (born, idle_at_birth, changed_at) = (cells.take()?, cells.take::<i64>()?, cells.take()?);
         let settled = settled(cells.take()?, cells.take_text()?, place("settled_as"))?;
         let leaves = cells.take()?;
+        let sender = cells.take()?;
         let _sum: i64 = cells.take()?;
         let ready: Option<i64> = cells.take()?;
         // The claim index says when it is ready, the row when it is due: an entry that leads to another row shows itself here.
@@ -156,6 +159,7 @@ impl Row {
             accepted_at: Timestamp::from_micros(accepted_at),
             changed_at: Timestamp::from_micros(changed_at),
             leaves,
+            sender,
         })
     }
 
@@ -240,6 +244,7 @@ impl Row {
             &delivery.settled.as_ref().map(|(token, _)| token.as_bytes()),
             &delivery.settled.map(|(_, kind)| kind.as_str()),
             &self.leaves,
+            &self.sender,
         ])
     }
 }

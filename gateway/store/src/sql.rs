@@ -10,7 +10,7 @@ macro_rules! delivery_summed {
     () => {
         "d.pos, d.id, d.message, d.queue, d.lane, d.state, d.blocks, d.due, d.token, d.until, d.session, d.batch, d.late, \
          d.attempts, d.series, d.crashes, d.doubt, d.suspect, d.replayed, d.reason, d.expires_at, d.born, d.idle_at_birth, \
-         d.changed_at, d.settled_token, d.settled_as, d.leaves, d.sum"
+         d.changed_at, d.settled_token, d.settled_as, d.leaves, d.sender, d.sum"
     };
 }
 
@@ -119,19 +119,19 @@ statements! {
     KEY_PUT = "/* key_put */ INSERT OR REPLACE INTO dedup (key, message) VALUES (?1, ?2)";
     DELIVERY_ADD = "/* delivery_add */ INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, token, until, session, \
         batch, late, attempts, series, crashes, doubt, suspect, replayed, reason, expires_at, born, idle_at_birth, changed_at, \
-        settled_token, settled_as, leaves, ready, sum) \
+        settled_token, settled_as, leaves, sender, ready, sum) \
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, \
-        ?25, ?26, ?27, ?28, ?29)";
+        ?25, ?26, ?27, ?28, ?29, ?30)";
     /// Its parameters are those of the new row, in the table's order, and the old state and token.
     DELIVERY_CHANGE = "/* delivery_change */ UPDATE delivery SET lane = ?5, state = ?6, blocks = ?7, due = ?8, token = ?9, until = ?10, \
         session = ?11, batch = ?12, late = ?13, attempts = ?14, series = ?15, crashes = ?16, doubt = ?17, suspect = ?18, \
         replayed = ?19, reason = ?20, born = ?22, idle_at_birth = ?23, changed_at = ?24, settled_token = ?25, settled_as = ?26, \
-        leaves = ?27, ready = ?28, sum = ?29 WHERE pos = ?1 AND state = ?30 AND token IS ?31";
+        leaves = ?27, ready = ?29, sum = ?30 WHERE pos = ?1 AND state = ?31 AND token IS ?32";
     /// Its parameters are those of [`DELIVERY_CHANGE`]. The columns that every step of an ordinary delivery changes; the others
     /// stay, and so do their indices and checks.
     DELIVERY_STEP = "/* delivery_step */ UPDATE delivery SET state = ?6, blocks = ?7, due = ?8, token = ?9, until = ?10, \
         session = ?11, batch = ?12, attempts = ?14, changed_at = ?24, settled_token = ?25, settled_as = ?26, leaves = ?27, \
-        ready = ?28, sum = ?29 WHERE pos = ?1 AND state = ?30 AND token IS ?31";
+        ready = ?29, sum = ?30 WHERE pos = ?1 AND state = ?31 AND token IS ?32";
     /// Before the change of a delivery that is at another destination afterwards: its lane there is part of the change.
     DELIVERY_MOVE = "/* delivery_move */ UPDATE delivery SET queue = ?3, lane = NULL, ready = NULL WHERE pos = ?1 AND queue = ?2";
     /// Takes back what was ready in a windowed lane: the one in front of it may have gone back since. Whatever was made ready
@@ -162,7 +162,7 @@ statements! {
     RECONCILE_MESSAGES = "/* reconcile_messages */ SELECT seq, id FROM message";
     /// A delivery whose message is gone is read too.
     RECONCILE_DELIVERIES = "/* reconcile_deliveries */ SELECT d.id, d.message, d.queue, d.state, d.attempts, d.series, d.leaves, d.late, \
-        d.due, d.lane IS NOT NULL AS in_lane, d.blocks, d.suspect, m.size FROM delivery d LEFT JOIN message m ON m.seq = d.message";
+        d.due, d.lane IS NOT NULL AS in_lane, d.blocks, d.suspect, d.sender, m.size FROM delivery d LEFT JOIN message m ON m.seq = d.message";
 
     // === copied into another database ===
     COPY_MESSAGES = concat!("/* copy_messages */ SELECT ", message_summed!(), ", seq, dedup, fingerprint, subject, key, correlation, \

@@ -53,7 +53,7 @@ use crate::call::Op;
 use crate::clock::Clock;
 use crate::hints::Hints;
 use crate::leaves::Handed;
-use crate::ops::{QueueRow, QueueStats, StoreError};
+use crate::ops::{QueueKind, QueueRow, QueueStats, StoreError};
 use crate::random::Random;
 use crate::recent::Recent;
 use crate::seal::Vault;
@@ -393,8 +393,8 @@ impl<B: Backend> Writer<B> {
 
     /// The row that operators see of a queue.
     fn queue_row(memory: &mut Memory, id: i64, now: Timestamp) -> Option<QueueRow> {
+        let queue = memory.queues.get(&id).filter(|queue| queue.setup.kind != QueueKind::Sender)?;
         let rates = memory.rates.entry(id).or_default().per_second(now);
-        let queue = memory.queues.get(&id)?;
         let count = |value: i64| u64::try_from(value).unwrap_or(0);
         let counts = &queue.counts;
         let stats = QueueStats {
@@ -420,6 +420,8 @@ impl<B: Backend> Writer<B> {
         let ids: Vec<i64> = self.memory.queues.keys().copied().collect();
         let rows = ids.into_iter().filter_map(|id| Self::queue_row(&mut self.memory, id, now));
         self.health.set_queues(rows.map(|row| (row.name.clone(), row)).collect());
+        let senders = self.memory.queues.values().filter_map(memory::Queue::sender_row);
+        self.health.update_senders(senders.collect());
     }
 }
 

@@ -178,6 +178,9 @@ fn problem_hint(code: &str) -> Option<&'static str> {
         Code::NoRoute => "add a [[routes]] that takes this message, then `gatepost reload`",
         Code::RouteFailed => "correct the `when` of the route it names",
         Code::IdempotencyMismatch => "use a new --id (or --idempotency-key) for new content",
+        Code::BacklogFull => {
+            "see `gatepost status` and `gatepost queue ls`: what was handed in is not settled yet; try again later, or raise `limits.backlog` of the sender"
+        }
         Code::QueueFull => "see `gatepost queue ls`: the destination is behind; try again later",
         Code::StorageFull => "free some space on the disk of data_dir",
         Code::StoreUnavailable => "see `gatepost status` and `gatepost doctor`",

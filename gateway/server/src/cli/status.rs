@@ -1,6 +1,8 @@
 //! `gatepost status`: is it working, and if not, what blocks?
 
-use gatepost_api::lists::{AdapterItem, NodeItem, NodeList, NodeShare, QueueItem, SandboxItem};
+use gatepost_api::lists::{
+    AdapterItem, NodeItem, NodeList, NodeShare, QueueItem, SandboxItem, SenderItem, SenderList,
+};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -25,12 +27,14 @@ pub(super) async fn status(context: &Context, args: &Status) -> Result<(), Failu
     let queues = pages(&mut client, "/v1/queues", "queues", ITEMS_MAX).await?.items;
     let adapters = pages(&mut client, "/v1/adapters", "adapters", ITEMS_MAX).await?.items;
     let nodes = nodes(&mut client).await?;
+    let senders = senders(&mut client).await?;
     let audit = audit_head(&mut client).await?;
     let ui = &context.ui;
     if ui.json {
         let audit = audit.map(|head| json!({"origin": head.origin, "size": head.size, "root": head.root}));
         ui.json(&json!({
-            "ready": ready, "readiness": readiness, "queues": queues, "adapters": adapters, "nodes": nodes, "audit": audit,
+            "ready": ready, "readiness": readiness, "queues": queues, "adapters": adapters, "nodes": nodes, "senders": senders,
+            "audit": audit,
         }))?;
     } else {
         print_head(ui, &client, ready, &readiness, audit.as_ref())?;
@@ -41,6 +45,7 @@ pub(super) async fn status(context: &Context, args: &Status) -> Result<(), Failu
             ui.line("")?;
             queue::grid(ui, &queues).print(ui)?;
         }
+        print_senders(ui, senders)?;
     }
     if ready { Ok(()) } else { Err(Failure::unsuccessful("the gateway is not ready")) }
 }
@@ -60,6 +65,13 @@ async fn nodes(client: &mut Client) -> Result<Vec<NodeItem>, Failure> {
     let answer = client.call(Call::get("/v1/nodes")).await?;
     let list: NodeList = answer.json()?;
     Ok(list.nodes)
+}
+
+/// What each has handed in and is not settled.
+async fn senders(client: &mut Client) -> Result<Vec<SenderItem>, Failure> {
+    let answer = client.call(Call::get("/v1/senders")).await?;
+    let list: SenderList = answer.json()?;
+    Ok(list.senders)
 }
 
 pub(super) struct AuditHead {
@@ -170,6 +182,31 @@ fn sandbox(item: &SandboxItem) -> String {
     let processes = item.processes.map(|count| format!(", {count} processes")).unwrap_or_default();
     let cpus = item.cpu_percent.map(|percent| format!(", {percent} % cpu")).unwrap_or_default();
     format!("{}{landlock}{calls}{memory}{processes}{cpus}, as {whose}", item.level)
+}
+
+/// Those that have a limit: of the others it is the queues that say what is behind.
+fn print_senders(ui: &Ui, senders: Vec<SenderItem>) -> Result<(), Failure> {
+    let limited: Vec<SenderItem> = senders.into_iter().filter(|sender| sender.limit.is_some()).collect();
+    if limited.is_empty() {
+        return Ok(());
+    }
+    ui.line("")?;
+    let mut grid = ui.table(&["SENDER", "UNSETTLED", "OF AT MOST", "BYTES", "OF AT MOST"]);
+    for sender in limited {
+        let (deliveries, bytes) = sender.limit.map_or((None, None), |limit| (limit.deliveries, limit.bytes));
+        let style = |has: u64, most: Option<u64>| {
+            if most.is_some_and(|most| has >= most) { Style::Bad } else { Style::Plain }
+        };
+        let most = |most: Option<u64>, shown: fn(u64) -> String| most.map_or_else(|| "-".to_owned(), shown);
+        grid.row(vec![
+            (Style::Strong, sender.sender),
+            (style(sender.deliveries, deliveries), text::count(sender.deliveries)),
+            (Style::Faint, most(deliveries, text::count)),
+            (style(sender.bytes, bytes), text::bytes(sender.bytes)),
+            (Style::Faint, most(bytes, text::bytes)),
+        ]);
+    }
+    grid.print(ui)
 }
 
 fn print_adapters(ui: &Ui, adapters: Vec<Value>) -> Result<(), Failure> {

@@ -351,6 +351,15 @@ fn operators(request: &Request) -> (u16, Value) {
             };
             (200, json!({"nodes": [node("clinic-1a", true, Some(4321)), node("clinic-1b", false, None)]}))
         }
+        "/v1/senders" => {
+            let sender = |name: &str, deliveries: u64, limit: Value| json!({"sender": name, "deliveries": deliveries, "bytes": 4096, "limit": limit});
+            let (full, half) =
+                (json!({"deliveries": 1000, "bytes": null}), json!({"deliveries": null, "bytes": 1 << 20}));
+            (
+                200,
+                json!({"senders": [sender("adapter:lab", 3, half), sender("app:ehr", 1000, full), sender("app:other", 1, Value::Null)]}),
+            )
+        }
         "/v1/audit/checkpoint" => (200, json!("clinic-1\n1234\nq83vEjRWeJA=\n\n— clinic-1 abc\n")),
         "/v1/messages" => {
             let item = json!({"id": MESSAGE, "app": "ehr", "type": "org.hl7.v2.ADT_A01", "size": 612,

@@ -250,6 +250,11 @@ const LIMITS: Groups = &[&[
         Shape::Count { min: 1, max: CONNECTIONS_MAX },
         "Its open connections. Default: those of its user or address.",
     ),
+    key(
+        "backlog",
+        Shape::Table(BACKLOG),
+        "What it has handed in and is not settled; a message counts for each of its destinations. Default: no limit.",
+    ),
 ]];
 
 const LIMITED: &[Key] = &[key("limits", Shape::Table(LIMITS), "What it may take at a time.")];

@@ -3,7 +3,10 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use gatepost_core::policy::BacklogLimit;
+
 use super::fault::Report;
+use super::queues;
 use super::section::{Item, Section};
 
 /// What one principal may take. What is not limited here is bounded by what every principal may have.
@@ -16,6 +19,8 @@ pub(crate) struct PrincipalLimits {
     pub(crate) requests: Option<usize>,
     /// Open connections, over all listeners.
     pub(crate) connections: Option<usize>,
+    /// Deliveries that it has handed in and that are not settled, and their bytes.
+    pub(crate) backlog: Option<BacklogLimit>,
 }
 
 /// Messages handed in: on average, and at once after a pause.
@@ -44,6 +49,7 @@ pub(super) fn read(owner: &Section<'_>, report: &mut Report<'_>) -> PrincipalLim
         bytes_in_flight: section.size("bytes_in_flight").map(|size| size.value),
         requests: count("requests"),
         connections: count("connections"),
+        backlog: section.table("backlog").and_then(|section| queues::backlog(&section, report)),
     }
 }
 

@@ -204,7 +204,7 @@ fn retry(section: &Section<'_>, report: &mut Report<'_>) -> RetryPolicy {
     policy
 }
 
-fn backlog(section: &Section<'_>, report: &mut Report<'_>) -> Option<BacklogLimit> {
+pub(super) fn backlog(section: &Section<'_>, report: &mut Report<'_>) -> Option<BacklogLimit> {
     if !section.has("messages") && !section.has("bytes") {
         report.add(&section.spot, "limits nothing: give `messages`, `bytes` or both");
         return None;

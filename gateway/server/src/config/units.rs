@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Longest duration, so that adding one to a time never overflows.
 pub(super) const DURATION_MAX: Duration = Duration::from_secs(3650 * 86_400);
 /// Largest size, bytes: what the store's integers hold.
-pub(super) const SIZE_BYTES_MAX: u64 = i64::MAX.unsigned_abs();
+pub(crate) const SIZE_BYTES_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// As regular expressions, for the schema.
 pub(super) const DURATION_PATTERN: &str = "^[0-9]+(ms|s|m|h|d)$";

@@ -121,7 +121,7 @@ fn stalled(queue: &QueueRow, consumers: &Consumers) -> Option<String> {
     let attended = match queue.kind {
         QueueKind::Adapter | QueueKind::ExternalAdapter => true,
         QueueKind::Inbox => consumers.seen_within(&queue.name, CONSUMER_SEEN_WITHIN),
-        QueueKind::Builtin | QueueKind::Removed => false,
+        QueueKind::Builtin | QueueKind::Removed | QueueKind::Sender => false,
     };
     let braked = queue.stats.paused || queue.stats.tripped.is_some();
     let absent =

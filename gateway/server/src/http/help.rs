@@ -69,6 +69,11 @@ fn advice(code: Code) -> &'static str {
         Code::QueueFull => {
             "Wait as `Retry-After` says; the destination's partner takes less than is sent. Nothing was stored."
         }
+        Code::BacklogFull => {
+            "Wait as `Retry-After` says: what was handed in has to be delivered first, or has to end otherwise. `gatepost queue ls` says where it \
+             waits; `limits.backlog` of the principal says how much it may be, and a message counts for each of its destinations. A call that is \
+             larger than the limit is never taken: send less at a time. Nothing of the request was stored."
+        }
         Code::TooManyRequests => {
             "Wait for open requests to end before sending more; `detail` says whether their number or the memory for large bodies is used up."
         }

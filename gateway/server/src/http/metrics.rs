@@ -52,6 +52,11 @@ struct DepthLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SenderLabels {
+    sender: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct AdapterLabels {
     adapter: String,
 }
@@ -147,6 +152,7 @@ impl View<'_> {
     fn registry(&self) -> Registry {
         let mut registry = Registry::default();
         self.queues(&mut registry);
+        self.senders(&mut registry);
         self.store(&mut registry);
         self.adapters(&mut registry);
         self.listeners(&mut registry);
@@ -196,6 +202,23 @@ impl View<'_> {
         );
         registry.register("gatepost_queue_oldest_seconds", "Age of the oldest unsettled delivery", oldest);
         registry.register("gatepost_queue_held_lanes", "Lanes that a held or dead delivery blocks", lanes);
+    }
+
+    /// Of all that configurations have named, and nobody else.
+    fn senders(&self, registry: &mut Registry) {
+        let deliveries = Family::<SenderLabels, Gauge>::default();
+        let bytes = Family::<SenderLabels, Gauge>::default();
+        for row in self.health.senders() {
+            let labels = SenderLabels { sender: row.sender };
+            deliveries.get_or_create(&labels).set(signed(row.deliveries));
+            bytes.get_or_create(&labels).set(signed(row.bytes));
+        }
+        registry.register(
+            "gatepost_sender_backlog_deliveries",
+            "Deliveries that the sender has handed in and that are not settled",
+            deliveries,
+        );
+        registry.register("gatepost_sender_backlog_bytes", "Their payloads", bytes);
     }
 
     fn store(&self, registry: &mut Registry) {

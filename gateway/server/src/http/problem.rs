@@ -14,9 +14,10 @@ use axum::response::{IntoResponse, Response};
 use gatepost_api::problem::{Code, PROBLEM_MEDIA_TYPE, Problem};
 use gatepost_api::settle::SettledItem;
 use gatepost_core::delivery::Refusal as ProtocolRefusal;
-use gatepost_store::{AcceptError, LeaseError, MoveError, OperateError, SettleError, StoreError};
+use gatepost_store::{AcceptError, LeaseError, MoveError, OperateError, SenderFull, SettleError, StoreError};
 
 use super::settle::settled_items;
+use crate::config::SIZE_BYTES_MAX;
 
 /// When a client that was refused for a passing reason should ask again, seconds.
 const RETRY_SOON_S: u32 = 1;
@@ -113,6 +114,7 @@ impl Refusal {
             Code::ReceiptPending
             | Code::TooManyRequests
             | Code::QueueFull
+            | Code::BacklogFull
             | Code::RateLimited
             | Code::BytesInFlight => Some(RETRY_SOON_S),
             Code::Stopping | Code::StoreUnavailable => Some(RETRY_LATER_S),
@@ -163,6 +165,7 @@ impl From<AcceptError> for Refusal {
         match error {
             AcceptError::Mismatch(index) => mismatch(index),
             AcceptError::QueueFull(queue) => queue_full(&queue),
+            AcceptError::SenderFull(full) => backlog_full(&full),
             AcceptError::Superseded => superseded(),
             AcceptError::Store(error) => error.into(),
         }
@@ -198,6 +201,7 @@ impl From<SettleError> for Refusal {
             }
             SettleError::Mismatch(index) => mismatch(index),
             SettleError::QueueFull(queue) => queue_full(&queue),
+            SettleError::SenderFull(full) => backlog_full(&full),
             SettleError::Store(error) => error.into(),
         }
     }
@@ -234,6 +238,24 @@ fn mismatch(index: usize) -> Refusal {
 
 fn queue_full(queue: &str) -> Refusal {
     Refusal::new(Code::QueueFull, format!("the backlog of `{queue}` is full; nothing was stored"))
+}
+
+fn backlog_full(full: &SenderFull) -> Refusal {
+    let SenderFull { backlog, deliveries, bytes } = full;
+    let most = backlog.limit.map(|limit| {
+        let bytes = (limit.bytes < SIZE_BYTES_MAX).then(|| format!("{} bytes", limit.bytes));
+        let deliveries = (limit.messages < SIZE_BYTES_MAX).then(|| format!("{} deliveries", limit.messages));
+        deliveries.into_iter().chain(bytes).collect::<Vec<_>>().join(" and ")
+    });
+    let detail = format!(
+        "`{}` has {} deliveries of {} bytes that are not settled, this would add {deliveries} of {bytes} bytes, and {} is the limit; \
+         nothing was stored",
+        backlog.sender,
+        backlog.deliveries,
+        backlog.bytes,
+        most.unwrap_or_default()
+    );
+    Refusal::new(Code::BacklogFull, detail)
 }
 
 fn superseded() -> Refusal {

@@ -3,13 +3,18 @@
 use std::time::Duration;
 
 use gatepost_api::event::Event;
-use gatepost_api::lists::{DeliveryItem, Depth, MessageItem, NodeItem, NodeShare, QueueItem, Rate};
+use gatepost_api::lists::{
+    DeliveryItem, Depth, MessageItem, NodeItem, NodeShare, QueueItem, Rate, SenderItem, SenderLimit,
+};
 use gatepost_api::messages::{DeliveryView, HistoryItem, MessageView};
-use gatepost_store::{DeliveryRow, HistoryRow, MessageDetail, MessageRow, NODE_SHARES, NodeRow, QueueRow};
+use gatepost_store::{
+    DeliveryRow, HistoryRow, MessageDetail, MessageRow, NODE_SHARES, NodeRow, QueueRow, SenderRow,
+};
 use serde_json::value::RawValue;
 
 use super::problem::Refusal;
 use super::wait::read_reply;
+use crate::config::SIZE_BYTES_MAX;
 
 /// Whether a view may show what partners answered: that is payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +49,13 @@ pub(crate) fn message(row: &MessageRow) -> MessageItem {
         size: row.size,
         deliveries: row.deliveries.iter().map(delivery).collect(),
     }
+}
+
+pub(crate) fn sender(row: SenderRow) -> SenderItem {
+    let some = |most: u64| (most < SIZE_BYTES_MAX).then_some(most);
+    let limit =
+        row.limit.map(|limit| SenderLimit { deliveries: some(limit.messages), bytes: some(limit.bytes) });
+    SenderItem { sender: row.sender, deliveries: row.deliveries, bytes: row.bytes, limit }
 }
 
 pub(crate) fn node(row: &NodeRow) -> NodeItem {

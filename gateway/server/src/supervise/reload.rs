@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use gatepost_audit::leaf::Event;
-use gatepost_core::principal::Actor;
+use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_store::{AuditNote, QueueKind, QueueSetup, Sessions, Store, StoreError};
 use nix::sys::signal::{Signal, kill};
 use serde::{Deserialize, Serialize};
@@ -264,7 +264,7 @@ impl ReloadError {
     }
 }
 
-/// The configuration's queues, as the store wants them.
+/// The configuration's queues and senders, as the store wants them.
 pub(crate) fn queue_setups(config: &Config) -> Vec<QueueSetup> {
     let kind = |name: &str| match config.adapters.get(name).map(|adapter| &adapter.process) {
         Some(AdapterProcess::Supervised(_)) => QueueKind::Adapter,
@@ -276,6 +276,12 @@ pub(crate) fn queue_setups(config: &Config) -> Vec<QueueSetup> {
         Some(Nodes::Each) => Sessions::OfNode,
         Some(Nodes::One) | None => Sessions::One,
     };
+    let apps = config.apps.values().map(|app| (Actor::new(ActorKind::App, &app.name), app.limits));
+    let adapters = config
+        .adapters
+        .values()
+        .map(|adapter| (Actor::new(ActorKind::Adapter, &adapter.name), adapter.limits));
+    let senders = apps.chain(adapters).map(|(sender, limits)| QueueSetup::sender(&sender, limits.backlog));
     config
         .queues()
         .map(|(name, policy)| QueueSetup {
@@ -284,6 +290,7 @@ pub(crate) fn queue_setups(config: &Config) -> Vec<QueueSetup> {
             sessions: sessions(name),
             policy,
         })
+        .chain(senders)
         .collect()
 }
 

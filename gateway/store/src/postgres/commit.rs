@@ -25,7 +25,7 @@ pub(super) use lanes::{Lane, Simple, advance};
 pub(super) use script::Values;
 #[cfg(test)]
 pub(super) use write::whole_texts;
-pub(super) use write::{bind_counts, bind_rows, queues_of};
+pub(super) use write::{bind_counts, bind_rows, queues_of, sender_of};
 
 /// Microseconds in a day: what is partitioned by time is by days.
 pub(super) const DAY_MICROS: i64 = 86_400_000_000;
@@ -278,9 +278,10 @@ fn has_changed(before: &Queue, queue: &Queue) -> bool {
 }
 
 fn added_to_counts(turn: &Turn<'_>) -> impl Iterator<Item = (i64, Counts)> {
-    let changed = turn.queues.values().filter_map(|queue| {
-        let before = turn.memory.queues.get(&queue.id)?;
-        Some((queue.id, queue.counts.since(&before.counts)))
+    let changed = turn.queues.values().map(|queue| {
+        // Of a sender that only other nodes know yet, all of it comes to what they have.
+        let before = turn.memory.queues.get(&queue.id).map_or(Counts::default(), |before| before.counts);
+        (queue.id, queue.counts.since(&before))
     });
     changed.filter(|(_, counts)| *counts != Counts::default())
 }

@@ -93,6 +93,7 @@ pub(super) fn load(row: &PgRow) -> Result<Row, StoreError> {
     let token = cells.take_opt_bytes(place("settled_token"))?;
     let settled = settled(token, cells.take()?, place("settled_as"))?;
     let leaves: Vec<u8> = cells.take()?;
+    let sender = cells.take::<Option<i32>>()?.map(i64::from);
     let message = cells.take_bytes(place("message"))?;
     let (size, accepted_at): (i64, i64) = (cells.take()?, cells.take()?);
     let salt = cells.take_opt_bytes(place("salt"))?.map(Salt::from_stored);
@@ -123,5 +124,6 @@ pub(super) fn load(row: &PgRow) -> Result<Row, StoreError> {
         accepted_at: Timestamp::from_micros(accepted_at),
         changed_at: Timestamp::from_micros(changed_at),
         leaves,
+        sender,
     })
 }

@@ -15,7 +15,7 @@ macro_rules! delivery_columns {
     () => {
         "d.pos, d.id, d.message, d.queue, d.lane, d.state, d.blocks, d.due, d.token, d.until, d.session, d.batch, d.late, \
          d.attempts, d.series, d.crashes, d.doubt, d.suspect, d.replayed, d.reason, d.expires_at, d.born, d.idle_at_birth, \
-         d.changed_at, d.settled_token, d.settled_as, d.leaves, m.id AS message_id, m.size, m.accepted_at, p.salt"
+         d.changed_at, d.settled_token, d.settled_as, d.leaves, d.sender, m.id AS message_id, m.size, m.accepted_at, p.salt"
     };
 }
 
@@ -287,7 +287,7 @@ statements! {
     RECONCILE_MESSAGES = "/* reconcile_messages */ SELECT seq, id FROM message";
     /// A delivery whose message is gone is read too.
     RECONCILE_DELIVERIES = "/* reconcile_deliveries */ SELECT d.id, d.message, d.queue, d.state, d.attempts, d.series, d.leaves, d.late, \
-        d.due, d.lane IS NOT NULL, d.blocks, d.suspect, m.size FROM delivery d LEFT JOIN message m ON m.seq = d.message";
+        d.due, d.lane IS NOT NULL, d.blocks, d.suspect, d.sender, m.size FROM delivery d LEFT JOIN message m ON m.seq = d.message";
 
     // === backup ===
     PARTITIONED_DAYS = "/* partitioned_days */ SELECT DISTINCT substring(c.relname FROM '[0-9]+$')::integer AS day FROM pg_class c \

@@ -90,11 +90,10 @@ impl Rows {
             in_lane: cells.take()?,
             blocks: cells.take()?,
             suspect: cells.take()?,
+            sender: cells.take::<Option<i32>>()?.map(i64::from),
             size: cells.take()?,
         };
-        if let Some(queue) = self.queues.get_mut(&delivery.queue) {
-            queue.count(&columns);
-        }
+        self.count(delivery.queue, &columns);
         self.deliveries.insert(id, delivery);
         Ok(())
     }

@@ -33,9 +33,7 @@ pub(super) fn read(database: &Path) -> rusqlite::Result<Rows> {
     let mut read = statement.query([])?;
     while let Some(row) = read.next()? {
         let (columns, delivery) = (columns(row)?, delivery(row)?);
-        if let Some(queue) = rows.queues.get_mut(&delivery.queue) {
-            queue.count(&columns);
-        }
+        rows.count(delivery.queue, &columns);
         rows.deliveries.insert(row.get(0)?, delivery);
     }
     Ok(rows)
@@ -64,6 +62,7 @@ fn columns(row: &Row<'_>) -> rusqlite::Result<DeliveryColumns> {
         blocks: row.get("blocks")?,
         late: row.get("late")?,
         suspect: row.get("suspect")?,
+        sender: row.get("sender")?,
         due: row.get("due")?,
         size: row.get("size")?,
     })

@@ -7,7 +7,7 @@ use rusqlite::types::Value;
 
 use super::damage::{Damage, Fate};
 use super::rows::{FoundRow, Worth};
-use super::table::{MESSAGE_DEDUP, Table};
+use super::table::{DELIVERY_SENDER, MESSAGE_DEDUP, Table};
 use crate::keyring::WrappedTree;
 use crate::leaves::Run;
 
@@ -22,6 +22,7 @@ pub(super) struct KnownDelivery {
     pub(super) pos: i64,
     pub(super) message: i64,
     pub(super) queue: i64,
+    pub(super) sender: Option<i64>,
 }
 
 /// A row of a message or a delivery that does not verify.
@@ -81,7 +82,11 @@ impl Found {
                 [Value::Integer(pos), Value::Blob(id), Value::Integer(message), Value::Integer(queue), ..],
             ) => {
                 if let Ok(id) = id.as_slice().try_into() {
-                    let delivery = KnownDelivery { pos: *pos, message: *message, queue: *queue };
+                    let sender = match values.get(DELIVERY_SENDER) {
+                        Some(Value::Integer(sender)) => Some(*sender),
+                        _ => None,
+                    };
+                    let delivery = KnownDelivery { pos: *pos, message: *message, queue: *queue, sender };
                     self.deliveries.entry(id).or_insert(delivery);
                     self.positions.insert(*pos);
                 }

@@ -138,7 +138,8 @@ impl Image {
         }
     }
 
-    /// Takes up what was committed, as SQLite would, and goes on behind a single flipped bit, since the checksum says which one.
+    /// Takes up what was committed, as SQLite would, and goes on behind a single flipped bit, since the checksum says which one. Of the
+    /// highest eight bits of a word it does not always: it may be another word's that is put right, and a row that does not verify.
     fn read_wal(&mut self, wal: &File) -> io::Result<()> {
         let length = wal.metadata()?.len();
         let mut header = [0; HEADER_BYTES];

@@ -71,6 +71,8 @@ impl Recorded {
             accepted_at: when,
             changed_at: when,
             leaves: self.entries.iter().flat_map(|index| index.to_be_bytes()).collect(),
+            // It has ended, or will have in a moment.
+            sender: None,
         }
     }
 }
@@ -139,6 +141,9 @@ impl<'f> Recorder<'f> {
                         self.record.messages_by_delivery.insert(delivery.id, message);
                     }
                     self.name_queue(known.queue, &delivery.to);
+                    if let Some(sender) = known.sender {
+                        self.name_queue(sender, &format!("{}:{}", leaf.by.kind.as_str(), leaf.by.name));
+                    }
                 }
                 None => {
                     let to = delivery.to.to_string();

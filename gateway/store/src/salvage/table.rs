@@ -32,6 +32,8 @@ pub(super) const MESSAGE_SALT: usize = MESSAGE_ATTRIBUTES + 1;
 pub(super) const MESSAGE_DATA: usize = MESSAGE_SALT + 1;
 /// The one column of a delivery that its sum does not cover.
 pub(super) const DELIVERY_READY: usize = 8;
+/// The last one that it covers.
+pub(super) const DELIVERY_SENDER: usize = DELIVERY_COLUMNS;
 
 impl Table {
     pub(super) const ALL: [Self; 11] = [

@@ -9,8 +9,9 @@ use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_core::{Delivery, DeliveryId, MessageId, Order, State};
 
 use super::leaf::accepted_leaf;
+use super::memory::Queue;
 use super::turn::{Extra, MessageRow, NewKey, Turn};
-use crate::ops::{Accept, AcceptError, Accepted, AcceptedDelivery, Emit, StoreError, UNROUTED};
+use crate::ops::{Accept, AcceptError, Accepted, AcceptedDelivery, Emit, SenderFull, StoreError, UNROUTED};
 use crate::prepared::Prepared;
 use crate::row::Row;
 use crate::seal::{Domain, Index};
@@ -32,6 +33,14 @@ enum Fate {
     /// The same as an earlier event of this request.
     Twin(usize),
     New,
+}
+
+/// What follows where a sender has more unsettled than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beyond {
+    Refused,
+    /// It belongs to an outcome, which must not be lost for it.
+    Taken,
 }
 
 /// Where a new message goes: its destinations, or dead into `unrouted`.
@@ -56,7 +65,7 @@ impl<'a> Turn<'a> {
         let messages = accept.messages.iter().zip(prepared);
         let plans: Vec<Plan<'a>> =
             messages.map(|(message, prepared)| Plan { message, prepared, dead: None }).collect();
-        self.take_in(sender, &plans, known)
+        self.take_in(sender, &plans, known, Beyond::Refused)
     }
 
     /// Emitted events are accepted like others, but one that no route takes is kept, dead.
@@ -66,13 +75,14 @@ impl<'a> Turn<'a> {
         emit: &'a [Emit],
         prepared: &'a [Prepared],
         known: &KnownKeys,
+        beyond: Beyond,
     ) -> Result<Vec<Accepted>, AcceptError> {
         let plans: Vec<Plan<'a>> = emit
             .iter()
             .zip(prepared)
             .map(|(emit, prepared)| Plan { message: &emit.message, prepared, dead: emit.dead })
             .collect();
-        self.take_in(sender, &plans, known)
+        self.take_in(sender, &plans, known, beyond)
     }
 
     pub(crate) fn session_of(&self, adapter: &str) -> Result<u64, StoreError> {
@@ -85,6 +95,7 @@ impl<'a> Turn<'a> {
         sender: &'a Actor,
         plans: &[Plan<'a>],
         known: &KnownKeys,
+        beyond: Beyond,
     ) -> Result<Vec<Accepted>, AcceptError> {
         let mut first_of: HashMap<Index, usize> = HashMap::new();
         let mut fates = Vec::with_capacity(plans.len());
@@ -100,7 +111,11 @@ impl<'a> Turn<'a> {
             fates.push(fate);
         }
         let new = |position: &usize| matches!(fates[*position], Fate::New);
-        self.check_backlog((0..plans.len()).filter(new).map(|position| &plans[position]))?;
+        let new = || (0..plans.len()).filter(new).map(|position| &plans[position]);
+        self.check_backlog(new())?;
+        if beyond == Beyond::Refused {
+            self.check_sender(sender, new())?;
+        }
         let mut answers: Vec<Accepted> = Vec::with_capacity(plans.len());
         for (plan, fate) in plans.iter().zip(fates) {
             let answer = match fate {
@@ -149,14 +164,43 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
+    /// What comes counts for each of its destinations, as it will stand in their queues.
+    fn check_sender<'p>(
+        &self,
+        sender: &Actor,
+        plans: impl Iterator<Item = &'p Plan<'p>>,
+    ) -> Result<(), AcceptError> {
+        let Some(queue) = self.sender(sender) else { return Ok(()) };
+        let Some(limit) = queue.setup.policy.max_backlog else { return Ok(()) };
+        let (mut deliveries, mut bytes) = (0, 0);
+        for plan in plans.filter(|plan| plan.dead.is_none()) {
+            let to = plan.message.destinations.len() as u64;
+            deliveries += to;
+            bytes += to * plan.prepared.size;
+        }
+        let (open, open_bytes) = queue.backlog();
+        let full = open + deliveries > limit.messages || open_bytes + bytes > limit.bytes;
+        match queue.sender_row().filter(|_| full && deliveries > 0) {
+            Some(backlog) => Err(SenderFull { backlog, deliveries, bytes }.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// The row that counts what a sender has handed in, as this turn sees it.
+    fn sender(&self, sender: &Actor) -> Option<&Queue> {
+        let queue = self.memory.sender(sender)?;
+        Some(self.queues.get(&queue.id).unwrap_or(queue))
+    }
+
     fn insert(&mut self, sender: &'a Actor, plan: &Plan<'a>) -> Result<Accepted, StoreError> {
         let Plan { message, prepared, .. } = *plan;
         let id = prepared.id;
         let seq = self.next_seq;
         self.next_seq += 1;
         let first = self.new_rows.len();
+        let counted_by = self.sender(sender).map(|queue| queue.id);
         for destination in destinations(plan) {
-            let row = self.new_delivery(destination, plan, seq)?;
+            let row = Row { sender: counted_by, ..self.new_delivery(destination, plan, seq)? };
             self.new_rows.push(row);
         }
         let rows = first..self.new_rows.len();
@@ -203,6 +247,7 @@ impl<'a> Turn<'a> {
             accepted_at: self.now,
             changed_at: self.now,
             leaves: Vec::with_capacity(24),
+            sender: None,
         };
         self.next_pos += 1;
         Ok(row)
@@ -249,7 +294,7 @@ impl<'a> Turn<'a> {
     fn account(&mut self, rows: std::ops::Range<usize>) -> Result<(), StoreError> {
         for position in rows {
             let row = self.new_rows[position].clone();
-            self.queue_mut(row.queue)?.counts.add(&row);
+            self.recount(None, &row)?;
             self.traffic.entry(row.queue).or_default().0 += 1;
             if let Some(lane) = row.lane {
                 self.lanes.insert((row.queue, lane));

@@ -1,6 +1,6 @@
 //! What the writer shows of itself to everybody else, without a lock on its way.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::durability::{Durability, DurabilityCell};
-use crate::ops::{AdapterRole, QueueRow};
+use crate::ops::{AdapterRole, QueueRow, SenderRow};
 
 /// Damaged rows that are named; of more, the rest is only logged.
 const DAMAGED_MAX: usize = 1000;
@@ -28,6 +28,7 @@ pub struct Health {
     damaged: Mutex<BTreeSet<(&'static str, String)>>,
     audit_obstacle: Mutex<Option<String>>,
     queues: RwLock<HashMap<String, QueueRow>>,
+    senders: RwLock<BTreeMap<String, SenderRow>>,
     durability: DurabilityCell,
     oldest_snapshot: Mutex<Option<Duration>>,
     right: Mutex<Right>,
@@ -122,6 +123,11 @@ impl Health {
         self.durability.read()
     }
 
+    /// What each sender has handed in and is not settled, by name; also of those that have left the configuration.
+    pub fn senders(&self) -> Vec<SenderRow> {
+        self.senders.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     /// How long the oldest of whoever keeps PostgreSQL from removing dead rows has done so; of SQLite, nothing.
     pub fn oldest_snapshot(&self) -> Option<Duration> {
         *self.oldest_snapshot.lock().unwrap_or_else(PoisonError::into_inner)
@@ -140,6 +146,14 @@ impl Health {
         for row in rows {
             queues.insert(row.name.clone(), row);
         }
+    }
+
+    pub(crate) fn update_senders(&self, rows: Vec<SenderRow>) {
+        if rows.is_empty() {
+            return;
+        }
+        let mut senders = self.senders.write().unwrap_or_else(PoisonError::into_inner);
+        senders.extend(rows.into_iter().map(|row| (row.sender.clone(), row)));
     }
 
     pub(crate) fn committed(&self, operations: u64, micros: u64, accepted: u64, settled: u64) {

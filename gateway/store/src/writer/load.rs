@@ -83,7 +83,10 @@ impl<B: Backend> Writer<B> {
         for setup in setups {
             self.put_queue(setup.clone())?;
         }
-        let left = |queue: &&Queue| setups.iter().all(|setup| setup.name != queue.setup.name);
+        // A sender who has left stays one: nobody can send as it, and what it has handed in is counted on.
+        let left = |queue: &&Queue| {
+            queue.setup.kind != QueueKind::Sender && setups.iter().all(|setup| setup.name != queue.setup.name)
+        };
         let removed: Vec<QueueSetup> =
             self.memory.queues.values().filter(left).map(|queue| queue.setup.clone()).collect();
         for setup in removed {

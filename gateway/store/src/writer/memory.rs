@@ -5,12 +5,13 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use gatepost_core::delivery::Proof;
+use gatepost_core::principal::Actor;
 use gatepost_core::queue::QueueControl;
-use gatepost_core::{DeliveryId, LeaseToken, State, Timestamp};
+use gatepost_core::{DeliveryId, LeaseToken, QueuePolicy, State, Timestamp};
 
 use super::damage::Damage;
 use super::keys::Keys;
-use crate::ops::{QueueKind, QueueSetup, Sessions};
+use crate::ops::{QueueKind, QueueSetup, SenderRow, Sessions};
 use crate::row::Row;
 use crate::seal::Index;
 
@@ -89,12 +90,42 @@ impl Queue {
     pub(crate) fn leases_end_with_gateway(&self) -> bool {
         match self.setup.kind {
             QueueKind::Adapter | QueueKind::Removed => true,
-            QueueKind::ExternalAdapter | QueueKind::Inbox | QueueKind::Builtin => false,
+            QueueKind::ExternalAdapter | QueueKind::Inbox | QueueKind::Builtin | QueueKind::Sender => false,
         }
+    }
+
+    /// Of a sender of which nothing is known but that it is one.
+    pub(crate) fn of_unknown_sender(id: i64) -> Self {
+        let setup = QueueSetup {
+            name: String::new(),
+            kind: QueueKind::Sender,
+            sessions: Sessions::default(),
+            policy: QueuePolicy::default(),
+        };
+        Self {
+            id,
+            setup,
+            control: QueueControl::default(),
+            session: 0,
+            newest_session: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// What others see of a sender; `None` of a queue.
+    pub(crate) fn sender_row(&self) -> Option<SenderRow> {
+        let (deliveries, bytes) = self.backlog();
+        let is_known = self.setup.kind == QueueKind::Sender && !self.setup.name.is_empty();
+        is_known.then(|| SenderRow {
+            sender: self.setup.name.clone(),
+            deliveries,
+            bytes,
+            limit: self.setup.policy.max_backlog,
+        })
     }
 }
 
-/// Deliveries of a queue by state.
+/// Deliveries of a queue by state. Of a sender all that have not ended are counted as waiting: most steps then change nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) waiting: i64,
@@ -132,6 +163,14 @@ impl Counts {
 
     pub(crate) fn remove(&mut self, row: &Row) {
         self.count(row, -1);
+    }
+
+    /// Counts what a change of a delivery, or its coming, does to the backlog of its sender.
+    pub(crate) fn follow(&mut self, was: Option<&Row>, now: &Row) {
+        let open = |row: &Row| i64::from(!row.delivery.state.is_terminal());
+        let more = open(now) - was.map_or(0, open);
+        self.waiting += more;
+        self.bytes += more * i64::try_from(now.size).unwrap_or(0);
     }
 
     fn count(&mut self, row: &Row, one: i64) {
@@ -238,6 +277,15 @@ impl Memory {
     }
 
     pub(crate) fn queue(&self, name: &str) -> Option<&Queue> {
+        self.named(name).filter(|queue| queue.setup.kind != QueueKind::Sender)
+    }
+
+    /// The row that counts what a sender has handed in.
+    pub(crate) fn sender(&self, sender: &Actor) -> Option<&Queue> {
+        self.named(&sender.to_string()).filter(|queue| queue.setup.kind == QueueKind::Sender)
+    }
+
+    fn named(&self, name: &str) -> Option<&Queue> {
         self.by_name.get(name).and_then(|id| self.queues.get(id))
     }
 

@@ -10,7 +10,7 @@ use super::memory::Queue;
 use super::turn::Turn;
 use crate::backend::{Backend, CommitError};
 use crate::leaves::Runs;
-use crate::ops::QueueRow;
+use crate::ops::{QueueKind, QueueRow, SenderRow};
 use crate::row::Row;
 use crate::seal::Index;
 
@@ -42,6 +42,8 @@ pub(super) struct News {
     pub(super) traffic: Vec<(i64, (u64, u64))>,
     /// What operators see of the queues that it has changed.
     pub(super) rows: Vec<(i64, QueueRow)>,
+    /// … and of senders.
+    pub(super) senders: Vec<SenderRow>,
     /// Names of queues that may have something for those who wait.
     pub(super) changed: Vec<String>,
     pub(super) ended: Vec<MessageId>,
@@ -73,8 +75,10 @@ impl<B: Backend> Writer<B> {
         for row in outcome.rows {
             self.memory.install(row);
         }
-        let queues = outcome.queues.iter().map(|queue| (queue.id, queue.setup.name.clone()));
+        let queues = outcome.queues.iter().filter(|queue| queue.setup.kind != QueueKind::Sender);
+        let queues = queues.map(|queue| (queue.id, queue.setup.name.clone()));
         let queues: Vec<(i64, String)> = queues.collect();
+        let senders = outcome.queues.iter().filter_map(Queue::sender_row).collect();
         self.memory.queues.extend(outcome.queues.into_iter().map(|queue| (queue.id, queue)));
         let row = |(id, _): &(i64, String)| Some((*id, Self::queue_row(&mut self.memory, *id, now)?));
         let rows = queues.iter().filter_map(row).collect();
@@ -84,6 +88,7 @@ impl<B: Backend> Writer<B> {
             ops,
             traffic: outcome.traffic.into_iter().collect(),
             rows,
+            senders,
             changed: changed.map(|(_, name)| name).collect(),
             ended: outcome.ended,
             leaves: outcome.leaves,
@@ -109,6 +114,7 @@ impl<B: Backend> Writer<B> {
             row
         });
         self.health.update_queues(rows);
+        self.health.update_senders(news.senders);
         let micros = u64::try_from(now.since(news.at).as_micros()).unwrap_or(u64::MAX);
         self.health.committed(news.ops as u64, micros, accepted, settled);
         for name in &news.changed {

@@ -46,7 +46,9 @@ impl<B: Backend> Writer<B> {
         };
         let (from, to) = (queue(&step.from)?, queue(&step.to)?);
         match to.setup.kind {
-            QueueKind::Builtin | QueueKind::Removed => Err(MoveError::NotServed(step.to.clone())),
+            QueueKind::Builtin | QueueKind::Removed | QueueKind::Sender => {
+                Err(MoveError::NotServed(step.to.clone()))
+            }
             _ if from.id == to.id => Err(MoveError::Same(step.to.clone())),
             QueueKind::Adapter | QueueKind::ExternalAdapter | QueueKind::Inbox => Ok((from.id, to.id)),
         }
@@ -171,8 +173,7 @@ impl Turn<'_> {
             row.add_leaf(index);
             self.detail(index, &row, extra)?;
         }
-        self.queue_mut(was.queue)?.counts.remove(&was);
-        self.queue_mut(to)?.counts.add(&row);
+        self.recount(Some(&was), &row)?;
         for (queue, lane) in [(was.queue, was.lane), (to, lane)] {
             self.lanes.extend(lane.map(|lane| (queue, lane)));
         }

@@ -8,7 +8,7 @@ use gatepost_core::principal::ActorKind;
 use gatepost_core::queue::TripReason;
 use gatepost_core::{Delivery, DeliveryId, Level, Outcome, State};
 
-use super::accept::KnownKeys;
+use super::accept::{Beyond, KnownKeys};
 use super::lease::LEASE_MARGIN;
 use super::turn::{Extra, Reply, Turn, went_back};
 use crate::ops::{AcceptError, Settle, SettleAnswer, SettleError, SettleItem, SettledItem, StoreError};
@@ -43,7 +43,10 @@ impl<'a> Turn<'a> {
             return Err(SettleError::Refused(answers));
         }
         // Emits are checked for a mismatch before anything is taken up.
-        let emitted = self.emit(&settle.consumer, &settle.emit, prepared, known).map_err(emit_error)?;
+        // Without outcomes an adapter takes in what comes from outside, and whoever sent that can be told to wait.
+        let beyond = if settle.items.is_empty() { Beyond::Refused } else { Beyond::Taken };
+        let emitted =
+            self.emit(&settle.consumer, &settle.emit, prepared, known, beyond).map_err(emit_error)?;
         for decision in decisions {
             self.take_up(&decision, settle)?;
         }
@@ -214,6 +217,7 @@ fn emit_error(error: AcceptError) -> SettleError {
         AcceptError::Mismatch(position) => SettleError::Mismatch(position),
         // Emits take no session of their own, and their backlog limit is the accepter's: they must not be lost.
         AcceptError::QueueFull(queue) => SettleError::QueueFull(queue),
+        AcceptError::SenderFull(full) => SettleError::SenderFull(full),
         AcceptError::Superseded => SettleError::Superseded,
         AcceptError::Store(error) => SettleError::Store(error),
     }

@@ -164,8 +164,8 @@ impl<'a> Turn<'a> {
     }
 
     pub(crate) fn queue_named(&self, name: &str) -> Result<&Queue, StoreError> {
-        let id = self.memory.by_name.get(name).ok_or_else(|| StoreError::NoQueue(name.to_owned()))?;
-        self.queue(*id)
+        let queue = self.memory.queue(name).ok_or_else(|| StoreError::NoQueue(name.to_owned()))?;
+        self.queue(queue.id)
     }
 
     pub(crate) fn queue_mut(&mut self, id: i64) -> Result<&mut Queue, StoreError> {
@@ -226,9 +226,7 @@ impl<'a> Turn<'a> {
 
     /// Replaces a row by what it has become.
     pub(crate) fn replace(&mut self, was: Row, now: Row) -> Result<(), StoreError> {
-        let counts = &mut self.queue_mut(was.queue)?.counts;
-        counts.remove(&was);
-        counts.add(&now);
+        self.recount(Some(&was), &now)?;
         if let Some(lane) = was.lane {
             self.lanes.insert((was.queue, lane));
         }
@@ -238,6 +236,30 @@ impl<'a> Turn<'a> {
         }
         self.touch(was, now);
         Ok(())
+    }
+
+    /// Brings the counts of queue and sender in line with what a delivery has become, or with a new one.
+    pub(crate) fn recount(&mut self, was: Option<&Row>, now: &Row) -> Result<(), StoreError> {
+        if let Some(was) = was {
+            self.queue_mut(was.queue)?.counts.remove(was);
+        }
+        self.queue_mut(now.queue)?.counts.add(now);
+        let ended = |row: &Row| row.delivery.state.is_terminal();
+        // Most changes are none to the sender, whose row is then not written.
+        if was.is_none_or(ended) != ended(now)
+            && let Some(sender) = now.sender
+        {
+            self.sender_mut(sender).counts.follow(was, now);
+        }
+        Ok(())
+    }
+
+    /// The row that counts what a sender has handed in. Of one that another node knows by its new configuration, and this one not yet,
+    /// only what comes to its counts is known.
+    fn sender_mut(&mut self, id: i64) -> &mut Queue {
+        let memory = self.memory;
+        let known = || memory.queues.get(&id).cloned().unwrap_or_else(|| Queue::of_unknown_sender(id));
+        self.queues.entry(id).or_insert_with(known)
     }
 
     pub(crate) fn touch(&mut self, was: Row, now: Row) {

@@ -19,7 +19,7 @@ pub(crate) async fn connect(place: &Place) -> SqliteConnection {
     SqliteConnection::connect_with(&options).await.unwrap()
 }
 
-/// Recounts what each queue says of itself from its deliveries.
+/// Recounts what each queue says of itself from its deliveries, and each sender from what it has handed in.
 const RECOUNT: &str = "SELECT q.name, \
     q.waiting, q.leased, q.sending, q.sent, q.in_doubt, q.held, q.dead, q.suspects, q.held_lanes, q.bytes, \
     coalesce(sum(d.state = 0), 0) AS c0, coalesce(sum(d.state = 1), 0) AS c1, coalesce(sum(d.state = 2), 0) AS c2, \
@@ -28,7 +28,14 @@ const RECOUNT: &str = "SELECT q.name, \
     coalesce(sum(d.state < 4 AND d.suspect = 1), 0) AS c7, \
     coalesce(sum(d.lane IS NOT NULL AND ((d.state = 3 AND d.due IS NULL) OR (d.state = 5 AND d.blocks = 1))), 0) AS c8, \
     coalesce(sum(CASE WHEN d.state < 4 THEN m.size ELSE 0 END), 0) AS c9 \
-    FROM queue q LEFT JOIN delivery d ON d.queue = q.id LEFT JOIN message m ON m.seq = d.message GROUP BY q.id";
+    FROM queue q LEFT JOIN delivery d ON d.queue = q.id LEFT JOIN message m ON m.seq = d.message WHERE q.kind <> 'sender' GROUP BY q.id \
+    UNION ALL SELECT q.name, q.waiting, q.leased, q.sending, q.sent, q.in_doubt, q.held, q.dead, q.suspects, q.held_lanes, q.bytes, \
+    count(d.pos), 0, 0, 0, 0, 0, 0, 0, 0, coalesce(sum(m.size), 0) FROM queue q LEFT JOIN delivery d ON d.sender = q.id AND d.state < 4 \
+    LEFT JOIN message m ON m.seq = d.message WHERE q.kind = 'sender' GROUP BY q.id";
+
+/// Who has handed in a delivery is who has handed in its message.
+const STRANGERS: &str = "SELECT d.pos FROM delivery d JOIN message m ON m.seq = d.message LEFT JOIN queue q ON q.id = d.sender \
+    WHERE d.sender IS NOT NULL AND q.name IS NOT m.sender_kind || ':' || m.sender";
 
 /// Deliveries that could be claimed although another stands before them in their lane.
 const OVERTAKERS: &str = "SELECT d.pos FROM delivery d WHERE d.ready IS NOT NULL AND d.lane IS NOT NULL AND EXISTS \
@@ -65,7 +72,9 @@ pub(crate) async fn assert_sound(place: &Place, context: &str) {
             assert_eq!(kept, found, "{context}: {queue} says it has {kept} {count} and has {found}");
         }
     }
-    for (what, query) in [("could overtake", OVERTAKERS), ("is forgotten", FORGOTTEN)] {
+    for (what, query) in
+        [("could overtake", OVERTAKERS), ("is forgotten", FORGOTTEN), ("is another sender's", STRANGERS)]
+    {
         let rows: Vec<SqliteRow> = sqlx::query(query).fetch_all(&mut connection).await.unwrap();
         assert!(rows.is_empty(), "{context}: delivery {} {what}", rows[0].get::<i64, _>(0));
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gatepost_core::message::{DataForm, NewMessage};
+use gatepost_core::policy::BacklogLimit;
 use gatepost_core::principal::{
     Actor, ActorKind, OperatorPermit, OperatorRight, OperatorRights, TypePatterns,
 };
@@ -75,7 +76,7 @@ impl Place {
 
     pub(crate) async fn open(&self) -> Result<Fixture, OpenError> {
         let fixture = self.open_unconfigured().await?;
-        fixture.store.queues_configure(self.queues.clone()).await.unwrap();
+        fixture.store.queues_configure(with_senders(&self.queues)).await.unwrap();
         Ok(fixture)
     }
 
@@ -138,7 +139,7 @@ impl Fixture {
 
     pub(crate) async fn configure(&mut self, queues: Vec<QueueSetup>) {
         self.place.queues.clone_from(&queues);
-        self.store.queues_configure(queues).await.unwrap();
+        self.store.queues_configure(with_senders(&queues)).await.unwrap();
     }
 
     // === accept ===
@@ -294,6 +295,13 @@ impl Fixture {
         self.store.read().queue(queue).await.unwrap().unwrap().stats
     }
 
+    /// Deliveries and bytes that a sender has handed in and that are not settled.
+    pub(crate) fn backlog(&self, sender: &Actor) -> (u64, u64) {
+        let senders = self.store.health().senders();
+        let row = senders.into_iter().find(|row| row.sender == sender.to_string()).unwrap();
+        (row.deliveries, row.bytes)
+    }
+
     /// Events of a delivery's history, in order.
     pub(crate) async fn events(&self, delivery: DeliveryId) -> Vec<String> {
         let message = self.row(delivery).await.message;
@@ -335,6 +343,25 @@ pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 
 pub(crate) fn queue(name: &str, policy: QueuePolicy) -> QueueSetup {
     QueueSetup { name: name.into(), kind: QueueKind::Adapter, sessions: Sessions::One, policy }
+}
+
+/// Who hands in messages in these tests is counted, as a configuration has it.
+fn with_senders(queues: &[QueueSetup]) -> Vec<QueueSetup> {
+    let is_adapter =
+        |queue: &&QueueSetup| matches!(queue.kind, QueueKind::Adapter | QueueKind::ExternalAdapter);
+    let adapters = queues.iter().filter(is_adapter).map(|queue| Actor::new(ActorKind::Adapter, &queue.name));
+    let mut all = queues.to_vec();
+    for sender in adapters.chain([app()]) {
+        if all.iter().all(|setup| setup.name != sender.to_string()) {
+            all.push(QueueSetup::sender(&sender, None));
+        }
+    }
+    all
+}
+
+/// A sender of which so many deliveries, and so many of their bytes, may be unsettled.
+pub(crate) fn sender(sender: &Actor, messages: u64, bytes: u64) -> QueueSetup {
+    QueueSetup::sender(sender, Some(BacklogLimit { messages, bytes }))
 }
 
 pub(crate) fn external(name: &str, policy: QueuePolicy) -> QueueSetup {

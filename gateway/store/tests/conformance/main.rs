@@ -30,6 +30,7 @@ mod moves;
 mod purge;
 mod random;
 mod seal;
+mod senders;
 mod sessions;
 mod start;
 mod torn;

@@ -17,6 +17,7 @@ mod fixture;
 mod run;
 
 mod ahead;
+mod backlog;
 mod migrate;
 mod nodes;
 mod one_call;
@@ -53,6 +54,8 @@ mod purge;
 mod random;
 #[path = "../conformance/seal.rs"]
 mod seal;
+#[path = "../conformance/senders.rs"]
+mod senders;
 #[path = "../conformance/sessions.rs"]
 mod sessions;
 #[path = "../conformance/start.rs"]

@@ -177,6 +177,17 @@ fn each_fault_is_reported_once_at_its_key() {
         (app("user = \"root\"\nlimits = { rate = \"5/h\" }"), "apps.ehr.limits.rate", "not a rate"),
         (app("user = \"root\"\nlimits = { burst = 5 }"), "apps.ehr.limits.burst", "add rate"),
         (app("user = \"root\"\nlimits = { requests = 2000 }"), "apps.ehr.limits.requests", "from 1 to 1024"),
+        (app("user = \"root\"\nlimits = { backlog = {} }"), "apps.ehr.limits.backlog", "limits nothing"),
+        (
+            app("user = \"root\"\nlimits = { backlog = { messages = 0 } }"),
+            "apps.ehr.limits.backlog.messages",
+            "from 1 to",
+        ),
+        (
+            adapter("limits = { backlog = { bytes = 5 } }"),
+            "adapters.lab.limits.backlog.bytes",
+            "expected a size",
+        ),
         (app("token = true"), "apps.ehr", "says nothing about who it is"),
         (
             with("[apps.ehr]\nuser = \"root\"\ntoken = true\n[apps.lab]\nuser = \"root\""),

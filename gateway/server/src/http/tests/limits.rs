@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::bench::{Answer, Bench, Who, event};
 use crate::http::places::REQUESTS_OPEN_MAX;
+use crate::supervise::queue_setups;
 
 const GREEDY: Who = Who::User(1005);
 
@@ -117,6 +118,112 @@ async fn a_reload_changes_limits_for_whoever_is_there() {
     refused(&bench.event(GREEDY, &event("x", "t.lab")).send().await, "rate_limited");
     bench.reconfigure(|text| text.replace("rate = \"1/m\", burst = 10, ", ""));
     bench.event(GREEDY, &event("x", "t.lab")).send().await.ok(202);
+    bench.end().await;
+}
+
+/// Puts a configuration into force in which `from` is `to`, the store included.
+async fn reload(bench: &Bench, from: &str, to: &str) {
+    bench.reconfigure(|text| text.replace(from, to));
+    bench.state.store.queues_configure(queue_setups(&bench.state.config.load())).await.unwrap();
+}
+
+/// What the app has for limits in the benches' configuration.
+const GREEDY_HAS: &str = "{ rate = \"1/m\", burst = 10, bytes_in_flight = \"256KiB\", requests = 4 }";
+
+#[tokio::test]
+async fn what_is_not_settled_stands_against_its_sender_until_it_is_and_against_nobody_else() {
+    let bench = Bench::new().await;
+    reload(&bench, GREEDY_HAS, "{ backlog = { messages = 3, bytes = \"1MiB\" } }").await;
+    let send = |id: &str| bench.event(GREEDY, &event(id, "t.lab")).send();
+    let first = send("1").await.ok(202).json();
+    send("2").await.ok(202);
+    let both = json!([event("3", "t.lab"), event("4", "t.lab")]).to_string();
+    let batch =
+        bench.post(GREEDY, "/v1/messages").header("content-type", "application/cloudevents-batch+json");
+    refused(&batch.body(both).send().await, "backlog_full");
+    send("3").await.ok(202);
+    let answer = send("4").await;
+    refused(&answer, "backlog_full");
+    let problem = answer.json();
+    assert_eq!(
+        (&problem["retryable"], &problem["type"]),
+        (&json!(true), &json!("/v1/problems#backlog_full"))
+    );
+    let detail = problem["detail"].as_str().unwrap();
+    for said in [
+        "`app:greedy` has 3 deliveries of 21 bytes",
+        "add 1 of 7 bytes",
+        "3 deliveries and 1048576 bytes is the limit",
+    ] {
+        assert!(detail.contains(said), "{said} is not in {detail}");
+    }
+    let again = send("1").await.ok(202).json();
+    assert_eq!(again["messages"][0]["duplicate"], true);
+    assert_eq!(again["messages"][0]["id"], first["messages"][0]["id"]);
+    well_behaved(&bench, 0, 20).await;
+
+    let senders = bench.get(Who::Ops, "/v1/senders").send().await.ok(200).json();
+    let of = |name: &str| {
+        senders["senders"].as_array().unwrap().iter().find(|item| item["sender"] == name).unwrap().clone()
+    };
+    let limit = json!({"deliveries": 3, "bytes": 1 << 20});
+    assert_eq!(
+        of("app:greedy"),
+        json!({"sender": "app:greedy", "deliveries": 3, "bytes": 21, "limit": limit})
+    );
+    assert_eq!((&of("app:ehr")["deliveries"], &of("app:ehr")["limit"]), (&json!(20), &json!(null)));
+    assert_eq!(of("adapter:lab")["deliveries"], 0);
+    bench.get(GREEDY, "/v1/senders").send().await.ok(403);
+    let metrics = bench.get(Who::Ops, "/metrics").send().await.ok(200).text;
+    for line in [
+        r#"gatepost_sender_backlog_deliveries{sender="app:greedy"} 3"#,
+        r#"gatepost_sender_backlog_bytes{sender="app:greedy"} 21"#,
+        r#"gatepost_refused_total{code="backlog_full"} 2"#,
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    let queues = bench.get(Who::Ops, "/v1/queues?limit=100").send().await.ok(200).text;
+    assert!(!queues.contains("app:"), "a sender is no queue: {queues}");
+    bench.post(Who::Ops, "/v1/queues/app:greedy/pause").json(&json!({})).send().await.ok(404);
+
+    let epoch = bench.session(Who::Lab).await;
+    let leased = bench.lease(Who::Lab, "lab", json!({"max": 1, "epoch": epoch})).await;
+    refused(&send("4").await, "backlog_full");
+    let result = json!({"delivery": leased[0]["id"], "token": leased[0]["token"], "outcome": "delivered",
+        "evidence": {"level": "transport"}});
+    bench.settle(Who::Lab, json!({"results": [result], "epoch": epoch})).await.ok(200);
+    send("4").await.ok(202);
+    refused(&send("5").await, "backlog_full");
+    reload(&bench, GREEDY_HAS, "{ rate = \"1000/s\" }").await;
+    send("5").await.ok(202);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_adapter_takes_in_no_more_than_may_be_unsettled_and_its_outcomes_go_through() {
+    let bench = Bench::new().await;
+    let has = "[adapters.lab]\nuser = \"2001\"";
+    reload(&bench, has, &format!("{has}\nlimits = {{ backlog = {{ messages = 1 }} }}")).await;
+    let epoch = bench.session(Who::Lab).await;
+    let settle = |results: Value, id: &str| {
+        bench.settle(Who::Lab, json!({"results": results, "emit": [event(id, "ack.ok")], "epoch": epoch}))
+    };
+    bench.sent("1", "t.lab").await;
+    let leased = bench.lease(Who::Lab, "lab", json!({"max": 1, "epoch": epoch})).await;
+    settle(json!([]), "in-1").await.ok(200);
+    refused(&settle(json!([]), "in-2").await, "backlog_full");
+    let handed_in =
+        bench.event(Who::Lab, &event("in-2", "ack.ok")).header("gatepost-epoch", &epoch.to_string());
+    refused(&handed_in.send().await, "backlog_full");
+    let result = json!([{"delivery": leased[0]["id"], "token": leased[0]["token"], "outcome": "delivered",
+        "evidence": {"level": "transport"}}]);
+    settle(result, "reply").await.ok(200);
+    let senders = bench.get(Who::Ops, "/v1/senders").send().await.ok(200).text;
+    let limit = r#""limit":{"deliveries":1,"bytes":null}"#;
+    assert!(
+        senders.contains(&format!(r#"{{"sender":"adapter:lab","deliveries":2,"bytes":14,{limit}}}"#)),
+        "{senders}"
+    );
     bench.end().await;
 }
 

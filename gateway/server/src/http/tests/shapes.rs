@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::bench::{Bench, Who};
 
 /// The contract: every call of the API and who may make it.
-const CALLS: [&str; 29] = [
+const CALLS: [&str; 30] = [
     "get /livez",
     "get /metrics",
     "get /readyz",
@@ -23,6 +23,7 @@ const CALLS: [&str; 29] = [
     "get /v1/nodes",
     "get /v1/queues",
     "get /v1/queues/{name}",
+    "get /v1/senders",
     "post /v1/adapters/{name}/restart",
     "post /v1/deliveries/{id}/discard",
     "post /v1/deliveries/{id}/replay",

@@ -64,15 +64,15 @@ const NEW_KEYS: &str = "new_keys AS (INSERT INTO dedup (key, message, accepted_a
      ?::bigint FROM valid f)";
 /// As they are accepted.
 const ACCEPTED: &str = "accepted AS (INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, late, attempts, series, \
-     crashes, doubt, suspect, replayed, expires_at, born, idle_at_birth, changed_at, leaves) SELECT f.base + unnest(?::bigint[]), \
+     crashes, doubt, suspect, replayed, expires_at, born, idle_at_birth, changed_at, leaves, sender) SELECT f.base + unnest(?::bigint[]), \
      unnest(?::bytea[]), f.base + unnest(?::bigint[]), unnest(?::int[]), unnest(?::bytea[]), 0, true, t.now, false, 0, 0, 0, false, false, \
-     false, unnest(?::bigint[]), t.now, unnest(?::bigint[]), t.now, int8send(f.base + unnest(?::bigint[])) \
-     FROM valid f, (SELECT ?::bigint AS now) t)";
+     false, unnest(?::bigint[]), t.now, unnest(?::bigint[]), t.now, int8send(f.base + unnest(?::bigint[])), \
+     unnest(?::int[]) FROM valid f, (SELECT ?::bigint AS now) t)";
 /// Of emitted events that no route takes.
 const BORN_DEAD: &str = "born_dead AS (INSERT INTO delivery (pos, id, message, queue, state, blocks, late, attempts, series, crashes, doubt, \
-     suspect, replayed, reason, expires_at, born, idle_at_birth, changed_at, leaves) SELECT unnest(?::bigint[]), unnest(?::bytea[]), \
+     suspect, replayed, reason, expires_at, born, idle_at_birth, changed_at, leaves, sender) SELECT unnest(?::bigint[]), unnest(?::bytea[]), \
      unnest(?::bigint[]), unnest(?::int[]), 5, unnest(?::bool[]), false, 0, 0, 0, false, false, false, unnest(?::text[]), \
-     unnest(?::bigint[]), t.now, unnest(?::bigint[]), t.now, unnest(?::bytea[]) FROM (SELECT ?::bigint AS now) t), \
+     unnest(?::bigint[]), t.now, unnest(?::bigint[]), t.now, unnest(?::bytea[]), unnest(?::int[]) FROM (SELECT ?::bigint AS now) t), \
      stuck AS (INSERT INTO stuck (state, pos, queue, held) SELECT 5, unnest(?::bigint[]), unnest(?::int[]), false)";
 const IN_LANES: &str = "in_lanes AS (INSERT INTO lane (queue, lane, pos) SELECT unnest(?::int[]), unnest(?::bytea[]), \
      f.base + unnest(?::bigint[]) FROM valid f)";
@@ -406,6 +406,7 @@ fn added(script: &mut Script, turn: &Turn<'_>, rows: &[Row]) {
             .bind(each(&accepted, expires_at))
             .bind(each(&accepted, |row| micros(row.delivery.idle_at_birth)))
             .bind(each(&accepted, |row| row.leaves.first_chunk().map(|leaf| i64::from_be_bytes(*leaf))))
+            .bind(each(&accepted, sender_of))
             .bind(turn.now.as_micros());
     }
     let dead = only(|row| matches!(row.delivery.state, State::Dead { .. }));
@@ -421,6 +422,7 @@ fn added(script: &mut Script, turn: &Turn<'_>, rows: &[Row]) {
             .bind(each(&dead, expires_at))
             .bind(each(&dead, |row| micros(row.delivery.idle_at_birth)))
             .bind(each(&dead, |row| row.leaves.as_slice()))
+            .bind(each(&dead, sender_of))
             .bind(turn.now.as_micros())
             .bind(each(&dead, |row| row.pos))
             .bind(each(&dead, |row| queue_id(row.queue)));
@@ -687,6 +689,10 @@ pub(in crate::postgres) fn bind_counts<'v>(
         .bind(of(|counts| counts.suspects))
         .bind(of(|counts| counts.held_lanes))
         .bind(of(|counts| counts.bytes))
+}
+
+pub(in crate::postgres) fn sender_of(row: &Row) -> Option<i32> {
+    row.sender.map(queue_id)
 }
 
 fn lane_of(row: &Row) -> Option<&[u8]> {

@@ -6,7 +6,7 @@ use gatepost_core::Timestamp;
 
 use super::super::commit::{
     Values, bind_counts, bind_rows, change_queue, day_of, each as each_ref, exactly, queue_id, queues_of,
-    small, whole,
+    sender_of, small, whole,
 };
 use super::super::connection::Connection;
 use super::super::row::{BUCKETS, bucket_of};
@@ -14,6 +14,7 @@ use super::super::sql::{BUCKETS_ADD, QUEUE_ADD, STATES_PUT};
 use super::sql;
 use crate::backend::CommitError;
 use crate::migrate::batch::{Content, Delivery, Detail, Entries, Message, Reply, Rows, State};
+use crate::ops::QueueKind;
 use crate::row::Row;
 use crate::seal::Index;
 use crate::writer::Queue;
@@ -54,6 +55,9 @@ fn write_queue(connection: &mut Connection, queue: &Queue) -> Result<(), CommitE
     let mut counts = Values::default();
     bind_counts(counts.bind(queues_of(&added)), &added);
     exactly(connection, counts.of(sql::COPY_QUEUE_COUNTS)?, 1, "copy_queue_counts")?;
+    if queue.setup.kind == QueueKind::Sender {
+        return Ok(());
+    }
     let buckets = sqlx::query(BUCKETS_ADD).bind(queue_id(queue.id)).bind(i32::from(BUCKETS));
     exactly(connection, buckets, usize::from(BUCKETS), "buckets_add")
 }
@@ -119,7 +123,8 @@ fn deliveries(connection: &mut Connection, copied: &[Delivery]) -> Result<(), Co
         .bind(each_ref(&rows, |row| row.message_seq))
         .bind(each_ref(&rows, |row| row.delivery.expires_at.map(Timestamp::as_micros)))
         .bind(each_ref(&rows, |row| bucket_of(row.lane.as_ref(), &row.id)))
-        .bind(each(copied, |delivery| delivery.is_ready));
+        .bind(each(copied, |delivery| delivery.is_ready))
+        .bind(each_ref(&rows, sender_of));
     exactly(connection, values.of(sql::COPY_DELIVERIES)?, rows.len(), "copy_deliveries")?;
     let leased = rows.iter().filter(|row| row.delivery.lease().is_some());
     let leased: Vec<i64> = leased.map(|row| row.pos).collect();

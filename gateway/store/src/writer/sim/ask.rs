@@ -213,7 +213,7 @@ impl Sim {
         }
     }
 
-    fn sender(sender: usize) -> Actor {
+    pub(super) fn sender(sender: usize) -> Actor {
         let kind = if sender < 2 { ActorKind::App } else { ActorKind::Adapter };
         Actor::new(kind, SENDERS[sender])
     }
@@ -301,7 +301,7 @@ impl Sim {
         Some((Asked::Lease { queue, request, answer: answered }, op))
     }
 
-    fn consumer(queue: usize) -> Actor {
+    pub(super) fn consumer(queue: usize) -> Actor {
         match queue {
             INBOX => Actor::new(ActorKind::App, "reader"),
             _ => Actor::new(ActorKind::Adapter, QUEUES[queue]),
@@ -444,7 +444,13 @@ impl Sim {
     }
 
     pub(super) fn queue_setups(&self, setups: &[Setup]) -> Vec<QueueSetup> {
-        setups.iter().map(queue_setup).collect()
+        let limit = |sender: usize| {
+            let setup = setups.iter().find(|setup| usize::from(setup.queue) == sender)?;
+            (setup.sent > 0).then_some(BacklogLimit { messages: setup.sent, bytes: 1 << 20 })
+        };
+        let senders =
+            (0..SENDERS.len()).map(|sender| QueueSetup::sender(&Self::sender(sender), limit(sender)));
+        setups.iter().map(queue_setup).chain(senders).collect()
     }
 
     /// Whether a call hands in a message with this key and fingerprint.

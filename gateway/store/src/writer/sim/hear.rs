@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use gatepost_core::delivery::Refusal;
+use gatepost_core::principal::Actor;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId, Outcome, State};
 
 use super::ask::{Asked, Past};
@@ -13,8 +14,8 @@ use super::ops::{INBOX, QUEUES};
 use super::run::{Held, Sim};
 use crate::call::Claimed;
 use crate::ops::{
-    AcceptError, Accepted, LeaseError, LeaseRequest, MoveError, OperateError, SettleAnswer, SettleError,
-    StoreError, UNROUTED, Verb,
+    AcceptError, Accepted, LeaseError, LeaseRequest, MoveError, OperateError, SenderFull, SettleAnswer,
+    SettleError, StoreError, UNROUTED, Verb,
 };
 use crate::row::Row;
 use crate::seal::Index;
@@ -59,7 +60,14 @@ impl Sim {
         let fills =
             |ask: &Asked| matches!(ask, Asked::Operate { .. } | Asked::Move { .. } | Asked::Configure { .. });
         if !troubled && !asked.iter().any(fills) {
-            laws::backlog_is_kept(before, &self.snap, &self.writer().memory)?;
+            let emits = |ask: &Asked| match ask {
+                Asked::Settle { settle, .. } if settle.emitted.is_some() && !settle.items.is_empty() => {
+                    Some(Sim::consumer(settle.queue).to_string())
+                }
+                _ => None,
+            };
+            let beyond = asked.iter().filter_map(emits).collect();
+            laws::backlog_is_kept(before, &self.snap, &self.writer().memory, &beyond)?;
         }
         let alone = asked.len() == 1;
         let mut heard = Heard {
@@ -310,8 +318,30 @@ impl Sim {
                 })?;
                 Ok(true)
             }
+            Err(AcceptError::SenderFull(full)) => {
+                self.sender_is_full(full, &Self::sender(request.sender), heard)?;
+                Ok(true)
+            }
             Err(error) => Err(Broken::new("nothing fails by itself", error)),
         }
+    }
+
+    /// Who is refused for its own backlog has a limit, and would exceed it.
+    fn sender_is_full(&self, full: &SenderFull, sender: &Actor, heard: &Heard) -> Result<(), Broken> {
+        let SenderFull { backlog, deliveries, .. } = full;
+        let exceeds = backlog.limit.is_some_and(|limit| backlog.deliveries + deliveries > limit.messages);
+        law("only a sender with a limit is full", exceeds && backlog.sender == sender.to_string(), || {
+            format!("{full:?}")
+        })?;
+        if !heard.alone {
+            return Ok(());
+        }
+        let row = self.writer().memory.sender(sender).map(|queue| queue.id);
+        let sent = heard.before.rows.values().filter(|other| other.sender == row);
+        let open = sent.filter(|other| !other.delivery.state.is_terminal()).count() as u64;
+        law("a sender is full of what it has handed in", open == backlog.deliveries, || {
+            format!("{open}: {full:?}")
+        })
     }
 
     fn hear_lease(
@@ -487,6 +517,12 @@ impl Sim {
                 })?;
                 self.is_superseded(settle.queue, settle.session);
                 return Ok(true);
+            }
+            Err(SettleError::SenderFull(full)) => {
+                law("what comes with an outcome is taken", settle.items.is_empty(), || {
+                    format!("{settle:?}")
+                })?;
+                return self.sender_is_full(full, &Self::consumer(settle.queue), heard).map(|()| true);
             }
             Err(_) => return Ok(true),
         };

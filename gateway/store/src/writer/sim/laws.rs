@@ -10,13 +10,13 @@ use rusqlite::{Connection, params};
 
 use super::machine::PAYLOAD_RETENTION;
 use crate::leaves::Run;
-use crate::ops::QueueKind;
+use crate::ops::{QueueKind, SenderRow};
 use crate::row::Row;
 use crate::seal::Index;
 use crate::sql;
 use crate::sqlite::connection::rows;
 use crate::sqlite::{Sqlite, load_memory};
-use crate::writer::{Condition, Memory, Writer};
+use crate::writer::{Condition, Memory, Queue, Writer};
 
 /// A law that did not hold, and what was seen.
 #[derive(Clone, Debug, PartialEq)]
@@ -195,7 +195,16 @@ pub(super) fn memory_is_the_tables(writer: &Writer<Sqlite>) -> Result<(), Broken
     law(LAW, alive(kept) == alive(&loaded), || "the batches of leases".to_owned())?;
     let shown: HashMap<String, _> =
         writer.health.queue_rows().into_iter().map(|row| (row.name.clone(), row.stats)).collect();
+    let senders: BTreeMap<String, SenderRow> =
+        writer.health.senders().into_iter().map(|row| (row.sender.clone(), row)).collect();
     for queue in kept.queues.values() {
+        if queue.setup.kind == QueueKind::Sender {
+            let shown = senders.get(&queue.setup.name).cloned();
+            law("what is shown of a sender is so", shown == queue.sender_row(), || {
+                format!("{shown:?}, {queue:?}")
+            })?;
+            continue;
+        }
         let counts = &queue.counts;
         let same = shown.get(&queue.setup.name).is_some_and(|stats| {
             let shown = [stats.waiting, stats.leased, stats.sending, stats.in_doubt, stats.dead, stats.held];
@@ -220,6 +229,10 @@ pub(super) fn memory_is_the_tables(writer: &Writer<Sqlite>) -> Result<(), Broken
 pub(super) fn counts_are_right(snap: &Snap, memory: &Memory) -> Result<(), Broken> {
     for queue in memory.queues.values() {
         let mut found = [0_i64; 10];
+        for row in open_of(snap, queue).filter(|row| row.sender == Some(queue.id)) {
+            found[0] += 1;
+            found[9] += i64::try_from(row.size).unwrap_or(i64::MAX);
+        }
         for row in snap.rows.values().filter(|row| row.queue == queue.id) {
             let in_lane = i64::from(row.lane.is_some());
             match row.delivery.state {
@@ -343,7 +356,7 @@ pub(super) fn own_leases_are_over(
         queue.is_some_and(|queue| match queue.setup.kind {
             QueueKind::Adapter => true,
             QueueKind::Removed => !lasting.contains(&row.queue),
-            QueueKind::ExternalAdapter | QueueKind::Inbox | QueueKind::Builtin => false,
+            QueueKind::ExternalAdapter | QueueKind::Inbox | QueueKind::Builtin | QueueKind::Sender => false,
         })
     };
     let leased = snap.rows.values().filter(own).find(|row| row.delivery.state.in_flight());
@@ -352,19 +365,37 @@ pub(super) fn own_leases_are_over(
     })
 }
 
-/// A queue with a limit has not been filled beyond it by what was accepted.
-pub(super) fn backlog_is_kept(was: &Snap, now: &Snap, memory: &Memory) -> Result<(), Broken> {
+/// A queue with a limit has not been filled beyond it by what was accepted, nor by a sender with one. Of those who are `beyond` it an
+/// outcome came with emits, which are taken all the same.
+pub(super) fn backlog_is_kept(
+    was: &Snap,
+    now: &Snap,
+    memory: &Memory,
+    beyond: &HashSet<String>,
+) -> Result<(), Broken> {
     for queue in memory.queues.values() {
         let Some(limit) = queue.setup.policy.max_backlog else { continue };
-        let open = |snap: &Snap| {
-            let rows = snap.rows.values().filter(|row| row.queue == queue.id);
-            rows.filter(|row| !row.delivery.state.is_terminal()).count() as u64
+        let open = |snap: &Snap| open_of(snap, queue).count() as u64;
+        let name = if queue.setup.kind == QueueKind::Sender {
+            if beyond.contains(&queue.setup.name) {
+                continue;
+            }
+            "a full sender hands in no more"
+        } else {
+            "a full queue takes no more"
         };
-        law("a full queue takes no more", open(now) <= limit.messages.max(open(was)), || {
+        law(name, open(now) <= limit.messages.max(open(was)), || {
             format!("{} open of {limit:?} in {}", open(now), queue.setup.name)
         })?;
     }
     Ok(())
+}
+
+/// Deliveries that have not ended: of a queue its own, of a sender what it has handed in.
+fn open_of<'s>(snap: &'s Snap, queue: &Queue) -> impl Iterator<Item = &'s Row> {
+    let (id, is_sender) = (queue.id, queue.setup.kind == QueueKind::Sender);
+    let open = snap.rows.values().filter(|row| !row.delivery.state.is_terminal());
+    open.filter(move |row| if is_sender { row.sender == Some(id) } else { row.queue == id })
 }
 
 /// What can never change has not, and what is purged was over long enough ago.

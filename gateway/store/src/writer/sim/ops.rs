@@ -176,6 +176,8 @@ pub(super) struct Setup {
     pub(super) attempts: u32,
     /// Messages; 0: no limit.
     pub(super) backlog: u64,
+    /// Deliveries that the sender of the same number may have unsettled; 0: no limit.
+    pub(super) sent: u64,
 }
 
 /// The steps of a seed.
@@ -354,6 +356,7 @@ fn setups(dice: &mut Dice, may_lack: bool) -> Vec<Setup> {
             in_flight: [1, 3, 256][pick(dice, 3)],
             attempts: [1, 3, 5][pick(dice, 3)],
             backlog: [0, 0, 0, 6][pick(dice, 4)],
+            sent: [0, 0, 4, 9][pick(dice, 4)],
         });
     }
     setups

@@ -23,6 +23,7 @@ fn plain(queue: u8) -> Setup {
         in_flight: 256,
         attempts: 5,
         backlog: 0,
+        sent: 0,
     }
 }
 

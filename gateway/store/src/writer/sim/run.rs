@@ -477,6 +477,7 @@ impl Sim {
             in_flight: 256,
             attempts: 5,
             backlog: 0,
+            sent: 0,
         };
         let last = |queue| self.setups.iter().find(|setup| setup.queue == queue).cloned();
         (0..3).map(|queue| last(queue).unwrap_or_else(|| plain(queue))).collect()

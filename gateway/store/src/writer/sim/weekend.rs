@@ -28,6 +28,7 @@ fn weekend(seed: u64) -> Vec<Step> {
         in_flight: [1, 256][(seed % 2) as usize],
         attempts: 1,
         backlog: 0,
+        sent: 0,
     });
     let mut steps = vec![one(Configure { queues: setups.collect() })];
     for key in 0..8 {

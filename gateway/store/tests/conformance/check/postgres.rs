@@ -23,7 +23,12 @@ const RECOUNT: &str = "SELECT q.name, c.counts, d.counts AS found FROM queue q \
     count(*) FILTER (WHERE d.state = 3 AND d.due IS NULL), count(*) FILTER (WHERE d.state = 5), \
     count(*) FILTER (WHERE d.state < 4 AND d.suspect), count(*) FILTER (WHERE d.lane IS NOT NULL AND ((d.state = 3 AND d.due IS NULL) \
     OR (d.state = 5 AND d.blocks))), coalesce(sum(m.size) FILTER (WHERE d.state < 4), 0)]::bigint[] AS counts \
-    FROM delivery d JOIN message m ON m.seq = d.message WHERE d.queue = q.id) d";
+    FROM delivery d JOIN message m ON m.seq = d.message WHERE d.queue = q.id) d WHERE q.kind <> 'sender' \
+    UNION ALL SELECT q.name, array[coalesce(sum(c.waiting), 0), coalesce(sum(c.leased), 0), coalesce(sum(c.sending), 0), \
+    coalesce(sum(c.sent), 0), coalesce(sum(c.in_doubt), 0), coalesce(sum(c.held), 0), coalesce(sum(c.dead), 0), \
+    coalesce(sum(c.suspects), 0), coalesce(sum(c.held_lanes), 0), coalesce(sum(c.bytes), 0)]::bigint[], (SELECT array[count(*), 0, 0, 0, \
+    0, 0, 0, 0, 0, coalesce(sum(m.size), 0)]::bigint[] FROM delivery d JOIN message m ON m.seq = d.message \
+    WHERE d.sender = q.id AND d.state < 4) FROM queue q LEFT JOIN queue_count c ON c.queue = q.id WHERE q.kind = 'sender' GROUP BY q.id";
 
 const COUNTS: [&str; 10] =
     ["waiting", "leased", "sending", "sent", "in_doubt", "held", "dead", "suspects", "held_lanes", "bytes"];
@@ -60,6 +65,11 @@ const UNSOUND: &[(&str, &str)] = &[
     (
         "is leased and would not be found",
         "SELECT d.pos FROM delivery d WHERE d.token IS NOT NULL AND NOT EXISTS (SELECT 1 FROM lease_group g WHERE d.pos = ANY(g.pos))",
+    ),
+    (
+        "is another sender's",
+        "SELECT d.pos FROM delivery d JOIN message m ON m.seq = d.message LEFT JOIN queue q ON q.id = d.sender \
+         WHERE d.sender IS NOT NULL AND q.name IS DISTINCT FROM m.sender_kind || ':' || m.sender",
     ),
     (
         "will expire and would not be found",

@@ -200,6 +200,31 @@ async fn an_audit_log_that_cannot_be_continued_is_kept_and_a_new_one_begins() {
 }
 
 #[tokio::test]
+async fn a_sender_whose_row_is_damaged_is_who_it_was_with_what_it_has_handed_in() {
+    let filled = filled_place(12).await;
+    for log_is_whole in [true, false] {
+        let place = copied(&filled.place);
+        let mut connection = crate::check::connect(&place).await;
+        let statement = "UPDATE queue SET trip_failures = 77777, waiting = waiting + 5 WHERE name = 'app:ehr' RETURNING id";
+        let id: i64 = sqlx::query_scalar(statement).fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        if !log_is_whole {
+            overwrite(&place.path().join("audit/tile/entries/000"), 1000, 300);
+        }
+        let (new, salvaged) =
+            salvaged(&place, &filled.promised, &format!("the log is whole: {log_is_whole}")).await;
+        assert_eq!(salvaged.log_continued, log_is_whole);
+        let damaged = salvaged.damage.iter().find(|damage| damage.what == "queue").unwrap();
+        assert_eq!((damaged.place.as_str(), damaged.fate), (id.to_string().as_str(), Fate::Lost));
+        let mut connection = crate::check::connect(&new).await;
+        let statement = "SELECT id FROM queue WHERE name = 'app:ehr' AND kind = 'sender'";
+        let found: i64 = sqlx::query_scalar(statement).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(found, id);
+        connection.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_salvage_is_refused_where_it_could_do_harm() {
     let filled = filled_place(1).await;
     let dir = tempfile::tempdir().unwrap();
