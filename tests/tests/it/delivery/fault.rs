@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gatepost_tests::{settle_item, until};
+use gatepost_tests::{Gateway, settle_item, until};
 use serde_json::{Value, json};
 
 use super::desk::{Desk, QUICK, names, with};
@@ -139,4 +139,43 @@ fn r13_5_beyond_its_backlog_a_destination_takes_nothing_more_and_a_batch_is_refu
     app.event(&event("6", &large)).expect(202);
     assert_eq!(app.event(&event("7", &large)).problem(429), "queue_full");
     desk.gateway.audit_verifies();
+}
+
+#[test]
+fn what_a_sender_has_handed_in_stands_against_it_through_kill_9_and_goes_as_it_is_settled() {
+    let user = format!("user = \"{}\"\nsend = [\"orders.*\"]\ninbox = [\"desk\"]", gatepost_tests::uid());
+    let limits = "limits = { backlog = { messages = 4, bytes = \"64KiB\" } }";
+    let mut gateway = Gateway::builder()
+        .table("[apps.shop]", &format!("{user}\n{limits}"))
+        .inbox("desk", "")
+        .inbox("archive", "")
+        .route("shop", &["desk", "archive"])
+        .start();
+    let hand_in = |gateway: &Gateway, id: &str| gateway.app().event(&order_event(id, id, &json!("x")));
+    hand_in(&gateway, "1").expect(202);
+    hand_in(&gateway, "2").expect(202);
+    let full = hand_in(&gateway, "3");
+    assert!(full.header("retry-after").is_some());
+    assert_eq!(full.problem(429), "backlog_full", "two messages to two destinations");
+    gateway.kill();
+    gateway.restart();
+    assert_eq!(hand_in(&gateway, "3").problem(429), "backlog_full");
+    assert_eq!(hand_in(&gateway, "1").expect(202)["messages"][0]["duplicate"], true);
+    let status: Value = serde_json::from_str(&gateway.cli_ok(&["--json", "status"])).unwrap();
+    assert_eq!(status["senders"][0]["sender"], "app:shop", "{status}");
+    assert_eq!(status["senders"][0]["deliveries"], 4);
+    let backlog = || gateway.metric("gatepost_sender_backlog_deliveries{sender=\"app:shop\"}");
+    assert!((backlog() - 4.0).abs() < 0.1);
+    let results: Vec<Value> =
+        gateway.lease("desk", 2).iter().map(|leased| settle_item(leased, "delivered")).collect();
+    gateway.app().post("/v1/settle", &json!({"results": results})).expect(200);
+    assert!((backlog() - 2.0).abs() < 0.1);
+    hand_in(&gateway, "3").expect(202);
+    assert_eq!(hand_in(&gateway, "4").problem(429), "backlog_full");
+    let more = std::fs::read_to_string(gateway.config()).unwrap().replace("messages = 4", "messages = 6");
+    std::fs::write(gateway.config(), more).unwrap();
+    gateway.cli_ok(&["reload"]);
+    hand_in(&gateway, "4").expect(202);
+    assert_eq!(hand_in(&gateway, "5").problem(429), "backlog_full");
+    gateway.audit_verifies();
 }
