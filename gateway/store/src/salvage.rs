@@ -5,6 +5,7 @@
 //! the log if the tree has its hash. Where one flipped bit is all that is wrong, the checksum tells which one, and it is undone.
 
 mod damage;
+mod flip;
 mod found;
 mod image;
 mod integrity;

@@ -7,7 +7,9 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use super::flip::Flip;
 use super::mend::mended;
+use super::page::Pages;
 use crate::sqlite::wal::{Chain, FRAME_HEADER_BYTES, HEADER_BYTES, is_log_header, number};
 
 const PAGE_BYTES_DEFAULT: u32 = 4096;
@@ -15,8 +17,8 @@ const PAGE_BYTES_DEFAULT: u32 = 4096;
 /// Where the newest version of a page stands.
 enum Version {
     Wal(u64),
-    /// A frame in which one bit had flipped.
-    Mended(Vec<u8>),
+    /// Of a frame in which one bit had flipped.
+    Read(Vec<u8>),
 }
 
 pub(super) struct Image {
@@ -30,13 +32,6 @@ pub(super) struct Image {
     behind: Vec<(u32, u64)>,
     /// What is wrong with the log: where, what, and whether it could be undone.
     pub(super) wal_faults: Vec<WalFault>,
-}
-
-/// Where pages are read from, by their numbers.
-pub(super) trait Pages {
-    fn page_bytes(&self) -> usize;
-    /// A page, counted from 1; `None` if there is none.
-    fn page(&self, number: u32) -> io::Result<Option<Vec<u8>>>;
 }
 
 /// The pages as they would be with all that stands behind a damaged frame.
@@ -61,9 +56,16 @@ impl Pages for Behind<'_> {
 pub(super) struct WalFault {
     /// Counted from 1; 0 is the log's header.
     pub(super) frame: u64,
-    pub(super) mended: bool,
-    /// Frames that stand behind it and are lost with it.
-    pub(super) lost: u64,
+    pub(super) outcome: Outcome,
+}
+
+pub(super) enum Outcome {
+    /// It was one bit.
+    Mended,
+    /// It was one bit of this page, and it is not known which.
+    Taken { page: u32 },
+    /// From there on, so many frames.
+    Lost { frames: u64 },
 }
 
 impl Pages for Image {
@@ -76,7 +78,7 @@ impl Pages for Image {
             return Ok(None);
         }
         let file = match self.newer.get(&number) {
-            Some(Version::Mended(page)) => return Ok(Some(page.clone())),
+            Some(Version::Read(page)) => return Ok(Some(page.clone())),
             Some(Version::Wal(at)) => return self.read(self.wal.as_ref(), *at),
             None => Some(&self.database),
         };
@@ -138,8 +140,7 @@ impl Image {
         }
     }
 
-    /// Takes up what was committed, as SQLite would, and goes on behind a single flipped bit, since the checksum says which one. Of the
-    /// highest eight bits of a word it does not always: it may be another word's that is put right, and a row that does not verify.
+    /// Takes up what was committed, as SQLite would, and goes on behind a single flipped bit.
     fn read_wal(&mut self, wal: &File) -> io::Result<()> {
         let length = wal.metadata()?.len();
         let mut header = [0; HEADER_BYTES];
@@ -151,17 +152,22 @@ impl Image {
             return Ok(());
         }
         if !is_log_header(&header) {
-            let sound = mended(&header, |header| header.try_into().is_ok_and(is_log_header));
+            // What its sum leaves open the first frame says, which has its salts.
+            let mut salts = [0; 8];
+            let first = wal.read_exact_at(&mut salts, (HEADER_BYTES + 8) as u64);
+            let is_header = |header: &[u8]| header.try_into().is_ok_and(is_log_header);
+            let sound =
+                mended(&header, |header| is_header(header) && (first.is_err() || header[16..24] == salts));
             let sound = sound.and_then(|sound| <[u8; HEADER_BYTES]>::try_from(sound).ok());
-            self.wal_faults.push(WalFault { frame: 0, mended: sound.is_some(), lost: 0 });
             match sound {
-                Some(sound) => header = sound,
+                Some(sound) => {
+                    self.wal_faults.push(WalFault { frame: 0, outcome: Outcome::Mended });
+                    header = sound;
+                }
                 None => {
                     let frame_bytes = FRAME_HEADER_BYTES as u64 + u64::from(self.page_bytes);
                     let frames = (length - HEADER_BYTES as u64) / frame_bytes;
-                    if let Some(fault) = self.wal_faults.last_mut() {
-                        fault.lost = frames;
-                    }
+                    self.wal_faults.push(WalFault { frame: 0, outcome: Outcome::Lost { frames } });
                     let start = HEADER_BYTES as u64;
                     self.behind = (0..frames)
                         .map(|n| (0, start + n * frame_bytes + FRAME_HEADER_BYTES as u64))
@@ -184,17 +190,29 @@ impl Image {
                 Version::Wal(page_at)
             } else {
                 let ours = crate::sqlite::wal::is_nearly(&frame[8..16], &header[16..24]);
-                let sound = if ours { mended(&frame, fits) } else { None };
-                if sound.is_none() && self.ends_here(wal, at, length, &header)? {
+                let flip = if ours { Flip::find(&*self, &frame, fits) } else { Flip::None };
+                if matches!(flip, Flip::None) && self.ends_here(wal, at, length, &header)? {
                     break;
                 }
-                self.wal_faults.push(WalFault { frame: count, mended: sound.is_some(), lost: 0 });
-                let Some(sound) = sound else {
-                    self.remember_behind(wal, at, length, &header)?;
-                    break;
+                let found = frame[FRAME_HEADER_BYTES..].to_vec();
+                let (outcome, page) = match flip {
+                    Flip::PutRight(sound) => {
+                        frame = sound;
+                        (Outcome::Mended, frame[FRAME_HEADER_BYTES..].to_vec())
+                    }
+                    // Its rows have sums of their own, which find it.
+                    Flip::Somewhere(fitting) => {
+                        frame = fitting;
+                        (Outcome::Taken { page: number(&frame, 0) }, found)
+                    }
+                    Flip::None | Flip::Anywhere => {
+                        let frames = self.remember_behind(wal, at, length, &header)?;
+                        self.wal_faults.push(WalFault { frame: count, outcome: Outcome::Lost { frames } });
+                        break;
+                    }
                 };
-                frame = sound;
-                Version::Mended(frame[FRAME_HEADER_BYTES..].to_vec())
+                self.wal_faults.push(WalFault { frame: count, outcome });
+                Version::Read(page)
             };
             chain.add_frame(&frame);
             open.push((number(&frame, 0), version));
@@ -216,7 +234,7 @@ impl Image {
         Ok(!crate::sqlite::wal::goes_on(rest, &mut frame, &header[16..24])?)
     }
 
-    fn remember_behind(&mut self, wal: &File, from: u64, length: u64, header: &[u8]) -> io::Result<()> {
+    fn remember_behind(&mut self, wal: &File, from: u64, length: u64, header: &[u8]) -> io::Result<u64> {
         let mut frame = [0; FRAME_HEADER_BYTES];
         let bytes = FRAME_HEADER_BYTES as u64 + u64::from(self.page_bytes);
         let mut at = from;
@@ -227,10 +245,7 @@ impl Image {
             }
             at += bytes;
         }
-        if let Some(fault) = self.wal_faults.last_mut() {
-            fault.lost = self.behind.len() as u64;
-        }
-        Ok(())
+        Ok(self.behind.len() as u64)
     }
 }
 

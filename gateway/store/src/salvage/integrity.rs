@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::damage::{Damage, Fate};
-use super::image::{Image, Pages as _};
+use super::image::Image;
+use super::page::Pages as _;
 use super::{SalvageError, at};
 
 /// SQLite's verdict on the database at `path`, of which `image` was taken.

@@ -1,12 +1,20 @@
 //! What stands on a page of a SQLite database: cells of b-trees, and records in them.
 //! Layout: https://www.sqlite.org/fileformat2.html#b_tree_pages
 
-use rusqlite::types::Value;
+use std::io;
+use std::ops::Range;
 
-use super::image::Pages;
+use rusqlite::types::Value;
 
 /// Longest record that is read, bytes: the largest message with its sender's and SQLite's own additions.
 const RECORD_BYTES_MAX: u64 = 96 * 1024 * 1024;
+
+/// Where pages are read from, by their numbers.
+pub(super) trait Pages {
+    fn page_bytes(&self) -> usize;
+    /// A page, counted from 1; `None` if there is none.
+    fn page(&self, number: u32) -> io::Result<Option<Vec<u8>>>;
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -14,6 +22,37 @@ pub(super) enum Kind {
     InnerTable,
     LeafIndex,
     LeafTable,
+}
+
+impl Kind {
+    const fn is_inner(self) -> bool {
+        matches!(self, Self::InnerIndex | Self::InnerTable)
+    }
+}
+
+/// What a page of a b-tree begins with.
+struct Head {
+    /// Where: the first page has the file's own head before it.
+    start: usize,
+    kind: Kind,
+    /// Cells, the places of which stand from `pointers` on.
+    count: usize,
+    pointers: usize,
+}
+
+impl Head {
+    fn read(number: u32, bytes: &[u8]) -> Option<Self> {
+        let start = if number == 1 { 100 } else { 0 };
+        let kind = match bytes.get(start)? {
+            2 => Kind::InnerIndex,
+            5 => Kind::InnerTable,
+            10 => Kind::LeafIndex,
+            13 => Kind::LeafTable,
+            _ => return None,
+        };
+        let count = usize::from(u16_at(bytes, start + 3)?);
+        Some(Self { start, kind, count, pointers: start + if kind.is_inner() { 12 } else { 8 } })
+    }
 }
 
 /// A record in its encoded form, with the row number of a table's.
@@ -38,32 +77,30 @@ pub(super) struct Page {
 impl Page {
     /// `None` if it is no page of a b-tree.
     pub(super) fn read(image: &dyn Pages, number: u32, bytes: &[u8]) -> Option<Self> {
-        let start = if number == 1 { 100 } else { 0 };
-        let kind = match bytes.get(start)? {
-            2 => Kind::InnerIndex,
-            5 => Kind::InnerTable,
-            10 => Kind::LeafIndex,
-            13 => Kind::LeafTable,
-            _ => return None,
-        };
-        let count = usize::from(u16_at(bytes, start + 3)?);
-        let inner = matches!(kind, Kind::InnerIndex | Kind::InnerTable);
+        let Head { start, kind, count, pointers } = Head::read(number, bytes)?;
         let mut page = Self { kind, children: Vec::new(), cells: Vec::new(), broken: false };
-        let pointers = start + if inner { 12 } else { 8 };
         for cell in 0..count {
             let at = u16_at(bytes, pointers + 2 * cell).map(usize::from).filter(|at| *at >= pointers);
             if at.and_then(|at| page.read_cell(image, bytes, at)).is_none() {
                 page.broken = true;
             }
         }
-        if inner {
+        if kind.is_inner() {
             page.children.extend(u32_at(bytes, start + 8));
         }
         Some(page)
     }
 
+    /// The bytes of such a page between its list of cells and the first of them, which mean nothing.
+    pub(super) fn unused(number: u32, bytes: &[u8]) -> Option<Range<usize>> {
+        let Head { start, count, pointers, .. } = Head::read(number, bytes)?;
+        let content = u16_at(bytes, start + 5).map(usize::from)?;
+        Some(pointers + 2 * count..content)
+            .filter(|unused| unused.start <= unused.end && unused.end <= bytes.len())
+    }
+
     fn read_cell(&mut self, image: &dyn Pages, bytes: &[u8], mut at: usize) -> Option<()> {
-        if matches!(self.kind, Kind::InnerIndex | Kind::InnerTable) {
+        if self.kind.is_inner() {
             self.children.push(u32_at(bytes, at)?);
             at += 4;
         }

@@ -7,10 +7,10 @@ use std::io;
 use rusqlite::Connection;
 use rusqlite::types::Value;
 
-use super::image::{Image, Pages};
+use super::image::Image;
 use super::mend::{BYTES_MAX, mended};
-use super::page::{Cell, Kind, Page, u32_at, values};
-use super::table::{Table, verdict};
+use super::page::{Cell, Kind, Page, Pages, u32_at, values};
+use super::table::{Table, table_of, verdict};
 use crate::sql;
 
 /// Levels that a b-tree may have; SQLite's own limit.
@@ -219,14 +219,8 @@ impl<'a> Rows<'a> {
     pub(super) fn rows_on(&self, pages: &dyn Pages, number: u32, bytes: &[u8]) -> Vec<FoundRow> {
         let Some(page) = Page::read(pages, number, bytes) else { return Vec::new() };
         let verifies = |cell: &Cell| {
-            let fitting = Table::ALL.into_iter().filter(|table| {
-                // A key alone has nothing that tells it from chance.
-                *table != Table::Dedup && table.has_row_numbers() == cell.row.is_some()
-            });
-            let values = values(cell.record.as_deref()?, cell.row)?;
-            let of = fitting.filter(|table| verdict(*table, &values).is_none());
-            of.map(|table| FoundRow { table, row: cell.row, values: values.clone(), worth: Worth::Sound })
-                .next()
+            let (table, values) = table_of(cell)?;
+            Some(FoundRow { table, row: cell.row, values, worth: Worth::Sound })
         };
         page.cells.iter().filter_map(verifies).collect()
     }

@@ -9,7 +9,7 @@ use rusqlite::types::Value;
 
 use super::damage::{Damage, Fate};
 use super::found::{Found, KnownDelivery, KnownMessage, Unsound, id_text};
-use super::image::{self, Image};
+use super::image::{self, Image, Outcome};
 use super::log::{Log, Walked};
 use super::record::{Record, Recorder};
 use super::rows::Rows;
@@ -202,11 +202,19 @@ fn wal_damage(image: &Image) -> Vec<Damage> {
             0 => "gatepost.db-wal, its header".to_owned(),
             frame => format!("gatepost.db-wal, frame {frame}"),
         };
-        if fault.mended {
-            return Damage::file(place, Fate::Mended, "one bit had flipped");
+        match fault.outcome {
+            Outcome::Mended => Damage::file(place, Fate::Mended, "one bit had flipped"),
+            Outcome::Taken { page } => {
+                let why = format!(
+                    "one bit of page {page} had flipped, and its checksum does not say which: each row was looked at"
+                );
+                Damage::file(place, Fate::Rebuilt, why)
+            }
+            Outcome::Lost { frames } => {
+                let why = format!("{frames} pages that were committed from there on are lost");
+                Damage::file(place, Fate::Lost, why)
+            }
         }
-        let why = format!("{} pages that were committed from there on are lost", fault.lost);
-        Damage::file(place, Fate::Lost, why)
     };
     image.wal_faults.iter().map(of).collect()
 }

@@ -2,6 +2,7 @@
 
 use rusqlite::types::{ToSql, Value};
 
+use super::page::{Cell, values};
 use crate::row::{
     DELIVERY_COLUMNS, INDEXED_COLUMNS, KEYRING_COLUMNS, MESSAGE_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS,
 };
@@ -82,6 +83,16 @@ impl Table {
     pub(super) const fn has_row_numbers(self) -> bool {
         !matches!(self, Self::Dedup | Self::State)
     }
+}
+
+/// The table as whose row a cell verifies, and the row.
+pub(super) fn table_of(cell: &Cell) -> Option<(Table, Vec<Value>)> {
+    let values = values(cell.record.as_deref()?, cell.row)?;
+    let mut fitting = Table::ALL.into_iter().filter(|table| {
+        // A key alone has nothing that tells it from chance.
+        *table != Table::Dedup && table.has_row_numbers() == cell.row.is_some()
+    });
+    Some((fitting.find(|table| verdict(*table, &values).is_none())?, values))
 }
 
 /// The column that is not what was written, or none.
