@@ -179,3 +179,35 @@ fn a_greedy_app_gets_what_it_may_have_and_another_all_that_it_needs() {
     assert_eq!((stored("greedy"), stored("good")), (greedy, good), "what was refused is nowhere");
     drop(drips);
 }
+
+/// That it measures; what it measures is for people.
+#[test]
+fn a_measurement_beside_neighbours_says_how_everybody_fared() {
+    let dir = tempfile::tempdir().unwrap();
+    let kinds = "--neighbours=flood,slow_bodies,silent,garbage,full_queue";
+    let output = std::process::Command::new(gatepost_tests::program("gatepost"))
+        .args(["--json", "bench", kinds, "--quick", "--dir"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let neighbours = report["neighbours"].as_array().unwrap();
+    let names: Vec<_> = neighbours.iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["nobody", "flood", "slow_bodies", "silent", "garbage", "full_queue"]);
+    let median = |spread: &serde_json::Value| spread["median"].as_f64().unwrap();
+    for one in neighbours {
+        for place in ["alone", "elsewhere", "beside"] {
+            assert!(median(&one["p99_us"][place]) >= median(&one["p50_us"][place]), "{one}");
+            assert!(median(&one["p50_us"][place]) > 0.0, "{one}");
+        }
+    }
+    assert_eq!(neighbours[0]["did"], serde_json::Value::Null);
+    for (number, refused) in [(1, true), (2, true), (3, true), (4, false), (5, true)] {
+        let did = &neighbours[number]["did"];
+        assert!(median(&did["connections_per_s"]) > 0.0, "{did}");
+        assert_eq!(median(&did["refused_per_s"]) > 0.0, refused, "{}: {did}", names[number]);
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something is left behind");
+}

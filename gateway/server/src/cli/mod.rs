@@ -48,6 +48,8 @@ const ADAPTER_EXEC: &str = "adapter-exec";
 const SPAWNER: &str = "spawner";
 /// The gateway of `bench` starts this program as its adapter by this word.
 const BENCH_ADAPTER: &str = "bench-adapter";
+/// And as the greedy client that it measures another one beside by this one.
+const BENCH_NEIGHBOUR: &str = "bench-neighbour";
 
 /// Heading of the options that every command takes.
 const EVERYWHERE: &str = "Options everywhere";
@@ -164,6 +166,11 @@ pub(crate) fn main(serve: impl FnOnce(Config) -> Result<(), ServeError>) -> Exit
             let ui = Ui::detect(false);
             let args = bench::BenchAdapter::parse_from(std::env::args_os().skip(1));
             return exit_code(&ui, bench::run_adapter(&ui, &args));
+        }
+        Some(word) if word == BENCH_NEIGHBOUR => {
+            let ui = Ui::detect(false);
+            let args = bench::BenchNeighbour::parse_from(std::env::args_os().skip(1));
+            return exit_code(&ui, bench::run_neighbour(&ui, args));
         }
         _ => {}
     }

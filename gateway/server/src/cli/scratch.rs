@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkdtemp};
+use sha2::{Digest as _, Sha256};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
@@ -123,6 +124,7 @@ mode = "0600"
 user = {user}
 send = ["{send}"]
 inbox = {inbox}
+{token}
 
 [operators.you]
 user = {user}
@@ -135,6 +137,7 @@ can = ["read", "operate", "read_payload", "audit"]
             app_name = app.name,
             send = app.send,
             inbox = serde_json::Value::from(app.inbox),
+            token = app.token.map(token_line).unwrap_or_default(),
         );
         std::fs::write(&site.config, text)
             .map_err(Failure::io(format!("cannot write {}", site.config.display())))?;
@@ -158,10 +161,20 @@ pub(super) struct App<'a> {
     pub(super) send: &'a str,
     /// The inboxes it may read.
     pub(super) inbox: &'a [&'a str],
+    /// What tells it apart from others of the same user.
+    pub(super) token: Option<&'a str>,
+}
+
+/// The key under which a token that the configuration brings stands there.
+pub(super) fn token_line(token: &str) -> String {
+    let digits = Sha256::digest(token.as_bytes())
+        .iter()
+        .fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"));
+    format!("token_sha256 = \"{digits}\"")
 }
 
 /// The current user as a TOML string: the name, or the number where it has none.
-fn current_user() -> String {
+pub(super) fn current_user() -> String {
     let uid = nix::unistd::geteuid();
     let name =
         nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
@@ -340,7 +353,7 @@ mod tests {
         let site = Site::write(
             dir.path(),
             "demo",
-            &App { name: "ehr", send: "org.*", inbox: &[] },
+            &App { name: "ehr", send: "org.*", inbox: &[], token: None },
             "[inboxes.sink]\n",
         )
         .unwrap();

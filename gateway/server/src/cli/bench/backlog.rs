@@ -89,7 +89,7 @@ impl Curve {
         Self {
             machine,
             debug_build: cfg!(debug_assertions),
-            payload_bytes: plan.payloads.first().copied().unwrap_or_default(),
+            payload_bytes: plan.payload_bytes(),
             ordering_keys: plan.keys,
             steps: Vec::new(),
             elapsed_s: 0.0,
@@ -209,6 +209,7 @@ impl Heap<'_> {
             keys: self.plan.keys,
             payload_bytes: self.payload_bytes,
             series: self.series,
+            bearer: None,
         }
     }
 

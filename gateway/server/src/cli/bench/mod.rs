@@ -12,6 +12,7 @@ mod databases;
 mod disk;
 mod leases;
 mod machine;
+mod neighbours;
 mod plan;
 mod report;
 mod request;
@@ -32,12 +33,14 @@ use super::ui::Ui;
 use backlog::Curve;
 use databases::Databases;
 use machine::Machine;
+use neighbours::Neighbourhood;
 use plan::Plan;
 use report::Report;
 use spread::rounded;
 
 pub(super) use adapter::{BenchAdapter, run as run_adapter};
 pub(super) use machine::filesystem;
+pub(super) use neighbours::{BenchNeighbour, run_neighbour};
 pub(super) use plan::Bench;
 
 pub(super) async fn bench(context: &Context, args: &Bench) -> Result<(), Failure> {
@@ -55,6 +58,20 @@ pub(super) async fn bench(context: &Context, args: &Bench) -> Result<(), Failure
         );
     }
     let mut databases = Databases::new(plan.postgres.as_deref())?;
+    if let Some(kinds) = &args.neighbours {
+        let mut found = Neighbourhood::of(&plan, machine);
+        let measured = tokio::select! {
+            measured = found.measure(ui, &plan, kinds, &parent, &mut databases) => measured,
+            _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+            _ = terminated.recv() => Err(Failure::Interrupted),
+        };
+        let removed = databases.remove().await;
+        // What whole rounds have found is shown even if the rest is not to come.
+        if !found.is_empty() {
+            found.print(ui)?;
+        }
+        return measured.and(removed);
+    }
     let Some(most) = args.backlog else {
         // Whatever is dropped here takes its gateway and its directory along.
         let measured = tokio::select! {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use gatepost_core::message::INLINE_DATA_BYTES_MAX;
 
 use super::super::text;
+use super::neighbours::Kind as Neighbour;
 use super::request::PAYLOAD_BYTES_MIN;
 use super::senders::Until;
 use super::site::Layout;
@@ -62,6 +63,9 @@ pub(crate) struct Bench {
     /// Measure with 0, 10,000, 100,000 … N messages waiting instead: latencies, start after kill -9, memory
     #[arg(long, value_name = "N", conflicts_with_all = ["messages", "runs", "only", "senders", "destinations", "partner_delay"], value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub(super) backlog: Option<u64>,
+    /// Measure what greedy or broken clients cost a well-behaved one instead: its latencies alone and beside each kind, or those that are named
+    #[arg(long, value_name = "KIND", value_enum, value_delimiter = ',', num_args = 0.., require_equals = true, conflicts_with_all = ["messages", "only", "senders", "keys", "destinations", "partner_delay", "backlog", "nodes", "plain"])]
+    pub(super) neighbours: Option<Vec<Neighbour>>,
     /// Keep the messages in PostgreSQL: FILE holds the address of a server, on which a database is made and dropped again
     #[arg(long, value_name = "FILE")]
     pub(super) postgres: Option<PathBuf>,
@@ -199,6 +203,11 @@ impl Plan {
             span,
             until: args.messages.map_or(Until::Elapsed(span), Until::Messages),
         }
+    }
+
+    /// Where only one size is measured, the first.
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.payloads.first().copied().unwrap_or_default()
     }
 
     pub(super) fn layout(&self) -> Layout<'_> {

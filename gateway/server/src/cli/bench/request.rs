@@ -24,6 +24,8 @@ pub(super) struct Shape {
     pub(super) payload_bytes: usize,
     /// Keeps the ids of a phase apart from those of all others in the same store.
     pub(super) series: u32,
+    /// The sender's token, where its connection alone does not say who it is.
+    pub(super) bearer: Option<&'static str>,
 }
 
 impl Shape {
@@ -115,7 +117,12 @@ fn single(shape: &Shape, prefix: &str) -> Vec<u8> {
         "ce-specversion: 1.0\r\nce-type: {}\r\nce-source: /bench\r\nce-id: {prefix}{ZERO}\r\n{key}",
         kind(shape)
     );
-    post("/v1/messages", "application/json", &headers, payload(shape.payload_bytes).as_bytes())
+    post(
+        "/v1/messages",
+        "application/json",
+        &(headers + &bearer(shape)),
+        payload(shape.payload_bytes).as_bytes(),
+    )
 }
 
 fn batch(shape: &Shape, prefix: &str) -> Vec<u8> {
@@ -126,7 +133,11 @@ fn batch(shape: &Shape, prefix: &str) -> Vec<u8> {
         payload(shape.payload_bytes)
     );
     let events = vec![event; shape.batch as usize];
-    post("/v1/messages", BATCH_MEDIA_TYPE, "", format!("[{}]", events.join(",")).as_bytes())
+    post("/v1/messages", BATCH_MEDIA_TYPE, &bearer(shape), format!("[{}]", events.join(",")).as_bytes())
+}
+
+fn bearer(shape: &Shape) -> String {
+    shape.bearer.map_or_else(String::new, |token| format!("authorization: Bearer {token}\r\n"))
 }
 
 /// Frame of the payload: the least that it can have.
@@ -154,6 +165,7 @@ mod tests {
             keys,
             payload_bytes: 1024,
             series: 4,
+            bearer: None,
         }
     }
 

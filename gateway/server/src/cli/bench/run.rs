@@ -183,6 +183,7 @@ impl<'a> Run<'a> {
             keys: self.plan.keys,
             payload_bytes: phase.payload_bytes,
             series: self.series,
+            bearer: None,
         };
         Load { shape, senders: phase.senders, first: 0, until }
     }

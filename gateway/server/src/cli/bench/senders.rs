@@ -119,7 +119,8 @@ fn send(sockets: &[PathBuf], load: &Load) -> Result<Measured, Failure> {
     Ok(Measured { messages: latencies_us.len() as u64 * load.shape.batch, elapsed, started, latencies_us })
 }
 
-fn refusal(status: u16, body: &[u8]) -> Failure {
+/// Why something was not accepted.
+pub(super) fn refusal(status: u16, body: &[u8]) -> Failure {
     match serde_json::from_slice(body) {
         Ok(problem) => Failure::Refused(Box::new(problem)),
         Err(_) => Failure::Garbled { status },
@@ -247,7 +248,15 @@ mod tests {
     }
 
     fn load(batch: u64, payload_bytes: usize, messages: u64) -> Load {
-        let shape = Shape { kind: "x".to_owned(), destinations: 0, batch, keys: 0, payload_bytes, series: 0 };
+        let shape = Shape {
+            kind: "x".to_owned(),
+            destinations: 0,
+            batch,
+            keys: 0,
+            payload_bytes,
+            series: 0,
+            bearer: None,
+        };
         Load { shape, senders: 4, first: 0, until: Until::Messages(messages) }
     }
 

@@ -73,7 +73,7 @@ settings = {{ tally = {tally}, partner_delay_us = {} }}
                 routes += &route(&format!(r#"type == "{kind}""#), &name);
             }
         }
-        let app = App { name: "sender", send: "bench.*", inbox: &[] };
+        let app = App { name: "sender", send: "bench.*", inbox: &[], token: None };
         let mut site = Site::write(dir, "bench", &app, &(text + &routes))?;
         site.insecure = self.plain;
         Ok(site)
@@ -89,12 +89,12 @@ pub(super) fn write_heap(dir: &Path, keys: u64, url_file: Option<&Path>) -> Resu
     Site::write(
         dir,
         "bench",
-        &App { name: "sender", send: "bench.*", inbox: &[QUEUE_HEAP] },
+        &App { name: "sender", send: "bench.*", inbox: &[QUEUE_HEAP], token: None },
         &(text + &routes),
     )
 }
 
-fn store(url_file: Option<&Path>) -> String {
+pub(super) fn store(url_file: Option<&Path>) -> String {
     url_file.map_or_else(String::new, |file| {
         format!("[store]\npostgres = {{ url_file = {} }}\n\n", quoted(&file.to_string_lossy()))
     })

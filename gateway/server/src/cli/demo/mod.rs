@@ -348,5 +348,5 @@ from = "ehr"
 to = ["lab"]
 "#
     );
-    Site::write(dir, "demo", &App { name: "ehr", send: "org.hl7.v2.*", inbox: &[] }, &rest)
+    Site::write(dir, "demo", &App { name: "ehr", send: "org.hl7.v2.*", inbox: &[], token: None }, &rest)
 }
