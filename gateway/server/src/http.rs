@@ -24,6 +24,7 @@ mod guard;
 mod headers;
 mod health;
 mod help;
+mod holdback;
 mod identity;
 mod intake;
 mod keys;

@@ -1,5 +1,5 @@
 //! What every request passes: it gets an id, its caller is identified before anything of it is parsed, and whatever comes of
-//! it is counted, logged and answered in one shape.
+//! it is counted, logged and answered in one shape; many refusals in a row are held back.
 
 use std::time::Instant;
 
@@ -44,14 +44,30 @@ pub(crate) async fn guard(State(state): State<AppState>, mut request: Request, n
     let span = record.span();
     let (actor, response) = match admit(&state, &mut request, record.trace.clone()) {
         Err(stranger) => (stranger.actor, stranger.refusal.into_response()),
-        // The place is held until the answer's head is ready; what is left then is the listener's to bound.
+        // The place is held until the answer's head is ready; what is left then is the listener's to bound, a refusal that is held
+        // back too.
         Ok((actor, _place)) => (actor, next.run(request).instrument(span).await),
     };
     // Whatever an adapter does shows that it is there: one that is busy leases nothing for a while.
     if actor.kind == ActorKind::Adapter && response.status().is_success() {
         state.consumers.saw(&actor.name);
     }
-    finish(&state, &record, actor, response)
+    let response = finish(&state, &record, &actor, response);
+    if response.status().is_client_error() {
+        hold_back(&state, &actor).await;
+    }
+    response
+}
+
+/// Who is refused over and over is told later; at once, when the gateway stops.
+async fn hold_back(state: &AppState, actor: &Actor) {
+    let held = state.holdback.next(actor, Instant::now());
+    if !held.is_zero() {
+        tokio::select! {
+            () = tokio::time::sleep(held) => {}
+            () = state.stopped() => {}
+        }
+    }
 }
 
 /// Identifies the caller and finds it a place.
@@ -72,13 +88,13 @@ fn admit(
     Ok((actor, place))
 }
 
-fn finish(state: &AppState, record: &Record, actor: Actor, mut response: Response) -> Response {
+fn finish(state: &AppState, record: &Record, actor: &Actor, mut response: Response) -> Response {
     let refusal = response.extensions_mut().remove::<Refusal>();
     if let Some(refusal) = &refusal {
-        record.log(&actor, refusal);
+        record.log(actor, refusal);
         state.metrics.refused(refusal.code);
         if refusal.is_security_event() {
-            state.trail.refused(actor, refusal.code.as_str());
+            state.trail.refused(actor.clone(), refusal.code.as_str());
         }
         let rendered = refusal.render(&record.id);
         let allow = response.headers_mut().remove(header::ALLOW);

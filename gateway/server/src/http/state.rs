@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::allowance::Allowances;
 use super::consumers::Consumers;
+use super::holdback::Holdback;
 use super::metrics::Metrics;
 use super::places::{BodyMemory, OpenRequests};
 use super::request_ids::RequestIds;
@@ -60,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) open: OpenRequests,
     pub(crate) allowances: Allowances,
+    pub(crate) holdback: Holdback,
     pub(crate) request_ids: RequestIds,
     pub(crate) body_memory: BodyMemory,
     /// Apart from that of requests, so that slow readers do not keep anybody from sending.
@@ -100,6 +102,7 @@ impl AppState {
             tokens,
             open: OpenRequests::default(),
             allowances: Allowances::default(),
+            holdback: Holdback::default(),
             request_ids: RequestIds::new(),
             body_memory: BodyMemory::for_requests(),
             answer_memory: BodyMemory::for_answers(),

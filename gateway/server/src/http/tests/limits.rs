@@ -1,14 +1,13 @@
 //! What one principal may take, and that it takes nothing from the others.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use futures_util::StreamExt as _;
-use futures_util::future::join_all;
+use gatepost_core::principal::{Actor, ActorKind};
 use serde_json::{Value, json};
 
 use super::bench::{Answer, Bench, Who, event};
-use crate::http::places::REQUESTS_OPEN_MAX;
 use crate::supervise::queue_setups;
 
 const GREEDY: Who = Who::User(1005);
@@ -42,7 +41,7 @@ async fn a_flood_is_refused_beyond_its_rate_and_the_others_go_on() {
     let bench = Bench::new().await;
     let flood = async {
         let mut taken = 0;
-        for number in 0..500 {
+        for number in 0..100 {
             let answer = bench.event(GREEDY, &event(&format!("flood-{number}"), "t.lab")).send().await;
             match answer.status.as_u16() {
                 202 => taken += 1,
@@ -227,43 +226,27 @@ async fn an_adapter_takes_in_no_more_than_may_be_unsettled_and_its_outcomes_go_t
     bench.end().await;
 }
 
-/// For people: what a greedy client costs a well-behaved one. No verdict, for a machine that others share has none to give.
 #[tokio::test]
-#[ignore = "a measurement; `make test-long` runs it"]
-async fn long_what_a_greedy_client_costs_a_well_behaved_one() {
-    const SENT: usize = 1000;
+async fn who_is_refused_over_and_over_is_told_later_and_nobody_else_is() {
     let bench = Bench::new().await;
-    let measured = async |name: &str| {
-        let mut times = Vec::with_capacity(SENT);
-        for number in 0..SENT {
-            let started = Instant::now();
-            bench.event(Who::Ehr, &event(&format!("{name}-{number}"), "t.lab")).send().await.ok(202);
-            times.push(started.elapsed());
-        }
-        times.sort_unstable();
-        times[SENT * 99 / 100]
-    };
-    let alone = measured("alone").await;
-    let done = std::cell::Cell::new(false);
-    let flood = async {
-        let mut asked = 0;
-        while !done.get() {
-            let events: Vec<_> =
-                (0..32).map(|number| event(&format!("f-{asked}-{number}"), "t.lab")).collect();
-            asked += join_all(events.iter().map(|event| bench.event(GREEDY, event).send())).await.len();
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        asked
-    };
-    let beside = async {
-        let beside = measured("beside").await;
-        done.set(true);
-        beside
-    };
-    let (asked, beside) = tokio::join!(flood, beside);
-    eprintln!(
-        "p99 of {SENT} accepts: {alone:?} alone, {beside:?} beside a client that asked {asked} times, at most 4 at once, and was refused"
-    );
-    assert!(asked > REQUESTS_OPEN_MAX);
+    let nonsense = |who| bench.post(who, "/v1/messages").body(Body::from("nonsense")).send();
+    let known = nonsense(GREEDY).await;
+    assert!(known.status.is_client_error(), "{}", known.text);
+    let greedy = Actor::new(ActorKind::App, "greedy");
+    // Far more than can be told in the time that this test takes.
+    for _ in 0..10_000 {
+        bench.state.holdback.next(&greedy, Instant::now());
+    }
+    let mut held = [Box::pin(nonsense(GREEDY)), Box::pin(nonsense(GREEDY))];
+    for request in &mut held {
+        assert!(super::pends(request.as_mut()).await);
+    }
+    assert_eq!(nonsense(Who::Ehr).await.status, known.status, "another's refusal is told at once");
+    bench.event(GREEDY, &event("accepted", "t.lab")).send().await.ok(202);
+    well_behaved(&bench, 0, 5).await;
+    bench.stop.send_replace(true);
+    for request in held {
+        assert_eq!(request.await.status, known.status, "a gateway that stops keeps nobody waiting");
+    }
     bench.end().await;
 }
