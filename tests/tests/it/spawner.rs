@@ -1,14 +1,19 @@
 //! A gateway that root starts and that does not stay root: who its processes are, what belongs to whom, and what becomes of all of them
 //! when one is gone.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::{Gid, Pid, User};
 use serde_json::{Value, json};
 
 use gatepost_tests::{Gateway, program, skipped, uid, until};
@@ -56,15 +61,20 @@ fn gateway() -> Gateway {
         .adapter("ours", &lines(""), &settings("ours", USER))
         .route("shop", &["theirs", "ours"])
         .prepare();
-    let text = fs::read_to_string(gateway.config()).unwrap();
-    let mut moved = text;
+    move_sockets(&gateway);
+    gateway
+}
+
+/// To a directory that the gateway can have for itself.
+fn move_sockets(gateway: &Gateway) {
+    let dir = gateway.dir();
+    let mut moved = fs::read_to_string(gateway.config()).unwrap();
     for socket in ["app.sock", "admin.sock"] {
         let (here, there) = (dir.join(socket), dir.join("sockets").join(socket));
         moved = moved.replace(&here.display().to_string(), &there.display().to_string());
         symlink(there, here).unwrap();
     }
     fs::write(gateway.config(), moved).unwrap();
-    gateway
 }
 
 fn field(pid: u32, thread: &str, name: &str) -> String {
@@ -136,6 +146,49 @@ fn mode_and_owner(path: &Path) -> (u32, u32) {
     (found.mode() & 0o7777, found.uid())
 }
 
+/// Whether root without the rights to look into other processes is shown what `pid` has in memory; `None` where that cannot be found out.
+fn is_open(pid: u32) -> Option<bool> {
+    let without = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-sys_ptrace,-perfmon,-sys_admin"]);
+        command
+    };
+    let look = |pid: u32| {
+        let looked = without().arg("cat").arg(format!("/proc/{pid}/environ")).output();
+        looked.is_ok_and(|output| output.status.success())
+    };
+    // One that may do no more than who looks, and hides nothing.
+    let mut plain = without().args(["sleep", "60"]).spawn().ok()?;
+    until("it sleeps", || (field(plain.id(), &plain.id().to_string(), "Name") == "sleep").then_some(()));
+    let shows = look(plain.id());
+    plain.kill().unwrap();
+    plain.wait().unwrap();
+    shows.then(|| look(pid))
+}
+
+/// An account of this host that is in more than its own group, and its groups.
+fn account_in_groups() -> Option<(User, BTreeSet<u32>)> {
+    let text = fs::read_to_string("/etc/group").unwrap_or_default();
+    let memberships: Vec<(&str, u32)> = text
+        .lines()
+        .filter_map(|line| {
+            let parts: Vec<&str> = line.split(':').collect();
+            let [_, _, gid, members] = parts[..] else { return None };
+            let gid = gid.parse::<u32>().ok()?;
+            Some(members.split(',').filter(|name| !name.is_empty()).map(move |name| (name, gid)))
+        })
+        .flatten()
+        .collect();
+    memberships.iter().find_map(|(name, _)| {
+        let user = User::from_name(name).ok()??;
+        let own = user.gid.as_raw();
+        let mut groups: BTreeSet<u32> =
+            memberships.iter().filter(|(of, _)| of == name).map(|(_, gid)| *gid).collect();
+        groups.insert(own);
+        (groups.len() > 1 && !groups.contains(&0) && !user.uid.is_root()).then_some((user, groups))
+    })
+}
+
 /// The directory of `theirs`' socket, found by whom it belongs to.
 fn their_directory(gateway: &Gateway) -> Option<PathBuf> {
     let pid = pid_of(gateway, "theirs");
@@ -167,6 +220,15 @@ fn r5_only_the_spawner_stays_root_and_an_adapter_with_a_user_of_its_own_delivers
         for set in ["CapPrm", "CapBnd"] {
             assert_eq!(u64::from_str_radix(&field(root, &thread, set), 16), Ok(has), "{set}");
         }
+    }
+    // The kernel gives what it shows of a process's memory to root, unless the process may be looked into by its user.
+    for secret in ["environ", "maps", "mem"] {
+        let owner = fs::metadata(format!("/proc/{own}/{secret}")).unwrap().uid();
+        assert_eq!(owner, 0, "{secret}");
+    }
+    match is_open(root) {
+        Some(open) => assert!(!open, "what is root's and less than root looks into the spawner"),
+        None => skipped("nobody here can look as root without the right to look into processes"),
     }
     // Nothing of the gateway's is open in it: its streams, its end of the socket, and what its runtime waits by.
     let open = fs::read_dir(format!("/proc/{root}/fd")).unwrap();
@@ -256,6 +318,66 @@ fn r5_a_gateway_that_is_killed_takes_its_spawner_and_its_adapters_along() {
         gateway.restart();
     }
     deliver(&gateway, "3");
+    assert!(gateway.stop().success());
+}
+
+/// As when an adapter of the gateway's user, or whoever has taken the gateway over, keeps a copy of its end.
+#[test]
+fn r5_a_spawner_ends_with_its_gateway_although_somebody_holds_its_socket() {
+    if !is_root() {
+        return;
+    }
+    let gateway = gateway();
+    let (ours, its) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let script = r#"exec 3<&0; "$0" spawner --parent $$ --user "$1" --config "$2" <&3 3<&- & wait"#;
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(program("gatepost")).arg(USER.to_string()).arg(gateway.config());
+    let mut parent = command.stdin(Stdio::from(its)).spawn().unwrap();
+    // It keeps what it was given until then.
+    drop(command);
+    let mut ours = UnixStream::from(ours);
+    ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut said = [0; 4096];
+    let length = ours.read(&mut said).unwrap();
+    let said = String::from_utf8_lossy(&said[..length]).into_owned();
+    assert!(said.contains("ready"), "{said}");
+    let root: Vec<u32> = children(parent.id());
+    assert_eq!(root.len(), 1);
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    until("the spawner is gone", || is_gone(root[0]).then_some(()));
+}
+
+#[test]
+fn r5_a_gateway_whose_user_has_a_name_is_in_that_users_groups_and_in_no_other() {
+    if !is_root() {
+        return;
+    }
+    let Some((user, groups)) = account_in_groups() else {
+        skipped("no account of this host is in more than its own group");
+        return;
+    };
+    let builder = Gateway::builder();
+    set_mode(builder.dir(), 0o755);
+    let mut gateway = builder
+        .gateway(&format!("user = \"{}\"", user.name))
+        .app("shop", &["*"], &[])
+        .inbox("in", "")
+        .route("shop", &["in"])
+        .prepare();
+    move_sockets(&gateway);
+    gateway.restart();
+    let own = gateway.pid();
+    for thread in threads(own) {
+        let has = field(own, &thread, "Groups");
+        let has: BTreeSet<u32> = has.split(' ').map(|group| group.parse().unwrap()).collect();
+        assert_eq!(has, groups, "{}", user.name);
+        let gid = Gid::as_raw(user.gid);
+        assert_eq!(field(own, &thread, "Gid"), format!("{gid} {gid} {gid} {gid}"));
+    }
+    let status = gateway.cli_ok(&["status"]);
+    assert!(status.contains(&format!("runs as {}", user.name)), "{status}");
     assert!(gateway.stop().success());
 }
 
