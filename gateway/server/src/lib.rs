@@ -8,6 +8,7 @@ mod http;
 mod listen;
 mod notify;
 mod serve;
+mod spaced;
 mod supervise;
 mod tokens;
 

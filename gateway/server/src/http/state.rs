@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use gatepost_api::lists::AdapterItem;
+use gatepost_core::principal::Actor;
 use gatepost_store::Store;
 use tokio::sync::watch;
 
 use super::allowance::Allowances;
 use super::consumers::Consumers;
-use super::holdback::Holdback;
+use super::holdback::holdback;
 use super::metrics::Metrics;
 use super::places::{BodyMemory, OpenRequests};
 use super::request_ids::RequestIds;
@@ -18,6 +19,7 @@ use super::tasks::Tasks;
 use super::trail::AuditTrail;
 use crate::config::Config;
 use crate::listen;
+use crate::spaced::Spaced;
 use crate::supervise::RunningAs;
 use crate::tokens::Tokens;
 
@@ -61,7 +63,8 @@ pub(crate) struct Shared {
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) open: OpenRequests,
     pub(crate) allowances: Allowances,
-    pub(crate) holdback: Holdback,
+    /// When each principal is told that it is refused.
+    pub(crate) holdback: Spaced<Actor>,
     pub(crate) request_ids: RequestIds,
     pub(crate) body_memory: BodyMemory,
     /// Apart from that of requests, so that slow readers do not keep anybody from sending.
@@ -102,7 +105,7 @@ impl AppState {
             tokens,
             open: OpenRequests::default(),
             allowances: Allowances::default(),
-            holdback: Holdback::default(),
+            holdback: holdback(),
             request_ids: RequestIds::new(),
             body_memory: BodyMemory::for_requests(),
             answer_memory: BodyMemory::for_answers(),

@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
@@ -20,8 +20,8 @@ use super::{
     connection::{Admitted, Standing},
     credentials::Credentials,
     peer::{ConnectionId, Peer},
-    quota::{PeerKey, PrincipalSlot, Quota, Slot},
-    serve::Server,
+    quota::{Late, PeerKey, PrincipalSlot, Quota, Slot},
+    serve::{Server, stopped},
     tls::{self, Chain, Claim, Generation},
 };
 use crate::config::PeerFacts;
@@ -64,19 +64,20 @@ pub(super) struct Arrival {
 }
 
 impl Arrival {
-    /// Takes a place for the connection, or closes it.
+    /// Takes a place for the connection, or turns it away.
     pub(super) fn admit(
         server: Arc<Server>,
         serves: Serves,
         connection: ConnectionId,
         origin: Origin,
         quota: &Arc<Quota>,
-    ) -> Option<Self> {
-        match quota.take(origin.key()) {
-            Ok(slot) => Some(Self { server, serves, connection, origin, slot }),
+    ) -> Result<Self, TurnedAway> {
+        let peer = origin.key();
+        match quota.take(peer) {
+            Ok(slot) => Ok(Self { server, serves, connection, origin, slot }),
             Err(code) => {
-                turn_away(&server, &serves, origin, code);
-                None
+                let late = quota.late(peer, Instant::now());
+                Err(TurnedAway::new(&server, serves, origin, code, late))
             }
         }
     }
@@ -87,7 +88,10 @@ impl Arrival {
         match origin {
             Origin::Unix { mut stream, credentials, child } => {
                 match recognise_process(&server, serves, connection, &stream, credentials, child).await {
-                    Ok(admitted) => admitted.serve(stream, stop).await,
+                    Ok(admitted) => {
+                        wait_for_turn(&slot, &stop).await;
+                        admitted.serve(stream, stop).await;
+                    }
                     Err(refusal) => {
                         report(&server, &refusal);
                         refuse(&mut stream, refusal.code).await;
@@ -98,7 +102,10 @@ impl Arrival {
                 match shake_hands(stream, &tls, server.limits.handshake).await {
                     Ok(mut stream) => {
                         match recognise_certificate(&server, serves, connection, &stream, tls) {
-                            Ok(admitted) => admitted.serve(stream, stop).await,
+                            Ok(admitted) => {
+                                wait_for_turn(&slot, &stop).await;
+                                admitted.serve(stream, stop).await;
+                            }
                             Err(refusal) => {
                                 let code = refusal.code;
                                 report(&server, &Refusal { remote: Some(remote), ..*refusal });
@@ -114,6 +121,18 @@ impl Arrival {
             }
         }
         drop(slot);
+    }
+}
+
+/// Who connects over and over is listened to later. Who it is, is known by then: that must not become another while it waits.
+async fn wait_for_turn(slot: &Slot, stop: &watch::Receiver<bool>) {
+    let wait = slot.wait(Instant::now());
+    if !wait.is_zero() {
+        let mut stop = stop.clone();
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = stopped(&mut stop) => {}
+        }
     }
 }
 
@@ -137,18 +156,48 @@ pub(super) fn report_of_adapter(server: &Server, adapter: &Arc<str>, code: Refus
     report(server, &Refusal::new(Serves::OneAdapter(Arc::clone(adapter)), code));
 }
 
-/// Closes a connection for which there is no place. The answer is a courtesy that may get lost: nothing is waited for.
-fn turn_away(server: &Server, serves: &Serves, origin: Origin, code: RefusalCode) {
-    let (facts, remote) = match origin {
-        Origin::Unix { stream, credentials, .. } => {
-            if let Ok(stream) = stream.into_std() {
-                let _ = io::Write::write(&mut &stream, answer::refusal(code));
+/// A connection for which there is no place. It is told, and closed, when this is dropped; the answer is a courtesy that may get lost:
+/// nothing is waited for.
+pub(super) struct TurnedAway {
+    stream: Option<std::os::unix::net::UnixStream>,
+    _tcp: Option<TcpStream>,
+    code: RefusalCode,
+    late: Option<Late>,
+}
+
+impl TurnedAway {
+    fn new(server: &Server, serves: Serves, origin: Origin, code: RefusalCode, late: Option<Late>) -> Self {
+        let (stream, tcp, facts, remote) = match origin {
+            Origin::Unix { stream, credentials, .. } => {
+                (stream.into_std().ok(), None, credentials.ok().map(Credentials::bare_facts), None)
             }
-            (credentials.ok().map(Credentials::bare_facts), None)
+            Origin::Tcp { stream, remote, .. } => (None, Some(stream), None, Some(remote)),
+        };
+        report(server, &Refusal { facts, remote, ..Refusal::new(serves, code) });
+        Self { stream, _tcp: tcp, code, late }
+    }
+
+    /// Whether it is to be told later, by [`TurnedAway::tell`].
+    pub(super) fn is_late(&self) -> bool {
+        self.late.is_some()
+    }
+
+    pub(super) async fn tell(self, mut stop: watch::Receiver<bool>) {
+        if let Some(late) = &self.late {
+            tokio::select! {
+                () = sleep(late.wait) => {}
+                () = stopped(&mut stop) => {}
+            }
         }
-        Origin::Tcp { remote, .. } => (None, Some(remote)),
-    };
-    report(server, &Refusal { facts, remote, ..Refusal::new(serves.clone(), code) });
+    }
+}
+
+impl Drop for TurnedAway {
+    fn drop(&mut self) {
+        if let Some(mut stream) = self.stream.take() {
+            let _ = io::Write::write(&mut stream, answer::refusal(self.code));
+        }
+    }
 }
 
 /// Sends the fixed answer without having read anything.

@@ -7,12 +7,27 @@ use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::{Counters, Limits, RefusalCode};
+use crate::spaced::{Spaced, Spacing};
 
 /// Connections that one supervised adapter may have open. They stand outside the gateway's total, so that apps cannot lock adapters out.
 pub(super) const ADAPTER_CONNECTIONS_MAX: usize = 64;
+
+/// A thousand new connections of one peer a second are more than anybody makes that means well; whoever makes more is listened to later.
+/// It has a place meanwhile, so that the limits on connections bound how many wait.
+const ARRIVALS: Spacing =
+    Spacing { interval: Duration::from_millis(1), prompt: 256, wait_max: Duration::from_secs(5) };
+
+/// Nor is anybody turned away more often in a row who listens. Further ones are told later, so that who connects anew at once waits.
+const TURNED_AWAY: Spacing =
+    Spacing { interval: Duration::from_millis(10), prompt: 50, wait_max: Duration::from_secs(5) };
+/// Connections of one listener that are to be told so later. Beyond it they are closed at once.
+const LATE_MAX: usize = 256;
 
 /// One host has as many IPv6 addresses as it likes within its site.
 const SITE_MASK: u128 = u128::MAX << 64;
@@ -102,6 +117,10 @@ pub(super) struct Quota {
     ledger: Mutex<Ledger>,
     listener_max: usize,
     peer_max: usize,
+    /// None where the gateway itself has started who connects.
+    arrivals: Option<Spaced<PeerKey>>,
+    turned_away: Spaced<PeerKey>,
+    late: Arc<Semaphore>,
     counters: Arc<Counters>,
 }
 
@@ -118,6 +137,9 @@ impl Quota {
             ledger: Mutex::default(),
             listener_max: limits.connections_per_listener,
             peer_max: limits.connections_per_peer,
+            arrivals: Some(Spaced::new(ARRIVALS)),
+            turned_away: Spaced::new(TURNED_AWAY),
+            late: Arc::new(Semaphore::new(LATE_MAX)),
             counters: counters.clone(),
         })
     }
@@ -128,6 +150,9 @@ impl Quota {
             ledger: Mutex::default(),
             listener_max: ADAPTER_CONNECTIONS_MAX,
             peer_max: ADAPTER_CONNECTIONS_MAX,
+            arrivals: None,
+            turned_away: Spaced::new(TURNED_AWAY),
+            late: Arc::new(Semaphore::new(LATE_MAX)),
             counters: counters.clone(),
         })
     }
@@ -149,6 +174,23 @@ impl Quota {
         self.counters.count_opened();
         Ok(Slot { quota: self.clone(), peer })
     }
+
+    /// `None` if a peer for which there is no place is to be told at once.
+    pub(super) fn late(&self, peer: PeerKey, now: Instant) -> Option<Late> {
+        let wait = self.turned_away.next(&peer, now);
+        if wait.is_zero() {
+            return None;
+        }
+        let place = Arc::clone(&self.late).try_acquire_owned().ok()?;
+        Some(Late { wait, _place: place })
+    }
+}
+
+/// The right to be told later that there is no place.
+#[derive(Debug)]
+pub(super) struct Late {
+    pub(super) wait: Duration,
+    _place: OwnedSemaphorePermit,
 }
 
 /// The right to one connection, given back when dropped.
@@ -156,6 +198,13 @@ impl Quota {
 pub(super) struct Slot {
     quota: Arc<Quota>,
     peer: PeerKey,
+}
+
+impl Slot {
+    /// How long this connection waits before it is listened to.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
+        self.quota.arrivals.as_ref().map_or(Duration::ZERO, |arrivals| arrivals.next(&self.peer, now))
+    }
 }
 
 impl Drop for Slot {
@@ -210,6 +259,39 @@ mod tests {
         assert_eq!(counters.open(), 0);
         assert!(apps.ledger.lock().unwrap().peers.is_empty(), "no trace of a peer that left");
         assert_eq!(*total.open.lock().unwrap(), 0);
+    }
+
+    #[test]
+    fn who_knocks_without_end_is_told_later_and_only_so_many_wait_for_that() {
+        let (limits, counters) = (limits(), Arc::new(Counters::default()));
+        let total = Total::new(&limits);
+        let (quota, now) = (Quota::shared(&limits, &total, &counters), Instant::now());
+        let knock = |user| quota.late(PeerKey::User(user), now);
+        for _ in 0..TURNED_AWAY.prompt {
+            assert!(knock(1).is_none(), "at first at once");
+        }
+        let waiting: Vec<Late> = (0..LATE_MAX).map_while(|_| knock(1)).collect();
+        assert_eq!(waiting.len(), LATE_MAX);
+        assert!(waiting.is_sorted_by(|a, b| a.wait < b.wait), "one after the other");
+        assert!(knock(1).is_none(), "nobody is kept beyond that");
+        assert!(knock(2).is_none(), "another one has not knocked yet");
+        drop(waiting);
+        assert!(knock(1).is_some());
+    }
+
+    #[test]
+    fn who_connects_over_and_over_waits_and_an_adapter_does_not() {
+        let (limits, counters) = (limits(), Arc::new(Counters::default()));
+        let total = Total::new(&limits);
+        let (apps, now) = (Quota::shared(&limits, &total, &counters), Instant::now());
+        let waits = |quota: &Arc<Quota>, user| quota.take(PeerKey::User(user)).unwrap().wait(now);
+        for _ in 0..ARRIVALS.prompt {
+            assert_eq!(waits(&apps, 1), Duration::ZERO);
+        }
+        assert_eq!(waits(&apps, 1), ARRIVALS.interval);
+        assert_eq!(waits(&apps, 2), Duration::ZERO);
+        let adapter = Quota::of_one_adapter(&counters);
+        assert!((0..ARRIVALS.prompt * 2).all(|_| waits(&adapter, 1).is_zero()));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tracing::field::display;
 
 use super::{
     Counters, ExpectedPid, Limits, Passed, PassedError, PeerGate, RefusalSink, Serves,
-    arrival::{Arrival, Origin},
+    arrival::{Arrival, Origin, TurnedAway},
     credentials::exhausted,
     peer::ConnectionId,
     quota::{Principals, Quota, Total},
@@ -233,8 +233,13 @@ impl Server {
                 Ok(accepted) => {
                     backoff = BACKOFF_MIN;
                     self.counters.count_accepted();
-                    if let Some(arrival) = self.arrival(listener, accepted, &quota) {
-                        connections.spawn(arrival.attend(stop.clone()));
+                    match self.arrival(listener, accepted, &quota) {
+                        Some(Ok(arrival)) => drop(connections.spawn(arrival.attend(stop.clone()))),
+                        Some(Err(away)) if away.is_late() => {
+                            drop(connections.spawn(away.tell(stop.clone())));
+                        }
+                        // Whoever knocks without end shall not keep this thread to itself.
+                        Some(Err(_)) | None => tokio::task::yield_now().await,
                     }
                 }
                 Err(error) => {
@@ -258,10 +263,10 @@ impl Server {
         listener: &Listener,
         accepted: Accepted,
         quota: &Arc<Quota>,
-    ) -> Option<Arrival> {
+    ) -> Option<Result<Arrival, TurnedAway>> {
         let connection = ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed));
         let origin = listener.origin(accepted)?;
-        Arrival::admit(self.clone(), listener.serves.clone(), connection, origin, quota)
+        Some(Arrival::admit(self.clone(), listener.serves.clone(), connection, origin, quota))
     }
 
     fn note_ended(&self, ended: Result<(), JoinError>) {

@@ -9,6 +9,7 @@ use super::*;
 use crate::config::Serves::{Apps, Operators};
 
 const FLOOD: usize = 2_000;
+const KNOCKS: usize = 400;
 
 #[tokio::test]
 async fn two_thousand_silent_connections_of_one_user_shut_nobody_else_out() {
@@ -113,4 +114,26 @@ async fn a_principals_own_connections_are_bounded_over_all_sockets_and_given_bac
     until("it is given back", || rig.counters.open() == 2).await;
     assert_eq!(get_unix(&one, "/who").await.status, 200);
     rig.stop().await;
+}
+
+#[tokio::test]
+async fn who_connects_over_and_over_is_listened_to_later_and_who_stops_waits_for_nobody() {
+    let mut rig = Rig::new(Gate::of_this_user(), Limits { connections_per_peer: 1, ..Limits::default() });
+    let path = rig.serve_unix("app.sock", Apps).await;
+    let first = UnixStream::connect(&path).await.unwrap();
+    until("the place", || rig.counters.open() == 1).await;
+    // All are counted at once; some are told so later.
+    let mut flood = Vec::with_capacity(KNOCKS);
+    for _ in 0..KNOCKS {
+        flood.push(UnixStream::connect(&path).await.unwrap());
+    }
+    until("the refusals", || rig.counters.refused(RefusalCode::PeerLimit) == KNOCKS as u64).await;
+    drop(first);
+    // Those that wait to be told have no place, and keep nobody from one.
+    until("the place is free", || rig.counters.open() == 0).await;
+    assert_eq!(get_unix(&path, "/who").await.status, 200);
+    rig.stop().await;
+    for mut stream in flood {
+        assert_eq!(parse(&read_to_close(&mut stream).await).status, 429, "told in the end, each of them");
+    }
 }
