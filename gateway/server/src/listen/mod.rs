@@ -43,6 +43,8 @@ pub(crate) use serve::{ListenError, Listener, Server};
 pub(crate) use tls::{ServerTls, keep_current};
 pub(crate) use unix::UnixBindError;
 
+use crate::spaced::Spacing;
+
 /// What one gateway bears of its peers.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
@@ -51,6 +53,10 @@ pub(crate) struct Limits {
     pub(crate) connections_total: usize,
     /// On one listener: by user id on Unix sockets, by address on TCP.
     pub(crate) connections_per_peer: usize,
+    /// New connections of one peer on one listener. One that comes too soon waits, with its place, before it is listened to.
+    pub(crate) arrivals: Spacing,
+    /// Connections for which there is no place, likewise. One that comes too soon is told later.
+    pub(crate) turned_away: Spacing,
     /// Request line and header fields together.
     pub(crate) head_bytes: usize,
     pub(crate) head_fields: usize,
@@ -74,6 +80,18 @@ impl Default for Limits {
             connections_per_listener: 1024,
             connections_total: 4096,
             connections_per_peer: 256,
+            // A thousand a second: nobody makes more who means well.
+            arrivals: Spacing {
+                interval: Duration::from_millis(1),
+                prompt: 256,
+                wait_max: Duration::from_secs(5),
+            },
+            // A hundred a second: nobody who listens gets as many.
+            turned_away: Spacing {
+                interval: Duration::from_millis(10),
+                prompt: 50,
+                wait_max: Duration::from_secs(5),
+            },
             head_bytes: 64 * 1024,
             head_fields: 100,
             handshake: Duration::from_secs(5),

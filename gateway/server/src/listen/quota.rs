@@ -13,20 +13,12 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Counters, Limits, RefusalCode};
-use crate::spaced::{Spaced, Spacing};
+use crate::spaced::Spaced;
 
 /// Connections that one supervised adapter may have open. They stand outside the gateway's total, so that apps cannot lock adapters out.
 pub(super) const ADAPTER_CONNECTIONS_MAX: usize = 64;
 
-/// A thousand new connections of one peer a second are more than anybody makes that means well; whoever makes more is listened to later.
-/// It has a place meanwhile, so that the limits on connections bound how many wait.
-const ARRIVALS: Spacing =
-    Spacing { interval: Duration::from_millis(1), prompt: 256, wait_max: Duration::from_secs(5) };
-
-/// Nor is anybody turned away more often in a row who listens. Further ones are told later, so that who connects anew at once waits.
-const TURNED_AWAY: Spacing =
-    Spacing { interval: Duration::from_millis(10), prompt: 50, wait_max: Duration::from_secs(5) };
-/// Connections of one listener that are to be told so later. Beyond it they are closed at once.
+/// Connections of one listener that wait to be told that there is no place. Beyond it they are closed at once.
 const LATE_MAX: usize = 256;
 
 /// One host has as many IPv6 addresses as it likes within its site.
@@ -137,21 +129,21 @@ impl Quota {
             ledger: Mutex::default(),
             listener_max: limits.connections_per_listener,
             peer_max: limits.connections_per_peer,
-            arrivals: Some(Spaced::new(ARRIVALS)),
-            turned_away: Spaced::new(TURNED_AWAY),
+            arrivals: Some(Spaced::new(limits.arrivals)),
+            turned_away: Spaced::new(limits.turned_away),
             late: Arc::new(Semaphore::new(LATE_MAX)),
             counters: counters.clone(),
         })
     }
 
-    pub(super) fn of_one_adapter(counters: &Arc<Counters>) -> Arc<Self> {
+    pub(super) fn of_one_adapter(limits: &Limits, counters: &Arc<Counters>) -> Arc<Self> {
         Arc::new(Self {
             total: None,
             ledger: Mutex::default(),
             listener_max: ADAPTER_CONNECTIONS_MAX,
             peer_max: ADAPTER_CONNECTIONS_MAX,
             arrivals: None,
-            turned_away: Spaced::new(TURNED_AWAY),
+            turned_away: Spaced::new(limits.turned_away),
             late: Arc::new(Semaphore::new(LATE_MAX)),
             counters: counters.clone(),
         })
@@ -267,7 +259,7 @@ mod tests {
         let total = Total::new(&limits);
         let (quota, now) = (Quota::shared(&limits, &total, &counters), Instant::now());
         let knock = |user| quota.late(PeerKey::User(user), now);
-        for _ in 0..TURNED_AWAY.prompt {
+        for _ in 0..limits.turned_away.prompt {
             assert!(knock(1).is_none(), "at first at once");
         }
         let waiting: Vec<Late> = (0..LATE_MAX).map_while(|_| knock(1)).collect();
@@ -285,13 +277,13 @@ mod tests {
         let total = Total::new(&limits);
         let (apps, now) = (Quota::shared(&limits, &total, &counters), Instant::now());
         let waits = |quota: &Arc<Quota>, user| quota.take(PeerKey::User(user)).unwrap().wait(now);
-        for _ in 0..ARRIVALS.prompt {
+        for _ in 0..limits.arrivals.prompt {
             assert_eq!(waits(&apps, 1), Duration::ZERO);
         }
-        assert_eq!(waits(&apps, 1), ARRIVALS.interval);
+        assert_eq!(waits(&apps, 1), limits.arrivals.interval);
         assert_eq!(waits(&apps, 2), Duration::ZERO);
-        let adapter = Quota::of_one_adapter(&counters);
-        assert!((0..ARRIVALS.prompt * 2).all(|_| waits(&adapter, 1).is_zero()));
+        let adapter = Quota::of_one_adapter(&limits, &counters);
+        assert!((0..limits.arrivals.prompt * 2).all(|_| waits(&adapter, 1).is_zero()));
     }
 
     #[test]
@@ -311,6 +303,6 @@ mod tests {
         let _slots: Vec<Slot> =
             (0..8).filter_map(|n| apps[n % 2].take(PeerKey::User(n as u32)).ok()).collect();
         assert_eq!(counters.open(), 4);
-        assert!(Quota::of_one_adapter(&counters).take(PeerKey::User(0)).is_ok());
+        assert!(Quota::of_one_adapter(&limits, &counters).take(PeerKey::User(0)).is_ok());
     }
 }

@@ -212,7 +212,7 @@ impl Server {
         connections: &mut JoinSet<()>,
     ) {
         let quota = match &listener.serves {
-            Serves::OneAdapter(_) => Quota::of_one_adapter(&self.counters),
+            Serves::OneAdapter(_) => Quota::of_one_adapter(&self.limits, &self.counters),
             Serves::Apps | Serves::Operators | Serves::Adapters => {
                 Quota::shared(&self.limits, &self.total, &self.counters)
             }

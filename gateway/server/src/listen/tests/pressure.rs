@@ -7,6 +7,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::*;
 use crate::config::Serves::{Apps, Operators};
+use crate::spaced::Spacing;
 
 const FLOOD: usize = 2_000;
 const KNOCKS: usize = 400;
@@ -116,24 +117,48 @@ async fn a_principals_own_connections_are_bounded_over_all_sockets_and_given_bac
     rig.stop().await;
 }
 
+/// The first at once, and all others hours later.
+const HOURS: Spacing =
+    Spacing { interval: Duration::from_secs(3_600), prompt: 1, wait_max: Duration::from_secs(3_600) };
+/// More than anything here takes that nothing holds up.
+const A_WHILE: Duration = Duration::from_millis(500);
+
 #[tokio::test]
-async fn who_connects_over_and_over_is_listened_to_later_and_who_stops_waits_for_nobody() {
-    let mut rig = Rig::new(Gate::of_this_user(), Limits { connections_per_peer: 1, ..Limits::default() });
+async fn who_is_turned_away_over_and_over_is_told_later_and_keeps_nobody_from_a_place() {
+    let limits = Limits { connections_per_peer: 1, turned_away: HOURS, ..Limits::default() };
+    let mut rig = Rig::new(Gate::of_this_user(), limits);
     let path = rig.serve_unix("app.sock", Apps).await;
     let first = UnixStream::connect(&path).await.unwrap();
     until("the place", || rig.counters.open() == 1).await;
-    // All are counted at once; some are told so later.
+    let mut at_once = UnixStream::connect(&path).await.unwrap();
+    assert_eq!(parse(&read_to_close(&mut at_once).await).status, 429);
     let mut flood = Vec::with_capacity(KNOCKS);
     for _ in 0..KNOCKS {
         flood.push(UnixStream::connect(&path).await.unwrap());
     }
-    until("the refusals", || rig.counters.refused(RefusalCode::PeerLimit) == KNOCKS as u64).await;
+    // All are counted, and those that wait have no place.
+    until("the refusals", || rig.counters.refused(RefusalCode::PeerLimit) == KNOCKS as u64 + 1).await;
+    assert!(timeout(A_WHILE, flood[0].read(&mut [0; 1])).await.is_err(), "it is told later");
+    let closed = flood.pop().as_mut().map(read_to_close).unwrap().await;
+    assert_eq!(parse(&closed).status, 429, "only so many wait to be told");
     drop(first);
-    // Those that wait to be told have no place, and keep nobody from one.
     until("the place is free", || rig.counters.open() == 0).await;
     assert_eq!(get_unix(&path, "/who").await.status, 200);
     rig.stop().await;
     for mut stream in flood {
         assert_eq!(parse(&read_to_close(&mut stream).await).status, 429, "told in the end, each of them");
     }
+}
+
+#[tokio::test]
+async fn who_connects_over_and_over_is_listened_to_later() {
+    let mut rig = Rig::new(Gate::of_this_user(), Limits { arrivals: HOURS, ..Limits::default() });
+    let (path, other) = (rig.serve_unix("app.sock", Apps).await, rig.serve_unix("other.sock", Apps).await);
+    assert_eq!(get_unix(&path, "/who").await.status, 200);
+    let mut later = UnixStream::connect(&path).await.unwrap();
+    later.write_all(b"GET /who HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    assert!(timeout(A_WHILE, later.read(&mut [0; 1])).await.is_err(), "nothing of it is answered yet");
+    until("only it is there, and has its place", || rig.counters.open() == 1).await;
+    assert_eq!(get_unix(&other, "/who").await.status, 200, "another socket counts anew");
+    rig.stop().await;
 }
