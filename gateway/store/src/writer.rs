@@ -6,6 +6,7 @@
 
 mod accept;
 mod ahead;
+mod bulk;
 mod candidates;
 mod cold;
 mod control;
@@ -39,8 +40,10 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc, watch};
 
 pub(crate) use ahead::UnderWay;
+use bulk::Bulk;
 #[cfg(test)]
 pub(crate) use cold::fetch;
+use group::{GROUP_BYTES_MAX, payload_bytes};
 pub use health::Health;
 pub(crate) use keys::Keys;
 pub(crate) use memory::{Counts, Memory, Queue};
@@ -155,6 +158,8 @@ enum Next {
     Sweep,
     Chore(Chore),
     Ops,
+    /// Large messages, whose turn it is.
+    Bulk,
     /// Nothing more is to be asked.
     Close,
     End,
@@ -186,6 +191,7 @@ impl<B: Backend> Writer<B> {
     ) -> B {
         let mut sweep = runtime.block_on(async { tokio::time::interval(SWEEP_INTERVAL) });
         let mut drained = Vec::with_capacity(OPS_PER_COMMIT_MAX);
+        let mut bulk = Bulk::new(Instant::now());
         // Whoever opens a store without a configuration sees what is in it.
         self.publish_queues();
         let (mut looks_at, mut tended_at) = (Instant::now(), Instant::now());
@@ -203,7 +209,12 @@ impl<B: Backend> Writer<B> {
                     tended_at = Instant::now();
                 }
             }
+            // Whoever asks no more gets what was asked for.
+            let turn = bulk.turn().map(|turn| if ops.is_closed() { Instant::now() } else { turn });
             let next = async {
+                if turn.is_some_and(|turn| turn <= Instant::now()) {
+                    return Next::Bulk;
+                }
                 if !drained.is_empty() {
                     return Next::Ops;
                 }
@@ -216,11 +227,16 @@ impl<B: Backend> Writer<B> {
                         Ok(()) => Next::Close,
                         Err(_) => Next::End,
                     },
-                    count = ops.recv_many(&mut drained, OPS_PER_COMMIT_MAX) => {
-                        if count == 0 { Next::End } else { Next::Ops }
-                    }
+                    () = at(turn) => Next::Bulk,
+                    count = ops.recv_many(&mut drained, OPS_PER_COMMIT_MAX) => match count {
+                        // Closed meanwhile.
+                        0 if turn.is_some() => Next::Bulk,
+                        0 => Next::End,
+                        _ => Next::Ops,
+                    },
                 }
             };
+            let mut wrote = false;
             match runtime.block_on(next) {
                 Next::Sweep => {
                     self.look_at_time();
@@ -231,14 +247,28 @@ impl<B: Backend> Writer<B> {
                 Next::Chore(chore) => self.chore(chore),
                 Next::Close => ops.close(),
                 Next::End => return self.database,
+                Next::Bulk => {
+                    wrote = true;
+                    let began = Instant::now();
+                    self.group(bulk.take(GROUP_BYTES_MAX));
+                    while drained.len() < OPS_PER_COMMIT_MAX
+                        && let Ok(op) = ops.try_recv()
+                    {
+                        drained.push(op);
+                    }
+                    bulk.part(&mut drained, payload_bytes);
+                    bulk.ended(Instant::now(), began.elapsed(), !drained.is_empty());
+                }
                 Next::Ops => {
+                    bulk.part(&mut drained, payload_bytes);
                     self.groups(std::mem::take(&mut drained));
                     drained.reserve(OPS_PER_COMMIT_MAX);
-                    if self.condition == Condition::Working && self.under_way.is_none() {
-                        self.tend();
-                        tended_at = Instant::now();
-                    }
+                    wrote = true;
                 }
+            }
+            if wrote && self.condition == Condition::Working && self.under_way.is_none() {
+                self.tend();
+                tended_at = Instant::now();
             }
             if self.condition == Condition::Lost {
                 self.database.abandon();
@@ -422,6 +452,14 @@ impl<B: Backend> Writer<B> {
         self.health.set_queues(rows.map(|row| (row.name.clone(), row)).collect());
         let senders = self.memory.queues.values().filter_map(memory::Queue::sender_row);
         self.health.update_senders(senders.collect());
+    }
+}
+
+/// Never, if there is no time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::prepared::Prepared;
 use crate::recent::RecentMessage;
 
 /// Payload bytes after which a group is closed, so that nobody waits long for another's bulk.
-const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub(super) const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// An operation of more bytes takes so long to decide that what is under way has to be brought on meanwhile.
 const PUSH_BYTES: usize = 16 * 1024;
@@ -584,7 +584,7 @@ fn claimed(given: Given, request: &LeaseRequest) -> ClaimedDelivery {
     }
 }
 
-fn payload_bytes(op: &Op) -> usize {
+pub(super) fn payload_bytes(op: &Op) -> usize {
     match op {
         Op::Accept { prepared, .. } => prepared.iter().map(|prepared| prepared.data.len()).sum(),
         Op::Settle { settle, prepared, .. } => {

@@ -286,3 +286,44 @@ async fn an_operation_that_cannot_be_written_refuses_nobody_else() {
     assert_eq!(fixture.stats("lab").await.waiting, 20);
     assert_log(&fixture.stop().await, "after refused notes").await;
 }
+
+#[tokio::test]
+async fn large_messages_among_small_ones_are_all_stored_also_those_that_a_stop_finds() {
+    const LARGE_BYTES: usize = 1536 * 1024;
+    let fixture = Arc::new(lab().await);
+    let large = "x".repeat(LARGE_BYTES);
+    let accepts = (0..60).map(|number| {
+        let (fixture, large) = (Arc::clone(&fixture), large.clone());
+        tokio::spawn(async move {
+            let data = if number % 5 == 0 { large.as_str() } else { "small" };
+            fixture.accept(vec![message(&number.to_string(), None, data, &["lab"])]).await
+        })
+    });
+    let accepts: Vec<_> = accepts.collect();
+    for accept in accepts {
+        accept.await.unwrap().unwrap();
+    }
+    assert_eq!(fixture.stats("lab").await.waiting, 60);
+    // Asked for, and not answered before the stop.
+    let store = fixture.store.clone();
+    let asked: Vec<_> = (60..66)
+        .map(|number| {
+            let accept = accept_of(&app(), vec![message(&number.to_string(), None, &large, &["lab"])]);
+            let store = store.clone();
+            tokio::spawn(async move { store.message_accept(accept).await })
+        })
+        .collect();
+    let Ok(fixture) = Arc::try_unwrap(fixture) else { panic!("somebody has it still") };
+    let place = fixture.stop().await;
+    let mut stored = 60;
+    for accept in asked {
+        match accept.await.unwrap() {
+            Ok(_) => stored += 1,
+            // It came too late.
+            Err(AcceptError::Store(StoreError::Stopping)) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    let fixture = place.open().await.unwrap();
+    assert_eq!(fixture.stats("lab").await.waiting, stored, "what was answered is there, and nothing else");
+}

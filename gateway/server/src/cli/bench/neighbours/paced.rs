@@ -38,7 +38,7 @@ impl Paced {
     }
 
     /// Latencies of all that falls due in `span` after `warm_up`, µs, sorted. They count from when a message was due: one that
-    /// had to wait because the one before was late has waited.
+    /// had to wait because the one before was late has waited, and one that could not be sent at all has waited to the end.
     pub(super) async fn measure(self, warm_up: Duration, span: Duration) -> Result<Vec<u32>, Failure> {
         let measured = tokio::task::spawn_blocking(move || self.send(warm_up, span)).await;
         measured.map_err(|error| Failure::unsuccessful(format!("the clients failed: {error}")))?
@@ -75,8 +75,16 @@ fn send(
     let mut answer = Answer::default();
     let mut scratch = vec![0; READ_BYTES];
     let timetable = (0u32..).map(|number| (number, first + INTERVAL * number));
-    for (number, due) in timetable.take_while(|(_, due)| *due < counted_from + span) {
+    let end = counted_from + span;
+    for (number, due) in timetable.take_while(|(_, due)| *due < end) {
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if Instant::now() >= end {
+            // It has waited until the end without being sent; who waited longer would measure for hours.
+            if due >= counted_from {
+                latencies.push(micros(end - due));
+            }
+            continue;
+        }
         request.renumber(number.into());
         stream.write_all(&request.bytes).map_err(lost)?;
         let status = loop {
@@ -95,10 +103,14 @@ fn send(
             return Err(refusal(status, &answer.refusal));
         }
         if due >= counted_from {
-            latencies.push(u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX));
+            latencies.push(micros(due.elapsed()));
         }
     }
     Ok(latencies)
+}
+
+fn micros(span: Duration) -> u32 {
+    u32::try_from(span.as_micros()).unwrap_or(u32::MAX)
 }
 
 fn lost(source: io::Error) -> Failure {
