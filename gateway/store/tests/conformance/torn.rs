@@ -25,6 +25,7 @@ use saved::{overwrite, salvaged};
 
 const DATABASE: &str = "gatepost.db";
 const WAL: &str = "gatepost.db-wal";
+const PAGE_BYTES: usize = 4096;
 
 /// What a test has done, for whoever reads its output.
 #[expect(clippy::print_stderr, reason = "what was tried belongs into the test's output")]
@@ -131,6 +132,13 @@ async fn filled_place(rounds: usize) -> Filled {
         row.get::<i64, _>(0) > 0 || row.get::<i64, _>(1) < 255
     })
     .await;
+    // Pages of what is gone may all have been taken again. Nothing takes those of the last that goes.
+    let session = fixture.session("ward").await;
+    for value in [Some(vec![7; 8 * PAGE_BYTES]), None] {
+        let state = vec![("large".to_owned(), value)];
+        let settle = Settle { state, ..fixture.settling("ward", session, Vec::new()) };
+        fixture.store.delivery_settle(settle).await.unwrap();
+    }
     let place = fixture.stop().await;
     Filled { place, promised }
 }

@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use super::*;
 
-const PAGE_BYTES: usize = 4096;
 /// On the first page, before what every page has.
 const DATABASE_HEADER_BYTES: usize = 100;
 /// The page type of a table's inner page.
