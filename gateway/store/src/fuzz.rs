@@ -8,6 +8,7 @@ use rusqlite::{Connection, ToSql};
 use crate::row::{Row, state_code};
 use crate::seal::{Owner, Place, SALT_BYTES, Vault};
 use crate::sqlite::connection::Cells;
+use crate::sqlite::row;
 use crate::sum;
 
 /// A target and its name, which is also its corpus's.
@@ -100,7 +101,7 @@ fn load(values: &[Value]) -> Option<Row> {
         let mut statement = database.prepare_cached(&format!("SELECT {}", marks.join(", "))).expect("SQL");
         let mut rows = statement.query(rusqlite::params_from_iter(values)).expect("values");
         let row = rows.next().expect("a row").expect("a row");
-        match Row::load(Cells::new(row)) {
+        match row::load(Cells::new(row)) {
             Ok(row) => Some(row),
             Err(error) => {
                 assert!(!error.to_string().is_empty());

@@ -9,6 +9,7 @@ mod load;
 mod open;
 mod purge;
 mod reads;
+pub(crate) mod row;
 pub(crate) mod wal;
 mod writeback;
 
@@ -164,7 +165,7 @@ impl Backend for Sqlite {
         let mut found = Vec::with_capacity(ids.len());
         for id in ids {
             let id = params![id.as_bytes()];
-            found.extend(rows(&self.connection, sql::DELIVERY_BY_ID, id, |cells| Ok(Row::load(cells)))?);
+            found.extend(rows(&self.connection, sql::DELIVERY_BY_ID, id, |cells| Ok(row::load(cells)))?);
         }
         Ok(found)
     }
@@ -172,7 +173,7 @@ impl Backend for Sqlite {
     fn deliveries_at(&mut self, positions: &[i64]) -> Result<Read<Row>, CommitError> {
         let mut found = Vec::with_capacity(positions.len());
         for &pos in positions {
-            let mut read = rows(&self.connection, sql::DELIVERY_BY_POS, [pos], |cells| Ok(Row::load(cells)))?;
+            let mut read = rows(&self.connection, sql::DELIVERY_BY_POS, [pos], |cells| Ok(row::load(cells)))?;
             let missing = || Err(Place { table: "delivery", column: "pos", row: pos }.corrupt());
             found.push(read.pop().unwrap_or_else(missing));
         }
@@ -196,7 +197,7 @@ impl Backend for Sqlite {
 
     fn lane(&mut self, queue: i64, lane: &Index, most: u32) -> Result<Read<Row>, CommitError> {
         let of_lane = params![queue, lane, 0, most];
-        rows(&self.connection, sql::DELIVERIES_OF_LANE, of_lane, |cells| Ok(Row::load(cells)))
+        rows(&self.connection, sql::DELIVERIES_OF_LANE, of_lane, |cells| Ok(row::load(cells)))
     }
 
     fn lane_stuck(&mut self, queue: i64, lane: &Index, through: i64) -> Result<bool, CommitError> {
@@ -208,7 +209,7 @@ impl Backend for Sqlite {
 
     fn past_expiry(&mut self, now: Timestamp, most: u32) -> Result<Read<Row>, CommitError> {
         let past = params![now.as_micros(), most];
-        rows(&self.connection, sql::DELIVERIES_PAST_EXPIRY, past, |cells| Ok(Row::load(cells)))
+        rows(&self.connection, sql::DELIVERIES_PAST_EXPIRY, past, |cells| Ok(row::load(cells)))
     }
 
     fn to_move(&mut self, queue: i64, after: i64, most: u32) -> Result<ToMove, CommitError> {
@@ -219,7 +220,7 @@ impl Backend for Sqlite {
         let newest = newest.first().copied().unwrap_or(0);
         let last = (after + POSITIONS_MAX).min(newest);
         let range = params![queue, after, last, most];
-        let rows = rows(&self.connection, sql::DELIVERIES_TO_MOVE, range, Row::load)?;
+        let rows = rows(&self.connection, sql::DELIVERIES_TO_MOVE, range, row::load)?;
         let through = rows.last().filter(|_| rows.len() == most as usize).map_or(last, |row| row.pos);
         Ok(ToMove { rows, through, more: through < newest })
     }

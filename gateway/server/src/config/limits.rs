@@ -6,8 +6,8 @@ use std::time::Duration;
 use gatepost_core::policy::BacklogLimit;
 
 use super::fault::Report;
-use super::queues;
 use super::section::{Item, Section};
+use super::units::SIZE_BYTES_MAX;
 
 /// What one principal may take. What is not limited here is bounded by what every principal may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,8 +49,18 @@ pub(super) fn read(owner: &Section<'_>, report: &mut Report<'_>) -> PrincipalLim
         bytes_in_flight: section.size("bytes_in_flight").map(|size| size.value),
         requests: count("requests"),
         connections: count("connections"),
-        backlog: section.table("backlog").and_then(|section| queues::backlog(&section, report)),
+        backlog: section.table("backlog").and_then(|section| backlog(&section, report)),
     }
+}
+
+/// Of a sender or of a queue.
+pub(super) fn backlog(section: &Section<'_>, report: &mut Report<'_>) -> Option<BacklogLimit> {
+    if !section.has("messages") && !section.has("bytes") {
+        report.add(&section.spot, "limits nothing: give `messages`, `bytes` or both");
+        return None;
+    }
+    let messages = section.count("messages").map_or(SIZE_BYTES_MAX, |count| count.value);
+    Some(BacklogLimit { messages, bytes: section.size("bytes").map_or(SIZE_BYTES_MAX, |size| size.value) })
 }
 
 fn rate(text: &Item<&str>, section: &Section<'_>, report: &mut Report<'_>) -> Option<Rate> {

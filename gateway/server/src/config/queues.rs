@@ -17,7 +17,7 @@ use super::rules::Rule;
 use super::sandbox;
 use super::section::{Item, Section};
 use super::settings::{self, is_a_secret, names_a_secret};
-use super::units::{SIZE_BYTES_MAX, duration_text};
+use super::units::duration_text;
 use super::{Adapter, AdapterProcess, Inbox, Nodes, Program, Run};
 use crate::supervise::SearchPath;
 
@@ -151,7 +151,7 @@ fn policy(section: &Section<'_>, report: &mut Report<'_>) -> QueuePolicy {
         retry: section.table("retry").map(|section| retry(&section, report)).unwrap_or_default(),
         window: small("window", default.window),
         max_in_flight: small("max_in_flight", default.max_in_flight),
-        max_backlog: section.table("max_backlog").and_then(|section| backlog(&section, report)),
+        max_backlog: section.table("max_backlog").and_then(|section| limits::backlog(&section, report)),
     };
     warn_of_backlog(section, policy.max_backlog, report);
     if let Some(window) = section.count("window") {
@@ -202,13 +202,4 @@ fn retry(section: &Section<'_>, report: &mut Report<'_>) -> RetryPolicy {
         );
     }
     policy
-}
-
-pub(super) fn backlog(section: &Section<'_>, report: &mut Report<'_>) -> Option<BacklogLimit> {
-    if !section.has("messages") && !section.has("bytes") {
-        report.add(&section.spot, "limits nothing: give `messages`, `bytes` or both");
-        return None;
-    }
-    let messages = section.count("messages").map_or(SIZE_BYTES_MAX, |count| count.value);
-    Some(BacklogLimit { messages, bytes: section.size("bytes").map_or(SIZE_BYTES_MAX, |size| size.value) })
 }

@@ -15,8 +15,8 @@ use super::source::{Check, DeliverySearch, MessageSearch};
 use crate::keyring::WrappedTree;
 use crate::leaves::Run;
 use crate::ops::StoreError;
-use crate::row::{DELIVERY_COLUMNS, MESSAGE_COLUMNS, bytes, get, opt_bytes};
 use crate::seal::{Index, Place, Salt};
+use crate::sqlite::row::{DELIVERY_COLUMNS, MESSAGE_COLUMNS, bytes, get, opt_bytes};
 use crate::{sql, sum};
 
 /// Columns of a leaf that its sum covers.

@@ -3,10 +3,10 @@
 use rusqlite::types::{ToSql, Value};
 
 use super::page::{Cell, values};
-use crate::row::{
+use crate::seal::{Owner, SALT_BYTES, Salt, Vault};
+use crate::sqlite::row::{
     DELIVERY_COLUMNS, INDEXED_COLUMNS, KEYRING_COLUMNS, MESSAGE_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS,
 };
-use crate::seal::{Owner, SALT_BYTES, Salt, Vault};
 use crate::sum;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

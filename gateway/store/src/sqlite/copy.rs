@@ -8,6 +8,7 @@ use rusqlite::{Connection, params};
 
 use super::connection::{Cells, rows};
 use super::load::stored_trees;
+use super::row::{self, INDEXED_COLUMNS, MESSAGE_COLUMNS};
 use crate::audit_log::LogFault;
 use crate::backend::CommitError;
 use crate::data_dir::DataDir;
@@ -19,7 +20,6 @@ use crate::migrate::batch::{
 use crate::migrate::{Counts, MigrateError};
 use crate::ops::StoreError;
 use crate::prepared::remains_of;
-use crate::row::{INDEXED_COLUMNS, MESSAGE_COLUMNS, Row};
 use crate::seal::{Owner, Place, Salt, Vault};
 use crate::sql;
 use crate::writer::Memory;
@@ -210,7 +210,7 @@ impl Original {
     fn deliveries(&self, after: i64) -> Result<(Rows, i64), MigrateError> {
         let found = self.some(sql::COPY_DELIVERIES, after, |mut cells| {
             let is_ready = cells.take()?;
-            Ok((Delivery { is_ready, row: Row::load(cells)? }, 0))
+            Ok((Delivery { is_ready, row: row::load(cells)? }, 0))
         })?;
         let through = found.last().map_or(after, |delivery| delivery.row.pos);
         Ok((Rows::Deliveries(found), through))

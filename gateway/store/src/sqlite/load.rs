@@ -9,9 +9,10 @@ use rusqlite::{Connection, params};
 
 use super::commit::StoreRow;
 use super::connection::{Cells, rows};
+use super::row::{self, INDEXED_COLUMNS, KEYRING_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS};
 use crate::keyring::WrappedTree;
 use crate::ops::{QueueKind, QueueSetup, StoreError};
-use crate::row::{INDEXED_COLUMNS, KEYRING_COLUMNS, QUEUE_COLUMNS, Row, STORE_COLUMNS, trip};
+use crate::row::trip;
 use crate::seal::{Owner, Place, Vault};
 use crate::sql;
 use crate::writer::{Counts, Keys, Memory, Queue};
@@ -52,7 +53,7 @@ pub(crate) fn load_memory(
         memory.queues.insert(queue.id, queue);
     }
     for row in
-        memory.damage.sound(rows(connection, sql::DELIVERIES_LEASED, [], |cells| Ok(Row::load(cells)))?)?
+        memory.damage.sound(rows(connection, sql::DELIVERIES_LEASED, [], |cells| Ok(row::load(cells)))?)?
     {
         if let Some(trip) = memory.queues.get_mut(&row.queue).and_then(|queue| queue.control.trip.as_mut())
             && row.delivery.state.in_flight()

@@ -5,10 +5,11 @@ use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use rusqlite::{Connection, params};
 
 use super::connection::{Cells, rows};
+use super::row::{DELIVERY_COLUMNS, INDEXED_COLUMNS, MESSAGE_COLUMNS};
 use crate::backend::{CommitError, KeyUse, More};
 use crate::ops::StoreError;
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
-use crate::row::{DELIVERY_COLUMNS, INDEXED_COLUMNS, MESSAGE_COLUMNS, form_of};
+use crate::row::form_of;
 use crate::seal::{Index, Place, Salt};
 use crate::sql;
 use crate::writer::Memory;

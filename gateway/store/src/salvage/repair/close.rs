@@ -6,8 +6,8 @@ use super::super::SalvageError;
 use super::super::table::Table;
 use super::{Building, sum_of};
 use crate::leaves::Runs;
-use crate::row::QUEUE_COLUMNS;
 use crate::sql;
+use crate::sqlite::row::QUEUE_COLUMNS;
 use crate::sqlite::{StoreRow, execute_summed};
 
 /// Starts that are skipped where their count is lost: lease tokens of any of them must not come again.

@@ -20,6 +20,7 @@ use crate::seal::{Owner, SALT_BYTES, Salt, commitment};
 use crate::sql;
 use crate::sqlite::connection::rows as read_rows;
 use crate::sqlite::execute_summed;
+use crate::sqlite::row;
 use crate::writer::leaf::{actor, leaf_state};
 
 /// Entries of the database are in rows from a tile's border on.
@@ -217,7 +218,7 @@ impl Building<'_> {
 
     fn row(&self, pos: i64) -> Result<Option<Row>, SalvageError> {
         let read =
-            read_rows(&self.connection, sql::DELIVERY_BY_POS, params![pos], |cells| Ok(Row::load(cells)));
+            read_rows(&self.connection, sql::DELIVERY_BY_POS, params![pos], |cells| Ok(row::load(cells)));
         let mut read =
             read.map_err(|error| SalvageError::Database(crate::StoreError::from(error).to_string()))?;
         read.pop().transpose().map_err(|error| SalvageError::Database(error.to_string()))

@@ -15,6 +15,7 @@ use crate::row::Row;
 use crate::seal::Index;
 use crate::sql;
 use crate::sqlite::connection::rows;
+use crate::sqlite::row;
 use crate::sqlite::{Sqlite, load_memory};
 use crate::writer::{Condition, Memory, Queue, Writer};
 
@@ -64,7 +65,7 @@ impl Snap {
     pub(super) fn take(connection: &Connection) -> Result<Self, Broken> {
         let fail =
             |error: crate::writer::CommitError| Broken::new("the tables can be read", format!("{error:?}"));
-        let all = rows(connection, sql::DELIVERIES_ALL, [], Row::load).map_err(fail)?;
+        let all = rows(connection, sql::DELIVERIES_ALL, [], row::load).map_err(fail)?;
         let ready =
             rows(connection, "SELECT pos, ready FROM delivery WHERE ready IS NOT NULL", [], |mut cells| {
                 Ok((cells.take()?, cells.take()?))
@@ -159,7 +160,7 @@ pub(super) fn memory_is_the_tables(writer: &Writer<Sqlite>) -> Result<(), Broken
     law(LAW, numbers(kept) == numbers(&loaded), || format!("{:?}, {:?}", numbers(kept), numbers(&loaded)))?;
     law(LAW, kept.hot == loaded.hot, || format!("leased: {:?}, {:?}", kept.hot, loaded.hot))?;
     for fresh in kept.fresh.iter() {
-        let row = rows(&writer.database.connection, sql::DELIVERY_BY_POS, params![fresh.pos], Row::load);
+        let row = rows(&writer.database.connection, sql::DELIVERY_BY_POS, params![fresh.pos], row::load);
         let row = row.map_err(|error| Broken::new("a row can be read", format!("{error:?}")))?.pop();
         law(LAW, row.as_ref() == Some(fresh), || format!("fresh: {fresh:?}, {row:?}"))?;
     }
