@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 
 use gatepost_core::delivery::Event;
-use gatepost_core::queue::QueueControl;
 
 use super::candidates::WINDOW_MAX;
 use super::group::STALE_ATTEMPTS_MAX;
-use super::memory::{Counts, Queue};
+use super::memory::Queue;
 use super::outcome::Outcome;
 use super::turn::Turn;
 use super::{Condition, Writer, unavailable};
@@ -105,14 +104,7 @@ impl<B: Backend> Writer<B> {
             }
             None => {
                 let id = self.memory.queues.keys().max().copied().unwrap_or(0) + 1;
-                let queue = Queue {
-                    id,
-                    setup,
-                    control: QueueControl::default(),
-                    session: 0,
-                    newest_session: 0,
-                    counts: Counts::default(),
-                };
+                let queue = Queue::new(id, setup);
                 self.database.queue_put(&queue, Put::Add)?;
                 self.memory.by_name.insert(queue.setup.name.clone(), id);
                 self.memory.queues.insert(id, queue);

@@ -94,14 +94,8 @@ impl Queue {
         }
     }
 
-    /// Of a sender of which nothing is known but that it is one.
-    pub(crate) fn of_unknown_sender(id: i64) -> Self {
-        let setup = QueueSetup {
-            name: String::new(),
-            kind: QueueKind::Sender,
-            sessions: Sessions::default(),
-            policy: QueuePolicy::default(),
-        };
+    /// One that nothing has come to yet.
+    pub(crate) fn new(id: i64, setup: QueueSetup) -> Self {
         Self {
             id,
             setup,
@@ -110,6 +104,17 @@ impl Queue {
             newest_session: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// Of a sender of which nothing is known but that it is one.
+    pub(crate) fn of_unknown_sender(id: i64) -> Self {
+        let setup = QueueSetup {
+            name: String::new(),
+            kind: QueueKind::Sender,
+            sessions: Sessions::default(),
+            policy: QueuePolicy::default(),
+        };
+        Self::new(id, setup)
     }
 
     /// What others see of a sender; `None` of a queue.
