@@ -33,6 +33,15 @@ impl<K: Eq + Hash + Clone> Spaced<K> {
 
     /// How long `of` has to wait with one more.
     pub(crate) fn next(&self, of: &K, now: Instant) -> Duration {
+        self.take(of, 1, now)
+    }
+
+    /// One of `of` that has come already counts as so many more: what comes next waits for it.
+    pub(crate) fn charge(&self, of: &K, more: u32, now: Instant) {
+        self.take(of, more, now);
+    }
+
+    fn take(&self, of: &K, count: u32, now: Instant) -> Duration {
         let Spacing { interval, prompt, wait_max } = self.spacing;
         let ahead = interval * (prompt - 1);
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +52,7 @@ impl<K: Eq + Hash + Clone> Spaced<K> {
                 return Duration::ZERO;
             }
         }
-        due.insert(of.clone(), (next + interval).min(now + ahead + wait_max));
+        due.insert(of.clone(), (next + interval * count).min(now + ahead + wait_max));
         next.duration_since(now).saturating_sub(ahead).min(wait_max)
     }
 }
@@ -76,6 +85,19 @@ mod tests {
             assert_eq!(spaced.next(&1, later), Duration::ZERO);
         }
         assert_eq!(spaced.next(&1, later), INTERVAL);
+    }
+
+    #[test]
+    fn one_that_is_charged_for_holds_up_the_next_like_as_many() {
+        let (spaced, start) = (spaced(), Instant::now());
+        for _ in 0..PROMPT / 10 {
+            assert_eq!(spaced.next(&1, start), Duration::ZERO);
+            spaced.charge(&1, 9, start);
+        }
+        assert_eq!(spaced.next(&1, start), INTERVAL);
+        assert_eq!(spaced.next(&2, start), Duration::ZERO);
+        (0..1000).for_each(|_| spaced.charge(&1, 9, start));
+        assert_eq!(spaced.next(&1, start), WAIT_MAX, "no longer than that");
     }
 
     #[test]

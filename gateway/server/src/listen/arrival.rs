@@ -17,7 +17,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     ExpectedPid, Refusal, RefusalCode, Serves, answer,
-    connection::{Admitted, Standing},
+    connection::{Admitted, Brought, Standing},
     credentials::Credentials,
     peer::{ConnectionId, Peer},
     quota::{Late, PeerKey, PrincipalSlot, Quota, Slot},
@@ -85,46 +85,52 @@ impl Arrival {
     /// The whole life of the connection.
     pub(super) async fn attend(self, stop: watch::Receiver<bool>) {
         let Self { server, serves, connection, origin, slot } = self;
-        match origin {
+        let brought = match origin {
             Origin::Unix { mut stream, credentials, child } => {
-                match recognise_process(&server, serves, connection, &stream, credentials, child).await {
-                    Ok(admitted) => {
-                        wait_for_turn(&slot, &stop).await;
-                        admitted.serve(stream, stop).await;
-                    }
+                // Who it is, is known before it waits: its number must not become another's in that time.
+                let recognised =
+                    recognise_process(&server, serves, connection, &stream, credentials, child).await;
+                wait_for_turn(&slot, &stop).await;
+                match recognised {
+                    Ok(admitted) => admitted.serve(stream, stop).await,
                     Err(refusal) => {
                         report(&server, &refusal);
                         refuse(&mut stream, refusal.code).await;
+                        Brought::Nobody
                     }
                 }
             }
             Origin::Tcp { stream, remote, tls } => {
+                // A handshake costs more than most requests.
+                wait_for_turn(&slot, &stop).await;
                 match shake_hands(stream, &tls, server.limits.handshake).await {
                     Ok(mut stream) => {
                         match recognise_certificate(&server, serves, connection, &stream, tls) {
-                            Ok(admitted) => {
-                                wait_for_turn(&slot, &stop).await;
-                                admitted.serve(stream, stop).await;
-                            }
+                            Ok(admitted) => admitted.serve(stream, stop).await,
                             Err(refusal) => {
                                 let code = refusal.code;
                                 report(&server, &Refusal { remote: Some(remote), ..*refusal });
                                 refuse(&mut stream, code).await;
+                                Brought::Nobody
                             }
                         }
                     }
                     Err(Failed { code, claimed, why }) => {
                         let refusal = Refusal::new(serves, code);
                         report(&server, &Refusal { claimed, why, remote: Some(remote), ..refusal });
+                        Brought::Nothing
                     }
                 }
             }
+        };
+        if brought == Brought::Nothing {
+            slot.was_in_vain(Instant::now());
         }
         drop(slot);
     }
 }
 
-/// Who connects over and over is listened to later. Who it is, is known by then: that must not become another while it waits.
+/// Who connects over and over is listened to later.
 async fn wait_for_turn(slot: &Slot, stop: &watch::Receiver<bool>) {
     let wait = slot.wait(Instant::now());
     if !wait.is_zero() {

@@ -55,6 +55,16 @@ pub(super) struct Standing {
     pub(super) chain: Chain,
 }
 
+/// What a connection was good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Brought {
+    Requests,
+    /// Not one whole head.
+    Nothing,
+    /// Its peer may not connect.
+    Nobody,
+}
+
 /// How a connection's HTTP ended.
 enum Ended {
     /// By an answer, an error of the peer, or its leaving.
@@ -67,7 +77,7 @@ enum Ended {
 }
 
 impl Admitted {
-    pub(super) async fn serve<S>(self, stream: S, stop: watch::Receiver<bool>)
+    pub(super) async fn serve<S>(self, stream: S, stop: watch::Receiver<bool>) -> Brought
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -98,6 +108,7 @@ impl Admitted {
             // Nothing more is said to somebody who is nobody any more. What a request has begun to commit is committed.
             Ended::ChildGone | Ended::CertificateRefused => {}
         }
+        if pace.has_begun() { Brought::Requests } else { Brought::Nothing }
     }
 
     /// Runs the connection to its end, telling it to finish what it does when the gateway stops or its certificate runs out.

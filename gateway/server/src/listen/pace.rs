@@ -4,7 +4,10 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,6 +23,8 @@ use super::Limits;
 #[derive(Debug)]
 pub(super) struct Pace {
     phase: Mutex<Phase>,
+    /// Whether there was a request.
+    begun: AtomicBool,
     head: Duration,
     idle: Duration,
 }
@@ -37,13 +42,18 @@ enum Phase {
 impl Pace {
     pub(super) fn new(limits: &Limits) -> Arc<Self> {
         let phase = Mutex::new(Phase::Head { since: Instant::now() });
-        Arc::new(Self { phase, head: limits.head, idle: limits.idle })
+        Arc::new(Self { phase, begun: AtomicBool::new(false), head: limits.head, idle: limits.idle })
     }
 
     /// A request has arrived; the connection is busy until the value is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
+        self.begun.store(true, Ordering::Relaxed);
         self.enter(|_| Phase::Busy);
         Busy(self.clone())
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Returns when the peer has used up its time, or up to one shortest limit later: looking now and then costs less than being woken

@@ -21,6 +21,10 @@ pub(super) const ADAPTER_CONNECTIONS_MAX: usize = 64;
 /// Connections of one listener that wait to be told that there is no place. Beyond it they are closed at once.
 const LATE_MAX: usize = 256;
 
+/// A connection that has brought nothing costs about as much as this many others: what answers it is not spaced, since no request is
+/// known.
+const IN_VAIN_COST: u32 = 10;
+
 /// One host has as many IPv6 addresses as it likes within its site.
 const SITE_MASK: u128 = u128::MAX << 64;
 
@@ -197,6 +201,13 @@ impl Slot {
     pub(super) fn wait(&self, now: Instant) -> Duration {
         self.quota.arrivals.as_ref().map_or(Duration::ZERO, |arrivals| arrivals.next(&self.peer, now))
     }
+
+    /// This connection has ended without one request, by its peer's doing: what the peer connects next is listened to later.
+    pub(super) fn was_in_vain(&self, now: Instant) {
+        if let Some(arrivals) = &self.quota.arrivals {
+            arrivals.charge(&self.peer, IN_VAIN_COST - 1, now);
+        }
+    }
 }
 
 impl Drop for Slot {
@@ -284,6 +295,24 @@ mod tests {
         assert_eq!(waits(&apps, 2), Duration::ZERO);
         let adapter = Quota::of_one_adapter(&limits, &counters);
         assert!((0..limits.arrivals.prompt * 2).all(|_| waits(&adapter, 1).is_zero()));
+    }
+
+    #[test]
+    fn who_connects_in_vain_waits_ten_times_as_soon() {
+        let (limits, counters) = (limits(), Arc::new(Counters::default()));
+        let total = Total::new(&limits);
+        let (apps, now) = (Quota::shared(&limits, &total, &counters), Instant::now());
+        let mut at_once = 0;
+        loop {
+            let slot = apps.take(PeerKey::User(1)).unwrap();
+            if !slot.wait(now).is_zero() {
+                break;
+            }
+            slot.was_in_vain(now);
+            at_once += 1;
+        }
+        assert_eq!(at_once, limits.arrivals.prompt.div_ceil(IN_VAIN_COST));
+        assert!(apps.take(PeerKey::User(2)).unwrap().wait(now).is_zero());
     }
 
     #[test]

@@ -121,7 +121,7 @@ async fn a_principals_own_connections_are_bounded_over_all_sockets_and_given_bac
 const HOURS: Spacing =
     Spacing { interval: Duration::from_secs(3_600), prompt: 1, wait_max: Duration::from_secs(3_600) };
 /// More than anything here takes that nothing holds up.
-const A_WHILE: Duration = Duration::from_millis(500);
+pub(super) const A_WHILE: Duration = Duration::from_millis(500);
 
 #[tokio::test]
 async fn who_is_turned_away_over_and_over_is_told_later_and_keeps_nobody_from_a_place() {
@@ -161,4 +161,42 @@ async fn who_connects_over_and_over_is_listened_to_later() {
     until("only it is there, and has its place", || rig.counters.open() == 1).await;
     assert_eq!(get_unix(&other, "/who").await.status, 200, "another socket counts anew");
     rig.stop().await;
+}
+
+/// Eleven at once: one in vain and one more.
+pub(super) const ONE_IN_VAIN: Spacing = Spacing { prompt: 11, ..HOURS };
+
+async fn what_follows(bytes: &[u8]) -> Option<u16> {
+    let mut rig = Rig::new(Gate::of_this_user(), Limits { arrivals: ONE_IN_VAIN, ..Limits::default() });
+    let path = rig.serve_unix("app.sock", Apps).await;
+    for _ in 0..2 {
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        // A wait would be for an hour.
+        timeout(A_WHILE, read_to_close(&mut stream)).await.ok()?;
+        until("its end", || rig.counters.open() == 0).await;
+    }
+    let answer = timeout(A_WHILE, get_unix(&path, "/who")).await.ok().map(|answer| answer.status);
+    rig.stop().await;
+    answer
+}
+
+#[tokio::test]
+async fn who_connects_in_vain_over_and_over_is_listened_to_later() {
+    for in_vain in [b"".as_slice(), b"\x16\x03\x01", b"GET /who SMTP/9\r\n\r\n", b"GET /who HTTP/1.1\r\nho"] {
+        assert_eq!(what_follows(in_vain).await, None, "{}", in_vain.escape_ascii());
+    }
+    assert_eq!(what_follows(b"GET /none HTTP/1.1\r\nhost: x\r\n\r\n").await, Some(200), "it was a request");
+}
+
+#[tokio::test]
+async fn a_stranger_who_connects_over_and_over_is_refused_later() {
+    let mut rig = Rig::new(Gate::default(), Limits { arrivals: HOURS, ..Limits::default() });
+    let path = rig.serve_unix("app.sock", Apps).await;
+    assert_eq!(get_unix(&path, "/who").await.status, 401);
+    let mut later = UnixStream::connect(&path).await.unwrap();
+    assert!(timeout(A_WHILE, later.read(&mut [0; 1])).await.is_err(), "it is told later");
+    rig.stop().await;
+    assert_eq!(parse(&read_to_close(&mut later).await).status, 401, "told in the end");
 }
