@@ -9,6 +9,7 @@
 //! gateway are repeated until it answers, because every one of them is idempotent; whether a partner is tried again is
 //! the gateway's decision.
 
+mod calls;
 mod client;
 mod delivery;
 pub mod egress;
@@ -25,9 +26,11 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use calls::OperatorCall;
 pub use client::{CallError, Refusal};
 pub use delivery::{DataError, Delivery, LeaseLost};
 pub use evidence::{Evidence, Outcome, binary_reply, digest, reply};
+pub use gatepost_api::calls::Offer;
 pub use gatepost_api::event::{Data, Event, Extension};
 pub use gatepost_api::messages::Reply;
 pub use gatepost_api::settle::{EmittedItem, Level, Scope, SettleItem, SettleResponse};

@@ -3,6 +3,7 @@
 //! **Architecture invariant:** this crate does no I/O and imports no other crate of the workspace; adapters and
 //! clients link it without linking the gateway. Requests refuse unknown fields, answers tolerate them.
 
+pub mod calls;
 pub mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

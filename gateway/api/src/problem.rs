@@ -74,6 +74,7 @@ catalogue! {
     UnsupportedMediaType, "unsupported_media_type", 415, false, "The media type is not supported";
     NoRoute, "no_route", 422, false, "No route takes this message";
     RouteFailed, "route_failed", 422, false, "A route's condition failed on this message";
+    CallRefused, "call_refused", 422, false, "The adapter refused the call";
     IdempotencyMismatch, "idempotency_mismatch", 422, false, "The idempotency key was used with other content";
     EvidenceTooWeak, "evidence_too_weak", 422, false, "The evidence is below what the destination asks for";
     QueueFull, "queue_full", 429, true, "A destination's backlog is full";
@@ -83,9 +84,11 @@ catalogue! {
     BytesInFlight, "bytes_in_flight", 429, true, "This principal has too many bytes on their way";
     HeadersTooLarge, "headers_too_large", 431, false, "The request's head is over the limit";
     Internal, "internal", 500, true, "The gateway failed";
+    AdapterAbsent, "adapter_absent", 503, true, "The adapter takes no calls now";
     Stopping, "stopping", 503, true, "The gateway is stopping";
     ReceiptPending, "receipt_pending", 503, true, "No checkpoint covers the receipt yet";
     StoreUnavailable, "store_unavailable", 503, true, "The store cannot take writes";
+    CallUnanswered, "call_unanswered", 504, false, "The adapter has the call and has not answered";
     StorageFull, "storage_full", 507, true, "The disk is full";
 }
 

@@ -86,6 +86,11 @@ words! {
         AdapterSandboxed = "adapter_sandboxed",
         AdapterExited = "adapter_exited",
         AdapterRestarted = "adapter_restarted",
+        /// An operator called an adapter for what `code` says: `subject_of` is `sha256:` and the digest of the file beside the log that
+        /// holds the arguments and the reason.
+        AdapterCalled = "adapter_called",
+        /// What the adapter said to the call with the same `subject_of`: `code` is `done` or `refused`. Without one nobody knows.
+        AdapterAnswered = "adapter_answered",
         SessionOpened = "session_opened",
         ConfigChanged = "config_changed",
         GatewayStarted = "gateway_started",

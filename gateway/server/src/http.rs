@@ -14,6 +14,7 @@ mod assemble;
 mod audit;
 mod binary;
 mod body;
+mod calls;
 mod coalesce;
 mod consumers;
 mod deliveries;
@@ -114,6 +115,9 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(keys::erase))
         .routes(routes!(queues::adapters))
         .routes(routes!(queues::restart))
+        .routes(routes!(calls::offers, calls::call))
+        .routes(routes!(calls::next))
+        .routes(routes!(calls::answer))
         .routes(routes!(audit::checkpoint))
         .routes(routes!(audit::tile))
         .routes(routes!(audit::entries))

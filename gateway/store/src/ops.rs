@@ -343,6 +343,7 @@ pub struct AuditNote {
     pub code: Option<String>,
     /// What it was done to: a queue, a principal, an adapter.
     pub target: Option<String>,
+    pub destination: Option<String>,
     pub message: Option<MessageId>,
     pub delivery: Option<DeliveryId>,
     pub count: Option<u64>,
@@ -350,7 +351,16 @@ pub struct AuditNote {
 
 impl AuditNote {
     pub fn new(event: gatepost_audit::leaf::Event, by: Actor) -> Self {
-        Self { event, by, code: None, target: None, message: None, delivery: None, count: None }
+        Self {
+            event,
+            by,
+            code: None,
+            target: None,
+            destination: None,
+            message: None,
+            delivery: None,
+            count: None,
+        }
     }
 }
 

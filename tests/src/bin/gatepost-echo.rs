@@ -3,7 +3,8 @@
 //!
 //! Settings: `effects` (the file), `fail_percent` and `seed` (the partner refuses at random), `batch` (most deliveries at a time),
 //! `lease_ms`, `dead_key` (the partner never takes this key), `tokens` (a file in which it notes its leases: when it starts it settles those of
-//! its earlier lives as `reject`, all of which must be stale), `counts` (a file in which it notes the count in its state when it starts). A
+//! its earlier lives as `reject`, all of which must be stale), `counts` (a file in which it notes the count in its state when it starts),
+//! `calls` (it answers operators: `look` with its epoch; `say` notes its `text` as an effect, `refuse` does nothing, `die` dies of it). A
 //! payload's member `do` says what to do with that delivery; `emit`, with the setting of that name, settles it together with a message
 //! that it emits and with that count, one higher.
 
@@ -96,6 +97,11 @@ impl Echo {
             let mut counts =
                 File::options().create(true).append(true).open(file).expect("the count can be noted");
             counts.write_all(format!("{count}\n").as_bytes()).expect("the count can be noted");
+        }
+        if settings["calls"] == true {
+            let (socket, epoch) = (client.socket().to_owned(), session["epoch"].clone());
+            let effects = effects.try_clone().expect("a file has two names");
+            std::thread::spawn(move || answer_calls(&Client::new(socket), &epoch, effects));
         }
         let echo = Self { client, session, effects, tokens, random, count };
         echo.come_back_as_a_ghost();
@@ -262,6 +268,29 @@ impl Echo {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random % 100
+    }
+}
+
+fn answer_calls(client: &Client, epoch: &Value, mut effects: File) {
+    let offer = |name: &str, changes: bool| json!({ "name": name, "changes": changes, "about": "for tests" });
+    let offers = [offer("look", false), offer("say", true), offer("refuse", true), offer("die", true)];
+    loop {
+        let request = json!({ "epoch": epoch, "offers": offers, "wait_ms": 20_000 });
+        let next = call(client, "/v1/calls/next", &request).expect(200);
+        let asked = &next["call"];
+        let said = match asked["call"].as_str() {
+            None => continue,
+            Some("look") => json!({ "answer": { "epoch": epoch } }),
+            Some("say") => {
+                let line = json!({ "said": asked["arguments"]["text"], "by": asked["operator"] });
+                effects.write_all(format!("{line}\n").as_bytes()).expect("effects can be noted");
+                json!({ "answer": { "said": true } })
+            }
+            Some("refuse") => json!({ "refused": "not on a Monday" }),
+            Some(_) => std::process::abort(),
+        };
+        let path = format!("/v1/calls/{}/answer", asked["id"].as_str().unwrap_or_default());
+        call(client, &path, &with(said, "epoch", epoch.clone())).expect(200);
     }
 }
 

@@ -89,6 +89,44 @@ fn an_adapter_that_misbehaves_harms_nobody_but_itself() {
 }
 
 #[test]
+fn an_operator_calls_an_adapter_and_the_log_has_what_was_asked_and_what_came_of_it() {
+    let mut gateway = echo("", "calls = true").start();
+    let call =
+        |gateway: &Gateway, words: &[&str]| gateway.cli(&[&["adapter", "call", "desk"], words].concat());
+    until("it takes calls", || gateway.cli(&["adapter", "calls", "desk"]).status.success().then_some(()));
+    let looked = call(&gateway, &["look", "--json"]);
+    let looked: Value = serde_json::from_slice(&looked.stdout).unwrap();
+    assert_eq!(looked["epoch"], gateway.adapter("desk")["session_epoch"]);
+
+    let said = call(&gateway, &["say", "text=hello", "--reason", "a trial"]);
+    assert_eq!((said.status.code(), String::from_utf8_lossy(&said.stdout).trim()), (Some(0), "said: true"));
+    let last = gateway.effects("desk").pop().unwrap();
+    assert_eq!(last["said"], "hello", "{last}");
+    let refused = call(&gateway, &["refuse", "--reason", "a trial"]);
+    assert_eq!(refused.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not on a Monday"));
+    let groundless = call(&gateway, &["say", "text=again"]);
+    assert_eq!(groundless.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&groundless.stderr).contains("reason"));
+
+    // Whether it has done it before it died, nobody knows; and its successor is not asked.
+    let unanswered = call(&gateway, &["die", "--reason", "a trial"]);
+    assert_eq!(unanswered.status.code(), Some(4));
+    let told = String::from_utf8_lossy(&unanswered.stderr).into_owned();
+    assert!(told.contains("call_unanswered"), "{told}");
+    until("its successor takes calls", || call(&gateway, &["look"]).status.success().then_some(()));
+
+    let log = gateway.audit_log();
+    let of = |event: &str| -> Vec<Value> {
+        log.iter().filter(|leaf| leaf["event"] == event).map(|leaf| leaf["code"].clone()).collect()
+    };
+    assert_eq!(of("adapter_called"), ["say", "refuse", "die"]);
+    assert_eq!(of("adapter_answered"), ["done", "refused"]);
+    assert!(gateway.stop().success());
+    gateway.audit_verifies();
+}
+
+#[test]
 fn an_adapter_that_hangs_can_be_restarted_and_the_rest_goes_on() {
     let gateway = echo("", "batch = 1").start();
     let hanging = accept(&gateway, "1", json!({ "do": "hang" }));

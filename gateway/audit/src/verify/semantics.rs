@@ -107,6 +107,8 @@ impl Semantics {
             | Event::SealKeyRotated
             | Event::DamageFound
             | Event::Salvaged
+            | Event::AdapterCalled
+            | Event::AdapterAnswered
             | Event::LogOpened => Ok(()),
         }
     }

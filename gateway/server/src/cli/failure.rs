@@ -184,6 +184,10 @@ fn problem_hint(code: &str) -> Option<&'static str> {
         Code::QueueFull => "see `gatepost queue ls`: the destination is behind; try again later",
         Code::StorageFull => "free some space on the disk of data_dir",
         Code::StoreUnavailable => "see `gatepost status` and `gatepost doctor`",
+        Code::AdapterAbsent => "see `gatepost status`; with several nodes, ask the one that runs the adapter",
+        Code::CallUnanswered => {
+            "see what the adapter shows before you ask again; `gatepost audit log` has its answer, if it comes yet"
+        }
         Code::Stopping => "try again when it is up",
         Code::IllegalState => "see its state with `gatepost show ID`",
         Code::ReceiptPending => "try again in a second",

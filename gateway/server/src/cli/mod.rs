@@ -3,6 +3,7 @@
 //! Commands that speak with a running gateway are clients of its HTTP API and nothing more: they use the same sockets and
 //! the same rights as everybody else. Results go to standard output, everything else to standard error.
 
+mod adapter;
 mod audit;
 mod backup;
 mod bench;
@@ -101,6 +102,9 @@ enum Command {
     /// Look at queues, pause and resume them
     #[command(subcommand)]
     Queue(queue::Queue),
+    /// Restart adapters, and call them for what they offer
+    #[command(subcommand)]
+    Adapter(adapter::Adapter),
     /// Deliveries that were given up: list, try again, discard
     #[command(subcommand)]
     Dead(deliveries::Dead),
@@ -236,6 +240,7 @@ fn run(
         Command::Show(args) => runtime()?.block_on(show::show(context, args)),
         Command::List(args) => runtime()?.block_on(list::list(context, args)),
         Command::Queue(command) => runtime()?.block_on(queue::queue(context, command)),
+        Command::Adapter(command) => runtime()?.block_on(adapter::adapter(context, command)),
         Command::Dead(command) => runtime()?.block_on(deliveries::dead(context, command)),
         Command::Doubt(command) => runtime()?.block_on(deliveries::doubt(context, command)),
         Command::Erase(args) => runtime()?.block_on(keys::erase(context, args)),

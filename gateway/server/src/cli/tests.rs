@@ -474,6 +474,29 @@ fn operators_act_with_a_reason() {
 }
 
 #[test]
+fn an_adapter_is_called_with_arguments_and_a_reason() {
+    let stub = Stub::start(|request| {
+        let offers = json!([{"name": "reset", "changes": true, "about": "Sets sequence numbers to 1"}]);
+        match request.line.starts_with("GET") {
+            true => (200, json!({"calls": offers})),
+            false => (200, json!({"answer": {"next_out": 1}})),
+        }
+    });
+    let (result, text) = stub.run("adapter calls fix");
+    result.unwrap();
+    assert!(text.contains("reset") && text.contains("changes") && text.contains("Sets sequence"), "{text}");
+    let (result, text) = stub.run("adapter call fix reset session=BROKER next:=1 --reason phoned");
+    result.unwrap();
+    assert_eq!(text, "next_out: 1\n");
+    let requests = stub.requests();
+    assert_eq!(requests[1].line, "POST /v1/adapters/fix/calls");
+    let arguments = json!({"session": "BROKER", "next": 1});
+    assert_eq!(requests[1].json(), json!({"call": "reset", "arguments": arguments, "reason": "phoned"}));
+    let (result, _) = stub.run("adapter call fix reset a=1 a=2");
+    assert_eq!(result.unwrap_err().exit_code(), 2);
+}
+
+#[test]
 fn refusals_and_silence_have_their_exit_codes() {
     let stub = Stub::start(|_| problem(gatepost_api::Code::Forbidden));
     let (result, text) = stub.run("queue ls");

@@ -60,6 +60,7 @@ fn advice(code: Code) -> &'static str {
         }
         Code::NoRoute => "Add a route for this sender and type to the configuration. Nothing was stored.",
         Code::RouteFailed => "Correct the condition of the route that `detail` names. Nothing was stored.",
+        Code::CallRefused => "`detail` is the adapter's reason. Nothing was done.",
         Code::IdempotencyMismatch => {
             "Use another idempotency key (or event id) for other content. Nothing was stored."
         }
@@ -85,9 +86,15 @@ fn advice(code: Code) -> &'static str {
         }
         Code::HeadersTooLarge => "Send fewer or shorter headers.",
         Code::Internal => "Ask again; if it stays, look for the request id in the gateway's log.",
+        Code::AdapterAbsent => {
+            "Nothing was done. Look at the adapter with `gatepost status`; with several nodes, ask the node that runs it."
+        }
         Code::Stopping => "Ask again when the gateway is back.",
         Code::ReceiptPending => "Ask again in a second: the next checkpoint covers it.",
         Code::StoreUnavailable => "Ask again later; `/readyz` says what is wrong.",
+        Code::CallUnanswered => {
+            "Look at what the adapter shows before you ask again: it may have done it. If it answers yet, the audit log has its answer."
+        }
         Code::StorageFull => "Free space on the gateway's disk. Nothing was stored.",
     }
 }

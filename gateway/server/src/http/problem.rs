@@ -117,7 +117,7 @@ impl Refusal {
             | Code::BacklogFull
             | Code::RateLimited
             | Code::BytesInFlight => Some(RETRY_SOON_S),
-            Code::Stopping | Code::StoreUnavailable => Some(RETRY_LATER_S),
+            Code::AdapterAbsent | Code::Stopping | Code::StoreUnavailable => Some(RETRY_LATER_S),
             _ => None,
         }
     }

@@ -210,7 +210,7 @@ pub(crate) async fn restart(
     Ok((StatusCode::ACCEPTED, Json(find(&state, &name)?)))
 }
 
-fn find(state: &AppState, name: &str) -> Result<AdapterItem, Refusal> {
+pub(super) fn find(state: &AppState, name: &str) -> Result<AdapterItem, Refusal> {
     let mut adapters = state.adapter_items().into_iter();
     adapters.find(|adapter| adapter.name == name).ok_or_else(no_such_adapter)
 }

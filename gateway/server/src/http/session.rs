@@ -45,6 +45,7 @@ pub(crate) async fn open(
     let (store, name) = (state.store.clone(), adapter.name.clone());
     let told = version.clone();
     let session = state.tasks.run(async move { store.session_open(name, told).await }).await?;
+    state.calls.session_opened(&adapter.name, session.epoch);
     state.adapters.session_opened(&adapter.name, session.epoch, version.as_deref());
     Ok(Json(SessionResponse {
         epoch: session.epoch,

@@ -10,6 +10,7 @@ use gatepost_store::Store;
 use tokio::sync::watch;
 
 use super::allowance::Allowances;
+use super::calls::Calls;
 use super::consumers::Consumers;
 use super::holdback::holdback;
 use super::metrics::Metrics;
@@ -70,6 +71,7 @@ pub(crate) struct Shared {
     /// Apart from that of requests, so that slow readers do not keep anybody from sending.
     pub(crate) answer_memory: BodyMemory,
     pub(crate) consumers: Arc<Consumers>,
+    pub(crate) calls: Calls,
     /// The user of this process, for people.
     pub(crate) runs_as: String,
 }
@@ -110,6 +112,7 @@ impl AppState {
             body_memory: BodyMemory::for_requests(),
             answer_memory: BodyMemory::for_answers(),
             consumers: Arc::default(),
+            calls: Calls::default(),
             runs_as: RunningAs::now().to_string(),
         }))
     }

@@ -5,6 +5,7 @@ use std::task::Poll;
 
 mod accept;
 mod bench;
+mod calls;
 mod delivering;
 mod limits;
 mod operating;

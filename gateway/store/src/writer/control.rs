@@ -236,6 +236,7 @@ impl Turn<'_> {
         let mut leaf = Leaf::new(self.now.as_micros(), actor(&note.by), note.event);
         leaf.code = note.code.as_deref().map(Into::into);
         leaf.subject_of = note.target.as_deref().map(Into::into);
+        leaf.destination = note.destination.as_deref().map(Into::into);
         leaf.message = note.message.map(|id| *id.as_bytes());
         leaf.delivery = note.delivery.map(|id| *id.as_bytes());
         leaf.count = note.count;

@@ -317,6 +317,11 @@ impl Bench {
     /// The audit log's leaves of one kind, as JSON.
     pub(super) async fn leaves(&self, event: &str) -> Vec<Value> {
         self.state.tasks.drained().await;
+        self.leaves_so_far(event).await
+    }
+
+    /// Likewise, while requests are open.
+    pub(super) async fn leaves_so_far(&self, event: &str) -> Vec<Value> {
         let reader = self.state.store.read();
         let mut leaves = Vec::new();
         for index in 0..self.state.store.health().audit_size() {

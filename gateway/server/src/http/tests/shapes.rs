@@ -6,11 +6,12 @@ use serde_json::Value;
 use super::bench::{Bench, Who};
 
 /// The contract: every call of the API and who may make it.
-const CALLS: [&str; 30] = [
+const CALLS: [&str; 34] = [
     "get /livez",
     "get /metrics",
     "get /readyz",
     "get /v1/adapters",
+    "get /v1/adapters/{name}/calls",
     "get /v1/audit/checkpoint",
     "get /v1/audit/receipt/{delivery}",
     "get /v1/audit/tile/entries/{*index}",
@@ -24,7 +25,10 @@ const CALLS: [&str; 30] = [
     "get /v1/queues",
     "get /v1/queues/{name}",
     "get /v1/senders",
+    "post /v1/adapters/{name}/calls",
     "post /v1/adapters/{name}/restart",
+    "post /v1/calls/next",
+    "post /v1/calls/{id}/answer",
     "post /v1/deliveries/{id}/discard",
     "post /v1/deliveries/{id}/replay",
     "post /v1/deliveries/{id}/resolve",
