@@ -7,6 +7,9 @@ use super::bench::{Bench, Who, text};
 
 const CALLS: &str = "/v1/adapters/lab/calls";
 
+/// Nothing here takes this long unless it hangs.
+const HANG: std::time::Duration = std::time::Duration::from_secs(20);
+
 fn offers() -> Value {
     json!([
         {"name": "sessions", "changes": false, "about": "The sessions and their sequence numbers"},
@@ -147,7 +150,8 @@ async fn a_gateway_that_stops_keeps_nobody_waiting() {
     next(&bench, epoch, 0).await;
     let asking = bench.post(Who::Ops, CALLS).json(&json!({"call": "reset", "reason": "because"})).send();
     let (asked, ()) = tokio::join!(asking, async {
-        while bench.leaves_so_far("adapter_called").await.is_empty() {}
+        let called = async { while bench.leaves_so_far("adapter_called").await.is_empty() {} };
+        tokio::time::timeout(HANG, called).await.expect("it is not in the log");
         bench.stop.send_replace(true);
     });
     assert_eq!(asked.ok(503).code(), "adapter_absent", "nothing was done");
