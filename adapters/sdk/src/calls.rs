@@ -11,7 +11,8 @@ use gatepost_api::calls::{
 use serde_json::{Map, Value, json};
 
 use crate::client::{Call, CallError};
-use crate::session::{Chain, Pause, Session, persist};
+use crate::patience::{Chain, Pause, persist};
+use crate::session::Session;
 
 const POLL_WAIT: Duration = Duration::from_secs(20);
 /// On top of the long poll, before the call counts as lost.

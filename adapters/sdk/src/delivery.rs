@@ -1,9 +1,7 @@
 //! A leased delivery: what to send, and the right to send it for a while.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,13 +13,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::client::{Call, CallError, TransportError, locked};
+use crate::client::{Call, CallError, TransportError};
 use crate::evidence::{Outcome, item};
-use crate::session::{Chain, OnDoubt, Session};
+use crate::lease::{Held, LeaseLost};
+use crate::patience::Chain;
+use crate::session::{OnDoubt, Session};
 
 const DATA_DEADLINE: Duration = Duration::from_secs(60);
-/// Most large payloads on their way from the gateway at a time.
-pub(crate) const DATA_IN_FLIGHT_MAX: usize = 16;
 
 /// One attempt at one message. While it is held its lease is prolonged; the outcome is reported when the worker returns.
 pub struct Delivery {
@@ -38,11 +36,6 @@ enum Payload {
     /// Too large for the lease answer; stands under this path.
     There(String),
 }
-
-/// The lease ended, or somebody else has it: this attempt must not send anything.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the lease is over")]
-pub struct LeaseLost;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -69,16 +62,7 @@ impl Delivery {
         session: Session,
     ) -> Result<Self, (Arc<Held>, serde_json::Error)> {
         let length = Duration::from_millis(leased.lease_ms);
-        let held = Arc::new(Held {
-            id: leased.id,
-            token: leased.token,
-            length,
-            until: Mutex::new(received + length),
-            lost: AtomicBool::new(false),
-            reported: AtomicBool::new(false),
-            prolonging: AtomicBool::new(false),
-            _room: room,
-        });
+        let held = Arc::new(Held::new(leased.id, leased.token, length, received, room));
         let mut event: Event = match serde_json::from_str(leased.event.get()) {
             Ok(event) => event,
             Err(error) => return Err((held, error)),
@@ -163,7 +147,7 @@ impl Delivery {
     /// Reports what came of the attempt, in the background. The delivery stays in hand until the gateway has answered.
     pub(crate) fn finish(self, outcome: Outcome) {
         let name = outcome.name();
-        self.held.reported.store(true, Ordering::Release);
+        self.held.report();
         match outcome.into_item(self.held.id, &self.held.token) {
             Ok(Some(item)) => self.session.settler().tell(item, self.held),
             Ok(None) => tracing::info!(delivery = %self.held.id, "the lease ended before the attempt"),
@@ -176,68 +160,5 @@ impl Delivery {
 
     pub(crate) fn held(&self) -> &Arc<Held> {
         &self.held
-    }
-}
-
-/// The lease itself, shared by the worker, the reporter and the prolonger. Its room is free when the last one lets go.
-pub(crate) struct Held {
-    pub(crate) id: Uuid,
-    pub(crate) token: String,
-    pub(crate) length: Duration,
-    until: Mutex<Instant>,
-    lost: AtomicBool,
-    reported: AtomicBool,
-    prolonging: AtomicBool,
-    _room: OwnedSemaphorePermit,
-}
-
-impl Held {
-    pub(crate) fn is_valid(&self) -> bool {
-        !self.lost.load(Ordering::Acquire) && Instant::now() < *locked(&self.until)
-    }
-
-    /// An outcome has been handed over for reporting; prolonging would only race it.
-    pub(crate) fn is_reported(&self) -> bool {
-        self.reported.load(Ordering::Acquire)
-    }
-
-    /// Whether the caller is the one to ask for more time; nobody else is until [`Held::end_prolonging`].
-    pub(crate) fn begin_prolonging(&self) -> bool {
-        !self.prolonging.swap(true, Ordering::AcqRel)
-    }
-
-    pub(crate) fn end_prolonging(&self) {
-        self.prolonging.store(false, Ordering::Release);
-    }
-
-    pub(crate) fn lose(&self) {
-        self.lost.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn prolonged(&self, received: Instant) {
-        *locked(&self.until) = received + self.length;
-    }
-
-    /// Less than half of the lease is left.
-    fn is_due(&self) -> bool {
-        let left = locked(&self.until).saturating_duration_since(Instant::now());
-        !self.is_reported() && !self.lost.load(Ordering::Acquire) && left < self.length / 2
-    }
-}
-
-/// Every lease in hand, so that long work does not lose its lease.
-#[derive(Default)]
-pub(crate) struct Leases(Mutex<HashMap<Uuid, Weak<Held>>>);
-
-impl Leases {
-    pub(crate) fn add(&self, held: &Arc<Held>) {
-        locked(&self.0).insert(held.id, Arc::downgrade(held));
-    }
-
-    /// The leases that should be prolonged now.
-    pub(crate) fn due(&self) -> Vec<Arc<Held>> {
-        let mut leases = locked(&self.0);
-        leases.retain(|_, held| held.strong_count() > 0);
-        leases.values().filter_map(Weak::upgrade).filter(|held| held.is_due()).collect()
     }
 }

@@ -9,14 +9,12 @@ use http::{HeaderName, HeaderValue};
 use uuid::Uuid;
 
 use crate::client::{Call, CallError};
-use crate::session::{Chain, Session};
+use crate::patience::Chain;
+use crate::session::Session;
 
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static(gatepost_api::EPOCH_HEADER);
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(gatepost_api::IDEMPOTENCY_HEADER);
 
-/// Most events on their way to the gateway at a time; further ones wait, and so do the partners behind them. Together with
-/// everything else far below the 64 connections that the gateway grants one adapter.
-pub(crate) const ACCEPTS_IN_FLIGHT_MAX: usize = 32;
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The event is on stable storage.

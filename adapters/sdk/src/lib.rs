@@ -15,10 +15,13 @@ mod delivery;
 pub mod egress;
 mod evidence;
 mod intake;
+mod lease;
 mod lifetime;
+mod patience;
 mod process;
 mod session;
 mod settle;
+mod state;
 mod work;
 
 #[cfg(any(test, feature = "testing"))]
@@ -28,15 +31,17 @@ mod tests;
 
 pub use calls::OperatorCall;
 pub use client::{CallError, Refusal};
-pub use delivery::{DataError, Delivery, LeaseLost};
+pub use delivery::{DataError, Delivery};
 pub use evidence::{Evidence, Outcome, binary_reply, digest, reply};
 pub use gatepost_api::calls::Offer;
 pub use gatepost_api::event::{Data, Event, Extension};
 pub use gatepost_api::messages::Reply;
 pub use gatepost_api::settle::{EmittedItem, Level, Scope, SettleItem, SettleResponse};
 pub use intake::{AcceptError, Accepted};
+pub use lease::LeaseLost;
 pub use lifetime::Stop;
 pub use process::{Access, Adapter, Args, Failure, Fault, Manifest, main};
-pub use session::{OnDoubt, Session, StateChanges};
+pub use session::{OnDoubt, Session};
 pub use settle::Settlement;
+pub use state::StateChanges;
 pub use work::{Crew, Placement, Worker};

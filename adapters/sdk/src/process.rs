@@ -20,7 +20,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::client::{Call, Client};
 use crate::lifetime::{Ending, Lifetime};
-use crate::session::{Chain, Session};
+use crate::patience::Chain;
+use crate::session::Session;
 use gatepost_api::settle::Level;
 
 /// The version of the conversation between gateway and adapter.

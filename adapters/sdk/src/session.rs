@@ -14,16 +14,18 @@ use gatepost_api::session::{SessionRequest, SessionResponse};
 use gatepost_api::settle::{Level, SettleRequest, SettleResponse};
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
 
 use crate::client::{Call, CallError, Client};
 use crate::lifetime::{Ending, Lifetime, Stop};
+use crate::patience::persist;
 use crate::settle::{SETTLE_DEADLINE, Settlement, Settler};
-use crate::{delivery, intake};
 
 const SESSION_DEADLINE: Duration = Duration::from_secs(30);
-const PAUSE_FIRST: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Most events on their way to the gateway at a time; further ones wait, and so do the partners behind them. Together with
+/// everything else far below the 64 connections that the gateway grants one adapter.
+const ACCEPTS_IN_FLIGHT_MAX: usize = 32;
+/// Most large payloads on their way from the gateway at a time.
+const DATA_IN_FLIGHT_MAX: usize = 16;
 
 /// What happens to a delivery whose outcome is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +88,8 @@ impl Session {
             settler: Settler::start(Arc::clone(&client), lifetime.clone(), opened.epoch),
             client,
             lifetime,
-            intake: Semaphore::new(intake::ACCEPTS_IN_FLIGHT_MAX),
-            large_payloads: Semaphore::new(delivery::DATA_IN_FLIGHT_MAX),
+            intake: Semaphore::new(ACCEPTS_IN_FLIGHT_MAX),
+            large_payloads: Semaphore::new(DATA_IN_FLIGHT_MAX),
             epoch: opened.epoch,
             name: opened.name,
             on_doubt: match opened.on_doubt.as_str() {
@@ -180,90 +182,5 @@ impl Session {
 
     pub(crate) fn large_payloads(&self) -> &Semaphore {
         &self.0.large_payloads
-    }
-}
-
-/// Repeats a call until the gateway answers it with a final word. It does not give up by itself: when the gateway stays
-/// away, the process ends.
-pub(crate) async fn persist<T: serde::de::DeserializeOwned>(
-    client: &Client,
-    call: &Call,
-) -> Result<T, CallError> {
-    let mut pause = Pause::default();
-    loop {
-        match client.call(call).await {
-            Err(error) if error.retryable() => pause.after(&error).await,
-            answer => return answer,
-        }
-    }
-}
-
-/// Longer and longer pauses between repetitions of a call to the gateway.
-#[derive(Debug)]
-pub(crate) struct Pause {
-    next: Duration,
-}
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self { next: PAUSE_FIRST }
-    }
-}
-
-impl Pause {
-    pub(crate) async fn after(&mut self, error: &CallError) {
-        let wished = match error {
-            CallError::Refused(refusal) => refusal.retry_after,
-            _ => None,
-        };
-        // Said once per outage, not once per try.
-        if self.next == PAUSE_FIRST {
-            tracing::warn!(error = %Chain(error), "a call to the gateway failed; repeating it");
-        }
-        sleep(wished.unwrap_or(self.next).min(PAUSE_MAX)).await;
-        self.next = (self.next * 2).min(PAUSE_MAX);
-    }
-}
-
-/// Changes to the adapter's durable state.
-#[derive(Clone, Default)]
-pub struct StateChanges(BTreeMap<String, Option<Vec<u8>>>);
-
-impl StateChanges {
-    #[must_use]
-    pub fn set(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
-        self.0.insert(key.into(), Some(value.into()));
-        self
-    }
-
-    #[must_use]
-    pub fn delete(mut self, key: impl Into<String>) -> Self {
-        self.0.insert(key.into(), None);
-        self
-    }
-
-    pub(crate) fn into_wire(self) -> BTreeMap<String, Option<String>> {
-        self.0.into_iter().map(|(key, value)| (key, value.map(|bytes| BASE64.encode(bytes)))).collect()
-    }
-}
-
-impl fmt::Debug for StateChanges {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "StateChanges({} keys)", self.0.len())
-    }
-}
-
-/// An error with all its causes on one line.
-pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
-        Ok(())
     }
 }

@@ -19,10 +19,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::client::{Call, CallError, Client};
-use crate::delivery::{Held, LeaseLost};
+
 use crate::evidence::{item, millis};
+use crate::lease::{Held, LeaseLost};
 use crate::lifetime::{Ending, Lifetime};
-use crate::session::{Chain, StateChanges, persist};
+use crate::patience::{Chain, persist};
+use crate::state::StateChanges;
 
 pub(crate) const SETTLE_DEADLINE: Duration = Duration::from_secs(30);
 /// A call is closed once it holds this much of replies and evidence.

@@ -17,11 +17,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
 use crate::client::Call;
-use crate::delivery::{Delivery, Leases};
+use crate::delivery::Delivery;
 use crate::evidence::Outcome;
+use crate::lease::Leases;
 use crate::lifetime::{Ending, Stop};
+use crate::patience::{Chain, Pause};
 use crate::process::Failure;
-use crate::session::{Chain, Pause, Session};
+use crate::session::Session;
 
 /// Deliveries held for each worker, the one it works on included. Enough that a worker never waits for a lease call.
 const IN_HAND_PER_WORKER: usize = 32;

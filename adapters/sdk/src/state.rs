@@ -1,0 +1,35 @@
+//! The adapter's durable state, which the gateway keeps.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+/// Changes to the adapter's durable state.
+#[derive(Clone, Default)]
+pub struct StateChanges(BTreeMap<String, Option<Vec<u8>>>);
+
+impl StateChanges {
+    #[must_use]
+    pub fn set(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.0.insert(key.into(), Some(value.into()));
+        self
+    }
+
+    #[must_use]
+    pub fn delete(mut self, key: impl Into<String>) -> Self {
+        self.0.insert(key.into(), None);
+        self
+    }
+
+    pub(crate) fn into_wire(self) -> BTreeMap<String, Option<String>> {
+        self.0.into_iter().map(|(key, value)| (key, value.map(|bytes| BASE64.encode(bytes)))).collect()
+    }
+}
+
+impl fmt::Debug for StateChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StateChanges({} keys)", self.0.len())
+    }
+}
