@@ -13,10 +13,16 @@ use crate::messages::Reply;
 
 /// Most results of one settle.
 pub const SETTLE_RESULTS_MAX: usize = 1000;
+/// Most emitted events of one settle.
+pub const SETTLE_EVENTS_MAX: usize = 1000;
+/// Largest settle, bytes of JSON.
+pub const SETTLE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Longest reason text, bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 2048;
 /// Longest evidence, bytes of JSON.
 pub const EVIDENCE_BYTES_MAX: usize = 64 * 1024;
+/// Most changes of an adapter's state in one settle.
+pub const STATE_KEYS_MAX: usize = 1000;
 /// Longest key of adapter state, bytes.
 pub const STATE_KEY_BYTES_MAX: usize = 256;
 /// Longest value of adapter state, bytes.

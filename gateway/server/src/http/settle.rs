@@ -13,11 +13,11 @@ use gatepost_api::problem::{Code, Problem};
 use gatepost_api::queues::{LEASE_MS_DEFAULT, LEASE_MS_MAX};
 use gatepost_api::settle::{
     EVIDENCE_BYTES_MAX, EmittedItem, EvidenceLevel, Level as WireLevel, Outcome as WireOutcome,
-    REASON_BYTES_MAX, SETTLE_RESULTS_MAX, STATE_KEY_BYTES_MAX, STATE_VALUE_BYTES_MAX, Scope,
-    SettleItem as WireItem, SettleRequest, SettleResponse, SettleStatus, SettledItem as WireSettled,
+    REASON_BYTES_MAX, SETTLE_BYTES_MAX, SETTLE_EVENTS_MAX, SETTLE_RESULTS_MAX, STATE_KEY_BYTES_MAX,
+    STATE_KEYS_MAX, STATE_VALUE_BYTES_MAX, Scope, SettleItem as WireItem, SettleRequest, SettleResponse,
+    SettleStatus, SettledItem as WireSettled,
 };
 use gatepost_core::delivery::Reason;
-use gatepost_core::message::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX};
 use gatepost_core::routing::RouteError;
 use gatepost_core::{DeliveryId, LeaseToken, Level, Outcome, RetryScope};
 use gatepost_store::{Emit, Settle, SettleAnswer, SettleItem, SettledItem, Store};
@@ -36,8 +36,6 @@ use crate::config::Nodes;
 
 /// Longest time that proof of a `sent` delivery may take.
 const SENT_WITHIN_MAX: Duration = Duration::from_secs(7 * 86_400);
-/// Most changes of an adapter's state in one call.
-const STATE_KEYS_MAX: usize = 1000;
 
 #[utoipa::path(
     post, path = "/v1/settle", operation_id = "settle", tag = "queues",
@@ -61,7 +59,8 @@ pub(crate) async fn settle(
     let sender = caller.actor.clone();
     let flight = state.allowances.flight(&sender, limits.bytes_in_flight);
     let mut received =
-        body::receive_in(request.into_body(), BATCH_BYTES_MAX, &state.body_memory, &sender, flight).await?;
+        body::receive_in(request.into_body(), SETTLE_BYTES_MAX as u64, &state.body_memory, &sender, flight)
+            .await?;
     let _flight = received.flight.take();
     let composed = if received.bytes.len() > PARSE_INLINE_BYTES_MAX {
         tokio::task::spawn_blocking(move || compose(&caller, &received))
@@ -102,9 +101,9 @@ fn compose(caller: &Caller, received: &Received) -> Result<Composed, Refusal> {
     let request: SettleRequest =
         body::parse(&received.bytes).map_err(|refusal| emit_fault(&received.bytes).unwrap_or(refusal))?;
     let session = caller.session(request.epoch, "`epoch`")?;
-    if request.results.len() > SETTLE_RESULTS_MAX || request.emit.len() > BATCH_EVENTS_MAX {
+    if request.results.len() > SETTLE_RESULTS_MAX || request.emit.len() > SETTLE_EVENTS_MAX {
         let detail =
-            format!("a settle takes {SETTLE_RESULTS_MAX} results and {BATCH_EVENTS_MAX} events at most");
+            format!("a settle takes {SETTLE_RESULTS_MAX} results and {SETTLE_EVENTS_MAX} events at most");
         return Err(Refusal::new(Code::TooLarge, detail));
     }
     let atomic = request.atomic.unwrap_or(false) || !request.emit.is_empty() || !request.state.is_empty();
