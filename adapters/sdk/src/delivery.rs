@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use gatepost_api::event::Event;
 use gatepost_api::queues::LeasedDelivery;
-use gatepost_api::settle::{Outcome as WireOutcome, SettleItem};
+use gatepost_api::settle::Outcome as WireOutcome;
 use http::HeaderValue;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -15,13 +15,15 @@ use uuid::Uuid;
 
 use crate::client::{Call, CallError, TransportError};
 use crate::evidence::{Outcome, item};
-use crate::lease::{Held, LeaseLost};
+use crate::lease::{Held, Lease, LeaseLost};
 use crate::patience::Chain;
 use crate::session::{OnDoubt, Session};
 
 const DATA_DEADLINE: Duration = Duration::from_secs(60);
 
-/// One attempt at one message. While it is held its lease is prolonged; the outcome is reported when the worker returns.
+/// One attempt at one message. While it is held its lease is prolonged. A [`Worker`](crate::Worker) is lent it and returns the outcome;
+/// whoever took it from a [`Pipeline`](crate::Pipeline) settles it with a [`Settlement`](crate::Settlement), or drops it: then it goes
+/// back untried, unless it has begun. What has begun and is dropped without an outcome stays until its lease ends, and is in doubt then.
 pub struct Delivery {
     held: Arc<Held>,
     attempt: u32,
@@ -132,16 +134,23 @@ impl Delivery {
         if !self.held.is_valid() {
             return Err(LeaseLost);
         }
-        if self.session.on_doubt() == OnDoubt::Resend {
-            // The gateway has recorded the attempt with the lease.
-            return Ok(());
+        // With `resend` the gateway has recorded the attempt with the lease.
+        if self.session.on_doubt() != OnDoubt::Resend {
+            let begin = item(self.held.id, &self.held.token, WireOutcome::Begin);
+            self.session.settler().ask(begin, Arc::clone(&self.held)).await?;
         }
-        self.session.settler().ask(self.begin_item(), Arc::clone(&self.held)).await
+        self.held.begin();
+        Ok(())
     }
 
-    /// A `begin` to be settled together with state, by an adapter that must commit both at once.
-    pub fn begin_item(&self) -> SettleItem {
-        item(self.held.id, &self.held.token, WireOutcome::Begin)
+    /// What settles it without the delivery in hand: to be remembered with what was sent.
+    pub fn lease(&self) -> Lease {
+        self.held.lease()
+    }
+
+    /// The lease has ended or was given to somebody else: nothing of it may be sent any more, and nothing need be said of it.
+    pub fn is_lost(&self) -> bool {
+        !self.held.is_valid()
     }
 
     /// Reports what came of the attempt, in the background. The delivery stays in hand until the gateway has answered.
@@ -149,7 +158,7 @@ impl Delivery {
         let name = outcome.name();
         self.held.report();
         match outcome.into_item(self.held.id, &self.held.token) {
-            Ok(Some(item)) => self.session.settler().tell(item, self.held),
+            Ok(Some(item)) => self.session.settler().tell(item, Arc::clone(&self.held)),
             Ok(None) => tracing::info!(delivery = %self.held.id, "the lease ended before the attempt"),
             Err(error) => {
                 let error = Chain(&error);
@@ -160,5 +169,21 @@ impl Delivery {
 
     pub(crate) fn held(&self) -> &Arc<Held> {
         &self.held
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        // What a panic was about stays leased, so that the gateway can see who was at work when the process died.
+        if self.held.is_reported() || self.is_lost() || std::thread::panicking() {
+            return;
+        }
+        if self.held.has_begun() {
+            tracing::warn!(delivery = %self.held.id, "a delivery that had begun was let go without an outcome");
+            return;
+        }
+        self.held.report();
+        let release = item(self.held.id, &self.held.token, WireOutcome::Release);
+        self.session.settler().tell(release, Arc::clone(&self.held));
     }
 }

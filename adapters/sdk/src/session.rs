@@ -11,14 +11,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use gatepost_api::session::{SessionRequest, SessionResponse};
-use gatepost_api::settle::{Level, SettleRequest, SettleResponse};
+use gatepost_api::settle::Level;
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 
 use crate::client::{Call, CallError, Client};
 use crate::lifetime::{Ending, Lifetime, Stop};
 use crate::patience::persist;
-use crate::settle::{SETTLE_DEADLINE, Settlement, Settler};
+use crate::settle::Settler;
 
 const SESSION_DEADLINE: Duration = Duration::from_secs(30);
 /// Most events on their way to the gateway at a time; further ones wait, and so do the partners behind them. Together with
@@ -145,16 +145,6 @@ impl Session {
 
     pub fn stop(&self) -> Stop {
         self.0.lifetime.stop()
-    }
-
-    /// Reports outcomes, emits messages and changes state in one transaction. Repeated until the gateway answers; an
-    /// error is its final word.
-    pub async fn settle(&self, settlement: Settlement) -> Result<SettleResponse, CallError> {
-        let request: SettleRequest = settlement.into_request(self.0.epoch);
-        let call = Call::post_json("/v1/settle", &request, SETTLE_DEADLINE)?;
-        let settled = persist(&self.0.client, &call).await;
-        self.end_if_superseded(settled.as_ref().err());
-        settled
     }
 
     /// Superseded is not an error to handle: the process is over.

@@ -4,12 +4,10 @@
 //! reported is ever dropped while the gateway can be reached; what it calls stale is logged, since another attempt has
 //! taken over.
 
-use std::collections::HashSet;
-use std::fmt;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatepost_api::event::Event;
 use gatepost_api::settle::{
     Outcome as WireOutcome, SETTLE_RESULTS_MAX, SettleItem, SettleRequest, SettleResponse, SettleStatus,
     SettledItem,
@@ -24,39 +22,10 @@ use crate::evidence::{item, millis};
 use crate::lease::{Held, LeaseLost};
 use crate::lifetime::{Ending, Lifetime};
 use crate::patience::{Chain, persist};
-use crate::state::StateChanges;
 
 pub(crate) const SETTLE_DEADLINE: Duration = Duration::from_secs(30);
 /// A call is closed once it holds this much of replies and evidence.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
-
-/// Outcomes, messages and state changes that commit together.
-#[derive(Default)]
-pub struct Settlement {
-    pub results: Vec<SettleItem>,
-    pub emit: Vec<Event>,
-    pub state: StateChanges,
-    /// All or nothing; emitting or changing state implies it.
-    pub atomic: bool,
-}
-
-impl fmt::Debug for Settlement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Settlement({} results, {} events, {:?})", self.results.len(), self.emit.len(), self.state)
-    }
-}
-
-impl Settlement {
-    pub(crate) fn into_request(self, epoch: u64) -> SettleRequest {
-        SettleRequest {
-            results: self.results,
-            emit: self.emit,
-            state: self.state.into_wire(),
-            atomic: self.atomic.then_some(true),
-            epoch: Some(epoch),
-        }
-    }
-}
 
 /// Where results are handed in.
 pub(crate) struct Settler {
@@ -165,21 +134,31 @@ impl Reporter {
     }
 
     fn request(&self, results: Vec<SettleItem>) -> SettleRequest {
-        Settlement { results, ..Settlement::default() }.into_request(self.epoch)
+        SettleRequest {
+            results,
+            emit: Vec::new(),
+            state: BTreeMap::new(),
+            atomic: None,
+            epoch: Some(self.epoch),
+        }
     }
 
     async fn call(&self, request: &SettleRequest) -> Result<SettleResponse, CallError> {
         let call = Call::post_json("/v1/settle", request, SETTLE_DEADLINE)?;
         let response: SettleResponse = persist(&self.client, &call).await?;
         gatepost_faults::point("sdk.after_settle");
-        let in_step = response.results.len() == request.results.len()
-            && response
-                .results
-                .iter()
-                .zip(&request.results)
-                .all(|(settled, sent)| settled.delivery == sent.delivery);
-        if in_step { Ok(response) } else { Err(CallError::Garbled { status: 200 }) }
+        if in_step(&request.results, &response.results) {
+            Ok(response)
+        } else {
+            Err(CallError::Garbled { status: 200 })
+        }
     }
+}
+
+/// Whether the gateway answered what was said, item by item.
+pub(crate) fn in_step(sent: &[SettleItem], settled: &[SettledItem]) -> bool {
+    settled.len() == sent.len()
+        && settled.iter().zip(sent).all(|(settled, sent)| settled.delivery == sent.delivery)
 }
 
 /// One delivery must not stand twice in a call. Only prolonging can meet something else of the same delivery, and gives
@@ -209,6 +188,12 @@ fn resolve(
     let outcome = sent.outcome;
     let verdict = match settled {
         Ok(SettledItem { status: SettleStatus::Ok, .. }) => Ok(()),
+        Ok(SettledItem { status: SettleStatus::Stale, state, .. })
+            if outcome == WireOutcome::Begin && state == "expired" =>
+        {
+            tracing::info!(%delivery, "the delivery has expired before it was sent");
+            Err(LeaseLost)
+        }
         Ok(SettledItem { status: SettleStatus::Stale, state, .. }) => {
             tracing::warn!(%delivery, ?outcome, state, "the gateway has given this delivery to a newer attempt");
             Err(LeaseLost)

@@ -11,16 +11,20 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 pub struct StateChanges(BTreeMap<String, Option<Vec<u8>>>);
 
 impl StateChanges {
-    #[must_use]
-    pub fn set(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+    pub fn set(&mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) {
         self.0.insert(key.into(), Some(value.into()));
-        self
     }
 
-    #[must_use]
-    pub fn delete(mut self, key: impl Into<String>) -> Self {
+    pub fn delete(&mut self, key: impl Into<String>) {
         self.0.insert(key.into(), None);
-        self
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_deref()))
     }
 
     pub(crate) fn into_wire(self) -> BTreeMap<String, Option<String>> {

@@ -75,6 +75,17 @@ impl Call {
         self.answer(200, &json!({ "results": results, "emitted": [] }));
     }
 
+    /// Refuses an atomic settle: `status` and `state` of each result.
+    pub fn refused(self, results: &[(&str, &str)]) {
+        let items = self.body["results"].as_array().unwrap();
+        let results = items.iter().zip(results).map(
+            |(item, (status, state))| json!({"delivery": item["delivery"], "status": status, "state": state}),
+        );
+        let mut problem = serde_json::to_value(Problem::new(Code::SettleRefused, "played", "r1")).unwrap();
+        problem["results"] = results.collect();
+        self.answer(Code::SettleRefused.status(), &problem);
+    }
+
     pub fn outcomes(&self) -> Vec<(&str, &str)> {
         let results = self.body["results"].as_array().unwrap();
         results
@@ -93,6 +104,7 @@ const TEST_VERSION: &str = "9.9";
 pub struct Gateway {
     socket: PathBuf,
     listening: AbortHandle,
+    sender: mpsc::UnboundedSender<Call>,
     _dir: tempfile::TempDir,
     calls: mpsc::UnboundedReceiver<Call>,
     unread: VecDeque<Call>,
@@ -105,8 +117,10 @@ impl Gateway {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("gateway.sock");
         let (sender, calls) = mpsc::unbounded_channel();
-        let listening = tokio::spawn(listen(UnixListener::bind(&socket).unwrap(), sender)).abort_handle();
-        Self { socket, calls, unread: VecDeque::new(), lifetime: Lifetime::new(), listening, _dir: dir }
+        let listener = UnixListener::bind(&socket).unwrap();
+        let listening = tokio::spawn(listen(listener, sender.clone())).abort_handle();
+        let (unread, lifetime) = (VecDeque::new(), Lifetime::new());
+        Self { socket, calls, unread, lifetime, listening, sender, _dir: dir }
     }
 
     /// A gateway with one open session. `changes` overwrites members of the session's answer.
@@ -146,6 +160,12 @@ impl Gateway {
     pub fn vanish(&self) {
         self.listening.abort();
         std::fs::remove_file(&self.socket).unwrap();
+    }
+
+    /// Listens again after it had vanished.
+    pub fn come_back(&mut self) {
+        let listener = UnixListener::bind(&self.socket).unwrap();
+        self.listening = tokio::spawn(listen(listener, self.sender.clone())).abort_handle();
     }
 
     /// The next call to a path that ends like this; others wait for their turn.

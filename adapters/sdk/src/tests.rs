@@ -209,7 +209,7 @@ async fn one_key_keeps_to_one_worker_and_a_stuck_one_holds_up_nobody_else() {
     deliveries.extend((100..104).map(|number| leased(number, None)));
     gateway.lease(&deliveries).await;
     let mut free = Vec::new();
-    let behind = keys.iter().filter(|key| crate::work::worker_of(key, 2) == stuck.worker).count();
+    let behind = keys.iter().filter(|key| crate::desk::worker_of(key, 2) == stuck.worker).count();
     for _ in 0..deliveries.len() - behind {
         let hand = tried.recv().await.unwrap();
         assert_ne!(hand.worker, stuck.worker);
@@ -341,9 +341,10 @@ async fn a_payload_that_is_not_in_the_lease_is_fetched() {
 #[tokio::test]
 async fn settling_carries_state_and_events() {
     let (mut gateway, session) = Gateway::open(json!({})).await;
-    let state = StateChanges::default().set("seq", *b"43").delete("old");
-    let settling =
-        tokio::spawn(async move { session.settle(Settlement { state, ..Settlement::default() }).await });
+    let mut settlement = Settlement::default();
+    settlement.state.set("seq", *b"43");
+    settlement.state.delete("old");
+    let settling = tokio::spawn(async move { session.settle(settlement).await });
     let settle = gateway.next("/v1/settle").await;
     assert_eq!(settle.body, json!({"results": [], "state": {"seq": "NDM=", "old": null}, "epoch": 7}));
     settle.settled("ok");
