@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 
 use nix::fcntl::{Flock, FlockArg};
 
-const PACKAGES: [&str; 5] = ["gatepost", "gatepost-audit", "gatepost-http", "gatepost-hl7", "gatepost-tests"];
+const PACKAGES: [&str; 6] =
+    ["gatepost", "gatepost-audit", "gatepost-adapter", "gatepost-http", "gatepost-hl7", "gatepost-tests"];
 /// What makes them faulty; `scripts/test` names the same.
 const FAULTS: &str = "gatepost/faults,gatepost-http/faults,gatepost-hl7/faults";
 /// All programs, which stand beside each other also where they are faulty.
@@ -79,7 +80,7 @@ fn lock(profile: &Path) -> Flock<File> {
 
 fn build(profile: &Path, more: &[&str]) -> bool {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(source("..")).args(["build", "--quiet", "--bins"]).args(more);
+    cargo.current_dir(source("..")).args(["build", "--quiet", "--bins", "--examples"]).args(more);
     cargo.args(PACKAGES.iter().flat_map(|package| ["-p", package]));
     if let Some(target) = profile.parent() {
         cargo.env("CARGO_TARGET_DIR", target);

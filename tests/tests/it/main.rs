@@ -14,6 +14,7 @@ mod migrate;
 mod nodes;
 mod order;
 mod partners;
+mod pipeline;
 mod pressure;
 mod refused;
 mod rules;
