@@ -14,6 +14,7 @@ use crate::order_event;
 
 const MESSAGES: usize = 400;
 const PER_BATCH: usize = 20;
+const DISASTERS: usize = 16;
 const WINDOW: usize = 8;
 
 #[derive(Clone, Debug)]
@@ -124,14 +125,21 @@ fn numbers_have_no_gap_and_what_comes_twice_says_so_whoever_is_killed() {
     let mut deliveries = Vec::new();
     for batch in 0..MESSAGES / PER_BATCH {
         deliveries.extend(send(&gateway, batch));
-        match batch % 4 {
-            0 => drop(gateway.kill_adapter("line")),
-            1 => partner.hang_up(),
-            2 => {
+    }
+    for disaster in 0..DISASTERS {
+        // In the middle of the work, wherever that is.
+        let before = partner.seen.lock().unwrap().lines.len();
+        until("it goes on", || {
+            (partner.seen.lock().unwrap().lines.len() > before || gateway.unsettled("line") == 0)
+                .then_some(())
+        });
+        match disaster % 4 {
+            0 | 1 => drop(gateway.kill_adapter("line")),
+            2 => partner.hang_up(),
+            _ => {
                 gateway.kill();
                 gateway.restart();
             }
-            _ => {}
         }
     }
     gateway.until_settled("line");
