@@ -53,6 +53,14 @@ impl Lifetime {
         });
     }
 
+    /// The ending, if there has been one.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        match *self.0.borrow() {
+            Phase::Ended(ending) => Some(ending),
+            Phase::Running | Phase::Draining => None,
+        }
+    }
+
     pub(crate) async fn ended(&self) -> Ending {
         let mut phases = self.0.subscribe();
         loop {

@@ -275,7 +275,8 @@ async fn work<A: Adapter>(socket: PathBuf) -> ExitCode {
         // In this order: an ending also stops the work, which must not pass for having been asked to stop.
         biased;
         ending = lifetime.ended() => end(ending),
-        code = serve::<A>(Arc::clone(&client), lifetime.clone()) => code,
+        // It may have ended since the line above was looked at.
+        code = serve::<A>(Arc::clone(&client), lifetime.clone()) => lifetime.ending().map_or(code, end),
         () = watch_gateway(&client) => end(Ending::GatewayGone),
         () = async {
             tokio::select! {
