@@ -9,12 +9,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::mllp::{Decoder, EndInsideFrame, Item};
+use crate::mllp::{Decoder, EndInsideFrame, Ending, Item};
 
 const READ_BYTES: usize = 16 * 1024;
 /// Partners stay silent for hours, and address translators forget a silent connection after ten minutes or less.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(120);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+/// How long the peer gets to take the last answer before the connection goes.
+const LINGER: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ChannelError {
@@ -24,24 +26,45 @@ pub(crate) enum ChannelError {
     EndInsideFrame(#[from] EndInsideFrame),
     #[error("the sender paused for {} ms inside a frame", .0.as_millis())]
     Paused(Duration),
+    #[error("nothing came for {} ms", .0.as_millis())]
+    Silent(Duration),
     #[error("the peer closed the connection")]
     Closed,
+}
+
+/// What a channel bears.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) body_bytes_max: usize,
+    /// Longest pause inside a frame.
+    pub(crate) frame_pause_max: Duration,
+    /// Longest silence between frames, if there is a limit.
+    pub(crate) silence_max: Option<Duration>,
+    /// How much silence after FS stands for the CR that some senders leave away; `None`: none does.
+    pub(crate) open_end: Option<Duration>,
+}
+
+impl Limits {
+    /// Any silence between frames, and no frame without its end.
+    pub(crate) fn new(body_bytes_max: usize, frame_pause_max: Duration) -> Self {
+        Self { body_bytes_max, frame_pause_max, silence_max: None, open_end: None }
+    }
 }
 
 pub(crate) struct Channel {
     stream: TcpStream,
     decoder: Decoder,
-    /// Longest pause inside a frame; between frames there is no limit.
-    pause_max: Duration,
+    limits: Limits,
 }
 
 impl Channel {
-    pub(crate) fn new(stream: TcpStream, body_bytes_max: usize, pause_max: Duration) -> io::Result<Self> {
+    pub(crate) fn new(stream: TcpStream, limits: Limits) -> io::Result<Self> {
         // A frame is one write, and its sender waits for the answer: holding it back gains nothing.
         stream.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-        Ok(Self { stream, decoder: Decoder::new(body_bytes_max), pause_max })
+        let ending = if limits.open_end.is_some() { Ending::Lenient } else { Ending::Strict };
+        Ok(Self { stream, decoder: Decoder::new(limits.body_bytes_max, ending), limits })
     }
 
     /// The next item; `None` when the peer has closed between frames. May be dropped while it waits.
@@ -50,19 +73,37 @@ impl Channel {
             if let Some(item) = self.decoder.next_item() {
                 return Ok(Some(item));
             }
-            let inside_frame = self.decoder.inside_frame();
-            let buffer = self.decoder.buffer();
-            buffer.reserve(READ_BYTES);
-            let reading = self.stream.read_buf(buffer);
-            let read = if inside_frame {
-                timeout(self.pause_max, reading).await.map_err(|_| ChannelError::Paused(self.pause_max))?
-            } else {
-                reading.await
-            };
-            if read? == 0 {
-                self.decoder.finish()?;
-                return Ok(None);
+            match self.read().await {
+                Ok(0) => {
+                    if let Some(item) = self.decoder.take_open_end() {
+                        return Ok(Some(item));
+                    }
+                    self.decoder.finish()?;
+                    return Ok(None);
+                }
+                Ok(_) => {}
+                Err(error) => match self.decoder.take_open_end() {
+                    Some(item) if matches!(error, ChannelError::Paused(_)) => return Ok(Some(item)),
+                    _ => return Err(error),
+                },
             }
+        }
+    }
+
+    /// Reads what there is, as soon as there is something.
+    async fn read(&mut self) -> Result<usize, ChannelError> {
+        let Limits { frame_pause_max, silence_max, open_end, .. } = self.limits;
+        let (pause, overdue): (_, fn(Duration) -> ChannelError) = match open_end {
+            Some(pause) if self.decoder.end_is_open() => (Some(pause), ChannelError::Paused),
+            _ if self.decoder.inside_frame() => (Some(frame_pause_max), ChannelError::Paused),
+            _ => (silence_max, ChannelError::Silent),
+        };
+        let buffer = self.decoder.buffer();
+        buffer.reserve(READ_BYTES);
+        let reading = self.stream.read_buf(buffer);
+        match pause {
+            Some(pause) => Ok(timeout(pause, reading).await.map_err(|_| overdue(pause))??),
+            None => Ok(reading.await?),
         }
     }
 
@@ -99,5 +140,18 @@ impl Channel {
 
     pub(crate) fn junk_bytes(&self) -> u64 {
         self.decoder.junk_bytes()
+    }
+
+    /// Closes so that the answer just written arrives: a close with unread bytes in the system's hands is a reset, which
+    /// takes the answer away from a peer that is still sending.
+    pub(crate) async fn close_after_answer(mut self) {
+        // Whatever goes wrong from here on, the connection is over.
+        let _ = timeout(LINGER, async {
+            self.stream.shutdown().await?;
+            let mut unread = vec![0; READ_BYTES];
+            while self.stream.read(&mut unread).await? > 0 {}
+            io::Result::Ok(())
+        })
+        .await;
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::ack::{self, Stamp, Verdict};
 use crate::event::{Origin, Received};
 use crate::header::{AckCode, FieldPath, Message, attribute_text};
-use crate::mllp::{self, CR, Decoder, FS, Item, OVERSIZE_HEAD_BYTES, VT};
+use crate::mllp::{self, CR, Decoder, Ending, FS, Item, OVERSIZE_HEAD_BYTES, VT};
 use crate::peers::Network;
 use crate::send;
 use crate::settings::Settings;
@@ -31,16 +31,17 @@ fn stream(input: &[u8]) {
     let Some((&cuts, rest)) = rest.split_first() else { return };
     // Small limits meet every edge; the largest one is above what is kept of an oversize frame.
     let limit = if limit == u8::MAX { 2 * OVERSIZE_HEAD_BYTES } else { usize::from(limit) + 1 };
+    let ending = if cuts & 0x80 == 0 { Ending::Strict } else { Ending::Lenient };
     let (cuts, stream) = rest.split_at(usize::from(cuts % 16).min(rest.len()));
-    let whole = decode(std::iter::once(stream), limit);
-    assert_eq!(whole, decode(stream.chunks(1), limit), "byte by byte");
-    assert_eq!(whole, decode(pieces(stream, cuts), limit), "in pieces");
-    assert_eq!(whole, by_the_book(stream, limit));
+    let whole = decode(std::iter::once(stream), limit, ending);
+    assert_eq!(whole, decode(stream.chunks(1), limit, ending), "byte by byte");
+    assert_eq!(whole, decode(pieces(stream, cuts), limit, ending), "in pieces");
+    assert_eq!(whole, by_the_book(stream, limit, ending));
     for item in &whole.items {
         if let Item::Frame(body) = item {
             let mut frame = mllp::frame(body).expect("what came in a frame fits into one");
             let framed = frame.copy_to_bytes(frame.remaining());
-            let again = decode(std::iter::once(&framed[..]), limit);
+            let again = decode(std::iter::once(&framed[..]), limit, ending);
             assert_eq!(again.items, [Item::Frame(body.clone())]);
         }
     }
@@ -48,7 +49,7 @@ fn stream(input: &[u8]) {
     let body = Bytes::copy_from_slice(stream);
     if let Ok(mut frame) = mllp::frame(&body) {
         let framed = frame.copy_to_bytes(frame.remaining());
-        assert_eq!(by_the_book(&framed, usize::MAX).items, [Item::Frame(body)]);
+        assert_eq!(by_the_book(&framed, usize::MAX, Ending::Strict).items, [Item::Frame(body)]);
     }
 }
 
@@ -61,8 +62,8 @@ struct Decoded {
     cut: Option<u64>,
 }
 
-fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, limit: usize) -> Decoded {
-    let mut decoder = Decoder::new(limit);
+fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, limit: usize, ending: Ending) -> Decoded {
+    let mut decoder = Decoder::new(limit, ending);
     let mut items = Vec::new();
     for piece in pieces {
         decoder.buffer().put_slice(piece);
@@ -70,6 +71,8 @@ fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, limit: usize) -> Decoded {
         // One byte more than a body: an FS whose follower has not come yet.
         assert!(decoder.buffer().len() <= limit + 1, "{} bytes held", decoder.buffer().len());
     }
+    // The connection's end: what a lenient decoder takes for a whole frame, it takes now.
+    items.extend(decoder.take_open_end());
     let cut = decoder.finish().err().map(|end| end.received);
     assert_eq!(cut.is_some(), decoder.inside_frame());
     Decoded { items, junk_bytes: decoder.junk_bytes(), cut }
@@ -87,7 +90,7 @@ fn pieces<'a>(stream: &'a [u8], cuts: &'a [u8]) -> impl Iterator<Item = &'a [u8]
 }
 
 /// The framing rules once more, with the whole stream in hand and no regard for memory.
-fn by_the_book(stream: &[u8], limit: usize) -> Decoded {
+fn by_the_book(stream: &[u8], limit: usize, ending: Ending) -> Decoded {
     let mut decoded = Decoded { items: Vec::new(), junk_bytes: 0, cut: None };
     let mut body: Option<Vec<u8>> = None;
     let mut bytes = stream.iter().copied().peekable();
@@ -102,8 +105,14 @@ fn by_the_book(stream: &[u8], limit: usize) -> Decoded {
                 }
                 begun.clear();
             }
-            Some(ended) if byte == FS && bytes.peek() == Some(&CR) => {
-                bytes.next();
+            Some(ended)
+                if byte == FS
+                    && (bytes.peek() == Some(&CR)
+                        || (ending == Ending::Lenient && matches!(bytes.peek(), Some(&VT) | None))) =>
+            {
+                if bytes.peek() == Some(&CR) {
+                    bytes.next();
+                }
                 if ended.len() > limit {
                     let head = Bytes::copy_from_slice(&ended[..limit.min(OVERSIZE_HEAD_BYTES)]);
                     decoded.items.push(Item::Oversize { head, length: ended.len() as u64 });

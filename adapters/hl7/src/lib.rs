@@ -14,6 +14,7 @@ mod event;
 pub mod fuzz;
 mod header;
 mod listen_tool;
+mod listener;
 mod mllp;
 mod peers;
 mod receive;

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
 use crate::ack::{self, Stamp, Verdict};
-use crate::channel::{Channel, ChannelError};
+use crate::channel::{Channel, ChannelError, Limits};
 use crate::header::{AckCode, Message, attribute_text};
 use crate::mllp::{self, Item};
 
@@ -158,7 +158,7 @@ struct Line<'a> {
 
 impl Partner {
     async fn serve(&self, stream: TcpStream, connection: u64) -> Result<(), ChannelError> {
-        let mut channel = Channel::new(stream, BODY_BYTES_MAX, PAUSE_MAX)?;
+        let mut channel = Channel::new(stream, Limits::new(BODY_BYTES_MAX, PAUSE_MAX))?;
         while let Some(item) = channel.next().await? {
             let Item::Frame(body) = item else {
                 say(&format!("connection {connection}: {item:?}"));

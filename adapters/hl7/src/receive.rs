@@ -4,38 +4,47 @@
 //! cannot be stored now is answered with a code that asks for it again, and the connection stays open.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use gatepost_adapter::{AcceptError, Failure, Session};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use crate::ack::{self, Stamp, Verdict};
 use crate::channel::{Channel, ChannelError};
 use crate::event::Origin;
 use crate::header::Message;
+use crate::listener::{self, Door};
 use crate::mllp::{self, Item};
-use crate::settings::Settings;
+use crate::settings::{OnUnreadable, Settings};
 
-/// The process that had the port before may need a moment to let go of it.
-const BIND_TRIES: u32 = 20;
-const BIND_PAUSE: Duration = Duration::from_millis(500);
-/// After accepting failed, which means that file descriptors or memory have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// A partner that does not take its acknowledgement in this time will not take it at all.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
-/// Turned-away connections are told about this often, with their number.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 
+/// Serves partners that connect to us.
 pub(crate) struct Receiver {
     settings: Arc<Settings>,
     session: Session,
     source: String,
+}
+
+/// What goes back over the connection, and whether it goes on after that.
+struct Answer {
+    frame: Option<Bytes>,
+    close: bool,
+}
+
+impl Answer {
+    fn go_on(frame: Option<Bytes>) -> Self {
+        Self { frame, close: false }
+    }
+
+    fn close(frame: Option<Bytes>) -> Self {
+        Self { frame, close: true }
+    }
 }
 
 impl Receiver {
@@ -46,7 +55,7 @@ impl Receiver {
 
     /// Takes connections until the adapter is asked to stop; then finishes the messages that have come in whole.
     pub(crate) async fn run(self, address: &str) -> Result<(), Failure> {
-        let listener = bind(address)
+        let listener = listener::bind(address)
             .await
             .map_err(|error| Failure::new(format!("cannot listen on {address}"), error))?;
         tracing::info!(address, "listening for partners");
@@ -55,77 +64,52 @@ impl Receiver {
     }
 
     pub(crate) async fn serve_listener(self, listener: TcpListener) {
+        let door = Door {
+            allow_from: self.settings.allow_from.clone(),
+            connections_max: self.settings.max_connections,
+            connections_per_source_max: self.settings.max_connections_per_source,
+        };
         let stop = self.session.stop();
-        let places = Arc::new(Semaphore::new(self.settings.max_connections));
         let receiver = Arc::new(self);
-        let mut connections = JoinSet::new();
-        let mut turned_away = TurnedAway::default();
-        loop {
-            let (stream, peer) = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
-                        sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
-                // Finished connections are let go of as they end. One that panicked has taken down only itself.
-                Some(_) = connections.join_next() => continue,
-                () = stop.requested() => break,
-            };
-            if !receiver.admits(peer.ip()) {
-                turned_away.count(peer, "its address is not in allow_from");
-                continue;
-            }
-            match Arc::clone(&places).try_acquire_owned() {
-                Ok(place) => {
-                    let receiver = Arc::clone(&receiver);
-                    connections.spawn(async move {
-                        receiver.serve(stream, peer).await;
-                        drop(place);
-                    });
-                }
-                Err(_) => turned_away.count(peer, "there are max_connections already"),
-            }
-        }
-        drop(listener);
-        while connections.join_next().await.is_some() {}
-    }
-
-    fn admits(&self, peer: IpAddr) -> bool {
-        self.settings.allow_from.iter().any(|network| network.contains(peer))
+        listener::serve(listener, &door, stop, |stream, peer| {
+            let receiver = Arc::clone(&receiver);
+            async move { receiver.serve(stream, peer).await }
+        })
+        .await;
     }
 
     async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
         tracing::info!(%peer, "a partner has connected");
         let mut tally = Tally::default();
-        let ended =
-            match Channel::new(stream, self.settings.max_frame_bytes, self.settings.idle_frame_timeout()) {
-                Ok(mut channel) => {
-                    let ended = self.serve_channel(&mut channel, &mut tally).await;
-                    tally.junk_bytes = channel.junk_bytes();
-                    ended
+        let ended = match Channel::new(stream, self.settings.limits()) {
+            Ok(mut channel) => {
+                let ended = self.serve_channel(&mut channel, &mut tally).await;
+                tally.junk_bytes = channel.junk_bytes();
+                if matches!(ended, Ok(Closing::AfterAnswer)) {
+                    channel.close_after_answer().await;
                 }
-                Err(error) => Err(error.into()),
-            };
+                ended
+            }
+            Err(error) => Err(error.into()),
+        };
         match ended {
-            Ok(()) => tracing::info!(%peer, ?tally, "the connection has ended"),
+            Ok(_) => tracing::info!(%peer, ?tally, "the connection has ended"),
             Err(error) => tracing::warn!(%peer, ?tally, %error, "the connection has ended"),
         }
     }
 
-    async fn serve_channel(&self, channel: &mut Channel, tally: &mut Tally) -> Result<(), ChannelError> {
+    async fn serve_channel(&self, channel: &mut Channel, tally: &mut Tally) -> Result<Closing, ChannelError> {
         let stop = self.session.stop();
         loop {
             let item = tokio::select! {
                 biased;
                 // A message that is not here whole has no acknowledgement yet, so its sender will send it again.
-                () = stop.requested() => return Ok(()),
+                () = stop.requested() => return Ok(Closing::Quietly),
                 item = channel.next() => item?,
             };
-            let Some(item) = item else { return Ok(()) };
-            if let Some(answer) = self.answer(item, tally).await {
+            let Some(item) = item else { return Ok(Closing::Quietly) };
+            let Answer { frame, close } = self.answer(item, tally).await;
+            if let Some(answer) = frame {
                 gatepost_faults::point("hl7.before_ack");
                 let frame =
                     mllp::frame(&answer).map_err(|error| ChannelError::Io(io::Error::other(error)))?;
@@ -133,32 +117,55 @@ impl Receiver {
                     .await
                     .map_err(|_| ChannelError::Io(io::ErrorKind::TimedOut.into()))??;
             }
+            if close {
+                return Ok(Closing::AfterAnswer);
+            }
         }
     }
 
     /// Stores what came and says what to answer, if anything.
-    async fn answer(&self, item: Item, tally: &mut Tally) -> Option<Bytes> {
+    async fn answer(&self, item: Item, tally: &mut Tally) -> Answer {
         match item {
-            Item::Frame(body) => {
-                let (verdict, text) = self.store(&body, tally).await;
-                acknowledgement(&body, verdict, text)
-            }
+            Item::Frame(body) => match Message::parse(&body) {
+                Ok(message) => {
+                    let (verdict, text) = self.store(&body, &message, tally).await;
+                    Answer::go_on(acknowledgement(&message, verdict, text))
+                }
+                // Whoever sends this does not speak HL7, or is out of step: the next bytes would be no better.
+                Err(error) => {
+                    tally.unreadable += 1;
+                    tracing::warn!(%error, "this is no message; closing the connection");
+                    let text = error.to_string();
+                    let answer = (self.settings.on_unreadable == OnUnreadable::Answer)
+                        .then(|| ack::build_generic_refusal(&text, &stamp()));
+                    Answer::close(answer)
+                }
+            },
             Item::Oversize { head, length } => {
                 tally.oversize += 1;
-                tracing::warn!(length, "refusing a message above max_frame_bytes");
-                acknowledgement(&head, Verdict::Refused, Some("message too large".to_owned()))
+                tracing::warn!(length, "refusing a message above max_frame_bytes; closing the connection");
+                let text = Some("message too large".to_owned());
+                let answer = Message::parse(&head)
+                    .ok()
+                    .and_then(|message| acknowledgement(&message, Verdict::Refused, text));
+                Answer::close(answer)
             }
             Item::Abandoned { length } => {
                 tally.abandoned += 1;
                 tracing::warn!(length, "framing error: a message was broken off by the start of another");
-                None
+                Answer::go_on(None)
             }
         }
     }
 
-    async fn store(&self, body: &Bytes, tally: &mut Tally) -> (Verdict, Option<String>) {
+    async fn store(
+        &self,
+        body: &Bytes,
+        message: &Message<'_>,
+        tally: &mut Tally,
+    ) -> (Verdict, Option<String>) {
         let origin = Origin { settings: &self.settings, source: &self.source };
-        let received = match Message::parse(body).and_then(|message| origin.event(body, &message)) {
+        let received = match origin.event(body, message) {
             Ok(received) => received,
             Err(error) => {
                 tally.unreadable += 1;
@@ -186,31 +193,21 @@ impl Receiver {
 }
 
 /// `None` where the sender wants no answer.
-fn acknowledgement(body: &[u8], verdict: Verdict, text: Option<String>) -> Option<Bytes> {
-    let stamp = Stamp::new(uuid::Uuid::now_v7(), time::OffsetDateTime::now_utc());
-    match Message::parse(body) {
-        Ok(message) => {
-            let code = ack::code_owed(&message, verdict)?;
-            Some(ack::build(&message, code, text.as_deref(), &stamp))
-        }
-        Err(error) => Some(ack::build_generic_refusal(&error.to_string(), &stamp)),
-    }
+fn acknowledgement(message: &Message<'_>, verdict: Verdict, text: Option<String>) -> Option<Bytes> {
+    let code = ack::code_owed(message, verdict)?;
+    Some(ack::build(message, code, text.as_deref(), &stamp()))
 }
 
-async fn bind(address: &str) -> io::Result<TcpListener> {
-    let mut tries = 1;
-    loop {
-        match TcpListener::bind(address).await {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < BIND_TRIES => {
-                if tries == 1 {
-                    tracing::warn!(address, "the address is in use; trying again");
-                }
-                tries += 1;
-                sleep(BIND_PAUSE).await;
-            }
-            bound => return bound,
-        }
-    }
+fn stamp() -> Stamp {
+    Stamp::new(uuid::Uuid::now_v7(), time::OffsetDateTime::now_utc())
+}
+
+/// How a connection ends when nothing has failed.
+enum Closing {
+    /// By the peer, or because the adapter stops.
+    Quietly,
+    /// By us, and the peer should get our last words.
+    AfterAnswer,
 }
 
 /// What came over one connection, told when it ends.
@@ -223,22 +220,4 @@ struct Tally {
     oversize: u64,
     abandoned: u64,
     junk_bytes: u64,
-}
-
-/// Connections that were closed at once. Told, but not one by one: whoever knocks must not fill the log.
-#[derive(Default)]
-struct TurnedAway {
-    untold: u64,
-    told_at: Option<Instant>,
-}
-
-impl TurnedAway {
-    fn count(&mut self, peer: SocketAddr, reason: &str) {
-        self.untold += 1;
-        if self.told_at.is_none_or(|told_at| told_at.elapsed() >= TELL_EVERY) {
-            tracing::warn!(%peer, connections = self.untold, reason, "turned a connection away");
-            self.told_at = Some(Instant::now());
-            self.untold = 0;
-        }
-    }
 }

@@ -61,7 +61,7 @@ impl Link {
                 return Err(Outcome::destination_down(format!("no connection within {waited} ms")));
             }
         };
-        Channel::new(stream, self.settings.max_frame_bytes, self.settings.ack_timeout()).map_err(|error| {
+        Channel::new(stream, self.settings.link_limits()).map_err(|error| {
             Outcome::destination_down(format!("cannot use the connection: {}", error.kind()))
         })
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use gatepost_adapter::egress;
 use tokio::time::timeout;
 
-use crate::channel::{Channel, ChannelError};
+use crate::channel::{Channel, ChannelError, Limits};
 use crate::header::{Acknowledgement, Message, attribute_text};
 use crate::mllp::{self, CR, Item};
 
@@ -79,7 +79,8 @@ async fn send(args: &SendArgs) -> Result<bool, SendError> {
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|source| SendError::Connect { address: args.address.clone(), source })?;
-    let mut channel = Channel::new(stream, BODY_BYTES_MAX, patience).map_err(ChannelError::from)?;
+    let mut channel =
+        Channel::new(stream, Limits::new(BODY_BYTES_MAX, patience)).map_err(ChannelError::from)?;
     let mut all_taken = true;
     for message in messages {
         let frame = mllp::frame(&message)?;

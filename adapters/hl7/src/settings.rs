@@ -7,11 +7,14 @@ use gatepost_adapter::{Fault, Scope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::channel::Limits;
 use crate::header::{AckCode, FieldPath};
 use crate::peers::Network;
 
 const CONNECTIONS_MAX: usize = 64;
 const TIMEOUT_MS_MAX: u64 = 600_000;
+const IDLE_MS_MAX: u64 = 7 * 24 * 3_600_000;
+const LENIENT_END_MS_MAX: u64 = 10_000;
 /// The gateway's own default for the largest message.
 const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
 const LISTEN_CONNECTIONS_MAX: usize = 4096;
@@ -40,8 +43,17 @@ pub(crate) struct Settings {
     pub(crate) max_frame_bytes: usize,
     /// Partners' connections at a time.
     pub(crate) max_connections: usize,
+    /// Connections at a time from one address (in IPv6: from one /64 network).
+    pub(crate) max_connections_per_source: usize,
     /// How long a partner may pause inside a message.
     pub(crate) idle_frame_timeout_ms: u64,
+    /// How long a partner that has connected may say nothing between messages. Default: for ever, since many are silent
+    /// for hours; TCP keepalive tells whether they are still there.
+    pub(crate) idle_connection_timeout_ms: Option<u64>,
+    /// For partners that end a message with FS and no CR: how long to wait for the CR. Default: it must be there.
+    pub(crate) lenient_end_ms: Option<u64>,
+    /// What a partner gets that sends something other than HL7. The connection is closed in any case.
+    pub(crate) on_unreadable: OnUnreadable,
     /// The field that orders received messages, like `PID-3.1`; empty for no order.
     #[schemars(with = "String")]
     pub(crate) partition_key: OptionalPath,
@@ -64,7 +76,11 @@ impl Default for Settings {
             allow_from: Network::loopback(),
             max_frame_bytes: 16 * 1024 * 1024,
             max_connections: 64,
+            max_connections_per_source: 16,
             idle_frame_timeout_ms: 10_000,
+            idle_connection_timeout_ms: None,
+            lenient_end_ms: None,
+            on_unreadable: OnUnreadable::default(),
             partition_key: OptionalPath("PID-3.1".parse().ok()),
             subject: OptionalPath("MSH-10".parse().ok()),
             source: None,
@@ -85,7 +101,18 @@ impl Settings {
         range("ack_timeout_ms", self.ack_timeout_ms, TIMEOUT_MS_MAX);
         range("max_frame_bytes", self.max_frame_bytes as u64, FRAME_BYTES_MAX as u64);
         range("max_connections", self.max_connections as u64, LISTEN_CONNECTIONS_MAX as u64);
+        range(
+            "max_connections_per_source",
+            self.max_connections_per_source as u64,
+            LISTEN_CONNECTIONS_MAX as u64,
+        );
         range("idle_frame_timeout_ms", self.idle_frame_timeout_ms, TIMEOUT_MS_MAX);
+        if let Some(idle) = self.idle_connection_timeout_ms {
+            range("idle_connection_timeout_ms", idle, IDLE_MS_MAX);
+        }
+        if let Some(pause) = self.lenient_end_ms {
+            range("lenient_end_ms", pause, LENIENT_END_MS_MAX);
+        }
         if self.connect.is_none() && self.listen.is_none() {
             faults.push(Fault::new(
                 "connect",
@@ -112,8 +139,19 @@ impl Settings {
         Duration::from_millis(self.ack_timeout_ms)
     }
 
-    pub(crate) fn idle_frame_timeout(&self) -> Duration {
-        Duration::from_millis(self.idle_frame_timeout_ms)
+    /// What a partner's connection to us bears.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            body_bytes_max: self.max_frame_bytes,
+            frame_pause_max: Duration::from_millis(self.idle_frame_timeout_ms),
+            silence_max: self.idle_connection_timeout_ms.map(Duration::from_millis),
+            open_end: self.lenient_end_ms.map(Duration::from_millis),
+        }
+    }
+
+    /// What our connection to the partner bears. Between messages nobody needs to say anything.
+    pub(crate) fn link_limits(&self) -> Limits {
+        Limits { frame_pause_max: self.ack_timeout(), silence_max: None, ..self.limits() }
     }
 }
 
@@ -149,6 +187,17 @@ impl OnAck {
             AckCode::Cr => Some(self.cr),
         }
     }
+}
+
+/// What somebody gets who sends bytes that are not HL7.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnUnreadable {
+    /// An AR that names no message.
+    #[default]
+    Answer,
+    /// Nothing.
+    Silence,
 }
 
 /// What to do about a negative acknowledgement.
