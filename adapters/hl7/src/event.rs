@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use gatepost_adapter::{Data, Event, Extension, digest};
 
+use crate::charset::{Charset, Declared};
 use crate::header::{HeaderError, Message, attribute_text};
-use crate::settings::Settings;
+use crate::settings::{SegmentEnd, Settings};
 
 pub(crate) const MEDIA_TYPE: &str = "application/hl7-v2+er7";
 const TYPE_PREFIX: &str = "org.hl7.v2.";
@@ -28,11 +29,15 @@ pub(crate) struct Origin<'a> {
 impl Origin<'_> {
     pub(crate) fn event(&self, body: &Bytes, message: &Message<'_>) -> Result<Received, HeaderError> {
         let kind = message.message_type()?;
+        if self.settings.segment_end == SegmentEnd::Cr && !message.ends_segments_in_cr() {
+            return Err(HeaderError::SegmentEnd);
+        }
+        let charset = charset(message, self.settings)?;
         // Some senders put the same id into every message, so the id alone says nothing; with the digest it does.
         let idempotency_key = format!("{}:{}", printable(message.control_id()?), digest(body));
         let value = |path: &crate::settings::OptionalPath| {
             let value = message.value(path.0.as_ref()?)?;
-            Some(attribute_text(value, ATTRIBUTE_CHARS_MAX))
+            Some(attribute_text(value, charset, ATTRIBUTE_CHARS_MAX))
         };
         let key =
             value(&self.settings.partition_key).map(|key| ("partitionkey".to_owned(), Extension::Text(key)));
@@ -51,6 +56,16 @@ impl Origin<'_> {
     }
 }
 
+/// What the message is written in: as the settings say for this partner, else as MSH-18 says, else as the settings say for
+/// partners that say nothing. Never a guess.
+pub(crate) fn charset(message: &Message<'_>, settings: &Settings) -> Result<Charset, HeaderError> {
+    match (settings.charset, message.charset()) {
+        (_, Declared::Wide) => Err(HeaderError::Wide),
+        (Some(charset), _) | (None, Declared::Charset(charset)) => Ok(charset),
+        (None, Declared::Unknown) => Ok(settings.default_charset),
+    }
+}
+
 /// An id as it may stand in a header: visible ASCII.
 fn printable(id: &[u8]) -> String {
     let shown = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '_' };
@@ -61,9 +76,9 @@ fn printable(id: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn received(body: &'static [u8], settings: &Settings) -> Received {
+    fn received(body: &[u8], settings: &Settings) -> Received {
         let origin = Origin { settings, source: "/adapters/lab" };
-        origin.event(&Bytes::from_static(body), &Message::parse(body).unwrap()).unwrap()
+        origin.event(&Bytes::copy_from_slice(body), &Message::parse(body).unwrap()).unwrap()
     }
 
     #[test]
@@ -93,5 +108,36 @@ mod tests {
         let Received { event, idempotency_key } = received(body, &Settings::default());
         event.validate().unwrap();
         assert!(idempotency_key.is_ascii());
+    }
+
+    fn key(settings: &str, charset: &str, key: &[u8]) -> Option<String> {
+        let settings: Settings = serde_json::from_str(settings).unwrap();
+        let head = format!("MSH|^~\\&|||||||ADT^A01|1|P|2.5||||||{charset}\rPID|1||");
+        let body = [head.as_bytes(), key, b"\r"].concat();
+        received(&body, &settings).event.text_extension("partitionkey")
+    }
+
+    #[test]
+    fn keys_are_read_in_the_character_set_that_the_message_or_else_the_configuration_names() {
+        assert_eq!(key("{}", "8859/1", b"M\xfcl").unwrap(), "Mül");
+        assert_eq!(key("{}", "8859/15", b"\xa4").unwrap(), "€");
+        assert_eq!(key("{}", "", "Mül".as_bytes()).unwrap(), "Mül");
+        assert_eq!(key(r#"{"default_charset":"windows-1252"}"#, "", b"\x80").unwrap(), "€");
+        assert_eq!(key(r#"{"default_charset":"windows-1252"}"#, "8859/1", b"\xa4").unwrap(), "¤");
+        assert_eq!(key(r#"{"charset":"windows-1252"}"#, "8859/1", b"\x80").unwrap(), "€");
+    }
+
+    #[test]
+    fn wide_sets_and_where_it_is_asked_for_line_feeds_are_refused() {
+        let refused = |settings: &str, body: &'static [u8]| {
+            let settings: Settings = serde_json::from_str(settings).unwrap();
+            let origin = Origin { settings: &settings, source: "/adapters/lab" };
+            origin.event(&Bytes::from_static(body), &Message::parse(body).unwrap()).err()
+        };
+        let wide = b"MSH|^~\\&|||||||ADT^A01|1|P|2.5||||||UNICODE UTF-16\r";
+        assert_eq!(refused("{}", wide), Some(HeaderError::Wide));
+        let lines = b"MSH|^~\\&|||||||ADT^A01|1|P|2.5\nPID|1\n";
+        assert_eq!(refused("{}", lines), None);
+        assert_eq!(refused(r#"{"segment_end":"cr"}"#, lines), Some(HeaderError::SegmentEnd));
     }
 }

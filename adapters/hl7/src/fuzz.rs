@@ -6,9 +6,11 @@ use time::macros::datetime;
 use uuid::Uuid;
 
 use crate::ack::{self, Stamp, Verdict};
+use crate::charset::Charset;
 use crate::event::{Origin, Received};
-use crate::header::{AckCode, FieldPath, Message, attribute_text};
+use crate::header::{AckCode, Message, attribute_text};
 use crate::mllp::{self, CR, Decoder, Ending, FS, Item, OVERSIZE_HEAD_BYTES, VT};
+use crate::path::FieldPath;
 use crate::peers::Network;
 use crate::send;
 use crate::settings::Settings;
@@ -158,7 +160,7 @@ fn header(input: &[u8]) {
         && let Some(value) = message.value(path)
     {
         assert!(lies_in(value, &body) && !value.is_empty());
-        let text = attribute_text(value, 256);
+        let text = attribute_text(value, Charset::Utf8, 256);
         assert!(text.chars().count() <= 256 && !text.chars().any(char::is_control));
     }
     line_ends_say_the_same(&body, &message, path.as_ref());

@@ -3,7 +3,9 @@
 //! Works on the bytes as received, whatever their character set, and never changes them. It must never guess: a field
 //! that is not there is `None`, a header that cannot be read is an error.
 
+use crate::charset::{Charset, Declared, looks_wide};
 use crate::mllp::CR;
+use crate::path::FieldPath;
 
 const LF: u8 = 0x0a;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -29,6 +31,12 @@ const TYPE_PART_BYTES_MAX: usize = 16;
 pub(crate) enum HeaderError {
     #[error("the message does not begin with an MSH segment")]
     NoHeader,
+    #[error(
+        "the message is in UTF-16 or UTF-32, which MLLP cannot carry: its marks are single bytes; use UNICODE UTF-8"
+    )]
+    Wide,
+    #[error("a segment ends in LF or CR LF, and segment_end = \"cr\" asks for CR")]
+    SegmentEnd,
     #[error("MSH-1 and MSH-2 do not name usable delimiters")]
     Delimiters,
     #[error("MSH-9 (message type) is missing or not made of letters and digits")]
@@ -63,6 +71,9 @@ impl std::fmt::Debug for Message<'_> {
 
 impl<'a> Message<'a> {
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, HeaderError> {
+        if looks_wide(body) {
+            return Err(HeaderError::Wide);
+        }
         let bytes = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
         let leading = bytes.iter().take_while(|byte| matches!(**byte, CR | LF)).count();
         let bytes = &bytes[leading..];
@@ -110,6 +121,17 @@ impl<'a> Message<'a> {
 
     pub(crate) fn version(&self) -> &'a [u8] {
         self.header_field(MSH_VERSION)
+    }
+
+    /// What MSH-18 says the rest is written in.
+    pub(crate) fn charset(&self) -> Declared {
+        Declared::read(nth(self.character_set(), self.delimiters.repetition, 0))
+    }
+
+    /// Whether segments end in CR alone, as HL7 wants it.
+    pub(crate) fn ends_segments_in_cr(&self) -> bool {
+        let end = self.bytes.iter().position(|byte| *byte == self.terminator);
+        self.terminator == CR && end.is_none_or(|at| self.bytes.get(at + 1) != Some(&LF))
     }
 
     pub(crate) fn character_set(&self) -> &'a [u8] {
@@ -280,64 +302,12 @@ impl std::fmt::Debug for Acknowledgement<'_> {
     }
 }
 
-/// Where a value stands: `PID-3`, `PID-3.1`, `PID-3.4.2`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct FieldPath {
-    segment: [u8; 3],
-    field: usize,
-    component: Option<usize>,
-    subcomponent: Option<usize>,
-}
-
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error(
-    "not a field path: write SEGMENT-FIELD, SEGMENT-FIELD.COMPONENT or SEGMENT-FIELD.COMPONENT.SUBCOMPONENT, like PID-3.1"
-)]
-pub(crate) struct FieldPathError;
-
-impl std::str::FromStr for FieldPath {
-    type Err = FieldPathError;
-
-    fn from_str(text: &str) -> Result<Self, FieldPathError> {
-        let (segment, numbers) = text.split_once('-').ok_or(FieldPathError)?;
-        let segment: [u8; 3] = segment.as_bytes().try_into().map_err(|_| FieldPathError)?;
-        if !segment.iter().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit()) {
-            return Err(FieldPathError);
-        }
-        // Only digits, and no zero before them: Rust's numbers may begin with a plus.
-        let mut numbers = numbers.split('.').map(|number| match number.parse() {
-            Ok(value) if number.starts_with(|first| matches!(first, '1'..='9')) => Ok(value),
-            Ok(_) | Err(_) => Err(FieldPathError),
-        });
-        let field = numbers.next().ok_or(FieldPathError)??;
-        let component = numbers.next().transpose()?;
-        let subcomponent = numbers.next().transpose()?;
-        if numbers.next().is_some() || (segment == *b"MSH" && field <= 2) {
-            return Err(FieldPathError);
-        }
-        Ok(Self { segment, field, component, subcomponent })
-    }
-}
-
-impl std::fmt::Display for FieldPath {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.segment.escape_ascii(), self.field)?;
-        for number in [self.component, self.subcomponent].into_iter().flatten() {
-            write!(f, ".{number}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Bytes as an attribute: UTF-8 where they are UTF-8, else Latin-1, which never fails. Two values that fall together this
-/// way share a lane, which costs parallelism and never order.
-pub(crate) fn attribute_text(bytes: &[u8], chars_max: usize) -> String {
+/// Bytes as an attribute. What cannot be shown becomes U+FFFD; two values that fall together this way share a lane, which
+/// costs parallelism and never order.
+pub(crate) fn attribute_text(bytes: &[u8], charset: Charset, chars_max: usize) -> String {
     let clean =
         |character: char| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character };
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.chars().map(clean).take(chars_max).collect(),
-        Err(_) => bytes.iter().map(|byte| clean(char::from(*byte))).take(chars_max).collect(),
-    }
+    charset.decode(bytes).chars().map(clean).take(chars_max).collect()
 }
 
 fn nth(bytes: &[u8], separator: u8, index: usize) -> &[u8] {
@@ -405,35 +375,6 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_written_as_it_was_read() {
-        for path in ["PID-3", "MSH-10", "PID-3.1", "ZZ1-12.4.2"] {
-            assert_eq!(path.parse::<FieldPath>().unwrap().to_string(), path);
-        }
-    }
-
-    #[test]
-    fn paths_that_mean_nothing_are_refused() {
-        for path in [
-            "",
-            "PID",
-            "PID-",
-            "PID-0",
-            "PID-3.",
-            "PID-3.0",
-            "PID-03",
-            "PID-+3",
-            "PID-3.1.1.1",
-            "pid-3",
-            "PIDX-3",
-            "MSH-1",
-            "MSH-2",
-            "PID-x",
-        ] {
-            assert_eq!(path.parse::<FieldPath>(), Err(FieldPathError), "{path}");
-        }
-    }
-
-    #[test]
     fn a_message_has_its_own_delimiters() {
         let message = Message::parse(b"MSH:;~\\&:A:B:C:D:::ACK;A01:9:P:2.3\rMSA:CA:MSG^0001\r").unwrap();
         let acknowledgement = message.acknowledgement().unwrap();
@@ -495,10 +436,48 @@ mod tests {
 
     #[test]
     fn attributes_are_text_whatever_the_bytes() {
-        assert_eq!(attribute_text("Müller".as_bytes(), 99), "Müller");
-        assert_eq!(attribute_text(b"M\xfcller", 99), "Müller");
-        assert_eq!(attribute_text(b"a\tb\x85", 99), "a\u{fffd}b\u{fffd}");
-        assert_eq!(attribute_text(b"abcdef", 3), "abc");
+        assert_eq!(attribute_text("Müller".as_bytes(), Charset::Utf8, 99), "Müller");
+        assert_eq!(attribute_text(b"M\xfcller", Charset::Latin1, 99), "Müller");
+        assert_eq!(attribute_text(b"M\xfcller", Charset::Utf8, 99), "M\u{fffd}ller");
+        assert_eq!(attribute_text(b"a\tb\x85", Charset::Latin1, 99), "a\u{fffd}b\u{fffd}");
+        assert_eq!(attribute_text(b"abcdef", Charset::Ascii, 3), "abc");
+    }
+
+    #[test]
+    fn control_ids_are_whole_however_long() {
+        for id in ["1".repeat(20), "1".repeat(199), "A^B&C~D".to_owned(), "1".repeat(5000)] {
+            let body = format!("MSH|^~\\&|A|B|C|D|||ADT^A01|{id}|P|2.7\rMSA|AA|{id}\r");
+            let message = Message::parse(body.as_bytes()).unwrap();
+            assert_eq!(message.control_id(), Ok(id.as_bytes()));
+            assert_eq!(message.acknowledgement().unwrap().control_id, id.as_bytes());
+        }
+    }
+
+    #[test]
+    fn the_character_set_is_the_first_that_msh_18_names() {
+        let declared = |field: &str| {
+            let body = format!("MSH|^~\\&|A|B|C|D|||ADT^A01|1|P|2.5||||||{field}\r");
+            Message::parse(body.as_bytes()).unwrap().charset()
+        };
+        assert_eq!(declared("8859/1~ISO IR87"), Declared::Charset(Charset::Latin1));
+        assert_eq!(declared(" UNICODE UTF-8 "), Declared::Charset(Charset::Utf8));
+        assert_eq!(declared(""), Declared::Unknown);
+        assert_eq!(declared("UNICODE UTF-16"), Declared::Wide);
+    }
+
+    #[test]
+    fn a_message_in_wide_characters_says_why_it_cannot_be_read() {
+        let wide: Vec<u8> = "MSH|^~\\&|".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert_eq!(Message::parse(&wide).unwrap_err(), HeaderError::Wide);
+    }
+
+    #[test]
+    fn what_ends_segments_is_told() {
+        let in_cr = |end: &str| {
+            let body = format!("MSH|^~\\&|A|B|C|D|||ADT^A01|1|P|2.5{end}PID|1{end}");
+            Message::parse(body.as_bytes()).unwrap().ends_segments_in_cr()
+        };
+        assert!(in_cr("\r") && !in_cr("\n") && !in_cr("\r\n"));
     }
 
     proptest! {

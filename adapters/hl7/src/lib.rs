@@ -9,6 +9,7 @@
 mod ack;
 mod adapter;
 mod channel;
+mod charset;
 mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
@@ -16,6 +17,7 @@ mod header;
 mod listen_tool;
 mod listener;
 mod mllp;
+mod path;
 mod peers;
 mod receive;
 mod send;

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use crate::ack::{self, Stamp, Verdict};
 use crate::channel::{Channel, ChannelError, Limits};
+use crate::charset::Charset;
 use crate::header::{AckCode, Message, attribute_text};
 use crate::mllp::{self, Item};
 
@@ -195,7 +196,7 @@ impl Partner {
         let control_id = Message::parse(body)
             .ok()
             .and_then(|message| message.control_id().ok())
-            .map(|id| attribute_text(id, CONTROL_ID_CHARS_MAX))
+            .map(|id| attribute_text(id, Charset::Utf8, CONTROL_ID_CHARS_MAX))
             .unwrap_or_default();
         let ack = code.map(AckCode::as_str);
         say(&format!("{control_id} {} (connection {connection})", ack.unwrap_or("-")));

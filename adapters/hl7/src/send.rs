@@ -12,8 +12,9 @@ use tokio::time::timeout;
 
 use crate::ack::{self, Verdict};
 use crate::channel::{Channel, ChannelError};
+use crate::charset::{Charset, Declared};
 use crate::event::MEDIA_TYPE;
-use crate::header::{AckCode, Message, attribute_text};
+use crate::header::{AckCode, HeaderError, Message, attribute_text};
 use crate::mllp::{self, Item};
 use crate::settings::Settings;
 
@@ -141,6 +142,9 @@ struct Prepared<'a, B> {
 fn prepare(body: &Bytes, confirm: Level) -> Result<Prepared<'_, impl Buf + use<>>, String> {
     let message = Message::parse(body).map_err(|error| error.to_string())?;
     let control_id = message.control_id().map_err(|error| error.to_string())?;
+    if message.charset() == Declared::Wide {
+        return Err(HeaderError::Wide.to_string());
+    }
     let frame = mllp::frame(body).map_err(|error| error.to_string())?;
     let wants_answer = ack::code_owed(&message, Verdict::Accepted).is_some();
     if !wants_answer && confirm > Level::Sent {
@@ -181,7 +185,7 @@ async fn exchange(
         };
         match verdict(&body, control_id) {
             Ok(code) => {
-                let control_id = attribute_text(control_id, CONTROL_ID_CHARS_MAX);
+                let control_id = attribute_text(control_id, Charset::Utf8, CONTROL_ID_CHARS_MAX);
                 return Ok(Some(Answer { code, control_id, body }));
             }
             Err(reason) => tracing::warn!(reason, "waiting on: this answer settles nothing"),
@@ -225,6 +229,7 @@ mod tests {
         assert!(reason(b"{}").contains("MSH"));
         assert!(reason(b"MSH|^~\\&|A|B|C|D|||ADT^A01||P|2.5\r").contains("MSH-10"));
         assert!(reason(b"MSH|^~\\&|A|B|C|D|||ADT^A01|1|P|2.5\rOBX|\x1c\r").contains("0x1C"));
+        assert!(reason(b"MSH|^~\\&|A|B|C|D|||ADT^A01|1|P|2.5||||||UNICODE UTF-32\r").contains("UTF-8"));
         assert!(reason(b"MSH|^~\\&|A|B|C|D|||ACK^A01|1|P|2.5\rMSA|AA|7\r").contains("confirm"));
     }
 

@@ -11,6 +11,7 @@ use gatepost_adapter::egress;
 use tokio::time::timeout;
 
 use crate::channel::{Channel, ChannelError, Limits};
+use crate::charset::Charset;
 use crate::header::{Acknowledgement, Message, attribute_text};
 use crate::mllp::{self, CR, Item};
 
@@ -107,7 +108,7 @@ async fn next_answer(channel: &mut Channel) -> Result<Bytes, ChannelError> {
 fn judge(message: &[u8], answer: &[u8]) -> (String, bool) {
     let control_id =
         Message::parse(message).ok().and_then(|message| message.control_id().ok()).unwrap_or_default();
-    let shown = attribute_text(control_id, CONTROL_ID_CHARS_MAX);
+    let shown = attribute_text(control_id, Charset::Utf8, CONTROL_ID_CHARS_MAX);
     let acknowledgement = Message::parse(answer).ok().and_then(|answer| answer.acknowledgement());
     match acknowledgement {
         None => (format!("{shown} answered without a verdict"), false),

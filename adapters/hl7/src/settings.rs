@@ -8,7 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Limits;
-use crate::header::{AckCode, FieldPath};
+use crate::charset::Charset;
+use crate::header::AckCode;
+use crate::path::{FieldPath, FieldPathError};
 use crate::peers::Network;
 
 const CONNECTIONS_MAX: usize = 64;
@@ -54,6 +56,15 @@ pub(crate) struct Settings {
     pub(crate) lenient_end_ms: Option<u64>,
     /// What a partner gets that sends something other than HL7. The connection is closed in any case.
     pub(crate) on_unreadable: OnUnreadable,
+    /// What ends a segment of a received message. Whatever it is, the bytes stay as they came.
+    pub(crate) segment_end: SegmentEnd,
+    /// The character set of messages whose MSH-18 names none, by its name in table 0211, or `windows-1252`. Only keys,
+    /// subjects and what people are shown are read in it.
+    #[schemars(with = "String")]
+    pub(crate) default_charset: Charset,
+    /// The character set of all messages, for partners whose MSH-18 is wrong. Default: MSH-18 is right.
+    #[schemars(with = "Option<String>")]
+    pub(crate) charset: Option<Charset>,
     /// The field that orders received messages, like `PID-3.1`; empty for no order.
     #[schemars(with = "String")]
     pub(crate) partition_key: OptionalPath,
@@ -81,6 +92,9 @@ impl Default for Settings {
             idle_connection_timeout_ms: None,
             lenient_end_ms: None,
             on_unreadable: OnUnreadable::default(),
+            segment_end: SegmentEnd::default(),
+            default_charset: Charset::Utf8,
+            charset: None,
             partition_key: OptionalPath("PID-3.1".parse().ok()),
             subject: OptionalPath("MSH-10".parse().ok()),
             source: None,
@@ -189,6 +203,17 @@ impl OnAck {
     }
 }
 
+/// What may end a segment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SegmentEnd {
+    /// CR, LF or CR LF, as the message's first segment ends.
+    #[default]
+    Any,
+    /// CR, as HL7 says; other messages are refused.
+    Cr,
+}
+
 /// What somebody gets who sends bytes that are not HL7.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -229,7 +254,7 @@ impl Action {
 pub(crate) struct OptionalPath(pub(crate) Option<FieldPath>);
 
 impl TryFrom<String> for OptionalPath {
-    type Error = crate::header::FieldPathError;
+    type Error = FieldPathError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         if text.is_empty() { Ok(Self(None)) } else { text.parse().map(Some).map(Self) }
