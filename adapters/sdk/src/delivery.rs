@@ -159,6 +159,7 @@ impl Delivery {
         self.held.report();
         match outcome.into_item(self.held.id, &self.held.token) {
             Ok(Some(item)) => self.session.settler().tell(item, Arc::clone(&self.held)),
+            Ok(None) if name == Outcome::Settled.name() => {}
             Ok(None) => tracing::info!(delivery = %self.held.id, "the lease ended before the attempt"),
             Err(error) => {
                 let error = Chain(&error);

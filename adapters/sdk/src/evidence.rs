@@ -74,6 +74,8 @@ pub enum Outcome {
     Release,
     /// The lease ended before anything was done; there is nothing to report.
     LeaseLost,
+    /// The worker has settled it by itself, together with state or messages ([`crate::Session::settle`]).
+    Settled,
 }
 
 impl Outcome {
@@ -99,6 +101,7 @@ impl Outcome {
             Self::Reject { .. } => "reject",
             Self::Release => "release",
             Self::LeaseLost => "lease_lost",
+            Self::Settled => "settled",
         }
     }
 
@@ -110,7 +113,7 @@ impl Outcome {
     ) -> Result<Option<SettleItem>, serde_json::Error> {
         let mut item = item(delivery, token, WireOutcome::Release);
         match self {
-            Self::LeaseLost => return Ok(None),
+            Self::LeaseLost | Self::Settled => return Ok(None),
             Self::Release => {}
             Self::Delivered { evidence, reply } => {
                 item.outcome = WireOutcome::Delivered;
@@ -187,6 +190,25 @@ pub fn binary_reply(datacontenttype: &str, bytes: &[u8]) -> Reply {
     }
 }
 
+/// The bytes of a reply as whoever gave it had them: a JSON string is text, other JSON is itself. `None` for a reply without
+/// content, or whose base64 is none.
+pub fn reply_bytes(reply: &Reply) -> Option<Vec<u8>> {
+    let is_json = reply.datacontenttype.as_deref().is_none_or(is_json);
+    match (&reply.data, &reply.data_base64) {
+        (Some(data), _) => Some(match serde_json::from_str::<String>(data.get()) {
+            Ok(text) if !is_json => text.into_bytes(),
+            _ => data.get().as_bytes().to_vec(),
+        }),
+        (None, Some(encoded)) => BASE64.decode(encoded).ok(),
+        (None, None) => None,
+    }
+}
+
+fn is_json(datacontenttype: &str) -> bool {
+    let essence = datacontenttype.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || essence.ends_with("+json")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,6 +253,7 @@ mod tests {
             serde_json::json!({"delivery": id, "token": "t1", "outcome": "release"})
         );
         assert!(Outcome::LeaseLost.into_item(Uuid::nil(), "t1").unwrap().is_none());
+        assert!(Outcome::Settled.into_item(Uuid::nil(), "t1").unwrap().is_none());
     }
 
     #[test]
@@ -246,5 +269,20 @@ mod tests {
         assert_eq!((broken.data.is_none(), broken.data_base64.as_deref()), (true, Some("ew==")));
         let hl7 = reply("application/hl7-v2+er7", b"MSH|".to_vec());
         assert_eq!(hl7.data_base64.as_deref(), Some("TVNIfA=="));
+    }
+
+    #[test]
+    fn a_reply_is_read_as_it_was_written() {
+        for (kind, bytes) in [
+            ("application/json", &br#"{"b" : 1}"#[..]),
+            ("application/json", br#""text""#),
+            ("text/plain", "Dürer \"x\"\r".as_bytes()),
+            ("application/hl7-v2+er7", b"MSH|^~\\&|\xff"),
+        ] {
+            assert_eq!(reply_bytes(&reply(kind, bytes.to_vec())).unwrap(), bytes, "{kind}");
+        }
+        let empty = Reply { datacontenttype: None, data: None, data_base64: None };
+        assert_eq!(reply_bytes(&empty), None);
+        assert_eq!(reply_bytes(&Reply { data_base64: Some("!".to_owned()), ..empty }), None);
     }
 }

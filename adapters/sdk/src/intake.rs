@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gatepost_api::event::Event;
-use gatepost_api::messages::AcceptResponse;
+use gatepost_api::messages::{AcceptResponse, Reply};
 use gatepost_api::{EVENT_MEDIA_TYPE, Problem};
 use http::{HeaderName, HeaderValue};
 use uuid::Uuid;
@@ -15,6 +15,9 @@ use crate::session::Session;
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static(gatepost_api::EPOCH_HEADER);
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(gatepost_api::IDEMPOTENCY_HEADER);
 
+/// Most events at a time whose reply is waited for; their waiting keeps nobody else from being accepted.
+pub(crate) const ASKS_IN_FLIGHT_MAX: usize = 8;
+const PREFER: HeaderName = HeaderName::from_static("prefer");
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The event is on stable storage.
@@ -23,6 +26,11 @@ pub struct Accepted {
     pub id: Uuid,
     /// It had been accepted before under the same idempotency key.
     pub duplicate: bool,
+}
+
+struct Answered {
+    accepted: Accepted,
+    reply: Option<Reply>,
 }
 
 /// The event was not, or not certainly, stored.
@@ -44,20 +52,48 @@ impl Session {
     pub async fn accept(&self, event: &Event, idempotency_key: &str) -> Result<Accepted, AcceptError> {
         // Never closed while the session lives; if it were, the gateway's own limits still hold.
         let _place = self.intake().acquire().await.ok();
-        let accepted = self.accept_now(event, idempotency_key).await;
-        self.end_if_superseded(accepted.as_ref().err());
-        accepted.map_err(|error| match error {
+        let accepted = self.accept_now(event, idempotency_key, None).await;
+        accepted.map(|message| message.accepted).map_err(|error| self.refused(error))
+    }
+
+    /// Hands an event to the gateway, as [`Session::accept`], and waits so long for what becomes of it: the reply of whoever
+    /// it was delivered to, if that gave one. For a message that was accepted before it waits likewise, so that what must be
+    /// acknowledged first can be accepted first and asked about afterwards. `wait` counts in whole seconds.
+    pub async fn ask(
+        &self,
+        event: &Event,
+        idempotency_key: &str,
+        wait: Duration,
+    ) -> Result<Option<Reply>, AcceptError> {
+        let _place = self.asking().acquire().await.ok();
+        let accepted = self.accept_now(event, idempotency_key, Some(wait)).await;
+        accepted.map(|message| message.reply).map_err(|error| self.refused(error))
+    }
+
+    /// What a call's failure means for whoever handed the event in.
+    fn refused(&self, error: CallError) -> AcceptError {
+        self.end_if_superseded(Some(&error));
+        match error {
             CallError::Refused(refusal) if !refusal.problem.retryable => {
                 AcceptError::Refused(refusal.problem)
             }
             error => AcceptError::Later { source: error },
-        })
+        }
     }
 
-    async fn accept_now(&self, event: &Event, idempotency_key: &str) -> Result<Accepted, CallError> {
+    async fn accept_now(
+        &self,
+        event: &Event,
+        idempotency_key: &str,
+        wait: Option<Duration>,
+    ) -> Result<Answered, CallError> {
         let body = serde_json::to_vec(event).map_err(CallError::Unencodable)?;
-        let mut call = Call::post("/v1/messages", EVENT_MEDIA_TYPE, body.into(), ACCEPT_DEADLINE)
+        let deadline = ACCEPT_DEADLINE + wait.unwrap_or_default();
+        let mut call = Call::post("/v1/messages", EVENT_MEDIA_TYPE, body.into(), deadline)
             .header(EPOCH, HeaderValue::from(self.epoch()));
+        if let Some(Ok(prefer)) = wait.map(|wait| format!("wait={}", wait.as_secs()).parse()) {
+            call = call.header(PREFER, prefer);
+        }
         match HeaderValue::from_str(idempotency_key) {
             Ok(key) => call = call.header(IDEMPOTENCY_KEY, key),
             // Then source and id decide, as for any event.
@@ -65,7 +101,10 @@ impl Session {
         }
         let answer: AcceptResponse = self.client().call(&call).await?;
         match answer.messages.as_slice() {
-            [message] => Ok(Accepted { id: message.id, duplicate: message.duplicate }),
+            [message] => Ok(Answered {
+                accepted: Accepted { id: message.id, duplicate: message.duplicate },
+                reply: message.deliveries.iter().find_map(|delivery| delivery.reply.clone()),
+            }),
             _ => Err(CallError::Garbled { status: 202 }),
         }
     }

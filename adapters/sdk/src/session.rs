@@ -44,6 +44,7 @@ struct Inner {
     lifetime: Lifetime,
     settler: Settler,
     intake: Semaphore,
+    asking: Semaphore,
     large_payloads: Semaphore,
     epoch: u64,
     name: String,
@@ -89,6 +90,7 @@ impl Session {
             client,
             lifetime,
             intake: Semaphore::new(ACCEPTS_IN_FLIGHT_MAX),
+            asking: Semaphore::new(crate::intake::ASKS_IN_FLIGHT_MAX),
             large_payloads: Semaphore::new(DATA_IN_FLIGHT_MAX),
             epoch: opened.epoch,
             name: opened.name,
@@ -168,6 +170,10 @@ impl Session {
 
     pub(crate) fn intake(&self) -> &Semaphore {
         &self.0.intake
+    }
+
+    pub(crate) fn asking(&self) -> &Semaphore {
+        &self.0.asking
     }
 
     pub(crate) fn large_payloads(&self) -> &Semaphore {

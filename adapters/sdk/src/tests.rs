@@ -420,3 +420,53 @@ async fn an_unreachable_gateway_is_noticed_for_as_long_as_it_lasts() {
     client.exchange(&call).await.unwrap();
     assert_eq!(client.unreachable_for(), Duration::ZERO);
 }
+
+#[tokio::test]
+async fn asking_waits_for_the_reply_of_whoever_it_was_delivered_to() {
+    let (mut gateway, session) = Gateway::open(json!({})).await;
+    let asking = tokio::spawn(async move { session.ask(&event(), "k1", Duration::from_secs(9)).await });
+    let call = gateway.next("/v1/messages").await;
+    assert_eq!(call.headers["prefer"], "wait=9");
+    assert_eq!(call.headers["idempotency-key"], "k1");
+    let delivery =
+        |reply: Value| json!({"id": Uuid::nil(), "destination": "d", "state": "delivered", "reply": reply});
+    call.answer(
+        200,
+        &json!({"messages": [{"id": Uuid::nil(), "duplicate": true,
+            "deliveries": [delivery(Value::Null), delivery(json!({"datacontenttype": "text/plain", "data": "yes"}))]}],
+            "durability": "fsync"}),
+    );
+    let reply = asking.await.unwrap().unwrap().unwrap();
+    assert_eq!(reply_bytes(&reply).unwrap(), b"yes");
+}
+
+/// Works, and says when it starts to wait and what it is given.
+struct Idler(mpsc::UnboundedSender<&'static str>);
+
+impl Worker for Idler {
+    async fn deliver(&mut self, _: &Delivery) -> Outcome {
+        let _ = self.0.send("delivered");
+        Outcome::Settled
+    }
+
+    async fn idle(&mut self) {
+        let _ = self.0.send("idle");
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn a_worker_without_work_does_what_it_does_meanwhile_and_what_it_settled_itself_is_not_reported() {
+    let (mut gateway, session) = Gateway::open(json!({})).await;
+    let (sender, mut said) = mpsc::unbounded_channel();
+    let working = tokio::spawn(async move {
+        let crew = Crew { workers: 1, placement: Placement::ByKey };
+        session.work(crew, |_| Idler(sender.clone())).await
+    });
+    assert_eq!(said.recv().await, Some("idle"));
+    gateway.lease(&[leased(1, None)]).await;
+    assert_eq!(said.recv().await, Some("delivered"));
+    assert_eq!(said.recv().await, Some("idle"));
+    gateway.drain();
+    working.await.unwrap().unwrap();
+}

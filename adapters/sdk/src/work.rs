@@ -31,6 +31,12 @@ pub struct Crew {
 pub trait Worker: Send + 'static {
     /// Makes one attempt and says what came of it. Calls [`Delivery::begin`] immediately before bytes leave.
     fn deliver(&mut self, delivery: &Delivery) -> impl Future<Output = Outcome> + Send;
+
+    /// What it does while there is nothing to deliver, such as listening to what the partner sends unasked. Dropped wherever
+    /// it waits when there is; the worker goes on without it when it comes back.
+    fn idle(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 impl Session {
@@ -101,8 +107,17 @@ impl Queues {
     }
 }
 
+async fn next<W: Worker>(worker: &mut W, queues: &mut Queues) -> Option<Delivery> {
+    tokio::select! {
+        biased;
+        delivery = queues.next() => return delivery,
+        () = worker.idle() => {}
+    }
+    queues.next().await
+}
+
 async fn serve<W: Worker>(mut worker: W, mut queues: Queues, stop: Stop) {
-    while let Some(delivery) = queues.next().await {
+    while let Some(delivery) = next(&mut worker, &mut queues).await {
         if stop.is_requested() {
             delivery.finish(Outcome::Release);
         } else if delivery.held().is_valid() {
