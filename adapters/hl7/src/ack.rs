@@ -9,7 +9,7 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use uuid::Uuid;
 
-use crate::header::{AckCode, Delimiters, Message};
+use crate::header::{AckCode, Delimiters, HeaderError, Message};
 use crate::mllp::{CR, FS};
 
 const MSH_TIME: &[BorrowedFormatItem<'_>] = format_description!(
@@ -57,6 +57,59 @@ impl Condition {
     }
 }
 
+/// Why a message was not taken: for MSA-3 and, where the sender's version has it, for ERR.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// Of table 0357.
+    pub(crate) code: ErrorCode,
+    /// The field of MSH that it is about.
+    pub(crate) field: Option<usize>,
+    pub(crate) text: String,
+}
+
+/// Table 0357, as far as we say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ErrorCode {
+    SegmentSequence,
+    RequiredFieldMissing,
+    TableValueNotFound,
+    UnsupportedMessageType,
+    DuplicateKey,
+    Internal,
+}
+
+impl ErrorCode {
+    fn number_and_name(self) -> (&'static str, &'static str) {
+        match self {
+            Self::SegmentSequence => ("100", "Segment sequence error"),
+            Self::RequiredFieldMissing => ("101", "Required field missing"),
+            Self::TableValueNotFound => ("103", "Table value not found"),
+            Self::UnsupportedMessageType => ("200", "Unsupported message type"),
+            Self::DuplicateKey => ("205", "Duplicate key identifier"),
+            Self::Internal => ("207", "Application internal error"),
+        }
+    }
+}
+
+impl Trouble {
+    pub(crate) fn internal(text: impl Into<String>) -> Self {
+        Self { code: ErrorCode::Internal, field: None, text: text.into() }
+    }
+}
+
+impl From<&HeaderError> for Trouble {
+    fn from(error: &HeaderError) -> Self {
+        let (code, field) = match error {
+            HeaderError::ControlId => (ErrorCode::RequiredFieldMissing, Some(10)),
+            HeaderError::MessageType => (ErrorCode::RequiredFieldMissing, Some(9)),
+            HeaderError::Wide => (ErrorCode::TableValueNotFound, Some(18)),
+            HeaderError::SegmentEnd => (ErrorCode::SegmentSequence, None),
+            HeaderError::NoHeader | HeaderError::Delimiters => (ErrorCode::SegmentSequence, None),
+        };
+        Self { code, field, text: error.to_string() }
+    }
+}
+
 /// The code that answers this message, or `None` where no answer is wanted.
 ///
 /// Original mode (MSH-15 and MSH-16 empty) is answered AA, AE or AR. In enhanced mode the accept acknowledgement is CA,
@@ -79,6 +132,19 @@ pub(crate) fn code_owed(message: &Message<'_>, verdict: Verdict) -> Option<AckCo
     let original_mode = accept.is_empty() && application.is_empty();
     let application_only = matches!(accept, b"" | b"NE") && Condition::read(application).wants(verdict);
     (original_mode || application_only).then(|| application_code(verdict))
+}
+
+/// The application acknowledgement that follows the accept acknowledgement of a message in enhanced mode, as MSH-16 asks.
+pub(crate) fn application_code_owed(message: &Message<'_>, verdict: Verdict) -> Option<AckCode> {
+    let is_answer = message.acknowledgement().is_some();
+    let accepted_first = !matches!(message.accept_acknowledgement(), b"" | b"NE");
+    let wanted = Condition::read(message.application_acknowledgement()).wants(verdict);
+    (!is_answer && accepted_first && wanted).then(|| application_code(verdict))
+}
+
+/// In enhanced mode with an accept acknowledgement, whatever comes of the message.
+pub(crate) fn is_two_phase(message: &Message<'_>) -> bool {
+    !matches!(message.accept_acknowledgement(), b"" | b"NE")
 }
 
 fn accept_code(verdict: Verdict) -> AckCode {
@@ -119,7 +185,7 @@ impl Stamp {
 }
 
 /// The acknowledgement of a message whose header could be read.
-pub(crate) fn build(message: &Message<'_>, code: AckCode, text: Option<&str>, stamp: &Stamp) -> Bytes {
+pub(crate) fn build(message: &Message<'_>, code: AckCode, trouble: Option<&Trouble>, stamp: &Stamp) -> Bytes {
     let delimiters = message.delimiters();
     let special = |byte| byte == delimiters.field || message.encoding_characters().contains(&byte);
     // The offset from UTC is optional in HL7, and a sender that separates by plus would read another field in it.
@@ -144,12 +210,53 @@ pub(crate) fn build(message: &Message<'_>, code: AckCode, text: Option<&str>, st
         b"",
         message.character_set(),
     ];
-    let text = plain_text(text.unwrap_or_default(), delimiters, message.encoding_characters());
+    let text = trouble.map(|trouble| trouble.text.as_str()).unwrap_or_default();
+    let text = plain_text(text, delimiters, message.encoding_characters());
     let verdict: [&[u8]; 3] = [code.as_str().as_bytes(), message.control_id().unwrap_or_default(), &text];
     let mut bytes = BytesMut::new();
     put_segment(&mut bytes, delimiters.field, b"MSH", &header);
     put_segment(&mut bytes, delimiters.field, b"MSA", &verdict);
+    if let Some(trouble) = trouble {
+        put_error(&mut bytes, message, trouble, &text);
+    }
     bytes.freeze()
+}
+
+/// ERR, in the shape that the sender's version has: since 2.5 a location, a code and a text of their own, before that all in
+/// ERR-1. A sender that names no version gets none.
+fn put_error(bytes: &mut BytesMut, message: &Message<'_>, trouble: &Trouble, text: &[u8]) {
+    let Delimiters { field: separator, component, subcomponent, .. } = message.delimiters();
+    let (number, name) = trouble.code.number_and_name();
+    let location = trouble.field.map(|field| format!("MSH\01\0{field}")).unwrap_or_default();
+    let coded = format!("{number}\0{name}\0HL70357");
+    let join = |parts: &str, by: u8| -> Vec<u8> {
+        parts.bytes().map(|byte| if byte == 0 { by } else { byte }).collect()
+    };
+    match version(message) {
+        None => {}
+        Some(version) if version >= (2, 5) => {
+            let fields: [&[u8]; 8] =
+                [b"", &join(&location, component), &join(&coded, component), b"E", b"", b"", b"", text];
+            put_segment(bytes, separator, b"ERR", &fields);
+        }
+        Some(_) => {
+            let coded = match subcomponent {
+                Some(by) => join(&coded, by),
+                None => number.as_bytes().to_vec(),
+            };
+            let location = if location.is_empty() { "\0\0".to_owned() } else { location };
+            let whole = [&join(&location, component)[..], &[component], &coded].concat();
+            put_segment(bytes, separator, b"ERR", &[&whole]);
+        }
+    }
+}
+
+/// MSH-12.1, as major and minor number.
+fn version(message: &Message<'_>) -> Option<(u32, u32)> {
+    let separator = message.delimiters().component;
+    let whole = message.version().split(|byte| *byte == separator).next()?;
+    let mut numbers = std::str::from_utf8(whole).ok()?.trim().split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next().flatten().unwrap_or(0)))
 }
 
 /// The refusal of bytes that are not an HL7 message at all: there is no dialect to follow and no id to name.
@@ -266,13 +373,46 @@ mod tests {
     fn it_is_written_in_the_senders_delimiters_and_its_text_cannot_break_out() {
         let body = b"MSH:;~\\&:A:B:C:D:::ADT;A01:M^1:P:2.4\r";
         let parsed = Message::parse(body).unwrap();
-        let ack = build(&parsed, AckCode::Ae, Some("queue: full;\r\nMSA"), &stamp());
+        let trouble = Trouble::internal("queue: full;\r\nMSA");
+        let ack = build(&parsed, AckCode::Ae, Some(&trouble), &stamp());
         assert_eq!(
             &ack[..],
-            b"MSH:;~\\&:C:D:A:B:20260102030405+0000::ACK;A01;ACK:G1:P:2.4\rMSA:AE:M^1:queue  full   MSA\r"
+            b"MSH:;~\\&:C:D:A:B:20260102030405+0000::ACK;A01;ACK:G1:P:2.4\rMSA:AE:M^1:queue  full   MSA\rERR:;;;207&Application internal error&HL70357\r"
         );
         let read = Message::parse(&ack).unwrap().acknowledgement().unwrap();
         assert_eq!((read.code, read.control_id), (Some(AckCode::Ae), &b"M^1"[..]));
+    }
+
+    #[test]
+    fn the_error_segment_has_the_shape_of_the_version() {
+        let err = |version: &str, trouble: &Trouble| {
+            let body = message(&format!("ADT^A01|MSG1|P|{version}"));
+            let ack = build(&Message::parse(&body).unwrap(), AckCode::Ar, Some(trouble), &stamp());
+            let told = Message::parse(&ack).unwrap().error_code().map(str::to_owned);
+            let text = String::from_utf8(ack.to_vec()).unwrap();
+            let segment = text.split('\r').nth(2).unwrap().to_owned();
+            assert_eq!(told.is_some(), !segment.is_empty());
+            segment
+        };
+        let missing = Trouble::from(&HeaderError::ControlId);
+        let text = "MSH-10 (message control id) is missing";
+        let newer = format!("ERR||MSH^1^10|101^Required field missing^HL70357|E||||{text}");
+        let older = "ERR|MSH^1^10^101&Required field missing&HL70357";
+        for (version, expected) in [
+            ("2.8", newer.as_str()),
+            ("2.5.1", &newer),
+            ("2.5^USA", &newer),
+            ("2.4", older),
+            ("2.3", older),
+            ("2.1", older),
+            ("", ""),
+            ("x", ""),
+        ] {
+            assert_eq!(err(version, &missing), expected, "{version}");
+        }
+        let internal = Trouble::internal("later");
+        assert_eq!(err("2.5", &internal), "ERR|||207^Application internal error^HL70357|E||||later");
+        assert_eq!(err("2.3", &internal), "ERR|^^^207&Application internal error&HL70357");
     }
 
     #[test]
@@ -321,6 +461,26 @@ mod tests {
             let parsed = Message::parse(&body).unwrap();
             let codes = verdicts.map(|verdict| code_owed(&parsed, verdict));
             assert_eq!(codes, owed, "MSH-15 {accept:?}, MSH-16 {application:?}");
+        }
+    }
+
+    #[test]
+    fn an_application_acknowledgement_follows_only_an_accept_acknowledgement_and_as_asked() {
+        use AckCode::{Aa, Ae};
+        for (accept, application, owed) in [
+            ("AL", "AL", [Some(Aa), Some(Ae)]),
+            ("AL", "ER", [None, Some(Ae)]),
+            ("SU", "SU", [Some(Aa), None]),
+            ("AL", "NE", [None, None]),
+            ("AL", "", [None, None]),
+            ("NE", "AL", [None, None]),
+            ("", "", [None, None]),
+        ] {
+            let body = message(&format!("ADT^A01|1|P|2.5|||{accept}|{application}"));
+            let parsed = Message::parse(&body).unwrap();
+            let codes =
+                [Verdict::Accepted, Verdict::TryLater].map(|verdict| application_code_owed(&parsed, verdict));
+            assert_eq!(codes, owed, "{accept} {application}");
         }
     }
 

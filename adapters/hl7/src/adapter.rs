@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use gatepost_adapter::{Access, Adapter, Crew, Failure, Fault, Level, Manifest, Placement, Session};
 
+use crate::answer::{self, Answer};
+use crate::awaited::Awaited;
 use crate::receive::Receiver;
 use crate::send::Link;
 use crate::settings::Settings;
@@ -15,8 +17,8 @@ impl Adapter for Hl7 {
 
     const MANIFEST: Manifest = Manifest {
         version: env!("CARGO_PKG_VERSION"),
-        // `sent` is for messages that ask for no acknowledgement. An application acknowledgement that follows an accept acknowledgement is not waited for.
-        levels: &[Level::Sent, Level::Transport],
+        // `sent` is for messages that ask for no acknowledgement, `business` for the application's.
+        levels: &[Level::Sent, Level::Transport, Level::Business],
         query: false,
         ordered_pipeline: false,
     };
@@ -35,20 +37,29 @@ impl Adapter for Hl7 {
 
     async fn run(settings: Settings, session: Session) -> Result<(), Failure> {
         let settings = Arc::new(settings);
-        let sending = send(Arc::clone(&settings), session.clone());
-        let receiving = receive(settings, session);
-        tokio::try_join!(sending, receiving).map(|_| ())
+        let (on_ack, confirm) = (settings.on_ack.clone(), session.confirm());
+        let judge = move |answer: &Answer| answer::outcome(&on_ack, confirm, answer);
+        let (awaited, late) = Awaited::open(session.clone(), Box::new(judge));
+        let both = async {
+            let sending = send(Arc::clone(&settings), session.clone(), Arc::clone(&awaited));
+            let receiving = receive(Arc::clone(&settings), session.clone(), Arc::clone(&awaited));
+            let ended = tokio::try_join!(sending, receiving).map(|_| ());
+            // Nobody reads what partners send any more.
+            drop(awaited);
+            ended
+        };
+        tokio::join!(both, late.run()).0
     }
 }
 
-async fn send(settings: Arc<Settings>, session: Session) -> Result<(), Failure> {
+async fn send(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Result<(), Failure> {
     let Some(address) = settings.connect.clone() else { return Ok(()) };
     let crew = Crew { workers: settings.connections, placement: Placement::ByKey };
-    let link = |_| Link::new(address.clone(), Arc::clone(&settings), session.confirm());
+    let link = |_| Link::new(address.clone(), Arc::clone(&settings), Arc::clone(&awaited), session.confirm());
     session.work(crew, link).await
 }
 
-async fn receive(settings: Arc<Settings>, session: Session) -> Result<(), Failure> {
+async fn receive(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Result<(), Failure> {
     let Some(address) = settings.listen.clone() else { return Ok(()) };
-    Receiver::new(settings, session).run(&address).await
+    Receiver::new(settings, session, awaited).run(&address).await
 }

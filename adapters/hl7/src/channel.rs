@@ -119,21 +119,26 @@ impl Channel {
         self.stream.flush().await
     }
 
-    /// Whether a message may be sent: the peer has not closed. What it sent unasked meanwhile is taken out of the way;
-    /// the number of its frames is given.
-    pub(crate) fn clear(&mut self) -> Result<usize, ChannelError> {
-        let mut frames = 0;
+    /// Writes a few bytes without waiting. An error: they did not all go, and the connection is of no use any more.
+    pub(crate) fn write_now(&mut self, mut frame: impl Buf) -> Result<(), ChannelError> {
+        let frame = frame.copy_to_bytes(frame.remaining());
+        let written = self.stream.try_write(&frame)?;
+        if written == frame.len() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WouldBlock).into()) }
+    }
+
+    /// Whether a message may be sent: the peer has not closed. What it sent unasked meanwhile is taken out of the way.
+    pub(crate) fn clear(&mut self, mut unasked: impl FnMut(Item)) -> Result<(), ChannelError> {
         loop {
+            while let Some(item) = self.decoder.next_item() {
+                unasked(item);
+            }
             let buffer = self.decoder.buffer();
             buffer.reserve(READ_BYTES);
             match self.stream.try_read_buf(buffer) {
                 Ok(0) => return Err(ChannelError::Closed),
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(frames),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error.into()),
-            }
-            while self.decoder.next_item().is_some() {
-                frames += 1;
             }
         }
     }

@@ -5,7 +5,7 @@ use gatepost_adapter::{Data, Event, Extension, digest};
 
 use crate::charset::{Charset, Declared};
 use crate::header::{HeaderError, Message, attribute_text};
-use crate::settings::{SegmentEnd, Settings};
+use crate::settings::{OnReusedId, SegmentEnd, Settings};
 
 pub(crate) const MEDIA_TYPE: &str = "application/hl7-v2+er7";
 const TYPE_PREFIX: &str = "org.hl7.v2.";
@@ -33,8 +33,16 @@ impl Origin<'_> {
             return Err(HeaderError::SegmentEnd);
         }
         let charset = charset(message, self.settings)?;
-        // Some senders put the same id into every message, so the id alone says nothing; with the digest it does.
-        let idempotency_key = format!("{}:{}", printable(message.control_id()?), digest(body));
+        let control_id = message.control_id()?;
+        let idempotency_key = match self.settings.on_reused_id {
+            // Some senders put the same id into every message, so the id alone says nothing; with the digest it does.
+            OnReusedId::Accept => format!("{}:{}", printable(control_id), digest(body)),
+            OnReusedId::Refuse => {
+                let separator = &[message.delimiters().field][..];
+                let who = [message.sending_application(), message.sending_facility(), control_id];
+                format!("{}={}", printable(control_id), digest(&who.join(separator)))
+            }
+        };
         let value = |path: &crate::settings::OptionalPath| {
             let value = message.value(path.0.as_ref()?)?;
             Some(attribute_text(value, charset, ATTRIBUTE_CHARS_MAX))
@@ -108,6 +116,20 @@ mod tests {
         let Received { event, idempotency_key } = received(body, &Settings::default());
         event.validate().unwrap();
         assert!(idempotency_key.is_ascii());
+    }
+
+    #[test]
+    fn where_ids_count_the_same_id_of_one_sender_is_one_key() {
+        let refuse: Settings = serde_json::from_str(r#"{"on_reused_id":"refuse"}"#).unwrap();
+        let key = |sender: &str, text: &str, settings| {
+            let body = format!("MSH|^~\\&|{sender}|||||ADT^A01|1|P|2.5\rPID|1||{text}\r");
+            received(body.as_bytes(), settings).idempotency_key
+        };
+        assert_eq!(key("A|B", "x", &refuse), key("A|B", "y", &refuse));
+        assert_ne!(key("A|B", "x", &refuse), key("A|C", "x", &refuse));
+        let accept = Settings::default();
+        assert_ne!(key("A|B", "x", &accept), key("A|B", "y", &accept));
+        assert_eq!(key("A|B", "x", &accept), key("A|B", "x", &accept));
     }
 
     fn key(settings: &str, charset: &str, key: &[u8]) -> Option<String> {

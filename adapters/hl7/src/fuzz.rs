@@ -5,14 +5,14 @@ use bytes::{Buf, BufMut, Bytes};
 use time::macros::datetime;
 use uuid::Uuid;
 
-use crate::ack::{self, Stamp, Verdict};
+use crate::ack::{self, Stamp, Trouble, Verdict};
+use crate::answer;
 use crate::charset::Charset;
 use crate::event::{Origin, Received};
 use crate::header::{AckCode, Message, attribute_text};
 use crate::mllp::{self, CR, Decoder, Ending, FS, Item, OVERSIZE_HEAD_BYTES, VT};
 use crate::path::FieldPath;
 use crate::peers::Network;
-use crate::send;
 use crate::settings::Settings;
 
 /// A target and its name, which is also its corpus's.
@@ -246,7 +246,12 @@ fn acknowledgement(input: &[u8]) {
             assert_eq!(verdict, Verdict::Accepted, "only what is stored is acknowledged");
         }
         let Some(code) = owed else { continue };
-        let ack = ack::build(&message, code, Some("a reason | with ^~\\& \r\n everything"), &stamp);
+        let ack = ack::build(
+            &message,
+            code,
+            Some(&Trouble::internal("a reason | with ^~\\& \r\n everything")),
+            &stamp,
+        );
         assert!(mllp::frame(&ack).is_ok(), "an answer that cannot be sent");
         let read = Message::parse(&ack).expect("a message");
         assert_eq!(read.delimiters(), message.delimiters());
@@ -255,9 +260,10 @@ fn acknowledgement(input: &[u8]) {
         assert_eq!(read.acknowledgement().and_then(|ack| ack.code), Some(code));
         assert_eq!(ack::code_owed(&read, Verdict::Accepted), None, "an answer to an answer");
         if let Ok(control_id) = message.control_id() {
-            assert_eq!(send::verdict(&ack, control_id), Ok(code), "the sender knows it by its id");
-            let other = [control_id, b"0"].concat();
-            assert!(send::verdict(&ack, &other).is_err(), "it settles no other message");
+            let answer = answer::read(&ack).expect("the sender knows it by its id");
+            assert_eq!((answer.code, &answer.control_id[..]), (code, control_id));
+            let error = message.version().iter().any(u8::is_ascii_digit);
+            assert!(answer.error.as_deref() == Some("207") || answer.error.is_none() || !error);
         }
     }
 }

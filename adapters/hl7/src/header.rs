@@ -166,6 +166,26 @@ impl<'a> Message<'a> {
         })
     }
 
+    /// The code of table 0357 in the first ERR segment: ERR-3 since version 2.5, part of ERR-1 before.
+    pub(crate) fn error_code(&self) -> Option<&'a str> {
+        let segment = self.segment(b"ERR")?;
+        let Delimiters { field, component, repetition, subcomponent } = self.delimiters;
+        let newer = nth(nth(nth(segment, field, 3), repetition, 0), component, 0);
+        let older = nth(nth(nth(segment, field, 1), repetition, 0), component, 3);
+        let older = subcomponent.map_or(older, |separator| nth(older, separator, 0));
+        let code = present(newer).or_else(|| present(older))?;
+        std::str::from_utf8(code).ok()
+    }
+
+    /// Whether the partner is asked for an application acknowledgement of success: in original mode always, else as MSH-16
+    /// says.
+    pub(crate) fn wants_application_acknowledgement(&self) -> bool {
+        match (self.accept_acknowledgement(), self.application_acknowledgement()) {
+            (b"", b"") => true,
+            (_, application) => !matches!(application, b"" | b"NE" | b"ER"),
+        }
+    }
+
     /// The value at a path, in the first segment of that name and the field's first repetition.
     pub(crate) fn value(&self, path: &FieldPath) -> Option<&'a [u8]> {
         let field = if path.segment == *b"MSH" {
@@ -441,6 +461,19 @@ mod tests {
         assert_eq!(attribute_text(b"M\xfcller", Charset::Utf8, 99), "M\u{fffd}ller");
         assert_eq!(attribute_text(b"a\tb\x85", Charset::Latin1, 99), "a\u{fffd}b\u{fffd}");
         assert_eq!(attribute_text(b"abcdef", Charset::Ascii, 3), "abc");
+    }
+
+    #[test]
+    fn the_error_code_stands_where_the_version_has_it() {
+        let code = |err: &str| {
+            let body = format!("MSH|^~\\&|A|B|C|D|||ACK|1|P|2.5\rMSA|AE|9\r{err}");
+            Message::parse(body.as_bytes()).unwrap().error_code().map(str::to_owned)
+        };
+        assert_eq!(code("ERR||PID^1^3|206^Locked^HL70357|E\r").as_deref(), Some("206"));
+        assert_eq!(code("ERR|PID^1^3^101&Required&HL70357\r").as_deref(), Some("101"));
+        assert_eq!(code("ERR|||207\rERR|||101\r").as_deref(), Some("207"));
+        assert_eq!(code("ERR|PID^1^3\r"), None);
+        assert_eq!(code(""), None);
     }
 
     #[test]

@@ -8,6 +8,8 @@
 
 mod ack;
 mod adapter;
+mod answer;
+mod awaited;
 mod channel;
 mod charset;
 mod event;
@@ -17,6 +19,7 @@ mod header;
 mod listen_tool;
 mod listener;
 mod mllp;
+mod on_ack;
 mod path;
 mod peers;
 mod receive;

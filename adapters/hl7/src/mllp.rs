@@ -22,6 +22,11 @@ const SKIPPED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// What is kept of a frame above the limit: enough for the MSH segment, so that the refusal names the message.
 pub(crate) const OVERSIZE_HEAD_BYTES: usize = 4 * 1024;
 
+/// The body by which release 2 says that what came is on stable storage; no message.
+pub(crate) const COMMITTED: &[u8] = &[0x06];
+/// Likewise that it is not.
+pub(crate) const NOT_COMMITTED: &[u8] = &[0x15];
+
 /// What the decoder found.
 #[derive(PartialEq, Eq)]
 pub(crate) enum Item {
@@ -291,8 +296,13 @@ pub(crate) fn frame(body: &Bytes) -> Result<impl Buf + use<>, Unframeable> {
     if let Some(at) = memchr_iter(FS, body).find(|at| body.get(at + 1) == Some(&CR)) {
         return Err(Unframeable::EndInside { at });
     }
+    Ok(enclosed(body.clone()))
+}
+
+/// The frame around bytes of our own that are known to fit.
+pub(crate) fn enclosed(body: Bytes) -> impl Buf + use<> {
     const START: &[u8] = &[VT];
-    Ok(START.chain(body.clone()).chain(&END[..]))
+    START.chain(body).chain(&END[..])
 }
 
 #[cfg(test)]

@@ -9,17 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gatepost_adapter::{AcceptError, Failure, Session};
+use gatepost_adapter::{AcceptError, Failure, Session, reply_bytes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::ack::{self, Stamp, Verdict};
+use crate::ack::{self, ErrorCode, Stamp, Trouble, Verdict};
+use crate::answer;
+use crate::awaited::Awaited;
 use crate::channel::{Channel, ChannelError};
-use crate::event::Origin;
+use crate::event::{Origin, Received};
 use crate::header::Message;
 use crate::listener::{self, Door};
-use crate::mllp::{self, Item};
-use crate::settings::{OnUnreadable, Settings};
+use crate::mllp::{self, COMMITTED, Item, NOT_COMMITTED};
+use crate::settings::{ApplicationAck, OnUnreadable, Settings};
 
 /// A partner that does not take its acknowledgement in this time will not take it at all.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -29,28 +31,42 @@ pub(crate) struct Receiver {
     settings: Arc<Settings>,
     session: Session,
     source: String,
+    awaited: Arc<Awaited>,
 }
 
-/// What goes back over the connection, and whether it goes on after that.
+/// What goes back over the connection, and how it goes on after that.
 struct Answer {
-    frame: Option<Bytes>,
-    close: bool,
+    frames: Vec<Bytes>,
+    next: Next,
+}
+
+enum Next {
+    GoOn,
+    Close,
+    /// The application behind the gateway answers, in its own time.
+    Ask(Box<Question>),
+}
+
+/// A message that has been stored and whose answer an application gives.
+struct Question {
+    body: Bytes,
+    received: Received,
 }
 
 impl Answer {
     fn go_on(frame: Option<Bytes>) -> Self {
-        Self { frame, close: false }
+        Self { frames: frame.into_iter().collect(), next: Next::GoOn }
     }
 
     fn close(frame: Option<Bytes>) -> Self {
-        Self { frame, close: true }
+        Self { frames: frame.into_iter().collect(), next: Next::Close }
     }
 }
 
 impl Receiver {
-    pub(crate) fn new(settings: Arc<Settings>, session: Session) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Self {
         let source = settings.source.clone().unwrap_or_else(|| format!("/adapters/{}", session.name()));
-        Self { settings, session, source }
+        Self { settings, session, source, awaited }
     }
 
     /// Takes connections until the adapter is asked to stop; then finishes the messages that have come in whole.
@@ -108,29 +124,41 @@ impl Receiver {
                 item = channel.next() => item?,
             };
             let Some(item) = item else { return Ok(Closing::Quietly) };
-            let Answer { frame, close } = self.answer(item, tally).await;
-            if let Some(answer) = frame {
-                gatepost_faults::point("hl7.before_ack");
-                let frame =
-                    mllp::frame(&answer).map_err(|error| ChannelError::Io(io::Error::other(error)))?;
-                timeout(ANSWER_DEADLINE, channel.write(frame))
-                    .await
-                    .map_err(|_| ChannelError::Io(io::ErrorKind::TimedOut.into()))??;
-            }
-            if close {
-                return Ok(Closing::AfterAnswer);
+            let Answer { frames, next } = self.answer(item, tally).await;
+            self.write(channel, frames).await?;
+            match next {
+                Next::GoOn => {}
+                Next::Close => return Ok(Closing::AfterAnswer),
+                Next::Ask(question) => {
+                    let frames = tokio::select! {
+                        // It is stored; when it is sent again, its answer is asked for again.
+                        () = stop.requested() => return Ok(Closing::Quietly),
+                        frames = self.ask(&question) => frames,
+                    };
+                    self.write(channel, frames).await?;
+                }
             }
         }
+    }
+
+    async fn write(&self, channel: &mut Channel, frames: Vec<Bytes>) -> Result<(), ChannelError> {
+        for answer in frames {
+            gatepost_faults::point("hl7.before_ack");
+            let frame = mllp::frame(&answer).map_err(|error| ChannelError::Io(io::Error::other(error)))?;
+            timeout(ANSWER_DEADLINE, channel.write(frame))
+                .await
+                .map_err(|_| ChannelError::Io(io::ErrorKind::TimedOut.into()))??;
+        }
+        Ok(())
     }
 
     /// Stores what came and says what to answer, if anything.
     async fn answer(&self, item: Item, tally: &mut Tally) -> Answer {
         match item {
+            // The partner's word on what we answered, in release 2 of MLLP; never a message.
+            Item::Frame(body) if body == COMMITTED || body == NOT_COMMITTED => Answer::go_on(None),
             Item::Frame(body) => match Message::parse(&body) {
-                Ok(message) => {
-                    let (verdict, text) = self.store(&body, &message, tally).await;
-                    Answer::go_on(acknowledgement(&message, verdict, text))
-                }
+                Ok(message) => self.answer_message(&body, &message, tally).await,
                 // Whoever sends this does not speak HL7, or is out of step: the next bytes would be no better.
                 Err(error) => {
                     tally.unreadable += 1;
@@ -144,10 +172,10 @@ impl Receiver {
             Item::Oversize { head, length } => {
                 tally.oversize += 1;
                 tracing::warn!(length, "refusing a message above max_frame_bytes; closing the connection");
-                let text = Some("message too large".to_owned());
+                let trouble = Trouble::internal("message too large");
                 let answer = Message::parse(&head)
                     .ok()
-                    .and_then(|message| acknowledgement(&message, Verdict::Refused, text));
+                    .and_then(|message| acknowledgement(&message, Verdict::Refused, Some(&trouble)));
                 Answer::close(answer)
             }
             Item::Abandoned { length } => {
@@ -158,44 +186,125 @@ impl Receiver {
         }
     }
 
+    async fn answer_message(&self, body: &Bytes, message: &Message<'_>, tally: &mut Tally) -> Answer {
+        // Partners may answer what we sent over a connection of their own.
+        if message.acknowledgement().is_some()
+            && let Ok(answer) = answer::read(body)
+            && self.awaited.offer(answer)
+        {
+            tally.answers += 1;
+            return self.in_release(Verdict::Accepted, acknowledgement(message, Verdict::Accepted, None));
+        }
+        let (verdict, trouble, received) = self.store(body, message, tally).await;
+        let mut answer = self.in_release(verdict, None);
+        let by_application = received.filter(|_| verdict == Verdict::Accepted && self.asks(message));
+        if by_application.is_none() || ack::is_two_phase(message) {
+            answer.frames.extend(acknowledgement(message, verdict, trouble.as_ref()));
+        }
+        match by_application {
+            Some(received) => answer.next = Next::Ask(Box::new(Question { body: body.clone(), received })),
+            None if self.settings.application_ack == ApplicationAck::OnCommit => {
+                let code = ack::application_code_owed(message, verdict);
+                let build = |code| ack::build(message, code, trouble.as_ref(), &stamp());
+                answer.frames.extend(code.map(build));
+            }
+            None => {}
+        }
+        answer
+    }
+
+    /// The answer, behind the byte that release 2 of MLLP wants first.
+    fn in_release(&self, verdict: Verdict, answer: Option<Bytes>) -> Answer {
+        let byte = if verdict == Verdict::Accepted { COMMITTED } else { NOT_COMMITTED };
+        let byte = self.settings.commit_bytes().then(|| Bytes::from_static(byte));
+        Answer { frames: byte.into_iter().chain(answer).collect(), next: Next::GoOn }
+    }
+
+    /// Whether an application answers messages like this one.
+    fn asks(&self, message: &Message<'_>) -> bool {
+        let code = message.message_type().map(|kind| kind.code).unwrap_or_default();
+        self.settings.reply_from_app.iter().any(|asked| asked == code)
+    }
+
+    /// The application's answer to a message that is stored; in its place, when none comes in time, that there is none.
+    async fn ask(&self, Question { body, received }: &Question) -> Vec<Bytes> {
+        let wait = self.settings.reply_timeout();
+        let reply = self.session.ask(&received.event, &received.idempotency_key, wait).await;
+        let trouble = match reply {
+            Ok(Some(reply)) => match reply_bytes(&reply).map(Bytes::from) {
+                Some(answer) if answers(&answer, body) => return vec![answer],
+                _ => {
+                    tracing::warn!("an application's reply is no HL7 answer to the message; it is not sent");
+                    "the application gave no usable answer"
+                }
+            },
+            Ok(None) => "the application gave no answer in time",
+            Err(error) => {
+                tracing::warn!(%error, "cannot wait for an application's reply");
+                "the application cannot be asked now"
+            }
+        };
+        let Ok(message) = Message::parse(body) else { return Vec::new() };
+        let trouble = Trouble::internal(trouble);
+        let code = match ack::is_two_phase(&message) {
+            true => ack::application_code_owed(&message, Verdict::TryLater),
+            false => ack::code_owed(&message, Verdict::TryLater),
+        };
+        code.map(|code| ack::build(&message, code, Some(&trouble), &stamp())).into_iter().collect()
+    }
+
+    /// What became of it; with what was stored, if it was.
     async fn store(
         &self,
         body: &Bytes,
         message: &Message<'_>,
         tally: &mut Tally,
-    ) -> (Verdict, Option<String>) {
+    ) -> (Verdict, Option<Trouble>, Option<Received>) {
         let origin = Origin { settings: &self.settings, source: &self.source };
         let received = match origin.event(body, message) {
             Ok(received) => received,
             Err(error) => {
                 tally.unreadable += 1;
                 tracing::warn!(%error, "refusing a message");
-                return (Verdict::Refused, Some(error.to_string()));
+                return (Verdict::Refused, Some(Trouble::from(&error)), None);
             }
         };
         match self.session.accept(&received.event, &received.idempotency_key).await {
             Ok(_) => {
                 tally.accepted += 1;
-                (Verdict::Accepted, None)
+                (Verdict::Accepted, None, Some(received))
             }
             Err(AcceptError::Refused(problem)) => {
                 tally.refused += 1;
                 tracing::warn!(code = problem.code, detail = problem.detail, "the gateway refuses a message");
-                (Verdict::Refused, Some(problem.title))
+                let code = match problem.code.as_str() {
+                    "type_not_allowed" | "no_route" => ErrorCode::UnsupportedMessageType,
+                    "idempotency_mismatch" => ErrorCode::DuplicateKey,
+                    _ => ErrorCode::Internal,
+                };
+                (Verdict::Refused, Some(Trouble { code, field: None, text: problem.title }), None)
             }
             Err(error) => {
                 tally.postponed += 1;
                 tracing::warn!(%error, "asking the partner to send a message again");
-                (Verdict::TryLater, Some("not stored; send again later".to_owned()))
+                (Verdict::TryLater, Some(Trouble::internal("not stored; send again later")), None)
             }
         }
     }
 }
 
+/// Whether these bytes answer this message: HL7 that fits into a frame, with its control id in MSA-2.
+fn answers(reply: &Bytes, body: &[u8]) -> bool {
+    let asked = Message::parse(body);
+    let control_id = asked.as_ref().ok().and_then(|message| message.control_id().ok());
+    let answer = Message::parse(reply).ok().and_then(|message| message.acknowledgement());
+    mllp::frame(reply).is_ok() && answer.is_some_and(|answer| Some(answer.control_id) == control_id)
+}
+
 /// `None` where the sender wants no answer.
-fn acknowledgement(message: &Message<'_>, verdict: Verdict, text: Option<String>) -> Option<Bytes> {
+fn acknowledgement(message: &Message<'_>, verdict: Verdict, trouble: Option<&Trouble>) -> Option<Bytes> {
     let code = ack::code_owed(message, verdict)?;
-    Some(ack::build(message, code, text.as_deref(), &stamp()))
+    Some(ack::build(message, code, trouble, &stamp()))
 }
 
 fn stamp() -> Stamp {
@@ -214,6 +323,7 @@ enum Closing {
 #[derive(Debug, Default)]
 struct Tally {
     accepted: u64,
+    answers: u64,
     postponed: u64,
     refused: u64,
     unreadable: u64,

@@ -1,51 +1,57 @@
 //! Sending: one message in flight on one connection, and no outcome without the acknowledgement that names it.
 //!
 //! A message that asks for no acknowledgement is delivered when it has been written, if the destination settles for that.
-//! Once bytes may have left, only the partner's answer to exactly this message settles it. Anything else closes the
-//! connection first, so that a late answer cannot be taken for the next message's, and leaves the delivery in doubt.
+//! Once bytes may have left, only the partner's answer to exactly this message settles it, over this connection or another
+//! one. Anything else closes the connection first, so that a late answer cannot be taken for the next message's, and leaves
+//! the delivery in doubt.
 
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use gatepost_adapter::{DataError, Delivery, Evidence, Level, Outcome, Worker, digest, egress, reply};
+use gatepost_adapter::{DataError, Delivery, Level, Outcome, Worker, egress};
 use tokio::time::timeout;
 
 use crate::ack::{self, Verdict};
+use crate::answer::{self, Answer};
+use crate::awaited::{Awaited, Ticket};
 use crate::channel::{Channel, ChannelError};
-use crate::charset::{Charset, Declared};
-use crate::event::MEDIA_TYPE;
-use crate::header::{AckCode, HeaderError, Message, attribute_text};
-use crate::mllp::{self, Item};
+use crate::charset::Declared;
+use crate::header::{AckCode, HeaderError, Message};
+use crate::mllp::{self, COMMITTED, Item, NOT_COMMITTED};
 use crate::settings::Settings;
-
-/// Larger answers are evidenced by their digest alone.
-const REPLY_BYTES_MAX: usize = 1024 * 1024;
-const CONTROL_ID_CHARS_MAX: usize = 200;
 
 /// One connection to the partner, made when it is first needed.
 pub(crate) struct Link {
     address: String,
     settings: Arc<Settings>,
+    awaited: Arc<Awaited>,
     /// What the destination counts as delivered.
     confirm: Level,
     channel: Option<Channel>,
 }
 
 impl Link {
-    pub(crate) fn new(address: String, settings: Arc<Settings>, confirm: Level) -> Self {
-        Self { address, settings, confirm, channel: None }
+    pub(crate) fn new(
+        address: String,
+        settings: Arc<Settings>,
+        awaited: Arc<Awaited>,
+        confirm: Level,
+    ) -> Self {
+        Self { address, settings, awaited, confirm, channel: None }
     }
 
     /// The kept connection if the partner still has it, else a new one. An error is the outcome of the attempt: the
     /// partner cannot be reached, and that is not the message's fault.
     async fn channel(&mut self) -> Result<Channel, Outcome> {
         if let Some(mut channel) = self.channel.take() {
-            match channel.clear() {
-                Ok(0) => return Ok(channel),
-                Ok(frames) => {
-                    tracing::info!(frames, "the partner sent answers that nobody was waiting for");
-                    return Ok(channel);
-                }
+            let mut answers = 0;
+            let clear = channel.clear(|item| answers += usize::from(unasked(&self.awaited, item)));
+            let clear = match clear {
+                Ok(()) => self.confirm_answers(&mut channel, answers),
+                Err(error) => Err(error),
+            };
+            match clear {
+                Ok(()) => return Ok(channel),
                 Err(error) => {
                     tracing::info!(%error, "the partner has closed the connection; making a new one")
                 }
@@ -67,20 +73,31 @@ impl Link {
         })
     }
 
-    fn outcome(&self, answer: &Answer) -> Outcome {
-        let evidence = Evidence::new(Level::Transport)
-            .with("code", answer.code.as_str())
-            .with("control_id", answer.control_id.as_str())
-            .with("ack_sha256", digest(&answer.body))
-            .with("ack_bytes", answer.body.len());
-        let reply = (answer.body.len() <= REPLY_BYTES_MAX).then(|| reply(MEDIA_TYPE, answer.body.to_vec()));
-        let Some(action) = self.settings.on_ack.action(answer.code) else {
-            return Outcome::Delivered { evidence, reply };
+    /// Says that answers which came unasked have been taken, where release 2 of MLLP wants that.
+    fn confirm_answers(&self, channel: &mut Channel, answers: usize) -> Result<(), ChannelError> {
+        let answers = if self.settings.commit_bytes() { answers } else { 0 };
+        (0..answers).try_for_each(|_| channel.write_now(committed()))
+    }
+
+    async fn outcome(&self, exchanged: Exchanged, delivery: &Delivery, ticket: Ticket) -> Outcome {
+        let answer = match exchanged {
+            Exchanged::Unanswered => return Outcome::Delivered { evidence: answer::sent(), reply: None },
+            Exchanged::Committed => {
+                return Outcome::Delivered { evidence: answer::committed(), reply: None };
+            }
+            Exchanged::NotCommitted => return answer::not_committed(),
+            Exchanged::Answered(answer) => answer,
         };
-        let reason = format!("the partner answered {}", answer.code.as_str());
-        match action.retry_scope() {
-            Some(scope) => Outcome::Retry { scope, after: None, reason },
-            None => Outcome::Reject { reason, evidence: Some(evidence), reply },
+        if answer.code != AckCode::Ca || self.confirm < Level::Business {
+            return answer::outcome(&self.settings.on_ack, self.confirm, &answer);
+        }
+        let evidence = answer::evidence(Level::Transport, &answer);
+        match ticket.sent(delivery, evidence, self.settings.application_ack_timeout()).await {
+            Ok(()) => Outcome::Settled,
+            Err(error) => {
+                tracing::warn!(delivery = %delivery.id(), %error, "accepted by the partner, but the lease is over");
+                Outcome::LeaseLost
+            }
         }
     }
 }
@@ -91,7 +108,7 @@ impl Worker for Link {
             Ok(body) => body,
             Err(error) => return no_data(&error),
         };
-        let prepared = match prepare(&body, self.confirm) {
+        let prepared = match prepare(&body, self.confirm, self.settings.commit_bytes()) {
             Ok(prepared) => prepared,
             Err(reason) => return Outcome::reject(reason),
         };
@@ -99,18 +116,19 @@ impl Worker for Link {
             Ok(channel) => channel,
             Err(outcome) => return outcome,
         };
+        // Before a byte leaves: the answer may come over another connection, faster than this task goes on.
+        let Some(mut ticket) = self.awaited.expect(prepared.control_id, delivery).await else {
+            return Outcome::Release;
+        };
         if delivery.begin().await.is_err() {
             self.channel = Some(channel);
             return Outcome::LeaseLost;
         }
-        let exchanged = timeout(self.settings.ack_timeout(), exchange(&mut channel, prepared)).await;
-        match exchanged {
-            Ok(Ok(answer)) => {
+        let exchanging = exchange(&mut channel, prepared, &mut ticket, &self.awaited);
+        match timeout(self.settings.ack_timeout(), exchanging).await {
+            Ok(Ok(exchanged)) => {
                 self.channel = Some(channel);
-                match answer {
-                    Some(answer) => self.outcome(&answer),
-                    None => Outcome::Delivered { evidence: Evidence::new(Level::Sent), reply: None },
-                }
+                self.outcome(exchanged, delivery, ticket).await
             }
             // In both cases the connection is dropped here, and with it every late answer.
             Ok(Err(error)) => Outcome::in_doubt(format!("no acknowledgement: {error}")),
@@ -118,6 +136,22 @@ impl Worker for Link {
                 Outcome::in_doubt(format!("no acknowledgement within {} ms", self.settings.ack_timeout_ms))
             }
         }
+    }
+
+    /// Application acknowledgements come when they come, and a partner that closes is noticed at once.
+    async fn idle(&mut self) {
+        while let Some(channel) = &mut self.channel {
+            let Ok(Some(item)) = channel.next().await else {
+                self.channel = None;
+                break;
+            };
+            let answers = usize::from(unasked(&self.awaited, item));
+            if let Some(mut channel) = self.channel.take() {
+                let goes_on = self.confirm_answers(&mut channel, answers).is_ok();
+                self.channel = goes_on.then_some(channel);
+            }
+        }
+        std::future::pending().await
     }
 }
 
@@ -131,15 +165,46 @@ fn no_data(error: &DataError) -> Outcome {
     }
 }
 
+/// What the partner sends while no answer from it is due here; whether it is an answer to something.
+fn unasked(awaited: &Awaited, item: Item) -> bool {
+    let Item::Frame(body) = item else {
+        tracing::warn!(?item, "the partner sent something that is no message");
+        return false;
+    };
+    if body == COMMITTED || body == NOT_COMMITTED {
+        return false;
+    }
+    match answer::read(&body) {
+        Ok(answer) => {
+            if !awaited.offer(answer) {
+                tracing::warn!(
+                    "the partner answered a message that is not waiting for it; this settles nothing"
+                );
+            }
+            true
+        }
+        Err(reason) => {
+            tracing::warn!(reason, "the partner sent something that answers no message");
+            false
+        }
+    }
+}
+
 /// A message ready for the wire.
 struct Prepared<'a, B> {
     frame: B,
     /// What its acknowledgement must name.
     control_id: &'a [u8],
     wants_answer: bool,
+    /// The partner says by a byte that it has stored what came (MLLP release 2).
+    commit_bytes: bool,
 }
 
-fn prepare(body: &Bytes, confirm: Level) -> Result<Prepared<'_, impl Buf + use<>>, String> {
+fn prepare(
+    body: &Bytes,
+    confirm: Level,
+    commit_bytes: bool,
+) -> Result<Prepared<'_, impl Buf + use<>>, String> {
     let message = Message::parse(body).map_err(|error| error.to_string())?;
     let control_id = message.control_id().map_err(|error| error.to_string())?;
     if message.charset() == Declared::Wide {
@@ -147,84 +212,93 @@ fn prepare(body: &Bytes, confirm: Level) -> Result<Prepared<'_, impl Buf + use<>
     }
     let frame = mllp::frame(body).map_err(|error| error.to_string())?;
     let wants_answer = ack::code_owed(&message, Verdict::Accepted).is_some();
-    if !wants_answer && confirm > Level::Sent {
-        let what = "the message asks for no acknowledgement, so its arrival cannot be confirmed";
-        return Err(format!("{what}; set `confirm = \"sent\"` for such messages"));
+    let confirmable = match confirm {
+        Level::Sent => true,
+        Level::Transport => wants_answer || commit_bytes,
+        Level::Business => wants_answer && message.wants_application_acknowledgement(),
+    };
+    if !confirmable {
+        let what = match confirm {
+            Level::Business => "asks for no application acknowledgement, so what became of it",
+            Level::Sent | Level::Transport => "asks for no acknowledgement, so its arrival",
+        };
+        let lower = if confirm == Level::Business { "transport" } else { "sent" };
+        return Err(format!(
+            "the message {what} cannot be confirmed; set `confirm = \"{lower}\"` for such messages"
+        ));
     }
-    Ok(Prepared { frame, control_id, wants_answer })
+    Ok(Prepared { frame, control_id, wants_answer, commit_bytes })
 }
 
-/// The partner's answer to our message.
-struct Answer {
-    code: AckCode,
-    control_id: String,
-    body: Bytes,
+/// How it went on the wire.
+enum Exchanged {
+    /// The message wants no answer.
+    Unanswered,
+    /// The same, and the partner has stored it.
+    Committed,
+    /// The partner could not store it.
+    NotCommitted,
+    Answered(Answer),
 }
 
-/// `None` for a message that wants no answer.
 async fn exchange(
     channel: &mut Channel,
     prepared: Prepared<'_, impl Buf>,
-) -> Result<Option<Answer>, ChannelError> {
-    let Prepared { frame, control_id, wants_answer } = prepared;
+    ticket: &mut Ticket,
+    awaited: &Awaited,
+) -> Result<Exchanged, ChannelError> {
+    let Prepared { frame, control_id, wants_answer, commit_bytes } = prepared;
     channel.write(frame).await?;
-    if !wants_answer {
-        return Ok(None);
+    if !wants_answer && !commit_bytes {
+        return Ok(Exchanged::Unanswered);
     }
     loop {
-        let body = match channel.next().await?.ok_or(ChannelError::Closed)? {
-            Item::Frame(body) => body,
-            Item::Oversize { length, .. } => {
-                tracing::warn!(length, "passing over an answer above max_frame_bytes");
-                continue;
-            }
-            Item::Abandoned { length } => {
-                tracing::warn!(length, "the partner broke off an answer and began another");
-                continue;
-            }
+        let item = tokio::select! {
+            answer = ticket.answer() => return Ok(Exchanged::Answered(answer)),
+            item = channel.next() => item?.ok_or(ChannelError::Closed)?,
         };
-        match verdict(&body, control_id) {
-            Ok(code) => {
-                let control_id = attribute_text(control_id, Charset::Utf8, CONTROL_ID_CHARS_MAX);
-                return Ok(Some(Answer { code, control_id, body }));
+        let Item::Frame(body) = item else {
+            tracing::warn!(?item, "passing over an answer that did not come whole");
+            continue;
+        };
+        if body == COMMITTED || body == NOT_COMMITTED {
+            match (body == COMMITTED, commit_bytes, wants_answer) {
+                (false, true, _) => return Ok(Exchanged::NotCommitted),
+                (true, true, false) => return Ok(Exchanged::Committed),
+                _ => continue,
+            }
+        }
+        if commit_bytes {
+            channel.write(committed()).await?;
+        }
+        match answer::read(&body) {
+            Ok(answer) if answer.control_id == control_id => return Ok(Exchanged::Answered(answer)),
+            Ok(answer) => {
+                if !awaited.offer(answer) {
+                    tracing::warn!("waiting on: this answer names another message");
+                }
             }
             Err(reason) => tracing::warn!(reason, "waiting on: this answer settles nothing"),
         }
     }
 }
 
-/// The code with which this answer settles our message, or why it does not.
-pub(crate) fn verdict(body: &[u8], control_id: &[u8]) -> Result<AckCode, &'static str> {
-    let message = Message::parse(body).map_err(|_| "it is not an HL7 message")?;
-    let acknowledgement = message.acknowledgement().ok_or("it has no MSA segment")?;
-    if acknowledgement.control_id != control_id {
-        return Err("its MSA-2 names another message");
-    }
-    acknowledgement.code.ok_or("its MSA-1 is not a code that HL7 knows")
+/// What release 2 says when something has been taken.
+fn committed() -> impl Buf {
+    mllp::enclosed(Bytes::from_static(COMMITTED))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_the_answer_that_names_the_message_settles_it() {
-        let ack = |rest: &str| format!("MSH|^~\\&|B||A||2026||ACK|9|P|2.5\r{rest}").into_bytes();
-        assert_eq!(verdict(&ack("MSA|AA|M1\r"), b"M1"), Ok(AckCode::Aa));
-        assert_eq!(verdict(&ack("MSA|AE| M1 |text\rERR|\r"), b"M1"), Ok(AckCode::Ae));
-        assert!(verdict(&ack("MSA|AA|M10\r"), b"M1").is_err());
-        assert!(verdict(&ack("MSA|AA|m1\r"), b"M1").is_err());
-        assert!(verdict(&ack("MSA|AA|\r"), b"M1").is_err());
-        assert!(verdict(&ack("MSA|OK|M1\r"), b"M1").is_err());
-        assert!(verdict(&ack("ERR|\r"), b"M1").is_err());
-        assert!(verdict(b"\x06", b"M1").is_err());
-        assert_eq!(verdict(b"MSH:;~\\&::::::::ACK:9:P:2.5\rMSA:CA:M^1", b"M^1"), Ok(AckCode::Ca));
+    fn reason(body: &'static [u8], confirm: Level) -> String {
+        prepare(&Bytes::from_static(body), confirm, false).err().unwrap()
     }
 
     #[test]
     fn what_cannot_be_sent_is_refused_with_its_reason() {
-        let reason =
-            |body: &'static [u8]| prepare(&Bytes::from_static(body), Level::Transport).err().unwrap();
+        let reason = |body| reason(body, Level::Transport);
         assert!(reason(b"").contains("MSH"));
         assert!(reason(b"{}").contains("MSH"));
         assert!(reason(b"MSH|^~\\&|A|B|C|D|||ADT^A01||P|2.5\r").contains("MSH-10"));
@@ -234,23 +308,24 @@ mod tests {
     }
 
     #[test]
-    fn the_table_turns_codes_into_outcomes() {
-        let link = |on_ack: &str| {
-            let settings =
-                serde_json::from_str(&format!(r#"{{"connect":"a:1","on_ack":{on_ack}}}"#)).unwrap();
-            Link::new("a:1".to_owned(), Arc::new(settings), Level::Transport)
-        };
-        let answer = |code| Answer { code, control_id: "M1".to_owned(), body: Bytes::from_static(b"MSH|") };
-        let standard = link("{}");
-        assert_eq!(standard.outcome(&answer(AckCode::Aa)).name(), "delivered");
-        assert_eq!(standard.outcome(&answer(AckCode::Ca)).name(), "delivered");
-        assert_eq!(standard.outcome(&answer(AckCode::Ae)).name(), "reject");
-        assert_eq!(standard.outcome(&answer(AckCode::Ar)).name(), "reject");
-        assert_eq!(standard.outcome(&answer(AckCode::Ce)).name(), "retry");
-        assert_eq!(standard.outcome(&answer(AckCode::Cr)).name(), "reject");
-        let lenient = link(r#"{"AE":"retry","AR":"retry_destination"}"#);
-        assert_eq!(lenient.outcome(&answer(AckCode::Ae)).name(), "retry");
-        let Outcome::Retry { scope, .. } = lenient.outcome(&answer(AckCode::Ar)) else { panic!("no retry") };
-        assert_eq!(scope, gatepost_adapter::Scope::Destination);
+    fn what_the_message_does_not_ask_for_cannot_be_confirmed() {
+        let message = |modes: &str| Bytes::from(format!("MSH|^~\\&|A|B|C|D|||ADT^A01|1|P|2.5|||{modes}\r"));
+        let confirmable = |modes, confirm, release_2| prepare(&message(modes), confirm, release_2).is_ok();
+        // MSH-15 and MSH-16, and whether `sent`, `transport` and `business` can be shown.
+        for (modes, can) in [
+            ("|", [true, true, true]),
+            ("AL|NE", [true, true, false]),
+            ("AL|AL", [true, true, true]),
+            ("AL|SU", [true, true, true]),
+            ("AL|ER", [true, true, false]),
+            ("NE|AL", [true, true, true]),
+            ("NE|NE", [true, false, false]),
+        ] {
+            let shown = [Level::Sent, Level::Transport, Level::Business]
+                .map(|confirm| confirmable(modes, confirm, false));
+            assert_eq!(shown, can, "{modes}");
+        }
+        assert!(confirmable("NE|NE", Level::Transport, true), "the commit byte shows it");
+        assert!(!confirmable("NE|NE", Level::Business, true));
     }
 }

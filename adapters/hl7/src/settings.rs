@@ -3,19 +3,23 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use gatepost_adapter::{Fault, Scope};
+use gatepost_adapter::Fault;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Limits;
 use crate::charset::Charset;
-use crate::header::AckCode;
+use crate::on_ack::OnAck;
 use crate::path::{FieldPath, FieldPathError};
 use crate::peers::Network;
 
 const CONNECTIONS_MAX: usize = 64;
 const TIMEOUT_MS_MAX: u64 = 600_000;
 const IDLE_MS_MAX: u64 = 7 * 24 * 3_600_000;
+/// The gateway waits for late proof so long at most.
+const APPLICATION_ACK_MS_MAX: u64 = 7 * 24 * 3_600_000;
+/// The gateway holds an answer for so long at most.
+const REPLY_MS_MAX: u64 = 60_000;
 const LENIENT_END_MS_MAX: u64 = 10_000;
 /// The gateway's own default for the largest message.
 const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -34,8 +38,13 @@ pub(crate) struct Settings {
     pub(crate) connect_timeout_ms: u64,
     /// How long to wait for an acknowledgement; then the connection is closed and the delivery is in doubt.
     pub(crate) ack_timeout_ms: u64,
+    /// How long to wait for the application acknowledgement of a message that the partner has accepted (CA), where the
+    /// destination's `confirm` is `business`.
+    pub(crate) application_ack_timeout_ms: u64,
     /// What a negative acknowledgement means.
     pub(crate) on_ack: OnAck,
+    /// 2: after each message whoever took it says so by a byte of its own (MLLP release 2), both ways.
+    pub(crate) mllp_release: u8,
     /// Where partners may connect to, `address:port`. Without it this adapter only sends.
     pub(crate) listen: Option<String>,
     /// Partners' addresses (`10.1.2.3`) and networks (`10.1.0.0/16`). Others are turned away. Default: this host.
@@ -54,6 +63,15 @@ pub(crate) struct Settings {
     pub(crate) idle_connection_timeout_ms: Option<u64>,
     /// For partners that end a message with FS and no CR: how long to wait for the CR. Default: it must be there.
     pub(crate) lenient_end_ms: Option<u64>,
+    /// Who sends the application acknowledgement that a partner asks for behind the accept acknowledgement (MSH-15 and MSH-16).
+    pub(crate) application_ack: ApplicationAck,
+    /// Message codes, like `QBP`, that an application behind the gateway answers: the partner gets the reply of whoever the
+    /// message is delivered to.
+    pub(crate) reply_from_app: Vec<String>,
+    /// How long a partner waits for such a reply. Whole seconds.
+    pub(crate) reply_timeout_ms: u64,
+    /// A control id that comes again with another message.
+    pub(crate) on_reused_id: OnReusedId,
     /// What a partner gets that sends something other than HL7. The connection is closed in any case.
     pub(crate) on_unreadable: OnUnreadable,
     /// What ends a segment of a received message. Whatever it is, the bytes stay as they came.
@@ -82,7 +100,9 @@ impl Default for Settings {
             connections: 4,
             connect_timeout_ms: 10_000,
             ack_timeout_ms: 30_000,
+            application_ack_timeout_ms: 300_000,
             on_ack: OnAck::default(),
+            mllp_release: 1,
             listen: None,
             allow_from: Network::loopback(),
             max_frame_bytes: 16 * 1024 * 1024,
@@ -91,6 +111,10 @@ impl Default for Settings {
             idle_frame_timeout_ms: 10_000,
             idle_connection_timeout_ms: None,
             lenient_end_ms: None,
+            application_ack: ApplicationAck::default(),
+            reply_from_app: Vec::new(),
+            reply_timeout_ms: 20_000,
+            on_reused_id: OnReusedId::default(),
             on_unreadable: OnUnreadable::default(),
             segment_end: SegmentEnd::default(),
             default_charset: Charset::Utf8,
@@ -113,6 +137,8 @@ impl Settings {
         range("connections", self.connections as u64, CONNECTIONS_MAX as u64);
         range("connect_timeout_ms", self.connect_timeout_ms, TIMEOUT_MS_MAX);
         range("ack_timeout_ms", self.ack_timeout_ms, TIMEOUT_MS_MAX);
+        range("application_ack_timeout_ms", self.application_ack_timeout_ms, APPLICATION_ACK_MS_MAX);
+        range("mllp_release", self.mllp_release.into(), 2);
         range("max_frame_bytes", self.max_frame_bytes as u64, FRAME_BYTES_MAX as u64);
         range("max_connections", self.max_connections as u64, LISTEN_CONNECTIONS_MAX as u64);
         range(
@@ -126,6 +152,13 @@ impl Settings {
         }
         if let Some(pause) = self.lenient_end_ms {
             range("lenient_end_ms", pause, LENIENT_END_MS_MAX);
+        }
+        faults.extend(self.on_ack.faults());
+        if !(1_000..=REPLY_MS_MAX).contains(&self.reply_timeout_ms) {
+            faults.push(Fault::new("reply_timeout_ms", format!("must be from 1000 to {REPLY_MS_MAX}")));
+        }
+        if self.reply_from_app.iter().any(|code| !is_message_code(code)) {
+            faults.push(Fault::new("reply_from_app", "must hold message codes of MSH-9.1, like \"QBP\""));
         }
         if self.connect.is_none() && self.listen.is_none() {
             faults.push(Fault::new(
@@ -149,6 +182,19 @@ impl Settings {
         Duration::from_millis(self.connect_timeout_ms)
     }
 
+    pub(crate) fn application_ack_timeout(&self) -> Duration {
+        Duration::from_millis(self.application_ack_timeout_ms)
+    }
+
+    pub(crate) fn reply_timeout(&self) -> Duration {
+        Duration::from_millis(self.reply_timeout_ms)
+    }
+
+    /// Whether bytes of MLLP release 2 say what has been taken.
+    pub(crate) fn commit_bytes(&self) -> bool {
+        self.mllp_release == 2
+    }
+
     pub(crate) fn ack_timeout(&self) -> Duration {
         Duration::from_millis(self.ack_timeout_ms)
     }
@@ -169,40 +215,6 @@ impl Settings {
     }
 }
 
-/// Systems disagree on what the codes mean, so it is the configuration that decides. By default only CE, which says
-/// "not stored now", brings the same message again.
-#[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct OnAck {
-    #[serde(rename = "AE")]
-    pub(crate) ae: Action,
-    #[serde(rename = "AR")]
-    pub(crate) ar: Action,
-    #[serde(rename = "CE")]
-    pub(crate) ce: Action,
-    #[serde(rename = "CR")]
-    pub(crate) cr: Action,
-}
-
-impl Default for OnAck {
-    fn default() -> Self {
-        Self { ae: Action::Reject, ar: Action::Reject, ce: Action::Retry, cr: Action::Reject }
-    }
-}
-
-impl OnAck {
-    /// `None` for the codes that say yes.
-    pub(crate) fn action(self, code: AckCode) -> Option<Action> {
-        match code {
-            AckCode::Aa | AckCode::Ca => None,
-            AckCode::Ae => Some(self.ae),
-            AckCode::Ar => Some(self.ar),
-            AckCode::Ce => Some(self.ce),
-            AckCode::Cr => Some(self.cr),
-        }
-    }
-}
-
 /// What may end a segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -214,6 +226,28 @@ pub(crate) enum SegmentEnd {
     Cr,
 }
 
+/// Who gives the application acknowledgement in enhanced mode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ApplicationAck {
+    /// The application, by a message of its own through the gateway; here it says nothing.
+    #[default]
+    App,
+    /// The adapter, as soon as the message is stored, right behind the accept acknowledgement.
+    OnCommit,
+}
+
+/// What a control id is worth that a partner has used before, for a message with other content.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnReusedId {
+    /// Nothing: some senders put the same id into every message. Only the same bytes are the same message.
+    #[default]
+    Accept,
+    /// The sender's word: within the gateway's window another message with the same MSH-3, MSH-4 and MSH-10 is refused.
+    Refuse,
+}
+
 /// What somebody gets who sends bytes that are not HL7.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -223,29 +257,6 @@ pub(crate) enum OnUnreadable {
     Answer,
     /// Nothing.
     Silence,
-}
-
-/// What to do about a negative acknowledgement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Action {
-    /// The message is dead.
-    Reject,
-    /// The message is tried again, and the attempt counts.
-    Retry,
-    /// The partner is in trouble: all its messages wait, and no attempt counts.
-    RetryDestination,
-}
-
-impl Action {
-    /// `None`: not at all.
-    pub(crate) fn retry_scope(self) -> Option<Scope> {
-        match self {
-            Self::Reject => None,
-            Self::Retry => Some(Scope::Message),
-            Self::RetryDestination => Some(Scope::Destination),
-        }
-    }
 }
 
 /// A field path, or none when it is written as an empty string.
@@ -267,6 +278,10 @@ impl From<OptionalPath> for String {
     }
 }
 
+fn is_message_code(code: &str) -> bool {
+    !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
+}
+
 fn is_host_and_port(address: &str) -> bool {
     address
         .rsplit_once(':')
@@ -276,6 +291,7 @@ fn is_host_and_port(address: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::on_ack::Action;
 
     fn read(text: &str) -> Result<Settings, String> {
         serde_json::from_str(text).map_err(|error| error.to_string())
@@ -287,9 +303,6 @@ mod tests {
         assert!(settings.faults().is_empty());
         assert_eq!(settings.partition_key.0, "PID-3.1".parse().ok());
         assert_eq!(settings.subject.0, "MSH-10".parse().ok());
-        assert_eq!(settings.on_ack.action(AckCode::Aa), None);
-        assert_eq!(settings.on_ack.action(AckCode::Ce), Some(Action::Retry));
-        assert_eq!(settings.on_ack.action(AckCode::Ae), Some(Action::Reject));
     }
 
     #[test]
@@ -298,8 +311,8 @@ mod tests {
             read(r#"{"listen":"[::1]:2575","on_ack":{"AE":"retry_destination"},"partition_key":""}"#)
                 .unwrap();
         assert!(settings.faults().is_empty());
-        assert_eq!(settings.on_ack.action(AckCode::Ae).unwrap().retry_scope(), Some(Scope::Destination));
-        assert_eq!(settings.on_ack.action(AckCode::Ar).unwrap().retry_scope(), None);
+        assert_eq!(settings.on_ack.ae, Some(Action::RetryDestination));
+        assert_eq!(settings.on_ack.ar, None);
         assert_eq!(settings.partition_key.0, None);
     }
 

@@ -1,16 +1,23 @@
 //! Both directions over real sockets, between a played gateway and a played partner.
 
+mod enhanced;
 mod receiving;
+mod release_2;
 mod sending;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use gatepost_adapter::Session;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::answer::{self, Answer};
+use crate::awaited::{Awaited, LateDesk};
 use crate::channel::{Channel, Limits};
 use crate::mllp::{self, Item};
+use crate::settings::Settings;
 
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -50,4 +57,10 @@ async fn is_closed(channel: &mut Channel) -> bool {
 
 fn channel(stream: TcpStream) -> Channel {
     Channel::new(stream, Limits::new(BODY_BYTES_MAX, PAUSE_MAX)).unwrap()
+}
+
+fn awaited(settings: &Arc<Settings>, session: &Session) -> (Arc<Awaited>, LateDesk) {
+    let (on_ack, confirm) = (settings.on_ack.clone(), session.confirm());
+    let judge = move |answer: &Answer| answer::outcome(&on_ack, confirm, answer);
+    Awaited::open(session.clone(), Box::new(judge))
 }

@@ -56,7 +56,7 @@ async fn the_manifest_says_what_the_adapter_can_do() {
     let manifest: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(manifest["protocol"], 1);
     assert_eq!(manifest["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(manifest["levels"], json!(["sent", "transport"]));
+    assert_eq!(manifest["levels"], json!(["sent", "transport", "business"]));
     assert_eq!((&manifest["query"], &manifest["ordered_pipeline"]), (&json!(false), &json!(false)));
     let schema = &manifest["settings_schema"];
     assert_eq!(schema["additionalProperties"], false);

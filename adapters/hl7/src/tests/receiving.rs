@@ -11,42 +11,47 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::{ack, adt, body_of, channel, framed, is_closed, write};
+use super::{ack, adt, awaited, body_of, channel, framed, is_closed, write};
 use crate::channel::Channel;
 use crate::mllp;
 use crate::receive::Receiver;
 use crate::settings::Settings;
 
-struct Intake {
+pub(super) struct Intake {
     address: std::net::SocketAddr,
-    gateway: Gateway,
+    pub(super) gateway: Gateway,
     serving: JoinHandle<()>,
 }
 
 impl Intake {
-    async fn new(changes: Value) -> Self {
+    pub(super) async fn new(changes: Value) -> Self {
         let mut settings = json!({ "listen": "127.0.0.1:1" });
         settings.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         let settings: Settings = serde_json::from_value(settings).unwrap();
         let (gateway, session): (Gateway, Session) = Gateway::open(json!({})).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(Receiver::new(Arc::new(settings), session).serve_listener(listener));
+        let settings = Arc::new(settings);
+        let (awaited, late) = awaited(&settings, &session);
+        let serving = tokio::spawn(async move {
+            let receiver = Receiver::new(settings, session, awaited);
+            tokio::join!(receiver.serve_listener(listener), late.run());
+        });
         Self { address, gateway, serving }
     }
 
-    async fn connect(&self) -> Channel {
+    pub(super) async fn connect(&self) -> Channel {
         let stream = TcpStream::connect(self.address).await.unwrap();
         channel(stream)
     }
 
-    async fn accepted(&mut self) {
+    pub(super) async fn accepted(&mut self) {
         let call = self.gateway.next("/v1/messages").await;
         accept(call);
     }
 }
 
-fn accept(call: Call) {
+pub(super) fn accept(call: Call) {
     let id = "00000000-0000-0000-0000-000000000001";
     call.answer(
         202,
@@ -54,7 +59,7 @@ fn accept(call: Call) {
     );
 }
 
-fn msa(acknowledgement: &Bytes) -> &str {
+pub(super) fn msa(acknowledgement: &Bytes) -> &str {
     let text = std::str::from_utf8(acknowledgement).unwrap();
     text.split('\r').find(|segment| segment.starts_with("MSA")).unwrap()
 }
@@ -74,7 +79,7 @@ async fn the_acknowledgement_comes_after_the_commit_and_not_before() {
     let encoded = serde_json::to_value(gatepost_adapter::binary_reply("", &body)).unwrap();
     assert_eq!(call.body["data_base64"], encoded["data_base64"]);
     assert_eq!(call.headers["idempotency-key"], format!("M1:{}", digest(&body)));
-    assert_eq!(partner.clear().unwrap(), 0, "acknowledged before the gateway had answered");
+    partner.clear(|item| panic!("{item:?}: {}", "acknowledged before the gateway had answered")).unwrap();
     accept(call);
     assert_eq!(msa(&body_of(&mut partner).await), "MSA|AA|M1");
 }
@@ -323,4 +328,111 @@ async fn strangers_and_too_many_are_turned_away() {
             }
         }
     }
+}
+
+const TWO_PHASES: &[u8] = b"MSH|^~\\&|A|B|C|D|||ADT^A01|M1|P|2.5|||AL|AL\r";
+const QUERY: &[u8] = b"MSH|^~\\&|A|B|C|D|||QBP^Q22|Q1|P|2.5\rQPD|x\r";
+
+#[tokio::test]
+async fn the_application_acknowledgement_follows_where_the_adapter_is_to_give_it() {
+    let mut intake = Intake::new(json!({"application_ack": "on_commit"})).await;
+    let mut partner = intake.connect().await;
+    write(&mut partner, &Bytes::from_static(TWO_PHASES)).await;
+    intake.accepted().await;
+    let accepted = body_of(&mut partner).await;
+    let applied = body_of(&mut partner).await;
+    assert_eq!((msa(&accepted), msa(&applied)), ("MSA|CA|M1", "MSA|AA|M1"));
+    let id = |ack: &Bytes| ack.split(|byte| *byte == b'|').nth(9).unwrap().to_vec();
+    assert_ne!(id(&accepted), id(&applied), "each acknowledgement is a message of its own");
+
+    // By default the application gives it.
+    let mut intake = Intake::new(json!({})).await;
+    let mut partner = intake.connect().await;
+    write(&mut partner, &Bytes::from_static(TWO_PHASES)).await;
+    intake.accepted().await;
+    assert_eq!(msa(&body_of(&mut partner).await), "MSA|CA|M1");
+    write(&mut partner, &adt("M2")).await;
+    intake.accepted().await;
+    assert_eq!(msa(&body_of(&mut partner).await), "MSA|AA|M2");
+}
+
+/// Answers a call that waits for a reply.
+fn reply(call: Call, text: Option<&str>) {
+    assert_eq!(call.headers["prefer"], "wait=20");
+    let reply = text.map(|text| json!({"datacontenttype": "text/plain", "data": text}));
+    let id = "00000000-0000-0000-0000-000000000001";
+    let delivery = json!({"id": id, "destination": "ehr", "state": "delivered", "reply": reply});
+    let message = json!({"id": id, "duplicate": true, "deliveries": [delivery]});
+    call.answer(200, &json!({"messages": [message], "durability": "fsync"}));
+}
+
+#[tokio::test]
+async fn a_query_is_stored_and_then_answered_by_the_application() {
+    let mut intake = Intake::new(json!({"reply_from_app": ["QBP"]})).await;
+    let mut partner = intake.connect().await;
+    write(&mut partner, &Bytes::from_static(QUERY)).await;
+    let stored = intake.gateway.next("/v1/messages").await;
+    assert!(!stored.headers.contains_key("prefer"), "it is stored without waiting");
+    let key = stored.headers["idempotency-key"].clone();
+    accept(stored);
+    let asked = intake.gateway.next("/v1/messages").await;
+    assert_eq!(asked.headers["idempotency-key"], key);
+    let answer = "MSH|^~\\&|C|D|A|B|||RSP^K22|R1|P|2.5\rMSA|AA|Q1\rQAK|x|OK\r";
+    reply(asked, Some(answer));
+    assert_eq!(body_of(&mut partner).await, answer.as_bytes());
+}
+
+#[tokio::test]
+async fn a_query_that_no_application_answers_well_gets_an_error_and_no_other_messages_answer() {
+    let mut intake = Intake::new(json!({"reply_from_app": ["QBP"]})).await;
+    let mut partner = intake.connect().await;
+    let other = "MSH|^~\\&|C|D|A|B|||RSP^K22|R1|P|2.5\rMSA|AA|Q2\r";
+    for answer in [None, Some("hello"), Some(other), Some("MSH|^~\\&|C|D|A|B|||RSP^K22|R1|P|2.5\r")] {
+        write(&mut partner, &Bytes::from_static(QUERY)).await;
+        intake.accepted().await;
+        reply(intake.gateway.next("/v1/messages").await, answer);
+        let refusal = body_of(&mut partner).await;
+        assert!(msa(&refusal).starts_with("MSA|AE|Q1|the application gave no"), "{answer:?}");
+    }
+    // In enhanced mode the acceptance is acknowledged before the answer is waited for.
+    let query = [QUERY.strip_suffix(b"\rQPD|x\r").unwrap(), b"|||AL|AL\rQPD|x\r"].concat();
+    write(&mut partner, &query.into()).await;
+    intake.accepted().await;
+    assert_eq!(msa(&body_of(&mut partner).await), "MSA|CA|Q1");
+    reply(intake.gateway.next("/v1/messages").await, None);
+    assert!(msa(&body_of(&mut partner).await).starts_with("MSA|AE|Q1|"));
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_error() {
+    let mut intake = Intake::new(json!({"on_reused_id": "refuse"})).await;
+    let mut partner = intake.connect().await;
+    for (problem, error) in [
+        ("type_not_allowed", "200"),
+        ("no_route", "200"),
+        ("idempotency_mismatch", "205"),
+        ("queue_full", "207"),
+    ] {
+        write(&mut partner, &adt("M1")).await;
+        intake.gateway.next("/v1/messages").await.answer_problem(problem);
+        let answer = body_of(&mut partner).await;
+        assert_eq!(crate::header::Message::parse(&answer).unwrap().error_code(), Some(error), "{problem}");
+    }
+    write(&mut partner, &Bytes::from_static(b"MSH|^~\\&|A|B|C|D|||ADT^A01|M1|P|2.5||||||UNICODE UTF-16\r"))
+        .await;
+    let answer = body_of(&mut partner).await;
+    assert!(std::str::from_utf8(&answer).unwrap().contains("\rERR||MSH^1^18|103^"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn who_wants_no_acknowledgement_gets_none_and_is_stored() {
+    let mut intake = Intake::new(json!({})).await;
+    let mut partner = intake.connect().await;
+    write(&mut partner, &Bytes::from_static(b"MSH|^~\\&|A|B|C|D|||ADT^A01|M1|P|2.5|||NE|NE\r")).await;
+    let call = intake.gateway.next("/v1/messages").await;
+    assert_eq!(call.body["subject"], "M1");
+    accept(call);
+    write(&mut partner, &adt("M2")).await;
+    intake.accepted().await;
+    assert_eq!(msa(&body_of(&mut partner).await), "MSA|AA|M2");
 }

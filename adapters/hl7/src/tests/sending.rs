@@ -10,24 +10,24 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::{ack, adt, body_of, channel, framed, is_closed, write};
+use super::{ack, adt, awaited, body_of, channel, framed, is_closed, write};
 use crate::channel::Channel;
 use crate::send::Link;
 use crate::settings::Settings;
 
-fn leased(number: u128, body: &[u8]) -> Value {
+pub(super) fn leased(number: u128, body: &[u8]) -> Value {
     let text = serde_json::to_value(gatepost_adapter::binary_reply("", body)).unwrap()["data_base64"].take();
     leased_event(number, Some("42"), "application/hl7-v2+er7", json!({ "data_base64": text }))
 }
 
-struct Partner {
+pub(super) struct Partner {
     listener: TcpListener,
-    gateway: Gateway,
+    pub(super) gateway: Gateway,
     working: JoinHandle<Result<(), Failure>>,
 }
 
 impl Partner {
-    async fn new(changes: Value) -> Self {
+    pub(super) async fn new(changes: Value) -> Self {
         Self::with_session(changes, json!({})).await
     }
 
@@ -40,18 +40,27 @@ impl Partner {
         let (gateway, session) = Gateway::open(session).await;
         let working = tokio::spawn(async move {
             let crew = Crew { workers: settings.connections, placement: Placement::ByKey };
-            session.work(crew, |_| Link::new(address.clone(), Arc::clone(&settings), session.confirm())).await
+            let (awaited, late) = awaited(&settings, &session);
+            let work = async {
+                let link = |_| {
+                    Link::new(address.clone(), Arc::clone(&settings), Arc::clone(&awaited), session.confirm())
+                };
+                let worked = session.work(crew, link).await;
+                drop(awaited);
+                worked
+            };
+            tokio::join!(work, late.run()).0
         });
         Self { listener, gateway, working }
     }
 
-    async fn accept(&self) -> Channel {
+    pub(super) async fn accept(&self) -> Channel {
         let (stream, _) = self.listener.accept().await.unwrap();
         channel(stream)
     }
 
     /// The next result that the adapter reports.
-    async fn settled(&mut self) -> Value {
+    pub(super) async fn settled(&mut self) -> Value {
         let call = self.gateway.next("/v1/settle").await;
         let result = call.body["results"][0].clone();
         call.settled("ok");
@@ -87,7 +96,9 @@ async fn one_connection_carries_one_message_at_a_time_and_is_kept() {
     partner.gateway.lease(&[leased(1, &adt("M1")), leased(2, &adt("M2"))]).await;
     let mut channel = partner.accept().await;
     assert_eq!(body_of(&mut channel).await, adt("M1"));
-    assert_eq!(channel.clear().unwrap(), 0, "a second message came before the first was acknowledged");
+    channel
+        .clear(|item| panic!("{item:?}: {}", "a second message came before the first was acknowledged"))
+        .unwrap();
     write(&mut channel, &ack("CA", "M1")).await;
     assert_eq!(body_of(&mut channel).await, adt("M2"));
     write(&mut channel, &ack("AA", "M2")).await;
@@ -250,4 +261,48 @@ async fn a_write_that_fails_leaves_doubt() {
     let result = partner.settled().await;
     assert_eq!(result["outcome"], "in_doubt");
     assert_eq!(result["reason"], "no acknowledgement: the connection failed");
+}
+
+#[tokio::test]
+async fn answers_of_every_strange_kind_settle_what_they_name_and_nothing_else() {
+    let mut partner = Partner::new(json!({})).await;
+    let mut channel = None;
+    // A doubled answer, one before its time, other delimiters and line ends, a code too much, one byte at a time.
+    for (number, answers) in [
+        (1, vec![framed(&ack("AA", "M1")), framed(&ack("AA", "M1"))]),
+        (2, vec![framed(&ack("AR", "M1")), framed(&ack("AA", "M3")), framed(&ack("AA", "M2"))]),
+        (3, vec![framed(&Bytes::from_static(b"MSH:;~\\&:::::::ACK:9:P:2.5\nMSA:AA:M3\n"))]),
+        (4, vec![framed(&ack("XX", "M4")), framed(&ack("CA", "M4"))]),
+        (5, framed(&ack("AA", "M5")).into_iter().map(|byte| vec![byte]).collect()),
+    ] {
+        let id = format!("M{number}");
+        partner.gateway.lease(&[leased(number, &adt(&id))]).await;
+        if channel.is_none() {
+            channel = Some(partner.accept().await);
+        }
+        let channel: &mut Channel = channel.as_mut().unwrap();
+        assert_eq!(body_of(channel).await, adt(&id), "the connection is kept");
+        for piece in answers {
+            channel.write(&piece[..]).await.unwrap();
+        }
+        let result = partner.settled().await;
+        assert_eq!(
+            (&result["token"], &result["outcome"]),
+            (&json!(format!("t{number}")), &json!("delivered"))
+        );
+        assert_eq!(result["evidence"]["control_id"], id);
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_again_is_the_same_bytes() {
+    let mut partner = Partner::new(json!({"ack_timeout_ms": 100})).await;
+    let body =
+        Bytes::from_static(b"\xef\xbb\xbfMSH|^~\\&|A|B|C|D|2026||ADT^A01|M1|P|2.5\r\nPID|1||\xfc\x00\r\n\n");
+    for _ in 0..3 {
+        partner.gateway.lease(&[leased(1, &body)]).await;
+        let mut channel = partner.accept().await;
+        assert_eq!(body_of(&mut channel).await, body);
+        assert_eq!(partner.settled().await["outcome"], "in_doubt");
+    }
 }
