@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use gatepost_api::event::Event;
-use gatepost_api::messages::{AcceptResponse, Reply};
-use gatepost_api::{EVENT_MEDIA_TYPE, Problem};
+use gatepost_api::messages::{AcceptResponse, AcceptedMessage, Reply};
+use gatepost_api::{BATCH_MEDIA_TYPE, EVENT_MEDIA_TYPE, Problem};
 use http::{HeaderName, HeaderValue};
 use uuid::Uuid;
 
@@ -15,6 +15,8 @@ use crate::session::Session;
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static(gatepost_api::EPOCH_HEADER);
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(gatepost_api::IDEMPOTENCY_HEADER);
 
+/// Most events that are accepted in one; the gateway's limit.
+pub const ACCEPT_EVENTS_MAX: usize = 1000;
 /// Most events at a time whose reply is waited for; their waiting keeps nobody else from being accepted.
 pub(crate) const ASKS_IN_FLIGHT_MAX: usize = 8;
 const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -68,6 +70,26 @@ impl Session {
         let _place = self.asking().acquire().await.ok();
         let accepted = self.accept_now(event, idempotency_key, Some(wait)).await;
         accepted.map(|message| message.reply).map_err(|error| self.refused(error))
+    }
+
+    /// Hands events to the gateway, all or none: `Ok` means that all have reached stable storage. Each one's source and id
+    /// are its idempotency key. At most [`ACCEPT_EVENTS_MAX`].
+    pub async fn accept_all(&self, events: &[Event]) -> Result<Vec<Accepted>, AcceptError> {
+        let _place = self.intake().acquire().await.ok();
+        let accepted = self.accept_all_now(events).await;
+        accepted.map_err(|error| self.refused(error))
+    }
+
+    async fn accept_all_now(&self, events: &[Event]) -> Result<Vec<Accepted>, CallError> {
+        let body = serde_json::to_vec(events).map_err(CallError::Unencodable)?;
+        let call = Call::post("/v1/messages", BATCH_MEDIA_TYPE, body.into(), ACCEPT_DEADLINE)
+            .header(EPOCH, HeaderValue::from(self.epoch()));
+        let answer: AcceptResponse = self.client().call(&call).await?;
+        if answer.messages.len() != events.len() {
+            return Err(CallError::Garbled { status: 202 });
+        }
+        let accepted = |message: AcceptedMessage| Accepted { id: message.id, duplicate: message.duplicate };
+        Ok(answer.messages.into_iter().map(accepted).collect())
     }
 
     /// What a call's failure means for whoever handed the event in.

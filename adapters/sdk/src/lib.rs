@@ -41,7 +41,7 @@ pub use gatepost_api::calls::Offer;
 pub use gatepost_api::event::{Data, Event, Extension};
 pub use gatepost_api::messages::Reply;
 pub use gatepost_api::settle::{EmittedItem, Level, Scope, SettleResponse, SettleStatus, SettledItem};
-pub use intake::{AcceptError, Accepted};
+pub use intake::{ACCEPT_EVENTS_MAX, AcceptError, Accepted};
 pub use lease::{Lease, LeaseLost};
 pub use lifetime::Stop;
 pub use pipeline::Pipeline;

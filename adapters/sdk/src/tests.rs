@@ -470,3 +470,16 @@ async fn a_worker_without_work_does_what_it_does_meanwhile_and_what_it_settled_i
     gateway.drain();
     working.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn several_events_are_accepted_in_one_call() {
+    let (mut gateway, session) = Gateway::open(json!({})).await;
+    let accepting = tokio::spawn(async move { session.accept_all(&[event(), event()]).await });
+    let call = gateway.next("/v1/messages").await;
+    assert_eq!(call.headers["content-type"], "application/cloudevents-batch+json");
+    assert_eq!(call.body.as_array().unwrap().len(), 2);
+    let message = |duplicate: bool| json!({"id": Uuid::nil(), "duplicate": duplicate, "deliveries": []});
+    call.answer(202, &json!({"messages": [message(false), message(true)], "durability": "fsync"}));
+    let accepted = accepting.await.unwrap().unwrap();
+    assert_eq!(accepted.iter().map(|one| one.duplicate).collect::<Vec<_>>(), [false, true]);
+}
