@@ -182,14 +182,22 @@ impl Stamp {
         let time = now.format(MSH_TIME).unwrap_or_default();
         Self { control_id, time }
     }
+
+    pub(crate) fn control_id(&self) -> &[u8] {
+        self.control_id.as_bytes()
+    }
+
+    /// The offset from UTC is optional in HL7, and a sender that separates by plus would read another field in it.
+    pub(crate) fn time(&self, delimiters: Delimiters, encoding: &[u8]) -> &[u8] {
+        let special = delimiters.field == b'+' || encoding.contains(&b'+');
+        let time = if special { self.time.split('+').next().unwrap_or_default() } else { &self.time };
+        time.as_bytes()
+    }
 }
 
 /// The acknowledgement of a message whose header could be read.
 pub(crate) fn build(message: &Message<'_>, code: AckCode, trouble: Option<&Trouble>, stamp: &Stamp) -> Bytes {
     let delimiters = message.delimiters();
-    let special = |byte| byte == delimiters.field || message.encoding_characters().contains(&byte);
-    // The offset from UTC is optional in HL7, and a sender that separates by plus would read another field in it.
-    let time = if special(b'+') { stamp.time.split('+').next().unwrap_or_default() } else { &stamp.time };
     let kind = acknowledgement_type(message);
     let header: [&[u8]; 17] = [
         message.encoding_characters(),
@@ -197,7 +205,7 @@ pub(crate) fn build(message: &Message<'_>, code: AckCode, trouble: Option<&Troub
         message.receiving_facility(),
         message.sending_application(),
         message.sending_facility(),
-        time.as_bytes(),
+        stamp.time(delimiters, message.encoding_characters()),
         b"",
         &kind,
         stamp.control_id.as_bytes(),
@@ -300,7 +308,7 @@ fn acknowledgement_type(message: &Message<'_>) -> Vec<u8> {
 }
 
 /// Text for MSA-3 without anything that would end the field.
-fn plain_text(text: &str, delimiters: Delimiters, encoding: &[u8]) -> Vec<u8> {
+pub(crate) fn plain_text(text: &str, delimiters: Delimiters, encoding: &[u8]) -> Vec<u8> {
     let special =
         |byte: u8| byte == delimiters.field || encoding.contains(&byte) || !(b' '..=b'~').contains(&byte);
     text.bytes().map(|byte| if special(byte) { b' ' } else { byte }).collect()
@@ -309,7 +317,7 @@ fn plain_text(text: &str, delimiters: Delimiters, encoding: &[u8]) -> Vec<u8> {
 /// Name and fields; empty ones at the end are left away. For MSH the first field is MSH-2.
 ///
 /// A field that ends in FS, as in a message whose lines end in LF, is not followed by the CR: to MLLP that is the frame's end.
-fn put_segment(bytes: &mut BytesMut, separator: u8, name: &[u8], fields: &[&[u8]]) {
+pub(crate) fn put_segment(bytes: &mut BytesMut, separator: u8, name: &[u8], fields: &[&[u8]]) {
     let used = fields.iter().rposition(|field| !field.is_empty()).map_or(0, |last| last + 1);
     bytes.put_slice(name);
     for field in &fields[..used] {

@@ -234,7 +234,7 @@ impl<'a> Message<'a> {
 
 impl Delimiters {
     /// From what follows "MSH", up to the end of the segment.
-    fn read(after_name: &[u8]) -> Result<Self, HeaderError> {
+    pub(crate) fn read(after_name: &[u8]) -> Result<Self, HeaderError> {
         let (&field, rest) = after_name.split_first().ok_or(HeaderError::Delimiters)?;
         let encoding = nth(rest, field, 0);
         let read = match *encoding {

@@ -10,6 +10,7 @@ mod ack;
 mod adapter;
 mod answer;
 mod awaited;
+mod batch;
 mod channel;
 mod charset;
 mod event;

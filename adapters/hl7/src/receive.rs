@@ -3,6 +3,8 @@
 //! Each connection is served in its own task, one message at a time, in the order in which they came. A message that
 //! cannot be stored now is answered with a code that asks for it again, and the connection stays open.
 
+mod batches;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use tokio::time::timeout;
 use crate::ack::{self, ErrorCode, Stamp, Trouble, Verdict};
 use crate::answer;
 use crate::awaited::Awaited;
+use crate::batch;
 use crate::channel::{Channel, ChannelError};
 use crate::event::{Origin, Received};
 use crate::header::Message;
@@ -157,6 +160,7 @@ impl Receiver {
         match item {
             // The partner's word on what we answered, in release 2 of MLLP; never a message.
             Item::Frame(body) if body == COMMITTED || body == NOT_COMMITTED => Answer::go_on(None),
+            Item::Frame(body) if batch::is_batch(&body) => self.answer_batch(&body, tally).await,
             Item::Frame(body) => match Message::parse(&body) {
                 Ok(message) => self.answer_message(&body, &message, tally).await,
                 // Whoever sends this does not speak HL7, or is out of step: the next bytes would be no better.
@@ -269,11 +273,16 @@ impl Receiver {
                 return (Verdict::Refused, Some(Trouble::from(&error)), None);
             }
         };
-        match self.session.accept(&received.event, &received.idempotency_key).await {
-            Ok(_) => {
-                tally.accepted += 1;
-                (Verdict::Accepted, None, Some(received))
-            }
+        let accepted = self.session.accept(&received.event, &received.idempotency_key).await.map(|_| ());
+        tally.accepted += u64::from(accepted.is_ok());
+        let (verdict, trouble) = self.judge(accepted, tally);
+        (verdict, trouble, Some(received))
+    }
+
+    /// What the gateway's answer means for whoever sent what it was asked to store.
+    fn judge(&self, accepted: Result<(), AcceptError>, tally: &mut Tally) -> (Verdict, Option<Trouble>) {
+        match accepted {
+            Ok(()) => (Verdict::Accepted, None),
             Err(AcceptError::Refused(problem)) => {
                 tally.refused += 1;
                 tracing::warn!(code = problem.code, detail = problem.detail, "the gateway refuses a message");
@@ -282,12 +291,12 @@ impl Receiver {
                     "idempotency_mismatch" => ErrorCode::DuplicateKey,
                     _ => ErrorCode::Internal,
                 };
-                (Verdict::Refused, Some(Trouble { code, field: None, text: problem.title }), None)
+                (Verdict::Refused, Some(Trouble { code, field: None, text: problem.title }))
             }
             Err(error) => {
                 tally.postponed += 1;
                 tracing::warn!(%error, "asking the partner to send a message again");
-                (Verdict::TryLater, Some(Trouble::internal("not stored; send again later")), None)
+                (Verdict::TryLater, Some(Trouble::internal("not stored; send again later")))
             }
         }
     }

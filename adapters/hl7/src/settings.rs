@@ -72,6 +72,8 @@ pub(crate) struct Settings {
     pub(crate) reply_timeout_ms: u64,
     /// A control id that comes again with another message.
     pub(crate) on_reused_id: OnReusedId,
+    /// How the messages of a batch (FHS, BHS) are acknowledged.
+    pub(crate) batch_ack: BatchAck,
     /// What a partner gets that sends something other than HL7. The connection is closed in any case.
     pub(crate) on_unreadable: OnUnreadable,
     /// What ends a segment of a received message. Whatever it is, the bytes stay as they came.
@@ -115,6 +117,7 @@ impl Default for Settings {
             reply_from_app: Vec::new(),
             reply_timeout_ms: 20_000,
             on_reused_id: OnReusedId::default(),
+            batch_ack: BatchAck::default(),
             on_unreadable: OnUnreadable::default(),
             segment_end: SegmentEnd::default(),
             default_charset: Charset::Utf8,
@@ -246,6 +249,17 @@ pub(crate) enum OnReusedId {
     Accept,
     /// The sender's word: within the gateway's window another message with the same MSH-3, MSH-4 and MSH-10 is refused.
     Refuse,
+}
+
+/// The acknowledgements of a batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BatchAck {
+    /// Each in a frame of its own, in the order of the messages.
+    #[default]
+    Message,
+    /// All in one batch, which names the partner's in BHS-12.
+    Batch,
 }
 
 /// What somebody gets who sends bytes that are not HL7.

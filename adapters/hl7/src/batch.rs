@@ -1,0 +1,364 @@
+//! Batches: `[FHS] [BHS] { MSH … } [BTS] [FTS]` in one frame, taken apart into their messages.
+//!
+//! Works on bytes; each message is a slice of the frame. It must never hand out the messages of a batch whose trailer
+//! counts differently: something has got lost on the way, and nobody knows what.
+//!
+//! Source: HL7 version 2.5.1, chapter 2, sections 2.10.3 (protocol) and 2.15 (FHS, FTS, BHS, BTS).
+
+use bytes::Bytes;
+
+use crate::header::{Delimiters, HeaderError};
+use crate::mllp::CR;
+
+const LF: u8 = 0x0a;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// FHS and BHS have the fields of MSH up to here, by the same numbers.
+const SENDING_APPLICATION: usize = 3;
+const CONTROL_ID: usize = 11;
+
+/// Why a batch is not taken.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum BatchError {
+    #[error("the {0} segment does not name usable delimiters")]
+    Delimiters(&'static str),
+    #[error("a {0} segment stands where it has no place")]
+    Misplaced(&'static str),
+    #[error("the first segment in the batch is no MSH")]
+    NoMessage,
+    #[error("{trailer} counts {said}, and there are {found}")]
+    Count { trailer: &'static str, said: u64, found: u64 },
+    #[error("{0} is not a number")]
+    NoCount(&'static str),
+    #[error("more than {0} messages in one frame")]
+    TooMany(usize),
+    #[error("message {number} of the batch: {error}")]
+    Message { number: usize, error: HeaderError },
+}
+
+/// The messages of a frame, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// FHS-11.
+    pub(crate) file_id: Vec<u8>,
+    pub(crate) messages: Vec<Member>,
+    /// What the frame begins with, for an answer in its dialect.
+    pub(crate) head: Head,
+}
+
+#[derive(PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) body: Bytes,
+    /// BHS-11 of the batch that it stands in.
+    pub(crate) batch_id: Vec<u8>,
+}
+
+impl std::fmt::Debug for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Member({} bytes)", self.body.len())
+    }
+}
+
+/// The first FHS or BHS: who sent the batch, and how it writes.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) delimiters: Delimiters,
+    /// BHS-2.
+    pub(crate) encoding_characters: Vec<u8>,
+    /// BHS-3 to BHS-6: sending application and facility, receiving application and facility.
+    pub(crate) parties: [Vec<u8>; 4],
+    /// BHS-11 of the first batch.
+    pub(crate) control_id: Vec<u8>,
+}
+
+impl std::fmt::Debug for Head {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Head").field("delimiters", &self.delimiters).finish_non_exhaustive()
+    }
+}
+
+/// Whether a frame holds a batch and not one message.
+pub(crate) fn is_batch(body: &[u8]) -> bool {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    let body = body.trim_ascii_start();
+    body.starts_with(b"FHS") || body.starts_with(b"BHS")
+}
+
+/// Takes a frame apart. The messages are not read.
+pub(crate) fn split(body: &Bytes, messages_max: usize) -> Result<Batch, BatchError> {
+    let mut open = Open::default();
+    for (start, end) in lines(body) {
+        let line = &body[start..end];
+        if matches!(line.get(..3), Some(b"FHS" | b"BHS" | b"MSH" | b"BTS" | b"FTS")) {
+            open.close_message(body, start, messages_max)?;
+        }
+        match line.get(..3) {
+            Some(b"FHS") => open.file(line)?,
+            Some(b"BHS") => open.batch(line)?,
+            Some(b"MSH") => open.message = Some(start),
+            Some(b"BTS") => open.batch_end(line)?,
+            Some(b"FTS") => open.file_end(line)?,
+            _ if open.message.is_none() && !line.is_empty() => return Err(BatchError::NoMessage),
+            _ => {}
+        }
+    }
+    open.close_message(body, body.len(), messages_max)?;
+    open.finish()
+}
+
+/// The messages of a frame that is no proper batch, so that they can be refused by their ids. `None` when it has not even a
+/// head; of very many the first ones.
+pub(crate) fn split_unchecked(body: &Bytes, messages_max: usize) -> Option<Batch> {
+    let mut open = Open::default();
+    let mut starts = Vec::new();
+    for (start, end) in lines(body) {
+        let line = &body[start..end];
+        match line.get(..3) {
+            Some(name @ (b"FHS" | b"BHS")) if open.head.is_none() => {
+                let name = if name == b"FHS" { "FHS" } else { "BHS" };
+                open.head = read_head(line, name).ok();
+            }
+            Some(b"MSH") if starts.len() < messages_max => starts.push(start),
+            _ => {}
+        }
+    }
+    let ends = starts.iter().skip(1).copied().chain([body.len()]);
+    let member = |(start, end)| Member { body: body.slice(start..end), batch_id: Vec::new() };
+    let messages = starts.iter().copied().zip(ends).map(member).collect();
+    Some(Batch { file_id: Vec::new(), messages, head: open.head? })
+}
+
+/// Start and end of each segment. Whatever ends the first one ends all; a mark and blank lines before it are passed over.
+fn lines(body: &[u8]) -> impl Iterator<Item = (usize, usize)> {
+    let marked = if body.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+    let blank = body[marked..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+    let mut at = marked + blank;
+    let terminator = body[at..].iter().copied().find(|byte| matches!(*byte, CR | LF)).unwrap_or(CR);
+    std::iter::from_fn(move || {
+        // The LF of CR LF belongs to the end before it.
+        if body.get(at) == Some(&LF) && terminator == CR {
+            at += 1;
+        }
+        let rest = body.get(at..).filter(|rest| !rest.is_empty())?;
+        let start = at;
+        let end = memchr::memchr(terminator, rest).map_or(body.len(), |length| at + length);
+        at = end + 1;
+        Some((start, end))
+    })
+}
+
+#[derive(Default)]
+struct Open {
+    head: Option<Head>,
+    file_id: Vec<u8>,
+    /// Batches that have begun.
+    batches: u64,
+    /// The batch that is open: its id, and its messages so far.
+    batch: Option<(Vec<u8>, u64)>,
+    /// Where the message that is open begins.
+    message: Option<usize>,
+    messages: Vec<Member>,
+    ended: bool,
+}
+
+impl Open {
+    fn file(&mut self, line: &[u8]) -> Result<(), BatchError> {
+        if self.head.is_some() {
+            return Err(BatchError::Misplaced("FHS"));
+        }
+        let mut head = read_head(line, "FHS")?;
+        self.file_id = std::mem::take(&mut head.control_id);
+        self.head = Some(head);
+        Ok(())
+    }
+
+    fn batch(&mut self, line: &[u8]) -> Result<(), BatchError> {
+        if self.ended || self.batch.is_some() {
+            return Err(BatchError::Misplaced("BHS"));
+        }
+        let head = read_head(line, "BHS")?;
+        self.batch = Some((head.control_id.clone(), 0));
+        self.batches += 1;
+        match &mut self.head {
+            None => self.head = Some(head),
+            Some(first) if first.control_id.is_empty() => first.control_id = head.control_id,
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn batch_end(&mut self, line: &[u8]) -> Result<(), BatchError> {
+        let (_, found) = self.batch.take().ok_or(BatchError::Misplaced("BTS"))?;
+        self.check_count(line, "BTS-1", found)
+    }
+
+    fn file_end(&mut self, line: &[u8]) -> Result<(), BatchError> {
+        if self.ended || self.batch.is_some() {
+            return Err(BatchError::Misplaced("FTS"));
+        }
+        self.ended = true;
+        self.check_count(line, "FTS-1", self.batches)
+    }
+
+    fn check_count(&self, line: &[u8], trailer: &'static str, found: u64) -> Result<(), BatchError> {
+        let separator = self.head.as_ref().map_or(b'|', |head| head.delimiters.field);
+        let field = line.split(|byte| *byte == separator).nth(1).unwrap_or_default().trim_ascii();
+        if field.is_empty() {
+            // Optional, and then nothing is said.
+            return Ok(());
+        }
+        let said = std::str::from_utf8(field).ok().and_then(|text| text.parse().ok());
+        match said {
+            None => Err(BatchError::NoCount(trailer)),
+            Some(said) if said == found => Ok(()),
+            Some(said) => Err(BatchError::Count { trailer, said, found }),
+        }
+    }
+
+    fn close_message(&mut self, body: &Bytes, end: usize, messages_max: usize) -> Result<(), BatchError> {
+        let Some(start) = self.message.take() else { return Ok(()) };
+        if self.ended || (self.batches > 0 && self.batch.is_none()) {
+            return Err(BatchError::Misplaced("MSH"));
+        }
+        if self.messages.len() == messages_max {
+            return Err(BatchError::TooMany(messages_max));
+        }
+        let mut batch_id = Vec::new();
+        if let Some((id, messages)) = &mut self.batch {
+            *messages += 1;
+            batch_id.clone_from(id);
+        }
+        self.messages.push(Member { body: body.slice(start..end), batch_id });
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Batch, BatchError> {
+        let head = self.head.ok_or(BatchError::NoMessage)?;
+        Ok(Batch { file_id: self.file_id, messages: self.messages, head })
+    }
+}
+
+fn read_head(line: &[u8], name: &'static str) -> Result<Head, BatchError> {
+    let delimiters = Delimiters::read(&line[3..]).map_err(|_| BatchError::Delimiters(name))?;
+    // The separator is the first field, so numbers are one higher than indexes.
+    let mut fields = line.split(|byte| *byte == delimiters.field).skip(1);
+    let encoding_characters = fields.next().unwrap_or_default().to_vec();
+    let rest: Vec<&[u8]> = fields.collect();
+    let field = |number: usize| {
+        rest.get(number - SENDING_APPLICATION).copied().unwrap_or_default().trim_ascii().to_vec()
+    };
+    Ok(Head {
+        delimiters,
+        encoding_characters,
+        parties: [3, 4, 5, 6].map(field),
+        control_id: field(CONTROL_ID),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX: usize = 10;
+
+    fn message(id: &str) -> String {
+        format!("MSH|^~\\&|A|B|C|D|||ADT^A01|{id}|P|2.5\rPID|1||42\r")
+    }
+
+    fn read(body: &str) -> Result<Batch, BatchError> {
+        split(&Bytes::copy_from_slice(body.as_bytes()), MAX)
+    }
+
+    fn texts(body: &str) -> Vec<(String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let batch = read(body).unwrap();
+        batch.messages.iter().map(|member| (text(&member.batch_id), text(&member.body))).collect()
+    }
+
+    #[test]
+    fn a_file_is_its_messages_in_order_with_the_ids_of_their_batches() {
+        let (one, two, three) = (message("1"), message("2"), message("3"));
+        let body = format!(
+            "FHS|^~\\&|A|B|C|D|||name||F1\rBHS|^~\\&|A|B|C|D|||||B1\r{one}{two}BTS|2\r\
+             BHS|^~\\&|A|B|C|D|||||B2\r{three}BTS|1|last\rFTS|2\r"
+        );
+        let of = |id: &str, text: String| (id.to_owned(), text);
+        assert_eq!(texts(&body), [of("B1", one), of("B1", two), of("B2", three)]);
+        let batch = read(&body).unwrap();
+        assert_eq!(batch.file_id, b"F1");
+        assert_eq!(batch.head.control_id, b"B1");
+        assert_eq!(batch.head.parties[0], b"A");
+    }
+
+    #[test]
+    fn what_is_optional_may_be_missing_and_lines_may_end_in_any_way() {
+        let bare = format!("BHS|^~\\&\r{}{}", message("1"), message("2"));
+        assert_eq!(texts(&bare).len(), 2);
+        let file_only = format!("FHS|^~\\&\r{}FTS|0\r", message("1"));
+        assert_eq!(texts(&file_only).len(), 1);
+        for end in ["\n", "\r\n"] {
+            let body = format!("\u{feff}\r\nBHS|^~\\&\r{}BTS|1\r", message("1"));
+            let body = body.replace("\r\n", "\r").replace('\r', end);
+            let expected = message("1").replace('\r', end);
+            assert_eq!(texts(&body)[0].1, expected, "{end:?}");
+        }
+        assert_eq!(texts("BHS|^~\\&\rBTS|0\r"), []);
+    }
+
+    #[test]
+    fn a_batch_that_counts_otherwise_is_none() {
+        let one = message("1");
+        let error = |body: &str| read(body).unwrap_err();
+        assert_eq!(
+            error(&format!("BHS|^~\\&\r{one}BTS|2\r")),
+            BatchError::Count { trailer: "BTS-1", said: 2, found: 1 }
+        );
+        assert_eq!(
+            error(&format!("FHS|^~\\&\rBHS|^~\\&\r{one}BTS|1\rFTS|2\r")),
+            BatchError::Count { trailer: "FTS-1", said: 2, found: 1 }
+        );
+        assert_eq!(error(&format!("BHS|^~\\&\r{one}BTS|many\r")), BatchError::NoCount("BTS-1"));
+        assert_eq!(error(&format!("BHS:;~\\&\r{one}BTS:2\r")).to_string(), "BTS-1 counts 2, and there are 1");
+    }
+
+    #[test]
+    fn a_batch_out_of_order_is_none() {
+        let one = message("1");
+        for (body, error) in [
+            (format!("BHS|^~\\&\r{one}BTS|1\r{one}"), BatchError::Misplaced("MSH")),
+            (format!("BHS|^~\\&\rBHS|^~\\&\r{one}"), BatchError::Misplaced("BHS")),
+            (format!("BHS|^~\\&\r{one}BTS\rBTS\r"), BatchError::Misplaced("BTS")),
+            (format!("BHS|^~\\&\r{one}FTS\r"), BatchError::Misplaced("FTS")),
+            (format!("BHS|^~\\&\r{one}FHS|^~\\&\r"), BatchError::Misplaced("FHS")),
+            (format!("BHS|^~\\&\rPID|1\r{one}BTS\r"), BatchError::NoMessage),
+            (format!("BHS|^\r{one}"), BatchError::Delimiters("BHS")),
+            (format!("BHS|^~\\&\r{}", one.repeat(MAX + 1)), BatchError::TooMany(MAX)),
+        ] {
+            assert_eq!(read(&body).unwrap_err(), error, "{body:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_frame_that_begins_as_one_is_a_batch() {
+        assert!(is_batch(b"FHS|^~\\&") && is_batch(b"\xef\xbb\xbf\r\nBHS|^~\\&"));
+        assert!(!is_batch(b"MSH|^~\\&") && !is_batch(b"") && !is_batch(b"\x06"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_of_a_message_is_in_exactly_one(
+            parts in prop::collection::vec(prop::sample::select(vec!["BHS|^~\\&\r", "BTS\r", "FHS|^~\\&\r", "FTS\r", "MSH|a\r", "PID|b\r", "\r"]), 0..20),
+        ) {
+            let body = Bytes::from(parts.concat());
+            if let Ok(batch) = split(&body, MAX) {
+                let whole: usize = batch.messages.iter().map(|member| member.body.len()).sum();
+                let around = ["BHS|^~\\&\r", "BTS\r", "FHS|^~\\&\r", "FTS\r"];
+                let envelope: usize = parts.iter().filter(|part| around.contains(*part)).map(|part| part.len()).sum();
+                prop_assert!(whole + envelope <= body.len());
+                let starts = parts.iter().filter(|part| part.starts_with("MSH")).count();
+                prop_assert_eq!(batch.messages.len(), starts);
+            }
+        }
+    }
+}

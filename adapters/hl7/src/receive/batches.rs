@@ -1,0 +1,142 @@
+//! A batch that came in: all of its messages are stored or none, and answered one by one or as a batch.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use gatepost_adapter::{ACCEPT_EVENTS_MAX, Event, Extension};
+
+use super::{Answer, Receiver, Tally, acknowledgement, stamp};
+use crate::ack::{self, ErrorCode, Trouble, Verdict};
+use crate::answer;
+use crate::batch::{self, Batch, BatchError, Head, Member};
+use crate::event::Origin;
+use crate::header::{Message, attribute_text};
+use crate::mllp::CR;
+use crate::settings::BatchAck;
+
+const ID_CHARS_MAX: usize = 256;
+
+impl Receiver {
+    pub(super) async fn answer_batch(&self, body: &Bytes, tally: &mut Tally) -> Answer {
+        let (batch, verdict, trouble) = match batch::split(body, ACCEPT_EVENTS_MAX) {
+            Ok(batch) => {
+                let (verdict, trouble) = self.store_batch(&batch, tally).await;
+                (Some(batch), verdict, trouble)
+            }
+            Err(error) => {
+                tally.unreadable += 1;
+                (batch::split_unchecked(body, ACCEPT_EVENTS_MAX), Verdict::Refused, Some(trouble(&error)))
+            }
+        };
+        if let (Some(trouble), Verdict::Refused) = (&trouble, verdict) {
+            tracing::warn!(reason = trouble.text, "refusing a batch as a whole");
+        }
+        let mut answer = self.in_release(verdict, None);
+        match batch {
+            Some(batch) => answer.frames.extend(self.acknowledge(&batch, verdict, trouble.as_ref())),
+            None => {
+                let text = trouble.map(|trouble| trouble.text).unwrap_or_default();
+                answer.frames.push(ack::build_generic_refusal(&text, &stamp()));
+            }
+        }
+        answer
+    }
+
+    /// One accept for all. Answers to messages of ours are taken out before.
+    async fn store_batch(&self, batch: &Batch, tally: &mut Tally) -> (Verdict, Option<Trouble>) {
+        let mut events = Vec::with_capacity(batch.messages.len());
+        let mut answers = Vec::new();
+        for (index, member) in batch.messages.iter().enumerate() {
+            match self.event(batch, member, index) {
+                Ok(event) => events.push(event),
+                Err(error) => {
+                    tally.unreadable += 1;
+                    return (Verdict::Refused, Some(trouble(&error)));
+                }
+            }
+            answers.extend(answer::read(&member.body).ok().map(|answer| (index, answer)));
+        }
+        for (index, answer) in answers.into_iter().rev() {
+            if self.awaited.offer(answer) {
+                tally.answers += 1;
+                events.remove(index);
+            }
+        }
+        if events.is_empty() {
+            return (Verdict::Accepted, None);
+        }
+        let accepted = self.session.accept_all(&events).await.map(|_| ());
+        if accepted.is_ok() {
+            tally.accepted += events.len() as u64;
+        }
+        self.judge(accepted, tally)
+    }
+
+    fn event(&self, batch: &Batch, member: &Member, index: usize) -> Result<Event, BatchError> {
+        let number = index + 1;
+        let wrong = |error| BatchError::Message { number, error };
+        let message = Message::parse(&member.body).map_err(wrong)?;
+        let origin = Origin { settings: &self.settings, source: &self.source };
+        let mut event = origin.event(&member.body, &message).map_err(wrong)?.event;
+        let charset = self.settings.default_charset;
+        for (name, id) in [("hl7file", &batch.file_id), ("hl7batch", &member.batch_id)] {
+            if !id.is_empty() {
+                let id = attribute_text(id, charset, ID_CHARS_MAX);
+                event.extensions.insert(name.to_owned(), Extension::Text(id));
+            }
+        }
+        let number = i64::try_from(number).unwrap_or(i64::MAX);
+        event.extensions.insert("hl7batchindex".to_owned(), Extension::Integer(number));
+        Ok(event)
+    }
+
+    /// What each message is owed; in frames of their own, or together in one.
+    fn acknowledge(&self, batch: &Batch, verdict: Verdict, trouble: Option<&Trouble>) -> Vec<Bytes> {
+        let owed = |member: &Member| acknowledgement(&Message::parse(&member.body).ok()?, verdict, trouble);
+        let acks: Vec<Bytes> = batch.messages.iter().filter_map(owed).collect();
+        match self.settings.batch_ack {
+            BatchAck::Message if acks.is_empty() && trouble.is_some() => {
+                vec![enclosed(&batch.head, &acks, trouble)]
+            }
+            BatchAck::Message => acks,
+            BatchAck::Batch => vec![enclosed(&batch.head, &acks, trouble)],
+        }
+    }
+}
+
+fn trouble(error: &BatchError) -> Trouble {
+    match error {
+        BatchError::Message { error, .. } => Trouble { text: error.to_string(), ..Trouble::from(error) },
+        _ => Trouble { code: ErrorCode::SegmentSequence, field: None, text: error.to_string() },
+    }
+}
+
+/// BHS that refers to the sender's batch (BHS-12), the acknowledgements, and BTS with their number. BHS-10 says why a batch
+/// was refused.
+fn enclosed(head: &Head, acks: &[Bytes], trouble: Option<&Trouble>) -> Bytes {
+    let [from, from_facility, to, to_facility] = &head.parties;
+    let stamp = stamp();
+    let reason = trouble.map(|trouble| trouble.text.as_str()).unwrap_or_default();
+    let reason = ack::plain_text(reason, head.delimiters, &head.encoding_characters);
+    let fields: [&[u8]; 11] = [
+        &head.encoding_characters,
+        to,
+        to_facility,
+        from,
+        from_facility,
+        stamp.time(head.delimiters, &head.encoding_characters),
+        b"",
+        b"",
+        &reason,
+        stamp.control_id(),
+        &head.control_id,
+    ];
+    let mut bytes = BytesMut::new();
+    ack::put_segment(&mut bytes, head.delimiters.field, b"BHS", &fields);
+    for ack in acks {
+        bytes.extend_from_slice(ack);
+    }
+    bytes.put_slice(b"BTS");
+    bytes.put_u8(head.delimiters.field);
+    bytes.put_slice(acks.len().to_string().as_bytes());
+    bytes.put_u8(CR);
+    bytes.freeze()
+}
