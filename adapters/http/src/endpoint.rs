@@ -2,11 +2,10 @@
 //! files that change are read again at the next attempt, so that a secret is rotated without a restart. A file that cannot be
 //! used keeps what was there before.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use gatepost_adapter::files::Stamp;
 use gatepost_adapter::{Failure, Fault};
 use http::header::{ACCEPT, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request};
@@ -38,15 +37,6 @@ pub(crate) struct Access {
     /// Follows no redirect, knows no proxy and unpacks nothing: an attempt is one request.
     pub(crate) client: Client<Connector, Content>,
     pub(crate) target: Target,
-}
-
-/// What changes when a file is written, replaced or pointed elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    changed: (i64, i64),
-    bytes: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -119,19 +109,13 @@ impl Access {
 }
 
 fn stamps(settings: &Settings) -> Vec<Option<Stamp>> {
-    settings.files().map(Stamp::of).collect()
-}
-
-impl Stamp {
-    fn of(file: &Path) -> Option<Self> {
-        let meta = std::fs::metadata(file).ok()?;
-        let changed = (meta.ctime(), meta.ctime_nsec());
-        Some(Self { device: meta.dev(), inode: meta.ino(), changed, bytes: meta.len() })
-    }
+    Stamp::all(settings.files())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -15,6 +15,7 @@ mod delivery;
 mod desk;
 pub mod egress;
 mod evidence;
+pub mod files;
 mod intake;
 mod lease;
 mod lifetime;
@@ -25,6 +26,8 @@ mod session;
 mod settle;
 mod settlement;
 mod state;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod work;
 
 #[cfg(any(test, feature = "testing"))]

@@ -1,0 +1,99 @@
+//! A partner's connection, plain or with TLS.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+use super::name::{PeerName, names};
+
+/// A connection to or from a partner. What has been written leaves with a flush.
+#[derive(Debug)]
+pub struct Stream {
+    kind: Kind,
+    peer_names: Vec<PeerName>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    pub fn plain(stream: TcpStream) -> Self {
+        Self { kind: Kind::Plain(stream), peer_names: Vec::new() }
+    }
+
+    pub(super) fn tls(stream: impl Into<TlsStream<TcpStream>>) -> Self {
+        let stream = stream.into();
+        let certificate = stream.get_ref().1.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
+        let peer_names = certificate.map(names).unwrap_or_default();
+        Self { kind: Kind::Tls(Box::new(stream)), peer_names }
+    }
+
+    pub fn is_tls(&self) -> bool {
+        matches!(self.kind, Kind::Tls(_))
+    }
+
+    /// The names in the partner's certificate, which has been verified; none without TLS, or of one that has shown none.
+    pub fn peer_names(&self) -> &[PeerName] {
+        &self.peer_names
+    }
+
+    /// The socket, for its addresses.
+    pub fn tcp(&self) -> &TcpStream {
+        match &self.kind {
+            Kind::Plain(stream) => stream,
+            Kind::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+/// For options of the socket.
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tcp().as_fd()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().kind {
+            Kind::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Kind::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().kind {
+            Kind::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Kind::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().kind {
+            Kind::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Kind::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().kind {
+            Kind::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Kind::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
