@@ -25,6 +25,7 @@ mod process;
 mod session;
 mod settle;
 mod settlement;
+mod space;
 mod state;
 #[cfg(feature = "tls")]
 pub mod tls;
@@ -51,5 +52,6 @@ pub use pipeline::Pipeline;
 pub use process::{Access, Adapter, Args, Failure, Fault, Manifest, main};
 pub use session::{OnDoubt, Session};
 pub use settlement::{SettleError, Settlement};
+pub use space::{Space, SpaceError};
 pub use state::StateChanges;
 pub use work::{Crew, Worker};

@@ -19,7 +19,10 @@ use crate::client::{Call, CallError, Client};
 use crate::lifetime::{Ending, Lifetime, Stop};
 use crate::patience::persist;
 use crate::settle::Settler;
+use crate::state::{STATE_BYTES_MAX, Sizes};
 
+/// Largest answer that opens a session: the adapter's whole state as base64, with room for keys that JSON writes longer.
+const SESSION_BYTES_MAX: usize = 4 * STATE_BYTES_MAX;
 const SESSION_DEADLINE: Duration = Duration::from_secs(30);
 /// Most events on their way to the gateway at a time; further ones wait, and so do the partners behind them. Together with
 /// everything else far below the 64 connections that the gateway grants one adapter.
@@ -53,6 +56,7 @@ struct Inner {
     window: u32,
     max_in_flight: u32,
     state: BTreeMap<String, Vec<u8>>,
+    sizes: Sizes,
 }
 
 impl fmt::Debug for Session {
@@ -82,9 +86,11 @@ impl Session {
         version: &str,
     ) -> Result<(Self, Box<RawValue>), OpenError> {
         let request = SessionRequest { version: Some(version.to_owned()) };
-        let call = Call::post_json("/v1/session", &request, SESSION_DEADLINE).map_err(OpenError::Call)?;
+        let mut call = Call::post_json("/v1/session", &request, SESSION_DEADLINE).map_err(OpenError::Call)?;
+        call.answer_bytes_max = SESSION_BYTES_MAX;
         let opened: SessionResponse = persist(&client, &call).await.map_err(OpenError::Call)?;
         let state = opened.state.into_iter().map(|(key, value)| Some((key, BASE64.decode(value).ok()?)));
+        let state: BTreeMap<_, _> = state.collect::<Option<_>>().ok_or(OpenError::Unknown("state"))?;
         let inner = Inner {
             settler: Settler::start(Arc::clone(&client), lifetime.clone(), opened.epoch),
             client,
@@ -108,7 +114,8 @@ impl Session {
             },
             window: opened.window,
             max_in_flight: opened.max_in_flight,
-            state: state.collect::<Option<_>>().ok_or(OpenError::Unknown("state"))?,
+            sizes: Sizes::of(&state),
+            state,
         };
         Ok((Self(Arc::new(inner)), opened.settings))
     }
@@ -140,7 +147,8 @@ impl Session {
         self.0.max_in_flight
     }
 
-    /// The adapter's durable state when the session was opened. Changes go through [`Session::settle`].
+    /// The adapter's durable state when the session was opened. Changes go through [`Session::settle`]; a [`Space`](crate::Space) keeps up with
+    /// them.
     pub fn state(&self) -> &BTreeMap<String, Vec<u8>> {
         &self.0.state
     }
@@ -166,6 +174,10 @@ impl Session {
 
     pub(crate) fn settler(&self) -> &Settler {
         &self.0.settler
+    }
+
+    pub(crate) fn state_sizes(&self) -> &Sizes {
+        &self.0.sizes
     }
 
     pub(crate) fn intake(&self) -> &Semaphore {

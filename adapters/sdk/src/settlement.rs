@@ -20,7 +20,7 @@ use crate::lease::{Held, Lease};
 use crate::patience::persist;
 use crate::session::Session;
 use crate::settle::{SETTLE_DEADLINE, in_step};
-use crate::state::StateChanges;
+use crate::state::{STATE_BYTES_MAX, StateChanges};
 
 /// Outcomes, messages and changes of state that commit together. With messages or state it is all or nothing.
 #[derive(Default)]
@@ -153,7 +153,7 @@ pub enum SettleError {
     #[error("nothing was settled: {} of the results came too late", .0.iter().filter(|item| item.status == SettleStatus::Stale).count())]
     Refused(Vec<SettledItem>),
     /// The gateway was not asked.
-    #[error("a settlement can have {max} {what} at most")]
+    #[error("{what}: {max} at most")]
     OverLimit { what: &'static str, max: usize },
     /// The gateway was not asked.
     #[error("a key of state is empty")]
@@ -171,6 +171,10 @@ impl Session {
     ///
     /// Deliveries of an answer `stale` are lost ([`Delivery::is_lost`]).
     pub async fn settle(&self, settlement: Settlement) -> Result<SettleResponse, SettleError> {
+        if !self.state_sizes().fit(&settlement.state) {
+            return Err(SettleError::OverLimit { what: "bytes of state in all", max: STATE_BYTES_MAX });
+        }
+        let state = settlement.state.clone();
         let asked = settlement.into_request(self.epoch())?;
         let call =
             Call::post_json("/v1/settle", &asked.request, SETTLE_DEADLINE).map_err(SettleError::Call)?;
@@ -192,6 +196,7 @@ impl Session {
                 for ((sent, held), settled) in asked.results().zip(&response.results) {
                     learn(sent, held, settled);
                 }
+                self.state_sizes().take_up(&state);
                 Ok(response)
             }
             Ok(_) => Err(SettleError::Call(CallError::Garbled { status: 200 })),
@@ -447,12 +452,12 @@ mod tests {
         let too_many = |settlement: &mut Settlement| {
             (0..=STATE_KEYS_MAX).for_each(|number| settlement.state.set(format!("k{number}"), *b"1"));
         };
-        assert_eq!(refused(&too_many).await, "a settlement can have 1000 keys of state at most");
+        assert_eq!(refused(&too_many).await, "keys of state: 1000 at most");
         let long = refused(&|settlement| settlement.state.set("k".repeat(257), *b"1")).await;
-        assert_eq!(long, "a settlement can have 256 bytes in a key of state at most");
+        assert_eq!(long, "bytes in a key of state: 256 at most");
         let large =
             refused(&|settlement| settlement.state.set("k", vec![0; STATE_VALUE_BYTES_MAX + 1])).await;
-        assert_eq!(large, "a settlement can have 1048576 bytes in a value of state at most");
+        assert_eq!(large, "bytes in a value of state: 1048576 at most");
         let nameless = refused(&|settlement| settlement.state.set("", *b"1")).await;
         assert_eq!(nameless, "a key of state is empty");
         let many = |settlement: &mut Settlement| {
@@ -460,7 +465,7 @@ mod tests {
                 settlement.state.set(format!("k{number}"), vec![0; STATE_VALUE_BYTES_MAX])
             });
         };
-        assert_eq!(refused(&many).await, "a settlement can have 67108864 bytes at most");
+        assert_eq!(refused(&many).await, "bytes of state in all: 33554432 at most");
         let twice = |settlement: &mut Settlement| {
             settlement.begin(&taken[0]);
             settlement.outcome(&taken[0], delivered());
