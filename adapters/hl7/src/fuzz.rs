@@ -12,8 +12,8 @@ use crate::event::{Origin, Received};
 use crate::header::{AckCode, Message, attribute_text};
 use crate::mllp::{self, CR, Decoder, Ending, FS, Item, OVERSIZE_HEAD_BYTES, VT};
 use crate::path::FieldPath;
-use crate::peers::Network;
 use crate::settings::Settings;
+use gatepost_adapter::Network;
 
 /// A target and its name, which is also its corpus's.
 pub type Target = (&'static str, fn(&[u8]));

@@ -22,9 +22,9 @@ use crate::batch;
 use crate::channel::{Channel, ChannelError};
 use crate::event::{Origin, Received};
 use crate::header::Message;
-use crate::listener::{self, Door};
 use crate::mllp::{self, COMMITTED, Item, NOT_COMMITTED};
 use crate::settings::{ApplicationAck, OnUnreadable, Settings};
+use gatepost_adapter::listener::{self, Door};
 
 /// A partner that does not take its acknowledgement in this time will not take it at all.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use crate::channel::Limits;
 use crate::charset::Charset;
 use crate::on_ack::OnAck;
 use crate::path::{FieldPath, FieldPathError};
-use crate::peers::Network;
+use gatepost_adapter::Network;
 
 const CONNECTIONS_MAX: usize = 64;
 const TIMEOUT_MS_MAX: u64 = 600_000;

@@ -19,6 +19,8 @@ pub mod files;
 mod intake;
 mod lease;
 mod lifetime;
+pub mod listener;
+mod network;
 mod patience;
 mod pipeline;
 mod process;
@@ -48,6 +50,8 @@ pub use gatepost_api::settle::{EmittedItem, Level, Scope, SettleResponse, Settle
 pub use intake::{ACCEPT_EVENTS_MAX, AcceptError, Accepted};
 pub use lease::{Lease, LeaseLost};
 pub use lifetime::Stop;
+pub use network::{Network, NetworkError};
+pub use patience::Backoff;
 pub use pipeline::Pipeline;
 pub use process::{Access, Adapter, Args, Failure, Fault, Manifest, main};
 pub use session::{OnDoubt, Session};

@@ -1,20 +1,20 @@
-//! Who may connect: plain MLLP knows no login, so the address is all there is to go by, and the default is this host.
+//! Which addresses may connect: many protocols know no login, so the address is all there is to go by, and the default is this host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// Addresses that share their first `prefix` bits.
+/// Addresses that share their first `prefix` bits; as text `10.1.0.0/16`, or `10.1.2.3` for one alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct Network {
+pub struct Network {
     address: IpAddr,
     prefix: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("not an address like 10.1.2.3 or a network like 10.1.0.0/16")]
-pub(crate) struct NetworkError;
+pub struct NetworkError;
 
 impl TryFrom<String> for Network {
     type Error = NetworkError;
@@ -45,14 +45,16 @@ impl From<Network> for String {
 }
 
 impl Network {
-    pub(crate) fn loopback() -> Vec<Self> {
+    /// This host's own addresses.
+    pub fn loopback() -> Vec<Self> {
         vec![
             Self { address: Ipv4Addr::new(127, 0, 0, 0).into(), prefix: 8 },
             Self { address: Ipv6Addr::LOCALHOST.into(), prefix: Ipv6Addr::BITS },
         ]
     }
 
-    pub(crate) fn contains(&self, peer: IpAddr) -> bool {
+    /// Whether `peer` is in it, also as IPv4 in the form of IPv6.
+    pub fn contains(&self, peer: IpAddr) -> bool {
         // A socket for both families shows IPv4 peers as IPv6 ones.
         match (self.address, peer.to_canonical()) {
             (IpAddr::V4(address), IpAddr::V4(peer)) => {

@@ -9,12 +9,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use gatepost_adapter::Stop;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep};
 
-use crate::peers::Network;
+use crate::lifetime::Stop;
+use crate::network::Network;
 
 /// The process that had the port before may need a moment to let go of it.
 const BIND_TRIES: u32 = 20;
@@ -26,16 +26,19 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// One host has a whole network of so many bits to itself, as IPv6 is handed out.
 const SOURCE_BITS_V6: u32 = 64;
 
-/// Who is let in.
+/// Who is let in; whoever is not is told by the names of the settings that usually say so.
 #[derive(Debug, Clone)]
-pub(crate) struct Door {
-    pub(crate) allow_from: Vec<Network>,
-    pub(crate) connections_max: usize,
-    pub(crate) connections_per_source_max: usize,
+pub struct Door {
+    /// `allow_from`
+    pub allow_from: Vec<Network>,
+    /// `max_connections`
+    pub connections_max: usize,
+    /// `max_connections_per_source`: from one address, in IPv6 from one /64 network.
+    pub connections_per_source_max: usize,
 }
 
 /// Serves each connection in a task of its own until asked to stop; then waits for those that are open.
-pub(crate) async fn serve<F, S>(listener: TcpListener, door: &Door, stop: Stop, serve: F)
+pub async fn serve<F, S>(listener: TcpListener, door: &Door, stop: Stop, serve: F)
 where
     F: Fn(TcpStream, SocketAddr) -> S,
     S: Future<Output = ()> + Send + 'static,
@@ -125,7 +128,7 @@ fn source(peer: IpAddr) -> IpAddr {
 }
 
 /// Binds, and waits a while for an address that is in use.
-pub(crate) async fn bind(address: &str) -> io::Result<TcpListener> {
+pub async fn bind(address: &str) -> io::Result<TcpListener> {
     let mut tries = 1;
     loop {
         match TcpListener::bind(address).await {
