@@ -6,6 +6,7 @@ mod backup;
 mod delivery;
 mod disk;
 mod faults;
+mod hl7;
 mod keys;
 mod kills;
 mod lab;

@@ -1,0 +1,323 @@
+//! HL7 through the whole gateway: acknowledgements that come late, elsewhere or not at all, queries, and partners that others wrote.
+
+use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use gatepost_tests::{Dice, Gateway, program, python, settle_item, skipped, source, until};
+use serde_json::{Value, json};
+
+use crate::order_event;
+
+const START: u8 = 0x0b;
+const END: &[u8] = b"\x1c\r";
+/// What takes longer than this hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One connection, spoken by hand.
+struct Wire(BufReader<TcpStream>);
+
+impl Wire {
+    fn accept(listener: &TcpListener) -> Self {
+        Self::new(listener.accept().unwrap().0)
+    }
+
+    fn connect(port: u16) -> Self {
+        Self::new(until("the adapter listens", || TcpStream::connect(("127.0.0.1", port)).ok()))
+    }
+
+    fn new(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    /// The next frame's body; `None` when the other side has closed.
+    fn read(&mut self) -> Option<String> {
+        let mut frame = Vec::new();
+        self.0.read_until(END[0], &mut frame).unwrap();
+        if frame.is_empty() {
+            return None;
+        }
+        let mut cr = [0];
+        self.0.read_exact(&mut cr).unwrap();
+        let body = frame.strip_prefix(&[START]).unwrap().strip_suffix(&END[..1]).unwrap();
+        Some(String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    /// Whether the other side has the connection still; an error is what a closed one gives.
+    fn write(&mut self, body: &str) -> std::io::Result<()> {
+        self.0.get_mut().write_all(&[&[START], body.as_bytes(), END].concat())
+    }
+}
+
+fn ack(code: &str, control_id: &str) -> String {
+    format!("MSH|^~\\&|LAB|H|EHR|C|2026||ACK|A{control_id}{code}|P|2.5\rMSA|{code}|{control_id}\r")
+}
+
+fn event(control_id: &str, key: &str, modes: &str) -> Value {
+    let text = format!("MSH|^~\\&|EHR|C|LAB|H|2026||ORM^O01|{control_id}|P|2.5{modes}\rPID|1||{key}\r");
+    let mut event = order_event(control_id, key, &json!(text));
+    event["type"] = "org.hl7.v2.ORM_O01".into();
+    event["datacontenttype"] = "text/plain".into();
+    event
+}
+
+fn send(gateway: &Gateway, event: &Value) -> String {
+    let accepted = gateway.app().event(event).expect(202);
+    accepted["messages"][0]["id"].as_str().unwrap().to_owned()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A partner answers message 1 only after the adapter has given up on it, while message 2 is on its way.
+#[test]
+fn a_late_acknowledgement_settles_not_the_message_that_is_in_flight_when_it_comes() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = Gateway::builder()
+        .app("ehr", &["org.hl7.v2.*"], &[])
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"\norder = \"key\"\non_doubt = \"hold\"",
+            &format!(
+                "connect = \"{}\"\nconnections = 1\nack_timeout_ms = 2000",
+                listener.local_addr().unwrap()
+            ),
+        )
+        .route("ehr", &["lab"])
+        .start();
+    let first = send(&gateway, &event("M1", "one", ""));
+    let mut early = Wire::accept(&listener);
+    assert!(early.read().unwrap().contains("|M1|"));
+    let second = send(&gateway, &event("M2", "two", ""));
+    // The adapter gives up on message 1, and closes before it sends anything else.
+    assert_eq!(early.read(), None);
+    let mut late = Wire::accept(&listener);
+    assert!(late.read().unwrap().contains("|M2|"));
+    gateway.until_state(&first, "in_doubt");
+    // The late answer, where the partner had the message, and where it has a connection now.
+    let _ = early.write(&ack("AA", "M1"));
+    late.write(&ack("AA", "M1")).unwrap();
+    // If it settled message 2, that would be delivered before the partner's own word on it.
+    late.write(&ack("AR", "M2")).unwrap();
+    let dead = gateway.until_state(&second, "dead");
+    assert!(dead["history"].to_string().contains("AR"), "{dead}");
+    assert_eq!(gateway.delivery(&first)["state"], "in_doubt");
+    gateway.audit_verifies();
+}
+
+/// The partner accepts at once (CA), and its application answers much later, over a connection of its own, to an adapter that
+/// has died in between.
+#[test]
+fn an_application_acknowledgement_delivers_over_another_connection_and_after_a_crash() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free_port();
+    let gateway = Gateway::builder()
+        .app("ehr", &["org.hl7.v2.*"], &[])
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"\norder = \"key\"\nconfirm = \"business\"",
+            &format!("connect = \"{}\"\nlisten = \"127.0.0.1:{port}\"", listener.local_addr().unwrap()),
+        )
+        .route("ehr", &["lab"])
+        .start();
+    let accepted = send(&gateway, &event("M1", "one", "|||AL|AL"));
+    let mut wire = Wire::accept(&listener);
+    assert!(wire.read().unwrap().contains("|M1|"));
+    wire.write(&ack("CA", "M1")).unwrap();
+    until("it is sent", || {
+        gateway.delivery(&accepted)["history"].to_string().contains("\"sent\"").then_some(())
+    });
+    let before = gateway.adapter("lab")["pid"].clone();
+    assert!(gateway.kill_adapter("lab"));
+    until("the adapter is back", || {
+        let pid = gateway.adapter("lab")["pid"].clone();
+        (pid.is_number() && pid != before).then_some(())
+    });
+    let mut other = Wire::connect(port);
+    other.write(&ack("AA", "M1")).unwrap();
+    let delivered = gateway.until_state(&accepted, "delivered");
+    assert!(delivered["history"].to_string().contains("business"), "{delivered}");
+    gateway.audit_verifies();
+}
+
+/// A partner's query goes to an application, and its reply back on the same connection.
+#[test]
+fn a_query_gets_the_applications_reply() {
+    let port = free_port();
+    let gateway = Gateway::builder()
+        .app("ehr", &[], &["queries"])
+        .inbox("queries", "")
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"\nsend = [\"org.hl7.v2.*\"]",
+            &format!("listen = \"127.0.0.1:{port}\"\nreply_from_app = [\"QBP\"]"),
+        )
+        .route("lab", &["queries"])
+        .start();
+    let mut wire = Wire::connect(port);
+    wire.write("MSH|^~\\&|PDQ|C|EHR|H|2026||QBP^Q22|Q1|P|2.5\rQPD|Q22|tag\rRCP|I\r").unwrap();
+    let leased = until("the query is there", || gateway.lease("queries", 1).into_iter().next());
+    assert_eq!(leased["event"]["type"], "org.hl7.v2.QBP_Q22");
+    let reply = "MSH|^~\\&|EHR|H|PDQ|C|2026||RSP^K22|R1|P|2.5\rMSA|AA|Q1\rQAK|tag|NF\rQPD|Q22|tag\r";
+    let mut item = settle_item(&leased, "delivered");
+    item["reply"] = json!({"datacontenttype": "text/plain", "data": reply});
+    gateway.app().post("/v1/settle", &json!({ "results": [item] })).expect(200);
+    assert_eq!(wire.read().unwrap(), reply);
+}
+
+/// A batch goes in whole, and its messages to where each belongs.
+#[test]
+fn a_batch_is_taken_in_as_its_messages() {
+    let port = free_port();
+    let gateway = Gateway::builder()
+        .app("ehr", &[], &["admissions"])
+        .inbox("admissions", "order = \"key\"")
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"\nsend = [\"org.hl7.v2.*\"]",
+            &format!("listen = \"127.0.0.1:{port}\""),
+        )
+        .route("lab", &["admissions"])
+        .start();
+    let message = |id: &str, key: &str| format!("MSH|^~\\&|A|B|C|D|||ADT^A08|{id}|P|2.5\rPID|1||{key}\r");
+    let batch = |count: usize| {
+        format!("BHS|^~\\&|A|B|C|D|||||B1\r{}{}BTS|{count}\r", message("M1", "one"), message("M2", "two"))
+    };
+    let mut wire = Wire::connect(port);
+    wire.write(&batch(3)).unwrap();
+    for id in ["M1", "M2"] {
+        assert!(wire.read().unwrap().contains(&format!("MSA|AR|{id}|BTS-1")));
+    }
+    assert_eq!(gateway.unsettled("admissions"), 0);
+    // Twice: the second time it is the same.
+    for _ in 0..2 {
+        wire.write(&batch(2)).unwrap();
+        for id in ["M1", "M2"] {
+            assert!(wire.read().unwrap().contains(&format!("MSA|AA|{id}\r")));
+        }
+    }
+    let leased = gateway.lease("admissions", 10);
+    let told: Vec<_> =
+        leased.iter().map(|one| (&one["event"]["subject"], &one["event"]["hl7batch"])).collect();
+    assert_eq!(told, [(&json!("M1"), &json!("B1")), (&json!("M2"), &json!("B1"))]);
+}
+
+/// A program that printed its port, and then a line for each message; ended when dropped.
+struct Program {
+    child: Child,
+    port: u16,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Program {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
+        let port = first.rsplit(':').next().unwrap().parse().unwrap();
+        Self { child, port, lines }
+    }
+
+    fn line(&mut self) -> String {
+        self.lines.next().unwrap().unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `hl7apy` closes the connection behind each answer.
+#[test]
+fn hl7_goes_out_to_a_server_that_closes_after_each_message() {
+    const MESSAGES: usize = 30;
+    let Some(mut python) = python(&["hl7apy"]) else { return skipped("needs the hl7apy package of PyPI") };
+    let mut partner = Program::start(python.arg(source("hl7_partner.py")).arg("closing-server"));
+    let gateway = Gateway::builder()
+        .app("ehr", &["org.hl7.v2.*"], &[])
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"\norder = \"strict\"",
+            &format!("connect = \"127.0.0.1:{}\"", partner.port),
+        )
+        .route("ehr", &["lab"])
+        .start();
+    for n in 0..MESSAGES {
+        send(&gateway, &event(&format!("OUT{n}"), "7", ""));
+    }
+    gateway.until_settled("lab");
+    let took: Vec<String> = (0..MESSAGES).map(|_| partner.line()).collect();
+    let in_order: Vec<String> = (0..MESSAGES).map(|n| format!("OUT{n}")).collect();
+    assert_eq!(took, in_order, "in order, each once");
+    gateway.audit_verifies();
+}
+
+/// Streams as senders write them, cut anywhere, into this decoder and into that of the Python package: both must see the
+/// same bodies.
+#[test]
+fn the_decoder_sees_what_that_of_the_python_package_sees() {
+    const STREAMS: usize = 40;
+    let Some(mut python) = python(&["hl7"]) else { return skipped("needs the hl7 package of PyPI") };
+    let mut theirs = Program::start(python.arg(source("hl7_partner.py")).arg("digests"));
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("ours.jsonl");
+    let ours = Program::start(
+        Command::new(program("gatepost-hl7")).args(["listen", "--port", "0", "--log"]).arg(&log),
+    );
+    let mut dice = Dice::new(0x000b_1c0d);
+    let mut seen = 0;
+    for stream in 0..STREAMS {
+        let (bytes, bodies) = stream_of(&mut dice);
+        let mut connections =
+            [ours.port, theirs.port].map(|port| TcpStream::connect(("127.0.0.1", port)).unwrap());
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at((1 + dice.below(40)).min(rest.len()));
+            connections.iter_mut().for_each(|connection| connection.write_all(piece).unwrap());
+            rest = after;
+        }
+        for connection in &mut connections {
+            connection.shutdown(std::net::Shutdown::Write).unwrap();
+            // Both close when they have read all of it.
+            connection.set_read_timeout(Some(PATIENCE)).unwrap();
+            let _ = connection.read_to_end(&mut Vec::new());
+        }
+        let theirs: Vec<String> = (0..bodies).map(|_| theirs.line()).collect();
+        let written = std::fs::read_to_string(&log).unwrap();
+        let ours: Vec<String> = written.lines().skip(seen).map(digest_of).collect();
+        seen += ours.len();
+        assert_eq!(ours, theirs, "stream {stream}");
+    }
+    assert!(seen > STREAMS, "{seen} bodies");
+}
+
+fn digest_of(line: &str) -> String {
+    let line: Value = serde_json::from_str(line).unwrap();
+    line["sha256"].as_str().unwrap().to_owned()
+}
+
+/// Some frames and their number. Between them nothing or line ends, in them everything but the marks.
+fn stream_of(dice: &mut Dice) -> (Vec<u8>, usize) {
+    let frames = 1 + dice.below(6);
+    let mut stream = Vec::new();
+    for _ in 0..frames {
+        stream.push(START);
+        stream.extend_from_slice(b"MSH|^~\\&|");
+        for _ in 0..dice.below(200) {
+            let byte = u8::try_from(dice.below(256)).unwrap();
+            // FS is text when no CR follows, and a CR may follow anything but FS.
+            let follows_end = stream.last() == Some(&END[0]);
+            if byte != START && !(follows_end && byte == END[1]) {
+                stream.push(byte);
+            }
+        }
+        stream.extend_from_slice(END);
+    }
+    (stream, frames)
+}
