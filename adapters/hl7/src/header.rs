@@ -224,7 +224,7 @@ impl<'a> Message<'a> {
         })
     }
 
-    fn segments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let terminator = self.terminator;
         self.bytes
             .split(move |byte| *byte == terminator)

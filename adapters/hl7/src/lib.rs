@@ -1,7 +1,7 @@
 //! `gatepost-hl7`: HL7 v2 over MLLP, both ways.
 //!
 //! Started by the gateway it is an adapter: it sends what the gateway leases to it, and hands the gateway what partners
-//! send. `listen` and `send` are a partner and a sender for people at the bench. A library only so that its parsers can be
+//! send. `listen` and `send` are a partner and a sender for people at the bench, `view` shows them a message. A library only so that its parsers can be
 //! fuzzed; the program is all there is to use.
 //!
 //! **Architecture invariant:** message bytes pass through unchanged. Only acknowledgements are written here.
@@ -27,6 +27,7 @@ mod send_tool;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,8 @@ enum Tool {
     Listen(listen_tool::ListenArgs),
     /// Send the messages in files over MLLP and wait for each acknowledgement
     Send(send_tool::SendArgs),
+    /// Show a message with its segments and fields by name
+    View(view::ViewArgs),
 }
 
 /// Everything that the program does.
@@ -57,5 +60,6 @@ pub fn main() -> ExitCode {
         None => gatepost_adapter::main::<adapter::Hl7>(&cli.adapter),
         Some(Tool::Listen(args)) => listen_tool::main(&args),
         Some(Tool::Send(args)) => send_tool::main(&args),
+        Some(Tool::View(args)) => view::main(&args),
     }
 }

@@ -153,3 +153,16 @@ async fn the_tools_talk_to_each_other() {
     assert_eq!(sent.status.code(), Some(1));
     assert!(String::from_utf8(sent.stderr).unwrap().contains("closed"));
 }
+
+#[tokio::test]
+async fn a_message_is_shown_with_its_fields_by_name() {
+    let mut child = program().arg("view").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"MSH|^~\\&|||||||ADT^A01|M1|P|2.5\rPID|1||42\r").await.unwrap();
+    let shown = child.wait_with_output().await.unwrap();
+    assert_eq!(shown.status.code(), Some(0));
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(
+        text.contains("PID  Patient\n") && text.contains("3  Patient ids                   42\n"),
+        "{text}"
+    );
+}
