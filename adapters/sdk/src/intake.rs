@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use gatepost_api::event::Event;
 use gatepost_api::messages::{AcceptResponse, AcceptedMessage, Reply};
 use gatepost_api::{BATCH_MEDIA_TYPE, EVENT_MEDIA_TYPE, Problem};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Method};
 use uuid::Uuid;
 
+use crate::binary;
 use crate::client::{Call, CallError};
 use crate::patience::Chain;
 use crate::session::Session;
@@ -55,6 +57,19 @@ impl Session {
         // Never closed while the session lives; if it were, the gateway's own limits still hold.
         let _place = self.intake().acquire().await.ok();
         let accepted = self.accept_now(event, idempotency_key, None).await;
+        accepted.map(|message| message.accepted).map_err(|error| self.refused(error))
+    }
+
+    /// Hands in an event whose data is these bytes, without a copy of them. For large payloads; the event's own data is not
+    /// looked at.
+    pub async fn accept_bytes(
+        &self,
+        event: &Event,
+        data: Bytes,
+        idempotency_key: &str,
+    ) -> Result<Accepted, AcceptError> {
+        let _place = self.intake().acquire().await.ok();
+        let accepted = self.accept_bytes_now(event, data, idempotency_key).await;
         accepted.map(|message| message.accepted).map_err(|error| self.refused(error))
     }
 
@@ -111,11 +126,28 @@ impl Session {
     ) -> Result<Answered, CallError> {
         let body = serde_json::to_vec(event).map_err(CallError::Unencodable)?;
         let deadline = ACCEPT_DEADLINE + wait.unwrap_or_default();
-        let mut call = Call::post("/v1/messages", EVENT_MEDIA_TYPE, body.into(), deadline)
-            .header(EPOCH, HeaderValue::from(self.epoch()));
+        let mut call = Call::post("/v1/messages", EVENT_MEDIA_TYPE, body.into(), deadline);
         if let Some(Ok(prefer)) = wait.map(|wait| format!("wait={}", wait.as_secs()).parse()) {
             call = call.header(PREFER, prefer);
         }
+        self.hand_in(call, idempotency_key).await
+    }
+
+    async fn accept_bytes_now(
+        &self,
+        event: &Event,
+        data: Bytes,
+        idempotency_key: &str,
+    ) -> Result<Answered, CallError> {
+        let mut call = Call::get("/v1/messages", ACCEPT_DEADLINE);
+        (call.method, call.body) = (Method::POST, data);
+        // An attribute that is no header is none of a valid event either, and the gateway would say so.
+        call.headers = binary::headers(event).unwrap_or_default();
+        self.hand_in(call, idempotency_key).await
+    }
+
+    async fn hand_in(&self, call: Call, idempotency_key: &str) -> Result<Answered, CallError> {
+        let mut call = call.header(EPOCH, HeaderValue::from(self.epoch()));
         match HeaderValue::from_str(idempotency_key) {
             Ok(key) => call = call.header(IDEMPOTENCY_KEY, key),
             // Then source and id decide, as for any event.

@@ -9,6 +9,7 @@
 //! gateway are repeated until it answers, because every one of them is idempotent; whether a partner is tried again is
 //! the gateway's decision.
 
+mod binary;
 mod calls;
 mod client;
 mod delivery;

@@ -35,6 +35,8 @@ pub struct Call {
     pub path: String,
     pub headers: HeaderMap,
     pub body: Value,
+    /// The body as it came.
+    pub data: Bytes,
     answer: oneshot::Sender<Option<(StatusCode, Bytes)>>,
 }
 
@@ -256,9 +258,11 @@ async fn relay(
 ) -> Result<Response<Full<Bytes>>, std::io::Error> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+    let data = body.clone();
+    // What is not JSON is an event's data in binary mode.
+    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let (answer, answered) = oneshot::channel();
-    let _ = calls.send(Call { path: head.uri.path().to_owned(), headers: head.headers, body, answer });
+    let _ = calls.send(Call { path: head.uri.path().to_owned(), headers: head.headers, body, data, answer });
     match answered.await {
         Ok(Some((status, body))) => Ok(Response::builder().status(status).body(Full::new(body)).unwrap()),
         _ => Err(std::io::Error::other("hung up")),
