@@ -14,8 +14,12 @@ const ATTRIBUTE_CHARS_MAX: usize = 256;
 /// MSH-10 has up to 199 characters, and the digest behind it tells messages apart anyway.
 const CONTROL_ID_CHARS_MAX: usize = 64;
 
+/// Larger bodies travel beside their event, without being copied.
+const DATA_BYTES_MAX: usize = 1024 * 1024;
+
 /// An event and the key under which the same message sent again is recognised.
 pub(crate) struct Received {
+    /// Without its data where that is large.
     pub(crate) event: Event,
     pub(crate) idempotency_key: String,
 }
@@ -58,7 +62,7 @@ impl Origin<'_> {
             subject: value(&self.settings.subject),
             time: None,
             extensions: key.into_iter().collect(),
-            data: Some(Data::Binary(body.to_vec())),
+            data: (body.len() <= DATA_BYTES_MAX).then(|| Data::Binary(body.to_vec())),
         };
         Ok(Received { event, idempotency_key })
     }

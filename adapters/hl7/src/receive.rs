@@ -201,7 +201,9 @@ impl Receiver {
         }
         let (verdict, trouble, received) = self.store(body, message, tally).await;
         let mut answer = self.in_release(verdict, None);
-        let by_application = received.filter(|_| verdict == Verdict::Accepted && self.asks(message));
+        let by_application = received.filter(|received| {
+            verdict == Verdict::Accepted && received.event.data.is_some() && self.asks(message)
+        });
         if by_application.is_none() || ack::is_two_phase(message) {
             answer.frames.extend(acknowledgement(message, verdict, trouble.as_ref()));
         }
@@ -273,7 +275,12 @@ impl Receiver {
                 return (Verdict::Refused, Some(Trouble::from(&error)), None);
             }
         };
-        let accepted = self.session.accept(&received.event, &received.idempotency_key).await.map(|_| ());
+        let Received { event, idempotency_key } = &received;
+        let accepted = match &event.data {
+            Some(_) => self.session.accept(event, idempotency_key).await,
+            None => self.session.accept_bytes(event, body.clone(), idempotency_key).await,
+        };
+        let accepted = accepted.map(|_| ());
         tally.accepted += u64::from(accepted.is_ok());
         let (verdict, trouble) = self.judge(accepted, tally);
         (verdict, trouble, Some(received))

@@ -321,3 +321,42 @@ fn stream_of(dice: &mut Dice) -> (Vec<u8>, usize) {
     }
     (stream, frames)
 }
+
+/// 50 MB of an observation, in and out: what the adapter's process takes for it stays below three times its size.
+#[test]
+fn an_observation_of_fifty_megabytes_passes_both_ways_in_bounded_memory() {
+    const BYTES: usize = 50_000_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free_port();
+    let gateway = Gateway::builder()
+        .adapter(
+            "in",
+            "run = \"gatepost-hl7\"\nsend = [\"org.hl7.v2.*\"]",
+            &format!("listen = \"127.0.0.1:{port}\"\nmax_frame_bytes = 60000000"),
+        )
+        .adapter(
+            "out",
+            "run = \"gatepost-hl7\"",
+            &format!("connect = \"{}\"\nmax_frame_bytes = 60000000", listener.local_addr().unwrap()),
+        )
+        .route("in", &["out"])
+        .start();
+    let mut body = String::from("MSH|^~\\&|PACS|C|EHR|H|2026||ORU^R01|BIG|P|2.5\rOBX|1|ED|PDF||");
+    body.extend(std::iter::repeat_n('Q', BYTES - body.len() - 1));
+    body.push('\r');
+    let mut wire = Wire::connect(port);
+    wire.write(&body).unwrap();
+    let mut out = Wire::accept(&listener);
+    assert!(wire.read().unwrap().contains("MSA|AA|BIG"));
+    assert!(out.read().unwrap() == body, "not the bytes that were sent");
+    out.write(&ack("AA", "BIG")).unwrap();
+    gateway.until_settled("out");
+    for name in ["in", "out"] {
+        let pid = &gateway.adapter(name)["pid"];
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: usize = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        gatepost_tests::note(&format!("adapter {name}: {kib} KiB at most for {BYTES} bytes"));
+        assert!(kib * 1024 <= 3 * BYTES, "{name} took {kib} KiB");
+    }
+}

@@ -1,7 +1,7 @@
 //! A batch that came in: all of its messages are stored or none, and answered one by one or as a batch.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use gatepost_adapter::{ACCEPT_EVENTS_MAX, Event, Extension};
+use gatepost_adapter::{ACCEPT_EVENTS_MAX, Data, Event, Extension};
 
 use super::{Answer, Receiver, Tally, acknowledgement, stamp};
 use crate::ack::{self, ErrorCode, Trouble, Verdict};
@@ -76,6 +76,7 @@ impl Receiver {
         let message = Message::parse(&member.body).map_err(wrong)?;
         let origin = Origin { settings: &self.settings, source: &self.source };
         let mut event = origin.event(&member.body, &message).map_err(wrong)?.event;
+        event.data = Some(Data::Binary(member.body.to_vec()));
         let charset = self.settings.default_charset;
         for (name, id) in [("hl7file", &batch.file_id), ("hl7batch", &member.batch_id)] {
             if !id.is_empty() {

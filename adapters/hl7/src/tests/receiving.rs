@@ -525,3 +525,21 @@ async fn a_batch_that_cannot_be_stored_now_is_asked_for_again() {
     assert!(msa(&body_of(&mut partner).await).starts_with("MSA|AE|M1|"));
     assert!(msa(&body_of(&mut partner).await).starts_with("MSA|CE|M2|"));
 }
+
+#[tokio::test]
+async fn a_large_message_is_handed_in_as_it_came() {
+    let mut intake = Intake::new(json!({})).await;
+    let mut partner = intake.connect().await;
+    let mut large = adt("M1").to_vec();
+    large.resize(2 * 1024 * 1024, 0xfc);
+    let large = Bytes::from(large);
+    write(&mut partner, &large).await;
+    let call = intake.gateway.next("/v1/messages").await;
+    assert!(call.data == large, "the body is the message");
+    assert_eq!(call.headers["ce-type"], "org.hl7.v2.ADT_A01");
+    assert_eq!(call.headers["ce-partitionkey"], "42");
+    assert_eq!(call.headers["content-type"], "application/hl7-v2+er7");
+    assert_eq!(call.headers["idempotency-key"], format!("M1:{}", digest(&large)));
+    accept(call);
+    assert_eq!(msa(&body_of(&mut partner).await), "MSA|AA|M1");
+}
