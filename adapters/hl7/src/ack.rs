@@ -103,6 +103,7 @@ impl From<&HeaderError> for Trouble {
             HeaderError::ControlId => (ErrorCode::RequiredFieldMissing, Some(10)),
             HeaderError::MessageType => (ErrorCode::RequiredFieldMissing, Some(9)),
             HeaderError::Wide => (ErrorCode::TableValueNotFound, Some(18)),
+            HeaderError::Continued => (ErrorCode::SegmentSequence, Some(14)),
             HeaderError::SegmentEnd => (ErrorCode::SegmentSequence, None),
             HeaderError::NoHeader | HeaderError::Delimiters => (ErrorCode::SegmentSequence, None),
         };

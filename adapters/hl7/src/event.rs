@@ -14,6 +14,8 @@ const ATTRIBUTE_CHARS_MAX: usize = 256;
 /// MSH-10 has up to 199 characters, and the digest behind it tells messages apart anyway.
 const CONTROL_ID_CHARS_MAX: usize = 64;
 
+/// The attribute that says, of a merge, which id the surviving one replaces: routes and applications can go by it.
+const MERGED_KEY: &str = "hl7mergedkey";
 /// Larger bodies travel beside their event, without being copied.
 const DATA_BYTES_MAX: usize = 1024 * 1024;
 
@@ -36,6 +38,9 @@ impl Origin<'_> {
         if self.settings.segment_end == SegmentEnd::Cr && !message.ends_segments_in_cr() {
             return Err(HeaderError::SegmentEnd);
         }
+        if message.is_continued() {
+            return Err(HeaderError::Continued);
+        }
         let charset = charset(message, self.settings)?;
         let control_id = message.control_id()?;
         let idempotency_key = match self.settings.on_reused_id {
@@ -51,8 +56,11 @@ impl Origin<'_> {
             let value = message.value(path.0.as_ref()?)?;
             Some(attribute_text(value, charset, ATTRIBUTE_CHARS_MAX))
         };
-        let key =
-            value(&self.settings.partition_key).map(|key| ("partitionkey".to_owned(), Extension::Text(key)));
+        let former = message.merged_path().and_then(|path| message.value(&path));
+        let former = former.map(|former| attribute_text(former, charset, ATTRIBUTE_CHARS_MAX));
+        let extensions = [("partitionkey", value(&self.settings.partition_key)), (MERGED_KEY, former)];
+        let extension =
+            |(name, value): (&str, Option<String>)| Some((name.to_owned(), Extension::Text(value?)));
         let event = Event {
             id: idempotency_key.clone(),
             source: self.source.to_owned(),
@@ -61,7 +69,7 @@ impl Origin<'_> {
             dataschema: None,
             subject: value(&self.settings.subject),
             time: None,
-            extensions: key.into_iter().collect(),
+            extensions: extensions.into_iter().filter_map(extension).collect(),
             data: (body.len() <= DATA_BYTES_MAX).then(|| Data::Binary(body.to_vec())),
         };
         Ok(Received { event, idempotency_key })
@@ -120,6 +128,18 @@ mod tests {
         let Received { event, idempotency_key } = received(body, &Settings::default());
         event.validate().unwrap();
         assert!(idempotency_key.is_ascii());
+    }
+
+    #[test]
+    fn a_merge_says_both_ids_and_a_part_of_a_message_is_refused() {
+        let body = b"MSH|^~\\&|||||||ADT^A40|1|P|2.5\rPID|1||42\rMRG|41\r";
+        let event = received(body, &Settings::default()).event;
+        assert_eq!(event.text_extension("partitionkey").as_deref(), Some("42"));
+        assert_eq!(event.text_extension("hl7mergedkey").as_deref(), Some("41"));
+        let part = Bytes::from_static(b"MSH|^~\\&|||||||ORU^R01|1|P|2.5||P2\r");
+        let settings = Settings::default();
+        let origin = Origin { settings: &settings, source: "/adapters/lab" };
+        assert_eq!(origin.event(&part, &Message::parse(&part).unwrap()).err(), Some(HeaderError::Continued));
     }
 
     #[test]

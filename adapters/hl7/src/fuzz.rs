@@ -7,21 +7,29 @@ use uuid::Uuid;
 
 use crate::ack::{self, Stamp, Trouble, Verdict};
 use crate::answer;
+use crate::batch;
 use crate::charset::Charset;
 use crate::event::{Origin, Received};
 use crate::header::{AckCode, Message, attribute_text};
 use crate::mllp::{self, CR, Decoder, Ending, FS, Item, OVERSIZE_HEAD_BYTES, VT};
 use crate::path::FieldPath;
 use crate::settings::Settings;
+use crate::view;
 use gatepost_adapter::Network;
 
 /// A target and its name, which is also its corpus's.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: &[Target] =
-    &[("mllp", stream), ("hl7", header), ("hl7-ack", acknowledgement), ("hl7-settings", settings)];
+pub const TARGETS: &[Target] = &[
+    ("mllp", stream),
+    ("hl7", header),
+    ("hl7-ack", acknowledgement),
+    ("hl7-batch", batch),
+    ("hl7-settings", settings),
+];
 
 const LF: u8 = b'\n';
+const MESSAGES_MAX: usize = 8;
 /// Longest `Idempotency-Key` that the gateway takes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 
@@ -265,6 +273,32 @@ fn acknowledgement(input: &[u8]) {
             let error = message.version().iter().any(u8::is_ascii_digit);
             assert!(answer.error.as_deref() == Some("207") || answer.error.is_none() || !error);
         }
+    }
+}
+
+// === batches and what people are shown ===
+
+/// A frame that may be a batch: its messages are slices of it, in order, and apart. Any frame can be shown.
+fn batch(input: &[u8]) {
+    let body = Bytes::copy_from_slice(input);
+    for charset in [Charset::Utf8, Charset::Latin1, Charset::Latin5, Charset::Ascii] {
+        if let Ok(text) = view::view(&body, charset) {
+            assert!(!text.chars().any(|character| character.is_control() && character != '\n'));
+        }
+    }
+    let Ok(batch) = batch::split(&body, MESSAGES_MAX) else {
+        if let Some(batch) = batch::split_unchecked(&body, MESSAGES_MAX) {
+            assert!(batch.messages.len() <= MESSAGES_MAX);
+        }
+        return;
+    };
+    assert!(batch::is_batch(&body) && batch.messages.len() <= MESSAGES_MAX);
+    let mut end = body.as_ptr();
+    for member in &batch.messages {
+        assert!(lies_in(&member.body, &body) && member.body.starts_with(b"MSH"));
+        assert!(member.body.as_ptr() >= end, "in order and apart");
+        end = member.body.as_ptr_range().end;
+        assert!(batch::split_unchecked(&member.body, MESSAGES_MAX).is_none(), "a batch in a batch");
     }
 }
 

@@ -20,9 +20,16 @@ const MSH_MESSAGE_TYPE: usize = 9;
 const MSH_CONTROL_ID: usize = 10;
 const MSH_PROCESSING_ID: usize = 11;
 const MSH_VERSION: usize = 12;
+const MSH_CONTINUATION_POINTER: usize = 14;
 const MSH_ACCEPT_ACKNOWLEDGEMENT: usize = 15;
 const MSH_APPLICATION_ACKNOWLEDGEMENT: usize = 16;
 const MSH_CHARACTER_SET: usize = 18;
+
+/// Merges and moves of patients, accounts and visits (chapter 3): MRG says whose they were.
+const MERGE_EVENTS: [&str; 18] = [
+    "A18", "A30", "A34", "A35", "A36", "A39", "A40", "A41", "A42", "A43", "A44", "A45", "A46", "A47", "A48",
+    "A49", "A50", "A51",
+];
 
 /// Longest message code or trigger event that becomes part of an event type.
 const TYPE_PART_BYTES_MAX: usize = 16;
@@ -35,6 +42,10 @@ pub(crate) enum HeaderError {
         "the message is in UTF-16 or UTF-32, which MLLP cannot carry: its marks are single bytes; use UNICODE UTF-8"
     )]
     Wide,
+    #[error(
+        "this is a part of a message that continues in others (MSH-14, DSC or ADD), which are not put together here"
+    )]
+    Continued,
     #[error("a segment ends in LF or CR LF, and segment_end = \"cr\" asks for CR")]
     SegmentEnd,
     #[error("MSH-1 and MSH-2 do not name usable delimiters")]
@@ -144,6 +155,26 @@ impl<'a> Message<'a> {
 
     pub(crate) fn application_acknowledgement(&self) -> &'a [u8] {
         self.header_field(MSH_APPLICATION_ACKNOWLEDGEMENT).trim_ascii()
+    }
+
+    /// Whether this is one of several parts of a message (2.10.2): it continues an earlier one, or another one continues it.
+    /// In queries and their answers the same segments only point to further answers, each of which is whole.
+    pub(crate) fn is_continued(&self) -> bool {
+        let is_query = self.message_type().is_ok_and(|kind| kind.code.starts_with('Q'));
+        if is_query || self.acknowledgement().is_some() {
+            return false;
+        }
+        present(self.header_field(MSH_CONTINUATION_POINTER)).is_some()
+            || self.segment(b"ADD").is_some()
+            || self.segment(b"DSC").is_some_and(|dsc| present(nth(dsc, self.delimiters.field, 1)).is_some())
+    }
+
+    /// For a message that merges or moves a patient's records: the path of the id that they had before.
+    pub(crate) fn merged_path(&self) -> Option<FieldPath> {
+        let kind = self.message_type().ok()?;
+        let merges = kind.code == "ADT" && kind.trigger.is_some_and(|event| MERGE_EVENTS.contains(&event));
+        let path = FieldPath { segment: *b"MRG", field: 1, component: Some(1), subcomponent: None };
+        merges.then_some(path)
     }
 
     pub(crate) fn message_type(&self) -> Result<MessageType<'a>, HeaderError> {
@@ -474,6 +505,34 @@ mod tests {
         assert_eq!(code("ERR|||207\rERR|||101\r").as_deref(), Some("207"));
         assert_eq!(code("ERR|PID^1^3\r"), None);
         assert_eq!(code(""), None);
+    }
+
+    #[test]
+    fn parts_of_a_message_are_told_from_whole_ones() {
+        let continued = |kind: &str, pointer: &str, rest: &str| {
+            let body = format!("MSH|^~\\&|A|B|C|D|||{kind}|1|P|2.5||{pointer}\r{rest}");
+            Message::parse(body.as_bytes()).unwrap().is_continued()
+        };
+        assert!(continued("ORU^R01", "P2", "OBX|1\r"));
+        assert!(continued("ORU^R01", "", "OBX|1\rDSC|P2|F\r"));
+        assert!(continued("ORU^R01", "", "ADD|more\rOBX|2\r"));
+        assert!(!continued("ORU^R01", "", "OBX|1\rDSC||F\r"));
+        assert!(!continued("QBP^Q22", "", "QPD|x\rDSC|P2|I\r"));
+        assert!(!continued("RSP^K22", "", "MSA|AA|7\rDSC|P2|I\r"));
+    }
+
+    #[test]
+    fn a_merge_names_the_former_id() {
+        let former = |kind: &str| {
+            let body = format!("MSH|^~\\&|A|B|C|D|||{kind}|1|P|2.5\rPID|1||42^^^MR\rMRG|41^^^MR\r");
+            let message = Message::parse(body.as_bytes()).unwrap();
+            message.merged_path().and_then(|path| message.value(&path)).map(<[u8]>::to_vec)
+        };
+        for kind in ["ADT^A18", "ADT^A34", "ADT^A40^ADT_A39"] {
+            assert_eq!(former(kind).as_deref(), Some(&b"41"[..]), "{kind}");
+        }
+        assert_eq!(former("ADT^A08"), None);
+        assert_eq!(former("ORU^A40"), None);
     }
 
     #[test]
