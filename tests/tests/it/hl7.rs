@@ -360,3 +360,77 @@ fn an_observation_of_fifty_megabytes_passes_both_ways_in_bounded_memory() {
         assert!(kib * 1024 <= 3 * BYTES, "{name} took {kib} KiB");
     }
 }
+
+/// The configurations of the documentation, as they stand there.
+fn examples() -> Vec<String> {
+    let page = std::fs::read_to_string(source("../docs/adapters/hl7.md")).unwrap();
+    let blocks = page.split("```toml\n").skip(1);
+    blocks.map(|block| block.split("```").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_examples_of_the_documentation_are_taken_by_the_programs() {
+    let mut builder = Gateway::builder().app("ehr", &["org.hl7.v2.*"], &["queries"]).inbox("queries", "");
+    let examples = examples();
+    assert_eq!(examples.len(), 3);
+    for example in &examples {
+        builder = builder.table("", example);
+    }
+    let gateway = builder
+        .route("ehr", &["lab", "ris"])
+        .route("lab", &["queries"])
+        .route("ward", &["queries"])
+        .prepare();
+    let checked = gateway.cli(&["check"]);
+    let said = String::from_utf8_lossy(&checked.stdout) + String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{said}");
+}
+
+/// The last example runs: an old system, its odd frames, and an application that answers it.
+#[test]
+fn the_example_of_the_old_system_works() {
+    let port = free_port();
+    let example = examples().pop().unwrap().replace("127.0.0.1:2578", &format!("127.0.0.1:{port}"));
+    let gateway = Gateway::builder()
+        .app("ehr", &[], &["queries"])
+        .inbox("queries", "")
+        .table("", &example)
+        .route("ward", &["queries"])
+        .start();
+    let mut wire = Wire::connect(port);
+    let query = b"\x0bMSH|^~\\&|OLD|C|EHR|H|2026||QRY^A19|Q1|P|2.3\rQRD|x\rPID|1||\x80\r\x1c";
+    wire.0.get_mut().write_all(query).unwrap();
+    let leased = until("the query is there", || gateway.lease("queries", 1).into_iter().next());
+    assert_eq!(leased["event"]["partitionkey"], "€");
+    let reply = "MSH|^~\\&|EHR|H|OLD|C|2026||ADR^A19|R1|P|2.3\rMSA|AA|Q1\r";
+    let mut item = settle_item(&leased, "delivered");
+    item["reply"] = json!({"datacontenttype": "text/plain", "data": reply});
+    gateway.app().post("/v1/settle", &json!({ "results": [item] })).expect(200);
+    assert_eq!(wire.read().unwrap(), reply);
+}
+
+/// An operator sees the payload's fields by name, as the adapter's program tells them.
+#[test]
+fn show_tells_the_fields_of_a_message_by_name() {
+    let gateway = Gateway::builder()
+        .app("ehr", &["org.hl7.v2.*"], &["orders"])
+        .inbox("orders", "")
+        .route("ehr", &["orders"])
+        .start();
+    let id = send(&gateway, &event("M1", "one", ""));
+    let shown = gateway.cli_ok(&["show", &id, "--data", "--fields"]);
+    for line in [
+        "MSH  Message header",
+        "10  Control id                    M1",
+        "PID  Patient",
+        "3  Patient ids                   one",
+    ] {
+        assert!(shown.contains(line), "{shown}");
+    }
+    let mut other = order_event("other", "k", &json!({}));
+    other["type"] = "org.hl7.v2.ORM_O01".into();
+    let id = send(&gateway, &other);
+    let refused = gateway.cli(&["show", &id, "--data", "--fields"]);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("MSH"), "it says why");
+}

@@ -27,6 +27,7 @@ mod status;
 mod text;
 mod token;
 mod ui;
+mod view;
 
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,9 @@ pub(super) struct Show {
     /// Show the payload too: an operator needs the right `read_payload`, and the reading is an audit entry
     #[arg(long)]
     data: bool,
+    /// With --data: its fields by name, where an adapter can tell them
+    #[arg(long, requires = "data")]
+    fields: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -37,6 +40,10 @@ pub(super) async fn show(context: &Context, args: &Show) -> Result<(), Failure> 
     let ui = &context.ui;
     if args.data {
         let data = client.call(Call::get(format!("/v1/messages/{}/data", view.id))).await?;
+        if args.fields {
+            let text = super::view::fields(&view.attributes.kind, data.body.to_vec()).await?;
+            return ui.line(harmless(text.trim_end_matches('\n')));
+        }
         return super::receive::print_payload(ui, &data.body);
     }
     if ui.json {
