@@ -66,7 +66,7 @@ impl Acceptor {
         stream.set_nodelay(true).map_err(AcceptError::Io)?;
         let Some(tls) = &self.0 else { return Ok(Stream::plain(stream)) };
         match timeout(within, TlsAcceptor::from(tls.current()).accept(stream)).await {
-            Ok(Ok(stream)) => Ok(Stream::tls(stream)),
+            Ok(Ok(stream)) => Ok(Stream::tls(stream, Vec::new())),
             Ok(Err(error)) => Err(AcceptError::Handshake(explain(&error))),
             Err(_) => Err(AcceptError::HandshakeLate(within)),
         }

@@ -1,14 +1,23 @@
 //! Connections to a partner, plain or with TLS.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
-use rustls::ClientConfig;
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
-use tokio::time::{Instant, timeout_at};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ProtocolVersion, SignatureScheme};
+use tokio::io::{AsyncRead as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::explain::explain;
 use super::settings::{ConnectTls, Misset};
@@ -17,6 +26,11 @@ use crate::client::locked;
 use crate::egress;
 use crate::files::Stamp;
 use crate::process::Failure;
+
+/// How long a partner that asks for our certificate gets to say that it refuses it.
+const VERDICT_WAIT: Duration = Duration::from_millis(250);
+/// What it says in place of that is kept so far.
+const EARLY_BYTES_MAX: usize = 1024;
 
 /// Connects to one partner.
 pub struct Connector {
@@ -77,13 +91,71 @@ impl Connector {
         // Messages are written whole, and their sender waits for an answer: holding them back gains nothing.
         stream.set_nodelay(true).map_err(ConnectError::Unreachable)?;
         let Some(tls) = &self.tls else { return Ok(Stream::plain(stream)) };
-        let handshake = TlsConnector::from(tls.current()).connect(tls.name.clone(), stream);
+        let (config, asked) = asking(&tls.current());
+        let handshake = async {
+            let stream = TlsConnector::from(config).connect(tls.name.clone(), stream).await?;
+            if asked.yes() { verdict(stream).await } else { Ok(Stream::tls(stream, Vec::new())) }
+        };
         match timeout_at(until, handshake).await {
-            Ok(Ok(stream)) => Ok(Stream::tls(stream)),
-            Ok(Err(error)) => Err(ConnectError::Handshake(explain(&error))),
+            Ok(ended) => ended.map_err(|error| ConnectError::Handshake(explain(&error))),
             Err(_) => Err(ConnectError::HandshakeLate(within)),
         }
     }
+}
+
+/// Notes whether the partner asks for a certificate.
+#[derive(Debug)]
+struct Asked {
+    resolver: Arc<dyn ResolvesClientCert>,
+    asked: AtomicBool,
+}
+
+impl Asked {
+    fn yes(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+}
+
+impl ResolvesClientCert for Asked {
+    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.asked.store(true, Ordering::Release);
+        self.resolver.resolve(authorities, schemes)
+    }
+
+    fn has_certs(&self) -> bool {
+        self.resolver.has_certs()
+    }
+}
+
+fn asking(config: &ClientConfig) -> (Arc<ClientConfig>, Arc<Asked>) {
+    let resolver = Arc::clone(&config.client_auth_cert_resolver);
+    let asked = Arc::new(Asked { resolver, asked: AtomicBool::new(false) });
+    let mut config = config.clone();
+    config.client_auth_cert_resolver = asked.clone();
+    (Arc::new(config), asked)
+}
+
+/// With TLS 1.3 our handshake is over before the partner has looked at our certificate. If a message were written before its verdict, a
+/// refusal would look like a message that is in doubt. Most partners send a ticket once they are content; for the others it is enough to
+/// have waited a moment, and one that refuses later than that leaves a doubt.
+async fn verdict(mut stream: TlsStream<TcpStream>) -> io::Result<Stream> {
+    if stream.get_ref().1.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
+        return Ok(Stream::tls(stream, Vec::new()));
+    }
+    let mut space = [0; EARLY_BYTES_MAX];
+    let said = poll_fn(|context| {
+        let mut buffer = ReadBuf::new(&mut space);
+        match Pin::new(&mut stream).poll_read(context, &mut buffer) {
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+            }
+            Poll::Ready(read) => Poll::Ready(read.map(|()| buffer.filled().to_vec())),
+            Poll::Pending if stream.get_ref().1.tls13_tickets_received() > 0 => Poll::Ready(Ok(Vec::new())),
+            Poll::Pending => Poll::Pending,
+        }
+    });
+    let early = timeout(VERDICT_WAIT, said).await.unwrap_or_else(|_| Ok(Vec::new()))?;
+    Ok(Stream::tls(stream, early))
 }
 
 impl Tls {

@@ -5,8 +5,7 @@ use std::io;
 
 use rustls::{AlertDescription as Alert, CertificateError, Error, PeerIncompatible};
 
-/// An error of a [`Stream`](super::Stream) or a handshake as a person reads it: `it` is the partner. With TLS 1.3 who connects learns that its
-/// certificate is refused from the first read.
+/// An error of a [`Stream`](super::Stream) or a handshake as a person reads it: `it` is the partner.
 pub fn explain(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(error) => tls(error),

@@ -148,6 +148,12 @@ impl ConnectTls {
 }
 
 impl ListenTls {
+    /// With this certificate, for whoever connects.
+    pub fn new(cert_file: PathBuf, key_file: PathBuf) -> Self {
+        let (client_ca_files, allow_names) = (Vec::new(), Vec::new());
+        Self { cert_file, key_file, client_ca_files, allow_names, min_version: MinVersion::default() }
+    }
+
     /// What is wrong with them; keys begin with `key`, the setting that holds them.
     pub fn faults(&self, key: &str) -> Vec<Fault> {
         let mut faults = Faults::new(key);

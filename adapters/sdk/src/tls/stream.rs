@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -13,10 +13,14 @@ use tokio_rustls::TlsStream;
 use super::name::{PeerName, names};
 
 /// A connection to or from a partner. What has been written leaves with a flush.
+///
+/// A partner that closes without the goodbye of TLS has closed all the same: the protocol on it says whether something is missing.
 #[derive(Debug)]
 pub struct Stream {
     kind: Kind,
     peer_names: Vec<PeerName>,
+    /// What the partner had said before the stream was handed out.
+    early: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -27,14 +31,15 @@ enum Kind {
 
 impl Stream {
     pub fn plain(stream: TcpStream) -> Self {
-        Self { kind: Kind::Plain(stream), peer_names: Vec::new() }
+        Self { kind: Kind::Plain(stream), peer_names: Vec::new(), early: Vec::new() }
     }
 
-    pub(super) fn tls(stream: impl Into<TlsStream<TcpStream>>) -> Self {
+    /// `early` is what has been read of it.
+    pub(super) fn tls(stream: impl Into<TlsStream<TcpStream>>, early: Vec<u8>) -> Self {
         let stream = stream.into();
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
         let peer_names = certificate.map(names).unwrap_or_default();
-        Self { kind: Kind::Tls(Box::new(stream)), peer_names }
+        Self { kind: Kind::Tls(Box::new(stream)), peer_names, early }
     }
 
     pub fn is_tls(&self) -> bool {
@@ -68,9 +73,20 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().kind {
-            Kind::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Kind::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        let this = self.get_mut();
+        let stream = match &mut this.kind {
+            Kind::Plain(stream) => return Pin::new(stream).poll_read(context, buffer),
+            Kind::Tls(stream) => stream,
+        };
+        if !this.early.is_empty() {
+            let now = this.early.len().min(buffer.remaining());
+            buffer.put_slice(&this.early[..now]);
+            this.early.drain(..now);
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(Pin::new(stream).poll_read(context, buffer)) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            read => Poll::Ready(read),
         }
     }
 }

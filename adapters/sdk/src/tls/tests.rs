@@ -108,7 +108,7 @@ async fn listener() -> (TcpListener, SocketAddr) {
 
 type Ended<T> = Result<T, String>;
 
-/// Connects and says hello both ways; what each side comes to. The connecting side may learn of its refusal only by reading.
+/// Connects and says hello both ways; what each side comes to.
 async fn meet(connect: &ConnectTls, listen: &ListenTls) -> (Ended<Vec<PeerName>>, Ended<Vec<PeerName>>) {
     let (listener, address) = listener().await;
     let connector = Connector::new(&address.to_string(), Some(connect)).unwrap();
@@ -171,7 +171,7 @@ async fn of_many_names_one_that_is_allowed_is_enough() {
         let refused = "no TLS with the partner: its certificate is for dns:ehr.example, uri:spiffe://clinic/ehr, cn:EHR 1, \
             which is not in allow_names";
         assert_eq!(client.unwrap_err(), refused, "{allowed}");
-        assert_eq!(partner.unwrap_err(), "it refuses our certificate", "{allowed}");
+        assert_eq!(partner.unwrap_err(), "no TLS with the partner: it refuses our certificate", "{allowed}");
     }
 }
 
@@ -290,7 +290,7 @@ async fn a_client_that_may_not_come_in_is_told_apart_and_told_why() {
     ] {
         let (partner, client) = meet(&authority.connect(own), &listen).await;
         assert_eq!(client.unwrap_err(), format!("no TLS with the partner: {here}"));
-        assert_eq!(partner.unwrap_err(), there);
+        assert_eq!(partner.unwrap_err(), format!("no TLS with the partner: {there}"));
     }
 }
 
@@ -396,6 +396,22 @@ async fn without_tls_the_stream_is_the_connection() {
     let mut heard = [0; 5];
     theirs.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"plain");
+}
+
+#[tokio::test]
+async fn who_closes_without_a_goodbye_has_closed() {
+    let authority = Authority::new();
+    let (listener, address) = listener().await;
+    let connector = Connector::new(&address.to_string(), Some(&authority.connect(json!({})))).unwrap();
+    let acceptor = Acceptor::new(Some(&authority.listen(json!({})))).unwrap();
+    let (ours, theirs) = tokio::join!(connector.connect(PATIENCE), async {
+        acceptor.accept(listener.accept().await.unwrap().0, PATIENCE).await.unwrap()
+    });
+    // The socket is closed under it.
+    drop(theirs);
+    let mut heard = Vec::new();
+    ours.unwrap().read_to_end(&mut heard).await.unwrap();
+    assert!(heard.is_empty());
 }
 
 #[tokio::test]
