@@ -1,7 +1,9 @@
 //! The adapter: both directions side by side, until the gateway asks to stop.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use gatepost_adapter::tls::Connector;
 use gatepost_adapter::{Access, Adapter, Crew, Failure, Fault, Level, Manifest, Placement, Session};
 
 use crate::answer::{self, Answer};
@@ -31,6 +33,7 @@ impl Adapter for Hl7 {
         Access {
             connect: settings.connect.iter().cloned().collect(),
             bind: settings.listen.iter().cloned().collect(),
+            read: settings.files().map(Path::to_owned).collect(),
             ..Access::default()
         }
     }
@@ -55,11 +58,13 @@ impl Adapter for Hl7 {
 async fn send(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Result<(), Failure> {
     let Some(address) = settings.connect.clone() else { return Ok(()) };
     let crew = Crew { workers: settings.connections, placement: Placement::ByKey };
-    let link = |_| Link::new(address.clone(), Arc::clone(&settings), Arc::clone(&awaited), session.confirm());
+    let connector = Arc::new(Connector::new(&address, settings.tls.as_ref())?);
+    let link =
+        |_| Link::new(Arc::clone(&connector), Arc::clone(&settings), Arc::clone(&awaited), session.confirm());
     session.work(crew, link).await
 }
 
 async fn receive(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Result<(), Failure> {
     let Some(address) = settings.listen.clone() else { return Ok(()) };
-    Receiver::new(settings, session, awaited).run(&address).await
+    Receiver::new(settings, session, awaited)?.run(&address).await
 }

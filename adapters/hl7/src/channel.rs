@@ -1,12 +1,16 @@
-//! One TCP connection that carries MLLP frames.
+//! One connection, plain or TLS, that carries MLLP frames.
 
+use std::future::Future;
 use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Buf;
+use gatepost_adapter::tls::Stream;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::task::coop::unconstrained;
 use tokio::time::timeout;
 
 use crate::mllp::{Decoder, EndInsideFrame, Ending, Item};
@@ -52,15 +56,13 @@ impl Limits {
 }
 
 pub(crate) struct Channel {
-    stream: TcpStream,
+    stream: Stream,
     decoder: Decoder,
     limits: Limits,
 }
 
 impl Channel {
-    pub(crate) fn new(stream: TcpStream, limits: Limits) -> io::Result<Self> {
-        // A frame is one write, and its sender waits for the answer: holding it back gains nothing.
-        stream.set_nodelay(true)?;
+    pub(crate) fn new(stream: Stream, limits: Limits) -> io::Result<Self> {
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         let ending = if limits.open_end.is_some() { Ending::Lenient } else { Ending::Strict };
@@ -122,8 +124,11 @@ impl Channel {
     /// Writes a few bytes without waiting. An error: they did not all go, and the connection is of no use any more.
     pub(crate) fn write_now(&mut self, mut frame: impl Buf) -> Result<(), ChannelError> {
         let frame = frame.copy_to_bytes(frame.remaining());
-        let written = self.stream.try_write(&frame)?;
-        if written == frame.len() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WouldBlock).into()) }
+        let written = at_once(async {
+            self.stream.write_all(&frame).await?;
+            self.stream.flush().await
+        });
+        Ok(written.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))?)
     }
 
     /// Whether a message may be sent: the peer has not closed. What it sent unasked meanwhile is taken out of the way.
@@ -134,11 +139,11 @@ impl Channel {
             }
             let buffer = self.decoder.buffer();
             buffer.reserve(READ_BYTES);
-            match self.stream.try_read_buf(buffer) {
-                Ok(0) => return Err(ChannelError::Closed),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error.into()),
+            match at_once(self.stream.read_buf(buffer)) {
+                None => return Ok(()),
+                Some(Ok(0)) => return Err(ChannelError::Closed),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error.into()),
             }
         }
     }
@@ -158,5 +163,14 @@ impl Channel {
             io::Result::Ok(())
         })
         .await;
+    }
+}
+
+/// What comes of it without waiting, if anything. What it has not done by then it does not do.
+fn at_once<T>(doing: impl Future<Output = T>) -> Option<T> {
+    // Not held back for having had its turn, which would look as if there were nothing to read.
+    match pin!(unconstrained(doing)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => Some(done),
+        Poll::Pending => None,
     }
 }

@@ -27,6 +27,7 @@ mod send_tool;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod tool_tls;
 mod view;
 
 use std::process::ExitCode;

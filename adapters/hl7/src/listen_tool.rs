@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gatepost_adapter::digest;
+use gatepost_adapter::tls::{Acceptor, Stream};
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use crate::ack::{self, Stamp, Verdict};
@@ -19,8 +20,10 @@ use crate::channel::{Channel, ChannelError, Limits};
 use crate::charset::Charset;
 use crate::header::{AckCode, Message, attribute_text};
 use crate::mllp::{self, Item};
+use crate::tool_tls;
 
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 const CONTROL_ID_CHARS_MAX: usize = 200;
 
@@ -47,6 +50,8 @@ pub(crate) struct ListenArgs {
     /// Append one line of JSON for each message: time, control_id, sha256 of the body, bytes, connection, ack
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    #[command(flatten)]
+    tls: tool_tls::ListenTlsArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -114,6 +119,10 @@ async fn listen(args: &ListenArgs) -> io::Result<()> {
         Some(path) => Some(Mutex::new(File::options().create(true).append(true).open(path)?)),
         None => None,
     };
+    let acceptor = Arc::new(
+        Acceptor::new(args.tls.settings().as_ref())
+            .map_err(|failure| io::Error::other(tool_tls::told(&failure)))?,
+    );
     let listener = TcpListener::bind((args.host.as_str(), args.port)).await?;
     say(&format!("listening on {}", listener.local_addr()?));
     let partner = Arc::new(Partner {
@@ -128,9 +137,13 @@ async fn listen(args: &ListenArgs) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         connection += 1;
-        let partner = Arc::clone(&partner);
+        let (partner, acceptor) = (Arc::clone(&partner), Arc::clone(&acceptor));
         tokio::spawn(async move {
-            if let Err(error) = partner.serve(stream, connection).await {
+            let served = match acceptor.accept(stream, HANDSHAKE_DEADLINE).await {
+                Ok(stream) => partner.serve(stream, connection).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = served {
                 let _ = writeln!(io::stderr(), "connection {connection}: {error}");
             }
         });
@@ -158,7 +171,7 @@ struct Line<'a> {
 }
 
 impl Partner {
-    async fn serve(&self, stream: TcpStream, connection: u64) -> Result<(), ChannelError> {
+    async fn serve(&self, stream: Stream, connection: u64) -> Result<(), ChannelError> {
         let mut channel = Channel::new(stream, Limits::new(BODY_BYTES_MAX, PAUSE_MAX))?;
         while let Some(item) = channel.next().await? {
             let Item::Frame(body) = item else {

@@ -25,7 +25,10 @@ use crate::header::Message;
 use crate::mllp::{self, COMMITTED, Item, NOT_COMMITTED};
 use crate::settings::{ApplicationAck, OnUnreadable, Settings};
 use gatepost_adapter::listener::{self, Door};
+use gatepost_adapter::tls::Acceptor;
 
+/// Of TLS, once a partner has connected.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// A partner that does not take its acknowledgement in this time will not take it at all.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,7 @@ pub(crate) struct Receiver {
     session: Session,
     source: String,
     awaited: Arc<Awaited>,
+    acceptor: Acceptor,
 }
 
 /// What goes back over the connection, and how it goes on after that.
@@ -67,9 +71,14 @@ impl Answer {
 }
 
 impl Receiver {
-    pub(crate) fn new(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Self {
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        session: Session,
+        awaited: Arc<Awaited>,
+    ) -> Result<Self, Failure> {
+        let acceptor = Acceptor::new(settings.listen_tls.as_ref())?;
         let source = settings.source.clone().unwrap_or_else(|| format!("/adapters/{}", session.name()));
-        Self { settings, session, source, awaited }
+        Ok(Self { settings, session, source, awaited, acceptor })
     }
 
     /// Takes connections until the adapter is asked to stop; then finishes the messages that have come in whole.
@@ -98,7 +107,17 @@ impl Receiver {
     }
 
     async fn serve(&self, stream: TcpStream, peer: SocketAddr) {
-        tracing::info!(%peer, "a partner has connected");
+        let stop = self.session.stop();
+        let stream = tokio::select! {
+            () = stop.requested() => return,
+            accepted = self.acceptor.accept(stream, HANDSHAKE_DEADLINE) => match accepted {
+                Ok(stream) => stream,
+                Err(error) => return tracing::warn!(%peer, %error, "a partner was not let in"),
+            },
+        };
+        // By what it proves to be, where it does.
+        let name = stream.peer_names().first().map(tracing::field::display);
+        tracing::info!(%peer, name, "a partner has connected");
         let mut tally = Tally::default();
         let ended = match Channel::new(stream, self.settings.limits()) {
             Ok(mut channel) => {

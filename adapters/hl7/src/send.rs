@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use gatepost_adapter::{DataError, Delivery, Level, Outcome, Worker, egress};
+use gatepost_adapter::tls::Connector;
+use gatepost_adapter::{DataError, Delivery, Level, Outcome, Worker};
 use tokio::time::timeout;
 
 use crate::ack::{self, Verdict};
@@ -22,7 +23,7 @@ use crate::settings::Settings;
 
 /// One connection to the partner, made when it is first needed.
 pub(crate) struct Link {
-    address: String,
+    connector: Arc<Connector>,
     settings: Arc<Settings>,
     awaited: Arc<Awaited>,
     /// What the destination counts as delivered.
@@ -32,12 +33,12 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(
-        address: String,
+        connector: Arc<Connector>,
         settings: Arc<Settings>,
         awaited: Arc<Awaited>,
         confirm: Level,
     ) -> Self {
-        Self { address, settings, awaited, confirm, channel: None }
+        Self { connector, settings, awaited, confirm, channel: None }
     }
 
     /// The kept connection if the partner still has it, else a new one. An error is the outcome of the attempt: the
@@ -57,17 +58,8 @@ impl Link {
                 }
             }
         }
-        let connecting = timeout(self.settings.connect_timeout(), egress::connect(&self.address));
-        let stream = match connecting.await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                return Err(Outcome::destination_down(format!("cannot connect: {}", error.kind())));
-            }
-            Err(_) => {
-                let waited = self.settings.connect_timeout_ms;
-                return Err(Outcome::destination_down(format!("no connection within {waited} ms")));
-            }
-        };
+        let stream = self.connector.connect(self.settings.connect_timeout()).await;
+        let stream = stream.map_err(|error| Outcome::destination_down(error.to_string()))?;
         Channel::new(stream, self.settings.link_limits()).map_err(|error| {
             Outcome::destination_down(format!("cannot use the connection: {}", error.kind()))
         })

@@ -7,13 +7,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gatepost_adapter::egress;
+use gatepost_adapter::Failure;
+use gatepost_adapter::tls::{ConnectError, Connector};
 use tokio::time::timeout;
 
 use crate::channel::{Channel, ChannelError, Limits};
 use crate::charset::Charset;
 use crate::header::{Acknowledgement, Message, attribute_text};
 use crate::mllp::{self, CR, Item};
+use crate::tool_tls;
 
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 const CONTROL_ID_CHARS_MAX: usize = 200;
@@ -29,6 +31,8 @@ pub(crate) struct SendArgs {
     /// How long to wait for the connection and for each answer
     #[arg(long, default_value_t = 30_000)]
     timeout_ms: u64,
+    #[command(flatten)]
+    tls: tool_tls::SendTls,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +41,10 @@ enum SendError {
     File { path: String, source: io::Error },
     #[error("{0} holds no HL7 message: nothing in it begins with MSH")]
     NoMessage(String),
-    #[error("cannot connect to {address}: {source}")]
-    Connect { address: String, source: io::Error },
+    #[error("{}", tool_tls::told(.0))]
+    Tls(#[from] Failure),
+    #[error("{address}: {source}")]
+    Connect { address: String, source: ConnectError },
     #[error("the message cannot be framed: {0}")]
     Unframeable(#[from] mllp::Unframeable),
     #[error(transparent)]
@@ -76,10 +82,9 @@ async fn send(args: &SendArgs) -> Result<bool, SendError> {
         messages.extend(found);
     }
     let patience = Duration::from_millis(args.timeout_ms);
-    let stream = timeout(patience, egress::connect(&args.address))
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|source| SendError::Connect { address: args.address.clone(), source })?;
+    let connector = Connector::new(&args.address, args.tls.settings().as_ref())?;
+    let stream = connector.connect(patience).await;
+    let stream = stream.map_err(|source| SendError::Connect { address: args.address.clone(), source })?;
     let mut channel =
         Channel::new(stream, Limits::new(BODY_BYTES_MAX, patience)).map_err(ChannelError::from)?;
     let mut all_taken = true;

@@ -1,9 +1,11 @@
 //! The adapter's settings, `[adapters.<name>.settings]` in the gateway's configuration.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use gatepost_adapter::Fault;
+use gatepost_adapter::tls::{ConnectTls, ListenTls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,8 @@ const LISTEN_CONNECTIONS_MAX: usize = 4096;
 pub(crate) struct Settings {
     /// The partner's MLLP listener, `host:port`. Without it this adapter only receives.
     pub(crate) connect: Option<String>,
+    /// TLS on the connections to the partner. Default: plain TCP.
+    pub(crate) tls: Option<ConnectTls>,
     /// Connections to the partner. Messages with the same ordering key always take the same one.
     pub(crate) connections: usize,
     /// How long to wait for a connection.
@@ -47,6 +51,8 @@ pub(crate) struct Settings {
     pub(crate) mllp_release: u8,
     /// Where partners may connect to, `address:port`. Without it this adapter only sends.
     pub(crate) listen: Option<String>,
+    /// TLS on partners' connections to us, and which certificates they need. Default: plain TCP.
+    pub(crate) listen_tls: Option<ListenTls>,
     /// Partners' addresses (`10.1.2.3`) and networks (`10.1.0.0/16`). Others are turned away. Default: this host.
     #[schemars(with = "Vec<String>")]
     pub(crate) allow_from: Vec<Network>,
@@ -99,6 +105,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             connect: None,
+            tls: None,
             connections: 4,
             connect_timeout_ms: 10_000,
             ack_timeout_ms: 30_000,
@@ -106,6 +113,7 @@ impl Default for Settings {
             on_ack: OnAck::default(),
             mllp_release: 1,
             listen: None,
+            listen_tls: None,
             allow_from: Network::loopback(),
             max_frame_bytes: 16 * 1024 * 1024,
             max_connections: 64,
@@ -175,10 +183,28 @@ impl Settings {
         if self.listen.as_deref().is_some_and(|address| address.parse::<SocketAddr>().is_err()) {
             faults.push(Fault::new("listen", "must be address:port, like 127.0.0.1:2575"));
         }
+        if let Some(tls) = &self.tls {
+            match &self.connect {
+                Some(address) => faults.extend(tls.faults("tls", address)),
+                None => faults.push(Fault::new("tls", "goes with `connect`, which is not set")),
+            }
+        }
+        if let Some(tls) = &self.listen_tls {
+            match &self.listen {
+                Some(_) => faults.extend(tls.faults("listen_tls")),
+                None => faults.push(Fault::new("listen_tls", "goes with `listen`, which is not set")),
+            }
+        }
         if self.source.as_deref() == Some("") {
             faults.push(Fault::new("source", "must not be empty"));
         }
         faults
+    }
+
+    /// The files that they name.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        let connect = self.tls.iter().flat_map(ConnectTls::files);
+        connect.chain(self.listen_tls.iter().flat_map(ListenTls::files))
     }
 
     pub(crate) fn connect_timeout(&self) -> Duration {
@@ -332,7 +358,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_told() {
-        let faults = |text| -> Vec<String> {
+        let faults = |text: &str| -> Vec<String> {
             read(text).unwrap().faults().into_iter().map(|fault| fault.key).collect()
         };
         assert_eq!(faults("{}"), ["connect"]);
@@ -343,6 +369,15 @@ mod tests {
         assert_eq!(
             faults(r#"{"connect":":1","ack_timeout_ms":0,"max_frame_bytes":99999999999}"#),
             ["ack_timeout_ms", "max_frame_bytes", "connect"]
+        );
+        assert_eq!(faults(r#"{"listen":"127.0.0.1:1","tls":{}}"#), ["tls"]);
+        let listen_tls = r#""listen_tls":{"cert_file":"/nonexistent/c","key_file":"/nonexistent/k"}"#;
+        assert_eq!(faults(&format!(r#"{{"connect":"lab:1",{listen_tls}}}"#)), ["listen_tls"]);
+        assert_eq!(
+            faults(&format!(
+                r#"{{"connect":"lab:1","tls":{{"cert_file":"/c"}},"listen":"127.0.0.1:1",{listen_tls}}}"#
+            )),
+            ["tls.key_file", "listen_tls.cert_file"]
         );
         assert!(read(r#"{"conect":"lab:1"}"#).unwrap_err().contains("unknown field `conect`"));
         assert!(read(r#"{"on_ack":{"AA":"retry"}}"#).unwrap_err().contains("unknown field `AA`"));

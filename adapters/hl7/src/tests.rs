@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use gatepost_adapter::Session;
+use gatepost_adapter::tls::Stream;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -56,7 +57,7 @@ async fn is_closed(channel: &mut Channel) -> bool {
 }
 
 fn channel(stream: TcpStream) -> Channel {
-    Channel::new(stream, Limits::new(BODY_BYTES_MAX, PAUSE_MAX)).unwrap()
+    Channel::new(Stream::plain(stream), Limits::new(BODY_BYTES_MAX, PAUSE_MAX)).unwrap()
 }
 
 fn awaited(settings: &Arc<Settings>, session: &Session) -> (Arc<Awaited>, LateDesk) {

@@ -34,7 +34,7 @@ impl Intake {
         let settings = Arc::new(settings);
         let (awaited, late) = awaited(&settings, &session);
         let serving = tokio::spawn(async move {
-            let receiver = Receiver::new(settings, session, awaited);
+            let receiver = Receiver::new(settings, session, awaited).unwrap();
             tokio::join!(receiver.serve_listener(listener), late.run());
         });
         Self { address, gateway, serving }

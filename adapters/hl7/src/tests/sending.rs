@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gatepost_adapter::testing::{Gateway, leased_event};
+use gatepost_adapter::tls::Connector;
 use gatepost_adapter::{Crew, Failure, Placement, digest};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -37,13 +38,19 @@ impl Partner {
         let mut settings = json!({ "connect": address, "connections": 1 });
         settings.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         let settings: Arc<Settings> = Arc::new(serde_json::from_value(settings).unwrap());
+        let connector = Arc::new(Connector::new(&address, settings.tls.as_ref()).unwrap());
         let (gateway, session) = Gateway::open(session).await;
         let working = tokio::spawn(async move {
             let crew = Crew { workers: settings.connections, placement: Placement::ByKey };
             let (awaited, late) = awaited(&settings, &session);
             let work = async {
                 let link = |_| {
-                    Link::new(address.clone(), Arc::clone(&settings), Arc::clone(&awaited), session.confirm())
+                    Link::new(
+                        Arc::clone(&connector),
+                        Arc::clone(&settings),
+                        Arc::clone(&awaited),
+                        session.confirm(),
+                    )
                 };
                 let worked = session.work(crew, link).await;
                 drop(awaited);
