@@ -7,6 +7,7 @@ mod delivery;
 mod disk;
 mod faults;
 mod hl7;
+mod hl7_speed;
 mod keys;
 mod kills;
 mod lab;
