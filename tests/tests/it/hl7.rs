@@ -434,3 +434,34 @@ fn show_tells_the_fields_of_a_message_by_name() {
     assert!(!refused.status.success());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("MSH"), "it says why");
 }
+
+/// Hundreds of senders, each on its own connection, through one adapter process.
+#[test]
+fn three_hundred_partners_are_served_by_one_listener() {
+    const PARTNERS: usize = 300;
+    let port = free_port();
+    let gateway = Gateway::builder()
+        .app("ehr", &[], &["admissions"])
+        .inbox("admissions", "")
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"\nsend = [\"org.hl7.v2.*\"]",
+            &format!(
+                "listen = \"127.0.0.1:{port}\"\nmax_connections = 300\nmax_connections_per_source = 300"
+            ),
+        )
+        .route("lab", &["admissions"])
+        .start();
+    let mut wires: Vec<Wire> = (0..PARTNERS).map(|_| Wire::connect(port)).collect();
+    for (n, wire) in wires.iter_mut().enumerate() {
+        wire.write(&format!("MSH|^~\\&|A{n}|B|C|D|||ADT^A01|M{n}|P|2.5\rPID|1||{n}\r")).unwrap();
+    }
+    for (n, wire) in wires.iter_mut().enumerate() {
+        assert!(wire.read().unwrap().contains(&format!("MSA|AA|M{n}\r")));
+    }
+    // One more than there are places is turned away, and the others stay.
+    assert!(Wire::connect(port).read().is_none());
+    wires[0].write("MSH|^~\\&|A0|B|C|D|||ADT^A01|LAST|P|2.5\r").unwrap();
+    assert!(wires[0].read().unwrap().contains("MSA|AA|LAST\r"));
+    assert_eq!(gateway.unsettled("admissions"), PARTNERS as u64 + 1);
+}
