@@ -40,7 +40,8 @@ struct Answered {
 /// The event was not, or not certainly, stored.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// It may be stored when sent again: the gateway is full, stopping, unreachable, or did not answer in time.
+    /// It may be stored when sent again: the gateway is full, stopping, unreachable, did not answer in time, or has given
+    /// the adapter's work to a newer session.
     #[error("the gateway does not take the message now")]
     Later {
         #[source]
@@ -111,6 +112,8 @@ impl Session {
     fn refused(&self, error: CallError) -> AcceptError {
         self.end_if_superseded(Some(&error));
         match error {
+            // Of this session and not of the message, which the newer session takes.
+            error if error.superseded() => AcceptError::Later { source: error },
             CallError::Refused(refusal) if !refusal.problem.retryable => {
                 AcceptError::Refused(refusal.problem)
             }

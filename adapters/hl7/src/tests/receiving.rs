@@ -120,6 +120,16 @@ async fn a_gateway_that_does_not_answer_has_not_stored() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_over_refuses_no_message_for_good() {
+    let mut intake = Intake::new(json!({})).await;
+    let mut partner = intake.connect().await;
+    write(&mut partner, &adt("M1")).await;
+    intake.gateway.next("/v1/messages").await.answer_problem("superseded");
+    assert!(msa(&body_of(&mut partner).await).starts_with("MSA|AE|M1"));
+    intake.gateway.superseded().await;
+}
+
+#[tokio::test]
 async fn enhanced_mode_is_answered_in_its_own_codes() {
     let mut intake = Intake::new(json!({})).await;
     let mut partner = intake.connect().await;
