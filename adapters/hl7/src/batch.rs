@@ -15,6 +15,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// FHS and BHS have the fields of MSH up to here, by the same numbers.
 const SENDING_APPLICATION: usize = 3;
 const CONTROL_ID: usize = 11;
+const REFERENCE_ID: usize = 12;
 
 /// Why a batch is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub(crate) enum BatchError {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Batch {
     /// FHS-11.
-    pub(crate) file_id: Vec<u8>,
+    pub(crate) file_id: Bytes,
     pub(crate) messages: Vec<Member>,
     /// What the frame begins with, for an answer in its dialect.
     pub(crate) head: Head,
@@ -48,8 +49,8 @@ pub(crate) struct Batch {
 #[derive(PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) body: Bytes,
-    /// BHS-11 of the batch that it stands in.
-    pub(crate) batch_id: Vec<u8>,
+    /// BHS-11 of the batch that it stands in; a slice of the frame, which a thousand messages share.
+    pub(crate) batch_id: Bytes,
 }
 
 impl std::fmt::Debug for Member {
@@ -67,7 +68,9 @@ pub(crate) struct Head {
     /// BHS-3 to BHS-6: sending application and facility, receiving application and facility.
     pub(crate) parties: [Vec<u8>; 4],
     /// BHS-11 of the first batch.
-    pub(crate) control_id: Vec<u8>,
+    pub(crate) control_id: Bytes,
+    /// BHS-12 names the batch that this one answers.
+    pub(crate) is_answer: bool,
 }
 
 impl std::fmt::Debug for Head {
@@ -92,8 +95,8 @@ pub(crate) fn split(body: &Bytes, messages_max: usize) -> Result<Batch, BatchErr
             open.close_message(body, start, messages_max)?;
         }
         match line.get(..3) {
-            Some(b"FHS") => open.file(line)?,
-            Some(b"BHS") => open.batch(line)?,
+            Some(b"FHS") => open.file(body, line)?,
+            Some(b"BHS") => open.batch(body, line)?,
             Some(b"MSH") => open.message = Some(start),
             Some(b"BTS") => open.batch_end(line)?,
             Some(b"FTS") => open.file_end(line)?,
@@ -115,16 +118,16 @@ pub(crate) fn split_unchecked(body: &Bytes, messages_max: usize) -> Option<Batch
         match line.get(..3) {
             Some(name @ (b"FHS" | b"BHS")) if open.head.is_none() => {
                 let name = if name == b"FHS" { "FHS" } else { "BHS" };
-                open.head = read_head(line, name).ok();
+                open.head = read_head(body, line, name).ok();
             }
             Some(b"MSH") if starts.len() < messages_max => starts.push(start),
             _ => {}
         }
     }
     let ends = starts.iter().skip(1).copied().chain([body.len()]);
-    let member = |(start, end)| Member { body: body.slice(start..end), batch_id: Vec::new() };
+    let member = |(start, end)| Member { body: body.slice(start..end), batch_id: Bytes::new() };
     let messages = starts.iter().copied().zip(ends).map(member).collect();
-    Some(Batch { file_id: Vec::new(), messages, head: open.head? })
+    Some(Batch { file_id: Bytes::new(), messages, head: open.head? })
 }
 
 /// Start and end of each segment. Whatever ends the first one ends all; a mark and blank lines before it are passed over.
@@ -149,11 +152,11 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (usize, usize)> {
 #[derive(Default)]
 struct Open {
     head: Option<Head>,
-    file_id: Vec<u8>,
+    file_id: Bytes,
     /// Batches that have begun.
     batches: u64,
     /// The batch that is open: its id, and its messages so far.
-    batch: Option<(Vec<u8>, u64)>,
+    batch: Option<(Bytes, u64)>,
     /// Where the message that is open begins.
     message: Option<usize>,
     messages: Vec<Member>,
@@ -161,27 +164,31 @@ struct Open {
 }
 
 impl Open {
-    fn file(&mut self, line: &[u8]) -> Result<(), BatchError> {
+    fn file(&mut self, body: &Bytes, line: &[u8]) -> Result<(), BatchError> {
         if self.head.is_some() {
             return Err(BatchError::Misplaced("FHS"));
         }
-        let mut head = read_head(line, "FHS")?;
+        let mut head = read_head(body, line, "FHS")?;
         self.file_id = std::mem::take(&mut head.control_id);
         self.head = Some(head);
         Ok(())
     }
 
-    fn batch(&mut self, line: &[u8]) -> Result<(), BatchError> {
+    fn batch(&mut self, body: &Bytes, line: &[u8]) -> Result<(), BatchError> {
         if self.ended || self.batch.is_some() {
             return Err(BatchError::Misplaced("BHS"));
         }
-        let head = read_head(line, "BHS")?;
+        let head = read_head(body, line, "BHS")?;
         self.batch = Some((head.control_id.clone(), 0));
         self.batches += 1;
         match &mut self.head {
             None => self.head = Some(head),
-            Some(first) if first.control_id.is_empty() => first.control_id = head.control_id,
-            Some(_) => {}
+            Some(first) => {
+                first.is_answer |= head.is_answer;
+                if first.control_id.is_empty() {
+                    first.control_id = head.control_id;
+                }
+            }
         }
         Ok(())
     }
@@ -222,7 +229,7 @@ impl Open {
         if self.messages.len() == messages_max {
             return Err(BatchError::TooMany(messages_max));
         }
-        let mut batch_id = Vec::new();
+        let mut batch_id = Bytes::new();
         if let Some((id, messages)) = &mut self.batch {
             *messages += 1;
             batch_id.clone_from(id);
@@ -237,20 +244,21 @@ impl Open {
     }
 }
 
-fn read_head(line: &[u8], name: &'static str) -> Result<Head, BatchError> {
+/// From a line of `body`.
+fn read_head(body: &Bytes, line: &[u8], name: &'static str) -> Result<Head, BatchError> {
     let delimiters = Delimiters::read(&line[3..]).map_err(|_| BatchError::Delimiters(name))?;
     // The separator is the first field, so numbers are one higher than indexes.
     let mut fields = line.split(|byte| *byte == delimiters.field).skip(1);
     let encoding_characters = fields.next().unwrap_or_default().to_vec();
-    let rest: Vec<&[u8]> = fields.collect();
-    let field = |number: usize| {
-        rest.get(number - SENDING_APPLICATION).copied().unwrap_or_default().trim_ascii().to_vec()
-    };
+    let rest: Vec<&[u8]> = fields.take(REFERENCE_ID + 1 - SENDING_APPLICATION).collect();
+    let field =
+        |number: usize| rest.get(number - SENDING_APPLICATION).copied().unwrap_or_default().trim_ascii();
     Ok(Head {
         delimiters,
         encoding_characters,
-        parties: [3, 4, 5, 6].map(field),
-        control_id: field(CONTROL_ID),
+        parties: [3, 4, 5, 6].map(|number| field(number).to_vec()),
+        control_id: body.slice_ref(field(CONTROL_ID)),
+        is_answer: !field(REFERENCE_ID).is_empty(),
     })
 }
 
@@ -277,6 +285,15 @@ mod tests {
     }
 
     #[test]
+    fn a_long_id_is_not_copied_for_each_message() {
+        let body = Bytes::from(format!("BHS|^~\\&|||||||||{}\r{}", "B".repeat(5000), message("1").repeat(9)));
+        for member in split(&body, MAX).unwrap().messages {
+            assert_eq!(member.batch_id.len(), 5000);
+            assert!(body.as_ptr_range().contains(&member.batch_id.as_ptr()));
+        }
+    }
+
+    #[test]
     fn a_file_is_its_messages_in_order_with_the_ids_of_their_batches() {
         let (one, two, three) = (message("1"), message("2"), message("3"));
         let body = format!(
@@ -286,8 +303,8 @@ mod tests {
         let of = |id: &str, text: String| (id.to_owned(), text);
         assert_eq!(texts(&body), [of("B1", one), of("B1", two), of("B2", three)]);
         let batch = read(&body).unwrap();
-        assert_eq!(batch.file_id, b"F1");
-        assert_eq!(batch.head.control_id, b"B1");
+        assert_eq!(batch.file_id, &b"F1"[..]);
+        assert_eq!(batch.head.control_id, &b"B1"[..]);
         assert_eq!(batch.head.parties[0], b"A");
     }
 

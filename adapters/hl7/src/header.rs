@@ -31,6 +31,9 @@ const MERGE_EVENTS: [&str; 18] = [
     "A49", "A50", "A51",
 ];
 
+/// More bytes than a character has in any set, with the escape sequences before and after it.
+const CHARACTER_BYTES_MAX: usize = 16;
+
 /// Longest message code or trigger event that becomes part of an event type.
 const TYPE_PART_BYTES_MAX: usize = 16;
 
@@ -358,7 +361,12 @@ impl std::fmt::Debug for Acknowledgement<'_> {
 pub(crate) fn attribute_text(bytes: &[u8], charset: Charset, chars_max: usize) -> String {
     let clean =
         |character: char| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character };
-    charset.decode(bytes).chars().map(clean).take(chars_max).collect()
+    charset.decode(start(bytes, chars_max)).chars().map(clean).take(chars_max).collect()
+}
+
+/// What the first characters can be made of: a field may be as long as a frame, and stand in each message of a batch.
+fn start(bytes: &[u8], chars_max: usize) -> &[u8] {
+    &bytes[..bytes.len().min(chars_max * CHARACTER_BYTES_MAX)]
 }
 
 fn nth(bytes: &[u8], separator: u8, index: usize) -> &[u8] {

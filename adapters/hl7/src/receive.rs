@@ -182,15 +182,7 @@ impl Receiver {
             Item::Frame(body) if batch::is_batch(&body) => self.answer_batch(&body, tally).await,
             Item::Frame(body) => match Message::parse(&body) {
                 Ok(message) => self.answer_message(&body, &message, tally).await,
-                // Whoever sends this does not speak HL7, or is out of step: the next bytes would be no better.
-                Err(error) => {
-                    tally.unreadable += 1;
-                    tracing::warn!(%error, "this is no message; closing the connection");
-                    let text = error.to_string();
-                    let answer = (self.settings.on_unreadable == OnUnreadable::Answer)
-                        .then(|| ack::build_generic_refusal(&text, &stamp()));
-                    Answer::close(answer)
-                }
+                Err(error) => self.refuse_unreadable(&error, tally),
             },
             Item::Oversize { head, length } => {
                 tally.oversize += 1;
@@ -207,6 +199,15 @@ impl Receiver {
                 Answer::go_on(None)
             }
         }
+    }
+
+    /// Whoever sends this does not speak HL7, or is out of step: the next bytes would be no better.
+    fn refuse_unreadable(&self, error: &dyn std::error::Error, tally: &mut Tally) -> Answer {
+        tally.unreadable += 1;
+        tracing::warn!(%error, "this is no message; closing the connection");
+        let answer = (self.settings.on_unreadable == OnUnreadable::Answer)
+            .then(|| ack::build_generic_refusal(&error.to_string(), &stamp()));
+        Answer::close(answer)
     }
 
     async fn answer_message(&self, body: &Bytes, message: &Message<'_>, tally: &mut Tally) -> Answer {

@@ -206,3 +206,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn of_a_long_value_only_the_start_is_decoded() {
+    let long = "ü".repeat(100_000);
+    assert_eq!(attribute_text(long.as_bytes(), Charset::Utf8, 5), "üüüüü");
+    assert_eq!(start(long.as_bytes(), 5).len(), 5 * CHARACTER_BYTES_MAX);
+    assert_eq!(start(b"abc", 5), b"abc");
+}

@@ -19,24 +19,21 @@ impl Receiver {
         let (batch, verdict, trouble) = match batch::split(body, ACCEPT_EVENTS_MAX) {
             Ok(batch) => {
                 let (verdict, trouble) = self.store_batch(&batch, tally).await;
-                (Some(batch), verdict, trouble)
+                (batch, verdict, trouble)
             }
             Err(error) => {
+                let Some(batch) = batch::split_unchecked(body, ACCEPT_EVENTS_MAX) else {
+                    return self.refuse_unreadable(&error, tally);
+                };
                 tally.unreadable += 1;
-                (batch::split_unchecked(body, ACCEPT_EVENTS_MAX), Verdict::Refused, Some(trouble(&error)))
+                (batch, Verdict::Refused, Some(trouble(&error)))
             }
         };
         if let (Some(trouble), Verdict::Refused) = (&trouble, verdict) {
             tracing::warn!(reason = trouble.text, "refusing a batch as a whole");
         }
         let mut answer = self.in_release(verdict, None);
-        match batch {
-            Some(batch) => answer.frames.extend(self.acknowledge(&batch, verdict, trouble.as_ref())),
-            None => {
-                let text = trouble.map(|trouble| trouble.text).unwrap_or_default();
-                answer.frames.push(ack::build_generic_refusal(&text, &stamp()));
-            }
-        }
+        answer.frames.extend(self.acknowledge(&batch, verdict, trouble.as_ref()));
         answer
     }
 
@@ -91,6 +88,9 @@ impl Receiver {
 
     /// What each message is owed; in frames of their own, or together in one.
     fn acknowledge(&self, batch: &Batch, verdict: Verdict, trouble: Option<&Trouble>) -> Vec<Bytes> {
+        if is_answer(batch) {
+            return Vec::new();
+        }
         let owed = |member: &Member| acknowledgement(&Message::parse(&member.body).ok()?, verdict, trouble);
         let acks: Vec<Bytes> = batch.messages.iter().filter_map(owed).collect();
         match self.settings.batch_ack {
@@ -101,6 +101,14 @@ impl Receiver {
             BatchAck::Batch => vec![enclosed(&batch.head, &acks, trouble)],
         }
     }
+}
+
+/// Whether it holds acknowledgements and nothing else. To answer it, in whatever form, would start a loop.
+fn is_answer(batch: &Batch) -> bool {
+    let acknowledges = |member: &Member| {
+        Message::parse(&member.body).is_ok_and(|message| message.acknowledgement().is_some())
+    };
+    batch.messages.iter().all(acknowledges) && (batch.head.is_answer || !batch.messages.is_empty())
 }
 
 fn trouble(error: &BatchError) -> Trouble {

@@ -553,3 +553,39 @@ async fn a_large_message_is_handed_in_as_it_came() {
     accept(call);
     assert_eq!(msa(&body_of(&mut partner).await), "MSA|AA|M1");
 }
+
+#[tokio::test]
+async fn a_batch_of_acknowledgements_is_not_acknowledged() {
+    let bhs = "BHS|^~\\&|C|D|A|B|2026||||B8";
+    let answers = String::from_utf8(ack("AA", "X1").to_vec()).unwrap();
+    for batch in [
+        format!("{bhs}\r{answers}BTS|1\r"),
+        format!("{bhs}|B7\r{answers}BTS|1\r"),
+        format!("{bhs}|B7\rBTS|0\r"),
+        // Refusing it would be an answer, too.
+        format!("{bhs}|B7\r{answers}BTS|2\r"),
+    ] {
+        let mut intake = Intake::new(json!({"batch_ack": "batch"})).await;
+        let mut partner = intake.connect().await;
+        write(&mut partner, &Bytes::from(batch.clone())).await;
+        if batch.contains("BTS|1") {
+            accept_all(intake.gateway.next("/v1/messages").await);
+        }
+        write(&mut partner, &adt("M1")).await;
+        intake.accepted().await;
+        assert_eq!(msa(&body_of(&mut partner).await), "MSA|AA|M1", "it was answered: {batch:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_whose_head_cannot_be_read_is_no_hl7() {
+    for (set, told) in [("answer", true), ("silence", false)] {
+        let intake = Intake::new(json!({"on_unreadable": set})).await;
+        let mut stranger = intake.connect().await;
+        write(&mut stranger, &Bytes::from_static(b"BHS|\rMSH|x\r")).await;
+        if told {
+            assert!(msa(&body_of(&mut stranger).await).starts_with("MSA|AR||"));
+        }
+        assert!(is_closed(&mut stranger).await, "{set}");
+    }
+}
