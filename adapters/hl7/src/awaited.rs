@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gatepost_adapter::{Delivery, Evidence, Lease, Outcome, Session, SettleError, Settlement};
+use gatepost_adapter::{Delivery, Evidence, Lease, Outcome, Session, SettleError, Settlement, Stop};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -19,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::header::AckCode;
 
 /// Most messages at a time of which a partner owes an application acknowledgement; further ones are not sent before.
-const AWAITED_MAX: usize = 4096;
+pub(crate) const AWAITED_MAX: usize = 4096;
 const STATE_PREFIX: &str = "await/";
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// After its deadline has passed, the gateway has surely moved on.
@@ -132,6 +132,10 @@ impl Awaited {
                 self.late.send(late).is_ok()
             }
         }
+    }
+
+    pub(crate) fn stop(&self) -> Stop {
+        self.session.stop()
     }
 
     fn forget(&self, control_id: &[u8], lease: &Lease) {

@@ -41,6 +41,19 @@ impl Link {
         Self { connector, settings, awaited, confirm, channel: None }
     }
 
+    /// A place among the messages whose answer is owed; `None` where the adapter is asked to stop before there is one. What the
+    /// partner says meanwhile is read: it may be what frees a place.
+    async fn ticket(&mut self, control_id: &[u8], delivery: &Delivery) -> Option<Ticket> {
+        let awaited = Arc::clone(&self.awaited);
+        let stop = awaited.stop();
+        tokio::select! {
+            biased;
+            ticket = awaited.expect(control_id, delivery) => ticket,
+            () = stop.requested() => None,
+            () = self.idle() => None,
+        }
+    }
+
     /// The kept connection if the partner still has it, else a new one. An error is the outcome of the attempt: the
     /// partner cannot be reached, and that is not the message's fault.
     async fn channel(&mut self) -> Result<Channel, Outcome> {
@@ -104,13 +117,13 @@ impl Worker for Link {
             Ok(prepared) => prepared,
             Err(reason) => return Outcome::reject(reason),
         };
+        // Before a byte leaves: the answer may come over another connection, faster than this task goes on.
+        let Some(mut ticket) = self.ticket(prepared.control_id, delivery).await else {
+            return Outcome::Release;
+        };
         let mut channel = match self.channel().await {
             Ok(channel) => channel,
             Err(outcome) => return outcome,
-        };
-        // Before a byte leaves: the answer may come over another connection, faster than this task goes on.
-        let Some(mut ticket) = self.awaited.expect(prepared.control_id, delivery).await else {
-            return Outcome::Release;
         };
         if delivery.begin().await.is_err() {
             self.channel = Some(channel);

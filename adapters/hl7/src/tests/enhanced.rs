@@ -6,10 +6,15 @@ use gatepost_adapter::{Adapter as _, Failure};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::{ack, body_of, channel, is_closed, write};
 use crate::adapter::Hl7;
+use crate::awaited::AWAITED_MAX;
 use crate::channel::Channel;
+
+/// Long enough for what must not happen to happen.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Asks for both acknowledgements.
 fn order(control_id: &str) -> Bytes {
@@ -163,8 +168,7 @@ async fn an_answer_that_overtakes_the_accept_acknowledgement_is_not_lost() {
     // It is here before the gateway has said that the delivery is `sent`.
     let mut other = whole.connect().await;
     write(&mut other, &ack("AA", "M1")).await;
-    write(&mut other, &order("AFTER")).await;
-    assert_eq!(whole.gateway.next("/v1/messages").await.body["subject"], "AFTER");
+    assert!(timeout(PAUSE, other.next()).await.is_err());
     call.settled("ok");
     let (result, _) = whole.settled().await;
     assert_eq!((&result["token"], &result["outcome"]), (&json!("t1"), &json!("delivered")));
@@ -236,4 +240,43 @@ async fn in_doubt_it_is_not_waited_for_and_a_late_answer_settles_nothing() {
     let mut other = whole.connect().await;
     write(&mut other, &ack("AA", "M1")).await;
     assert_eq!(whole.gateway.next("/v1/messages").await.body["type"], "org.hl7.v2.ACK_A01");
+}
+
+/// Everything that may be waited for but `left`.
+fn crowded(left: usize) -> Value {
+    let kept = |number: usize| {
+        let delivery = uuid::Uuid::from_u128(1_000_000 + number as u128);
+        let kept = json!({"control_id": format!("OLD{number}").as_bytes(), "until": 4_000_000_000_i64,
+            "lease": {"delivery": delivery, "token": "old"}});
+        let value = serde_json::to_value(gatepost_adapter::binary_reply("", kept.to_string().as_bytes()));
+        (format!("await/{delivery}"), value.unwrap()["data_base64"].take())
+    };
+    let state: serde_json::Map<_, _> = (0..AWAITED_MAX - left).map(kept).collect();
+    json!({"confirm": "business", "state": state})
+}
+
+#[tokio::test]
+async fn while_too_many_answers_are_owed_they_are_still_read() {
+    let mut whole = Whole::start(json!({"application_ack_timeout_ms": 60_000}), crowded(1)).await;
+    whole.gateway.lease(&[leased(1, &order("M1")), leased(2, &order("M2"))]).await;
+    let mut partner = whole.accept().await;
+    body_of(&mut partner).await;
+    write(&mut partner, &ack("CA", "M1")).await;
+    let (key, _) = sent(whole.settled().await);
+    // The next one waits for a place, and this connection brings the answer that frees one.
+    assert!(timeout(PAUSE, partner.next()).await.is_err());
+    write(&mut partner, &ack("AA", "M1")).await;
+    delivered(whole.settled().await, "t1", &key);
+    assert_eq!(body_of(&mut partner).await, order("M2"));
+}
+
+#[tokio::test]
+async fn who_waits_because_too_many_answers_are_owed_gives_its_message_back_at_a_stop() {
+    let mut whole = Whole::start(json!({}), crowded(0)).await;
+    whole.gateway.lease(&[leased(1, &order("M1"))]).await;
+    assert!(timeout(PAUSE, whole.gateway.next("/v1/settle")).await.is_err());
+    whole.gateway.drain();
+    let (result, _) = whole.settled().await;
+    assert_eq!((&result["token"], &result["outcome"]), (&json!("t1"), &json!("release")));
+    whole.running.await.unwrap().unwrap();
 }
