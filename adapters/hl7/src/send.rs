@@ -216,7 +216,9 @@ fn prepare(
         return Err(HeaderError::Wide.to_string());
     }
     let frame = mllp::frame(body).map_err(|error| error.to_string())?;
-    let wants_answer = ack::code_owed(&message, Verdict::Accepted).is_some();
+    // Who is asked to say only that it failed (MSH-15 is ER) says that it worked by its application acknowledgement.
+    let wants_answer = ack::code_owed(&message, Verdict::Accepted).is_some()
+        || (confirm > Level::Sent && ack::application_code_owed(&message, Verdict::Accepted).is_some());
     let confirmable = match confirm {
         Level::Sent => true,
         Level::Transport => wants_answer || commit_bytes,
@@ -324,6 +326,8 @@ mod tests {
             ("AL|SU", [true, true, true]),
             ("AL|ER", [true, true, false]),
             ("NE|AL", [true, true, true]),
+            ("ER|AL", [true, true, true]),
+            ("ER|NE", [true, false, false]),
             ("NE|NE", [true, false, false]),
         ] {
             let shown = [Level::Sent, Level::Transport, Level::Business]
