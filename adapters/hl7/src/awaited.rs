@@ -55,15 +55,30 @@ struct Waiting {
 
 enum Stage {
     /// Somebody is sending it, and hears of its answer from another connection here.
-    Sending(Option<oneshot::Sender<Answer>>),
+    Sending(Option<oneshot::Sender<(Answer, Settling)>>),
     /// The delivery is `sent`; the gateway waits for its proof until then.
     Sent { until: OffsetDateTime },
 }
+
+/// Dropped when the gateway has said its last word on an answer, for whoever has brought that.
+type Settling = oneshot::Sender<()>;
 
 /// An answer to a delivery that is `sent`.
 struct Late {
     lease: Lease,
     answer: Answer,
+    _settling: Settling,
+}
+
+/// An answer that somebody was waiting for.
+pub(crate) struct Taken(oneshot::Receiver<()>);
+
+impl Taken {
+    /// Comes back once the gateway has what the answer says: before that its sender must not be told that it may forget it.
+    pub(crate) async fn settled(self) {
+        // Nothing is ever sent.
+        let _ = self.0.await;
+    }
 }
 
 /// What adapter state holds of a `sent` delivery.
@@ -108,11 +123,17 @@ impl Awaited {
         same.retain(|other| other.lease.delivery != lease.delivery);
         same.push(waiting);
         drop(all);
-        Some(Ticket { awaited: Arc::clone(self), control_id: control_id.to_vec(), lease, answer })
+        let (awaited, control_id) = (Arc::clone(self), control_id.to_vec());
+        Some(Ticket { awaited, control_id, lease, answer, settling: None })
     }
 
-    /// An answer that came where nobody waits for exactly it. False when it is nobody's, or could be of several.
-    pub(crate) fn offer(&self, answer: Answer) -> bool {
+    /// An answer that came where nobody waits for exactly it. `None` when it is nobody's, or could be of several.
+    pub(crate) fn offer(&self, answer: Answer) -> Option<Taken> {
+        let (settling, settled) = oneshot::channel();
+        self.give(answer, settling).then_some(Taken(settled))
+    }
+
+    fn give(&self, answer: Answer, settling: Settling) -> bool {
         let mut all = self.lock();
         let Some(same) = all.get_mut(&answer.control_id) else { return false };
         let [one] = same.as_mut_slice() else {
@@ -121,13 +142,13 @@ impl Awaited {
         };
         match &mut one.stage {
             Stage::Sending(sender) => match sender.take() {
-                Some(sender) => sender.send(answer).is_ok(),
+                Some(sender) => sender.send((answer, settling)).is_ok(),
                 None => false,
             },
             // The partner has said already that it has the message.
             Stage::Sent { .. } if answer.code == AckCode::Ca => true,
             Stage::Sent { .. } => {
-                let late = Late { lease: one.lease.clone(), answer };
+                let late = Late { lease: one.lease.clone(), answer, _settling: settling };
                 all.remove(&late.answer.control_id);
                 self.late.send(late).is_ok()
             }
@@ -175,16 +196,37 @@ pub(crate) struct Ticket {
     awaited: Arc<Awaited>,
     control_id: Vec<u8>,
     lease: Lease,
-    answer: oneshot::Receiver<Answer>,
+    answer: oneshot::Receiver<(Answer, Settling)>,
+    /// Of the answer that another connection has brought.
+    settling: Option<Settling>,
 }
 
 impl Ticket {
     /// The answer, if another connection brings it.
     pub(crate) async fn answer(&mut self) -> Answer {
         match (&mut self.answer).await {
-            Ok(answer) => answer,
+            Ok((answer, settling)) => {
+                self.settling = Some(settling);
+                answer
+            }
             // Its place was taken by a newer attempt, which ends this one's lease.
             Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Settles it here where another connection has brought its answer, so that this one can say so there.
+    pub(crate) async fn settle(self, delivery: &Delivery, outcome: Outcome) -> Outcome {
+        if self.settling.is_none() {
+            return outcome;
+        }
+        let mut settlement = Settlement::default();
+        settlement.outcome(delivery, outcome);
+        match self.awaited.session.settle(settlement).await {
+            Ok(_) => Outcome::Settled,
+            Err(error) => {
+                tracing::warn!(delivery = %delivery.id(), %error, "answered by the partner, but the lease is over");
+                Outcome::LeaseLost
+            }
         }
     }
 
@@ -215,8 +257,8 @@ impl Ticket {
         }
         drop(all);
         // It may have come over another connection while that was being written.
-        if let Ok(answer) = self.answer.try_recv() {
-            self.awaited.offer(answer);
+        if let Ok((answer, settling)) = self.answer.try_recv() {
+            self.awaited.give(answer, settling);
         }
         // Kept, not forgotten.
         self.control_id.clear();
@@ -254,7 +296,7 @@ impl LateDesk {
         }
     }
 
-    async fn settle(&self, Late { lease, answer }: Late) {
+    async fn settle(&self, Late { lease, answer, _settling }: Late) {
         let mut settlement = Settlement::default();
         settlement.late(&lease, (self.judge)(&answer));
         settlement.state.delete(state_key(&lease));

@@ -214,8 +214,9 @@ impl Receiver {
         // Partners may answer what we sent over a connection of their own.
         if message.acknowledgement().is_some()
             && let Ok(answer) = answer::read(body)
-            && self.awaited.offer(answer)
+            && let Some(taken) = self.awaited.offer(answer)
         {
+            taken.settled().await;
             tally.answers += 1;
             return self.in_release(Verdict::Accepted, acknowledgement(message, Verdict::Accepted, None));
         }

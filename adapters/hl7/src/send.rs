@@ -94,7 +94,8 @@ impl Link {
             Exchanged::Answered(answer) => answer,
         };
         if answer.code != AckCode::Ca || self.confirm < Level::Business {
-            return answer::outcome(&self.settings.on_ack, self.confirm, &answer);
+            let outcome = answer::outcome(&self.settings.on_ack, self.confirm, &answer);
+            return ticket.settle(delivery, outcome).await;
         }
         let evidence = answer::evidence(Level::Transport, &answer);
         match ticket.sent(delivery, evidence, self.settings.application_ack_timeout()).await {
@@ -181,7 +182,7 @@ fn unasked(awaited: &Awaited, item: Item) -> bool {
     }
     match answer::read(&body) {
         Ok(answer) => {
-            if !awaited.offer(answer) {
+            if awaited.offer(answer).is_none() {
                 tracing::warn!(
                     "the partner answered a message that is not waiting for it; this settles nothing"
                 );
@@ -281,7 +282,7 @@ async fn exchange(
         match answer::read(&body) {
             Ok(answer) if answer.control_id == control_id => return Ok(Exchanged::Answered(answer)),
             Ok(answer) => {
-                if !awaited.offer(answer) {
+                if awaited.offer(answer).is_none() {
                     tracing::warn!("waiting on: this answer names another message");
                 }
             }

@@ -52,7 +52,8 @@ impl Receiver {
             answers.extend(answer::read(&member.body).ok().map(|answer| (index, answer)));
         }
         for (index, answer) in answers.into_iter().rev() {
-            if self.awaited.offer(answer) {
+            if let Some(taken) = self.awaited.offer(answer) {
+                taken.settled().await;
                 tally.answers += 1;
                 events.remove(index);
             }

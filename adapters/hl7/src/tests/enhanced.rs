@@ -12,6 +12,7 @@ use super::{ack, body_of, channel, is_closed, write};
 use crate::adapter::Hl7;
 use crate::awaited::AWAITED_MAX;
 use crate::channel::Channel;
+use crate::mllp::COMMITTED;
 
 /// Long enough for what must not happen to happen.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
@@ -279,4 +280,38 @@ async fn who_waits_because_too_many_answers_are_owed_gives_its_message_back_at_a
     let (result, _) = whole.settled().await;
     assert_eq!((&result["token"], &result["outcome"]), (&json!("t1"), &json!("release")));
     whole.running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_is_acknowledged_after_it_has_settled_and_not_before() {
+    let settings = json!({"application_ack_timeout_ms": 60_000, "mllp_release": 2});
+    let mut whole = Whole::start(settings, json!({"confirm": "business"})).await;
+    whole.gateway.lease(&[leased(1, &order("M1"))]).await;
+    let mut partner = whole.accept().await;
+    body_of(&mut partner).await;
+    write(&mut partner, &ack("CA", "M1")).await;
+    sent(whole.settled().await);
+    let mut other = whole.connect().await;
+    write(&mut other, &ack("AA", "M1")).await;
+    let call = whole.gateway.next("/v1/settle").await;
+    assert_eq!(call.outcomes(), [("t1", "delivered")]);
+    assert!(timeout(PAUSE, other.next()).await.is_err(), "before the gateway had it");
+    call.settled("ok");
+    assert_eq!(body_of(&mut other).await, COMMITTED);
+}
+
+#[tokio::test]
+async fn the_only_answer_is_acknowledged_after_it_has_settled_too() {
+    let mut whole = Whole::start(json!({"mllp_release": 2}), json!({})).await;
+    let message = Bytes::from_static(b"MSH|^~\\&|EHR|C|LAB|H|2026||ADT^A01|M1|P|2.5\r");
+    whole.gateway.lease(&[leased(1, &message)]).await;
+    let mut partner = whole.accept().await;
+    body_of(&mut partner).await;
+    let mut other = whole.connect().await;
+    write(&mut other, &ack("AA", "M1")).await;
+    let call = whole.gateway.next("/v1/settle").await;
+    assert_eq!(call.outcomes(), [("t1", "delivered")]);
+    assert!(timeout(PAUSE, other.next()).await.is_err(), "before the gateway had it");
+    call.settled("ok");
+    assert_eq!(body_of(&mut other).await, COMMITTED);
 }
