@@ -7,7 +7,7 @@ use gatepost_tests::source;
 use serde_json::Value;
 
 /// Who may import whom, also for tests.
-const IMPORTS: [(&str, &[&str]); 13] = [
+const IMPORTS: [(&str, &[&str]); 14] = [
     ("gatepost-faults", &[]),
     ("gatepost-replay", &[]),
     ("gatepost-api", &["gatepost-replay"]),
@@ -31,6 +31,7 @@ const IMPORTS: [(&str, &[&str]); 13] = [
     ("gatepost-adapter", &["gatepost-api", "gatepost-faults"]),
     ("gatepost-http", &["gatepost-adapter", "gatepost-replay"]),
     ("gatepost-hl7", &["gatepost-adapter", "gatepost-faults", "gatepost-replay"]),
+    ("gatepost-fix", &["gatepost-adapter", "gatepost-faults", "gatepost-replay"]),
     ("gatepost-tests", &["gatepost-faults", "gatepost-postgres"]),
     ("gatepost-peers", &[]),
     ("gatepost-postgres", &[]),
