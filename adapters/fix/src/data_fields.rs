@@ -25,6 +25,12 @@ impl DataFields {
         }
     }
 
+    pub fn add_all(&mut self, other: &Self) {
+        for (length, data) in &other.pairs {
+            self.add(*length, *data);
+        }
+    }
+
     /// The data field whose length stands in `length`.
     pub fn announced_by(&self, length: Tag) -> Option<Tag> {
         let at = self.pairs.binary_search_by_key(&length, |pair| pair.0).ok()?;

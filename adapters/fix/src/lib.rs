@@ -6,6 +6,7 @@
 //! Header and trailer are written here.
 
 pub mod data_fields;
+pub mod dictionary;
 pub mod message;
 pub mod value;
 pub mod version;

@@ -10,7 +10,8 @@ use memchr::memchr;
 use crate::data_fields::DataFields;
 use crate::value;
 
-/// A field's number.
+/// A field's number. 0 stands for a number that is no tag: 0 itself, a negative one, one with leading zeros or more than nine
+/// digits. Validation answers those; other texts before `=` make a message garbled.
 pub type Tag = u32;
 
 /// Ends every field.
@@ -125,6 +126,8 @@ impl fmt::Debug for Field<'_> {
 pub const MESSAGE_BYTES_MAX: usize = 1 << 30;
 /// Digits of the largest tag.
 const TAG_DIGITS_MAX: usize = 9;
+/// Digits of the largest number that is taken for a wrong tag.
+const NUMBER_DIGITS_MAX: usize = 18;
 
 /// Why bytes are no fields. Places are offsets in the bytes that were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -176,16 +179,23 @@ pub(crate) fn spans(bytes: &[u8], data_fields: &DataFields) -> Result<Vec<Span>,
 
 /// The tag that begins at `at`, and where its value begins.
 fn read_tag(bytes: &[u8], at: usize) -> Option<(Tag, usize)> {
-    let mut tag = 0;
+    let mut tag: Tag = 0;
     for (digits, byte) in bytes[at..].iter().enumerate().take(TAG_DIGITS_MAX + 1) {
         match byte {
             b'=' if digits > 0 => return Some((tag, at + digits + 1)),
-            b'0' if digits == 0 => return None,
-            b'0'..=b'9' if digits < TAG_DIGITS_MAX => tag = tag * 10 + Tag::from(byte - b'0'),
-            _ => return None,
+            b'1'..=b'9' if digits < TAG_DIGITS_MAX => tag = tag * 10 + Tag::from(byte - b'0'),
+            b'0' if digits < TAG_DIGITS_MAX && tag > 0 => tag *= 10,
+            _ => break,
         }
     }
-    None
+    let number = bytes[at..].iter().take(NUMBER_DIGITS_MAX + 2).position(|byte| *byte == b'=')?;
+    wrong_tag(&bytes[at..at + number]).map(|_| (0, at + number + 1))
+}
+
+/// A number before `=`, whether it is a tag or not.
+fn wrong_tag(text: &[u8]) -> Option<i64> {
+    let digits = text.strip_prefix(b"-").unwrap_or(text).len();
+    if digits > NUMBER_DIGITS_MAX { None } else { value::int(text) }
 }
 
 /// A message: a list of fields over its bytes. Header, body and trailer are told apart by the tags at both ends, so that a
@@ -349,10 +359,15 @@ mod tests {
             ("35=D|11=A=B|", fields(&[(35, "D"), (11, "A=B")])),
             ("11=|", fields(&[(11, "")])),
             ("999999999=x|", fields(&[(999_999_999, "x")])),
-            ("1000000000=x|", Err(Malformed::NoTag { at: 0 })),
-            ("35=D|011=x|", Err(Malformed::NoTag { at: 5 })),
-            ("0=x|", Err(Malformed::NoTag { at: 0 })),
-            ("-1=x|", Err(Malformed::NoTag { at: 0 })),
+            ("1000000000=x|58=y|", fields(&[(0, "x"), (58, "y")])),
+            ("35=D|011=x|", fields(&[(35, "D"), (0, "x")])),
+            ("0=x|", fields(&[(0, "x")])),
+            ("-1=x|", fields(&[(0, "x")])),
+            ("-999999999999999999=x|", fields(&[(0, "x")])),
+            ("9999999999999999999=x|", Err(Malformed::NoTag { at: 0 })),
+            ("-=x|", Err(Malformed::NoTag { at: 0 })),
+            ("+1=x|", Err(Malformed::NoTag { at: 0 })),
+            ("3 5=x|", Err(Malformed::NoTag { at: 0 })),
             ("4garbled9=TW|", Err(Malformed::NoTag { at: 0 })),
             ("=x|", Err(Malformed::NoTag { at: 0 })),
             ("35=D||11=x|", Err(Malformed::NoTag { at: 5 })),

@@ -22,6 +22,8 @@ pub enum Unencodable {
     NotHeader { tag: Tag },
     #[error("the field {tag} belongs to header or trailer and stands in the body")]
     NotBody { tag: Tag },
+    #[error("a field of the body has a number that is no tag")]
+    NoTag,
     #[error("the body cannot be read back")]
     Body(#[from] Malformed),
 }
@@ -81,10 +83,7 @@ impl Draft {
     /// A field of the body, behind those already given.
     pub fn field(mut self, tag: Tag, value: impl AsRef<[u8]>) -> Self {
         let value = value.as_ref();
-        if is_header(tag) || is_trailer(tag) {
-            self.fault.get_or_insert(Unencodable::NotBody { tag });
-        }
-        if let Some(fault) = unfit(tag, value) {
+        if let Some(fault) = unfit_in_body(tag).or(unfit(tag, value)) {
             self.fault.get_or_insert(fault);
         }
         write_field(&mut self.body, tag, value);
@@ -107,9 +106,10 @@ impl Draft {
     pub fn body(mut self, fields: &[u8], data_fields: &DataFields) -> Self {
         match spans(fields, data_fields) {
             Ok(spans) => {
-                let foreign = spans.iter().find(|span| is_header(span.tag) || is_trailer(span.tag));
-                if let Some(span) = foreign {
-                    self.fault.get_or_insert(Unencodable::NotBody { tag: span.tag });
+                for span in &spans {
+                    if let Some(fault) = unfit_in_body(span.tag) {
+                        self.fault.get_or_insert(fault);
+                    }
                 }
             }
             Err(malformed) => {
@@ -150,6 +150,14 @@ fn order(tag: Tag) -> Tag {
     match tag {
         628..=630 => 627,
         tag => tag,
+    }
+}
+
+fn unfit_in_body(tag: Tag) -> Option<Unencodable> {
+    match tag {
+        0 => Some(Unencodable::NoTag),
+        _ if is_header(tag) || is_trailer(tag) => Some(Unencodable::NotBody { tag }),
+        _ => None,
     }
 }
 
@@ -250,6 +258,8 @@ mod tests {
             (draft().header(58, "a"), Unencodable::NotHeader { tag: 58 }),
             (draft().header(8, "FIX.4.2"), Unencodable::NotHeader { tag: 8 }),
             (draft().field(34, "1"), Unencodable::NotBody { tag: 34 }),
+            (draft().field(0, "1"), Unencodable::NoTag),
+            (draft().body(b"011=a\x01", &data_fields), Unencodable::NoTag),
             (draft().field(10, "000"), Unencodable::NotBody { tag: 10 }),
             (Draft::new(BeginString::Fix44, ""), Unencodable::Empty { tag: 35 }),
             (Draft::new(BeginString::Fix44, "D\x01"), Unencodable::SohInside { tag: 35 }),
