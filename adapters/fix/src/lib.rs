@@ -8,6 +8,7 @@
 pub mod data_fields;
 pub mod dictionary;
 pub mod message;
+pub mod validate;
 pub mod value;
 pub mod version;
 pub mod wire;

@@ -297,6 +297,16 @@ impl Message {
         std::str::from_utf8(self.get(tag)?).ok()
     }
 
+    pub(crate) fn spans(&self) -> &[Span] {
+        &self.fields
+    }
+
+    /// The number before `=` of a field by its index, as it stands there: a tag, or what [`Tag`] 0 is put for.
+    pub(crate) fn number_before(&self, index: usize) -> Option<i64> {
+        let from = end(&self.fields[..index]);
+        wrong_tag(&self.bytes[from..self.fields[index].from as usize - 1])
+    }
+
     fn first(&self, at: usize) -> &[u8] {
         self.fields.get(at).map_or(&[], |span| slice(&self.bytes, span))
     }
