@@ -5,6 +5,7 @@
 //! **Architecture invariant:** the bytes of a body pass through unchanged, in the order in which they were handed in.
 //! Header and trailer are written here.
 
+pub mod content;
 pub mod data_fields;
 pub mod dictionary;
 pub mod message;

@@ -4,6 +4,7 @@ mod decoder;
 mod encoder;
 
 pub use decoder::{Decoder, Garbled, Item, parse};
+pub(crate) use encoder::{Digits, write_field};
 pub use encoder::{Draft, Unencodable};
 
 /// The sum of all bytes modulo 256, as CheckSum (10) has it.

@@ -20,8 +20,8 @@ use crate::version::{ApplVerId, BeginString};
 
 /// Largest file. FIX 5.0 SP2 with all extension packs has less than two million bytes.
 pub const DICTIONARY_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Elements, attributes apart.
-const NODES_MAX: u32 = 1_000_000;
+/// Elements and texts between them. The same has less than a hundred thousand.
+const NODES_MAX: u32 = 500_000;
 /// Groups and components within each other.
 const DEPTH_MAX: usize = 32;
 /// Fields of all layouts together, once components are dissolved: they might name each other so that it doubles each time.

@@ -80,6 +80,18 @@ impl Draft {
         self.header(tag, Digits::of(value))
     }
 
+    /// A data field of the header with its length before it; the value may hold any bytes.
+    pub fn header_data(mut self, length: Tag, data: Tag, value: &[u8]) -> Self {
+        if !is_header(length) || !is_header(data) {
+            self.fault.get_or_insert(Unencodable::NotHeader { tag: data });
+        }
+        let from = self.header.len();
+        write_field(&mut self.header, length, Digits::of(value.len() as u64).as_ref());
+        write_field(&mut self.header, data, value);
+        self.header_fields.push(HeaderField { tag: length, from, to: self.header.len() });
+        self
+    }
+
     /// A field of the body, behind those already given.
     pub fn field(mut self, tag: Tag, value: impl AsRef<[u8]>) -> Self {
         let value = value.as_ref();
@@ -279,5 +291,12 @@ mod tests {
         let parsed = parse(message, &DataFields::default()).unwrap();
         assert_eq!(parsed.get(96), Some(&value[..]));
         assert_eq!(parsed.get(58), Some(&b"x"[..]));
+        let message =
+            Draft::new(BeginString::Fix44, "n").header_data(212, 213, value).header(34, "1").encode();
+        let parsed = parse(message.unwrap(), &DataFields::default()).unwrap();
+        let tags: Vec<Tag> = parsed.header().map(|field| field.tag).collect();
+        assert_eq!((tags, parsed.get(213)), (vec![8, 9, 35, 34, 212, 213], Some(&value[..])));
+        let refusal = Draft::new(BeginString::Fix44, "n").header_data(95, 96, value).encode();
+        assert_eq!(refusal, Err(Unencodable::NotHeader { tag: 96 }));
     }
 }
