@@ -5,11 +5,12 @@
 
 use std::sync::OnceLock;
 
-const TARGETS: [&[(&str, fn(&[u8]))]; 6] = [
+const TARGETS: [&[(&str, fn(&[u8]))]; 7] = [
     gatepost_api::fuzz::TARGETS,
     gatepost_audit::fuzz::TARGETS,
     gatepost_store::fuzz::TARGETS,
     gatepost::fuzz::TARGETS,
+    gatepost_fix::fuzz::TARGETS,
     gatepost_hl7::fuzz::TARGETS,
     gatepost_http::fuzz::TARGETS,
 ];

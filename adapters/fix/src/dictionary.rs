@@ -200,6 +200,11 @@ impl Dictionary {
         self.messages.get(msg_type)
     }
 
+    /// Every MsgType (35) that has a message, in no order.
+    pub fn msg_types(&self) -> impl Iterator<Item = &[u8]> {
+        self.messages.keys().map(Vec::as_slice)
+    }
+
     /// The specification's data fields and this dictionary's own.
     pub fn data_fields(&self) -> &DataFields {
         &self.data_fields

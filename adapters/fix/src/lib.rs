@@ -8,6 +8,8 @@
 pub mod content;
 pub mod data_fields;
 pub mod dictionary;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod message;
 pub mod validate;
 pub mod value;

@@ -227,10 +227,11 @@ impl Reader<'_> {
             check_length(length, data.len(), fields, path)?;
             return header(parts, tag, &data);
         }
-        if data_fields.announced_by(tag).is_some_and(|data| fields.iter().any(|(other, _)| *other == data)) {
-            return Ok(());
+        match data_fields.announced_by(tag) {
+            Some(data) if fields.iter().any(|(other, _)| *other == data) => Ok(()),
+            Some(_) => Err(path.fault(tag, FieldFault::Length)),
+            None => header(parts, tag, &scalar(tag, raw, path)?),
         }
-        header(parts, tag, &scalar(tag, raw, path)?)
     }
 
     fn group(

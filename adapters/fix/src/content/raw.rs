@@ -38,7 +38,11 @@ pub(super) fn read(content: &[u8], form: &Form<'_>) -> Result<Outgoing, ContentE
                         parts.body.extend_from_slice(&content[begins..=to]);
                     }
                     // The length of a data field is written with it.
-                    Place::Header if form.data_fields.announced_by(tag).is_some() => {}
+                    Place::Header if let Some(data) = form.data_fields.announced_by(tag) => {
+                        if fields.get(index + 1).is_none_or(|next| next.tag != data) {
+                            return Err(Path::default().fault(tag, FieldFault::Length));
+                        }
+                    }
                     Place::Header => header(&mut parts, tag, value)?,
                     Place::Nowhere => return Err(Path::default().fault(tag, FieldFault::NotPassedOn)),
                     // Of a whole message; a list of fields has no business with them.

@@ -25,7 +25,7 @@ const NODES_MAX: u32 = 500_000;
 /// Groups and components within each other.
 const DEPTH_MAX: usize = 32;
 /// Fields of all layouts together, once components are dissolved: they might name each other so that it doubles each time.
-const SLOTS_MAX: usize = 2_000_000;
+const SLOTS_MAX: usize = 500_000;
 /// Tags have up to nine digits.
 const TAG_MAX: Tag = 999_999_999;
 /// Of a name or value that is quoted in a fault.

@@ -208,8 +208,10 @@ impl Walk<'_> {
         }
     }
 
+    /// Whether nobody asks where this field stands: it may be within a group too.
     fn is_tolerated(&self, tag: Tag) -> bool {
-        tag >= USER_TAG_MIN && !self.checks.unknown_user_fields && self.dictionary.field(tag).is_none()
+        let allowed = !self.checks.full || !self.checks.unknown_user_fields;
+        allowed && tag >= USER_TAG_MIN && self.dictionary.field(tag).is_none()
     }
 
     fn violated(&mut self, reason: Reason, tag: Tag) {
