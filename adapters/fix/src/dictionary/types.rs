@@ -6,7 +6,8 @@ use crate::version::BeginString;
 /// A type, by what is checked. Types that differ in meaning only are one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Type {
-    /// Any text: STRING, and every type that is not known here.
+    /// Any text: STRING, every type that is not known here, and codes of lists that venues extend (CURRENCY, COUNTRY,
+    /// EXCHANGE, LANGUAGE).
     Text,
     Char,
     Boolean,
@@ -21,10 +22,6 @@ pub enum Type {
     Float,
     MultipleCharValue,
     MultipleStringValue,
-    Country,
-    Currency,
-    Exchange,
-    Language,
     MonthYear,
     UtcTimestamp,
     UtcTimeOnly,
@@ -52,10 +49,6 @@ impl Type {
             "FLOAT" | "PRICE" | "QTY" | "QUANTITY" | "AMT" | "PRICEOFFSET" | "PERCENTAGE" => Self::Float,
             "MULTIPLECHARVALUE" => Self::MultipleCharValue,
             "MULTIPLESTRINGVALUE" | "MULTIPLEVALUESTRING" => Self::MultipleStringValue,
-            "COUNTRY" => Self::Country,
-            "CURRENCY" => Self::Currency,
-            "EXCHANGE" => Self::Exchange,
-            "LANGUAGE" => Self::Language,
             "MONTHYEAR" => Self::MonthYear,
             "UTCTIMESTAMP" | "TIME" => Self::UtcTimestamp,
             "UTCTIMEONLY" => Self::UtcTimeOnly,
@@ -70,7 +63,6 @@ impl Type {
 
     /// Whether a value has the type's form. That it is not empty is another rule.
     pub fn fits(self, value: &[u8]) -> bool {
-        let letters = |count| value.len() == count && value.iter().all(u8::is_ascii_alphabetic);
         match self {
             Self::Text | Self::Data => true,
             Self::Char => value::char(value).is_some(),
@@ -81,11 +73,6 @@ impl Type {
             Self::Float => value::is_float(value),
             Self::MultipleCharValue => singles(value).all(|single| single.len() == 1),
             Self::MultipleStringValue => singles(value).all(|single| !single.is_empty()),
-            Self::Country => letters(2),
-            Self::Currency => letters(3),
-            // A MIC has four characters; older codes of Reuters have less.
-            Self::Exchange => value.len() <= 4 && value.iter().all(u8::is_ascii_alphanumeric),
-            Self::Language => letters(2),
             Self::MonthYear => is_month_year(value),
             Self::UtcTimestamp => value::timestamp(value).is_some(),
             Self::UtcTimeOnly => value::time_only(value).is_some(),
@@ -157,10 +144,10 @@ mod tests {
             ("PERCENTAGE", &["0.05"], &["5%"]),
             ("MULTIPLECHARVALUE", &["A", "A B c"], &["", "AB", "A  B", "A "]),
             ("MULTIPLEVALUESTRING", &["A", "AA B"], &["", "A  B", " A"]),
-            ("COUNTRY", &["DE"], &["D", "DEU", "D1"]),
-            ("CURRENCY", &["EUR"], &["EU", "EURO", "E R"]),
-            ("EXCHANGE", &["N", "XNAS"], &["XNASX", "X-"]),
-            ("LANGUAGE", &["en"], &["eng"]),
+            ("COUNTRY", &["DE"], &[]),
+            ("CURRENCY", &["EUR", "USDT"], &[]),
+            ("EXCHANGE", &["N", "XNAS"], &[]),
+            ("LANGUAGE", &["en"], &[]),
             (
                 "MONTHYEAR",
                 &["202601", "20260131", "202601w1", "202601w5"],

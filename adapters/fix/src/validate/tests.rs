@@ -65,6 +65,12 @@ fn full(fields: impl Into<String>, reason: Reason, tag: i64) -> Row {
     Row { fields: fields.into(), structure: None, full: Some((reason, Some(tag))) }
 }
 
+/// Where nobody asks for the field, its group is counted wrong.
+fn full_over_count(fields: String, reason: Reason, tag: i64, counter: i64) -> Row {
+    let structure = Some((Reason::GroupCount, Some(counter)));
+    Row { fields, structure, full: Some((reason, Some(tag))) }
+}
+
 fn fine(fields: impl Into<String>) -> Row {
     Row { fields: fields.into(), structure: None, full: None }
 }
@@ -112,7 +118,8 @@ fn each_rule_and_its_scripts() {
         // 14f: a value that has not the form of its type.
         full(order(&ORDER.replace("38=200", "38=+200.00")), Reason::BadFormat, 38),
         full(order(&ORDER.replace("54=1", "54=11")), Reason::BadFormat, 54),
-        full(order(&format!("{ORDER}15=EURO|")), Reason::BadFormat, 15),
+        full(order(&ORDER.replace("60=20260102-03:04:05", "60=20260102")), Reason::BadFormat, 60),
+        fine(order(&format!("{ORDER}15=USDT|"))),
         full("35=0|49=TW44|56=ISLD|34=x|52=20260102-03:04:05|", Reason::BadFormat, 34),
         full("35=0|49=TW44|56=ISLD|34=2|52=yesterday|", Reason::BadFormat, 52),
         // 14g: header, body, trailer.
@@ -161,6 +168,17 @@ fn groups_by_the_book() {
         full(with("453=2|448=X|452=1|448=Y|"), Reason::RequiredTagMissing, 452),
         fine(with("453=1|448=X|452=1|")),
         full(with("453=1|448=X|452=x|"), Reason::BadFormat, 452),
+        // What ends a group before its time is told, not the count that is wrong for it.
+        both(with("386=2|336=A|21=1|336=B|"), Reason::GroupCount, 386),
+        full_over_count(with("386=2|336=A|112=y|336=B|"), Reason::NotDefinedForMessage, 112, 386),
+        full_over_count(with("386=2|336=A|999=y|336=B|"), Reason::InvalidTagNumber, 999, 386),
+        both(with("386=2|336=A|-3=y|336=B|"), Reason::InvalidTagNumber, -3),
+        full_over_count(
+            with("453=2|448=X|452=1|802=2|523=a|999=y|523=b|448=Y|452=1|"),
+            Reason::InvalidTagNumber,
+            999,
+            802,
+        ),
         // Groups in groups.
         fine(with("453=2|448=X|447=D|452=1|802=2|523=a|803=1|523=b|448=Y|452=3|")),
         both(with("453=1|448=X|452=1|802=3|523=a|803=1|523=b|"), Reason::GroupCount, 802),

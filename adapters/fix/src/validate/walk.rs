@@ -25,6 +25,16 @@ pub(super) struct Found {
     pub(super) first: Option<Violation>,
     /// The first field that is missing because others are there.
     pub(super) condition: Option<Tag>,
+    /// A group whose count is wrong, and the index at which it ended. If a field that does not belong there ended it, that
+    /// field is told instead.
+    count: Option<(Violation, usize)>,
+}
+
+impl Found {
+    fn tell(&mut self, violation: Violation) {
+        let earlier = self.count.take().map(|(violation, _)| violation);
+        self.first.get_or_insert(earlier.unwrap_or(violation));
+    }
 }
 
 pub(super) struct Walk<'a> {
@@ -69,6 +79,9 @@ impl Walk<'_> {
             {
                 self.violated(Reason::Twice, span.tag);
             }
+            if slot.is_none() && (self.checks.full || span.tag == 0) {
+                self.found.count.take_if(|(_, ended)| *ended == at);
+            }
             self.value(at, span);
             match slot {
                 None => self.unknown(at, span),
@@ -79,6 +92,9 @@ impl Walk<'_> {
                 Some(_) => {}
             }
             at += 1;
+        }
+        if let Some((violation, _)) = self.found.count.take() {
+            self.found.tell(violation);
         }
         self.complete(layout, &seen);
     }
@@ -110,8 +126,8 @@ impl Walk<'_> {
             entries += 1;
             next = self.entry(layout, next, to, around);
         }
-        if announced.is_some_and(|announced| announced != entries) {
-            self.violated(Reason::GroupCount, counter.tag);
+        if announced.is_some_and(|announced| announced != entries) && self.found.first.is_none() {
+            self.found.count.get_or_insert((Violation::of(Reason::GroupCount, counter.tag), next));
         }
         next
     }
@@ -176,7 +192,7 @@ impl Walk<'_> {
     fn value(&mut self, at: usize, span: Span) {
         if span.tag == 0 {
             let tag = self.message.number_before(at);
-            self.found.first.get_or_insert(Violation { reason: Reason::InvalidTagNumber, tag });
+            self.found.tell(Violation { reason: Reason::InvalidTagNumber, tag });
             return;
         }
         let data_fields = self.dictionary.data_fields();
@@ -204,7 +220,7 @@ impl Walk<'_> {
             self.violated(Reason::NotDefinedForMessage, span.tag);
         } else {
             let tag = self.message.number_before(at);
-            self.found.first.get_or_insert(Violation { reason: Reason::InvalidTagNumber, tag });
+            self.found.tell(Violation { reason: Reason::InvalidTagNumber, tag });
         }
     }
 
@@ -215,7 +231,7 @@ impl Walk<'_> {
     }
 
     fn violated(&mut self, reason: Reason, tag: Tag) {
-        self.found.first.get_or_insert(Violation::of(reason, tag));
+        self.found.tell(Violation::of(reason, tag));
     }
 
     fn bytes(&self, span: Span) -> &[u8] {
