@@ -33,6 +33,10 @@ impl DataFields {
 
     /// The data field whose length stands in `length`.
     pub fn announced_by(&self, length: Tag) -> Option<Tag> {
+        // Asked of every field that is read, most of which have lower tags than any length.
+        if self.pairs.first().is_none_or(|first| length < first.0) {
+            return None;
+        }
         let at = self.pairs.binary_search_by_key(&length, |pair| pair.0).ok()?;
         Some(self.pairs[at].1)
     }

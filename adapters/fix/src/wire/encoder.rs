@@ -1,8 +1,6 @@
 //! Writes messages: BeginString (8), BodyLength (9), MsgType (35), the header ascending, the body as it was given, CheckSum
 //! (10).
 
-use std::io::Write as _;
-
 use bytes::Bytes;
 use memchr::memchr;
 
@@ -191,26 +189,30 @@ pub(crate) fn write_field(to: &mut Vec<u8>, tag: Tag, value: &[u8]) {
 /// A number in decimal, without memory of its own.
 pub(crate) struct Digits {
     text: [u8; Self::BYTES_MAX],
-    length: usize,
+    from: usize,
 }
 
 impl Digits {
     const BYTES_MAX: usize = "18446744073709551615".len();
 
-    pub(crate) fn of(number: u64) -> Self {
+    pub(crate) fn of(mut number: u64) -> Self {
         let mut text = [0; Self::BYTES_MAX];
-        let mut rest = &mut text[..];
-        // Never fails: every number has room.
-        let written = write!(rest, "{number}");
-        debug_assert!(written.is_ok());
-        let length = Self::BYTES_MAX - rest.len();
-        Self { text, length }
+        let mut from = Self::BYTES_MAX;
+        loop {
+            from -= 1;
+            // A digit.
+            text[from] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                return Self { text, from };
+            }
+        }
     }
 }
 
 impl AsRef<[u8]> for Digits {
     fn as_ref(&self) -> &[u8] {
-        &self.text[..self.length]
+        &self.text[self.from..]
     }
 }
 
@@ -221,6 +223,13 @@ mod tests {
 
     fn text(message: &[u8]) -> String {
         String::from_utf8_lossy(message).replace('\x01', "|")
+    }
+
+    #[test]
+    fn digits_of_every_length() {
+        for number in [0, 1, 9, 10, 99, 100, 4_294_967_295, u64::MAX] {
+            assert_eq!(Digits::of(number).as_ref(), number.to_string().as_bytes());
+        }
     }
 
     #[test]
