@@ -294,6 +294,22 @@ fn nothing_that_was_handed_in_is_told() {
     assert!(!format!("{outgoing:?}").contains(secret));
 }
 
+#[test]
+fn the_pages_examples_hold() {
+    let page = include_str!("../../../../docs/adapters/fix-messages.md");
+    let examples: Vec<&str> = page.split("```json\n").skip(1).collect();
+    assert_eq!(examples.len(), 3, "the examples are not found any more");
+    for example in examples {
+        let (content, rest) = example.split_once("```\n```text\n").unwrap();
+        let expected = rest.split_once("\n```").unwrap().0;
+        assert_eq!(
+            json(content).as_deref(),
+            Ok(&*expected.replace("(bytes 01 02 03)", "|\x02\x03")),
+            "{content}"
+        );
+    }
+}
+
 // === What partners send ===
 
 fn message(fields: &str) -> Message {
