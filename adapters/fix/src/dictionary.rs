@@ -58,6 +58,19 @@ impl Layer {
             Self::Application(version) => version.name(),
         }
     }
+
+    /// The version of applications that it has. FIXT carries those of FIX 4 too.
+    pub fn application(self) -> Option<ApplVerId> {
+        match self {
+            Self::Both(BeginString::Fix40) => Some(ApplVerId::Fix40),
+            Self::Both(BeginString::Fix41) => Some(ApplVerId::Fix41),
+            Self::Both(BeginString::Fix42) => Some(ApplVerId::Fix42),
+            Self::Both(BeginString::Fix43) => Some(ApplVerId::Fix43),
+            Self::Both(BeginString::Fix44) => Some(ApplVerId::Fix44),
+            Self::Both(BeginString::Fixt11) | Self::Transport => None,
+            Self::Application(version) => Some(version),
+        }
+    }
 }
 
 /// One dictionary.
@@ -230,6 +243,10 @@ pub enum Mismatch {
     Twice(&'static str),
     #[error("there is no dictionary of {0}, which the session's default_appl_ver_id names")]
     NoDefault(&'static str),
+    #[error("{dictionary} is given without that of FIXT.1.1")]
+    NoTransport { dictionary: &'static str },
+    #[error("there is no dictionary of applications beside that of FIXT.1.1")]
+    NoApplication,
 }
 
 impl Dictionaries {
@@ -258,7 +275,9 @@ impl Dictionaries {
         }
         let mut by_version: Vec<(ApplVerId, Arc<Dictionary>)> = Vec::new();
         for dictionary in applications {
-            let version = application_version(dictionary.layer())
+            let version = dictionary
+                .layer()
+                .application()
                 .ok_or(Mismatch::NotApplication { dictionary: dictionary.layer().name() })?;
             if by_version.iter().any(|(other, _)| *other == version) {
                 return Err(Mismatch::Twice(version.name()));
@@ -297,18 +316,5 @@ impl Dictionaries {
             all.add_all(dictionary.data_fields());
         }
         all
-    }
-}
-
-/// FIXT carries the applications of FIX 4 too.
-fn application_version(layer: Layer) -> Option<ApplVerId> {
-    match layer {
-        Layer::Both(BeginString::Fix40) => Some(ApplVerId::Fix40),
-        Layer::Both(BeginString::Fix41) => Some(ApplVerId::Fix41),
-        Layer::Both(BeginString::Fix42) => Some(ApplVerId::Fix42),
-        Layer::Both(BeginString::Fix43) => Some(ApplVerId::Fix43),
-        Layer::Both(BeginString::Fix44) => Some(ApplVerId::Fix44),
-        Layer::Both(BeginString::Fixt11) | Layer::Transport => None,
-        Layer::Application(version) => Some(version),
     }
 }

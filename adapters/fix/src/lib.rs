@@ -11,6 +11,7 @@ pub mod dictionary;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod message;
+pub mod show_tool;
 pub mod validate;
 pub mod value;
 pub mod version;
