@@ -1,7 +1,7 @@
 """What other people's FIX libraries say. One question a line, one answer a line.
 
     dictionary VERSION      the path of QuickFIX's dictionary, as PyPI's fixcore-engine carries it
-    validate                base64 of a message -> `ok`, or the name of QuickFIX's exception and the field
+    validate VERSION        base64 of a message -> `ok`, or the name of QuickFIX's exception and the field
     read                    base64 of a message -> its fields as simplefix reads them
     write                   tag=base64 ... -> base64 of the message that simplefix makes of them
 """
@@ -17,10 +17,10 @@ def dictionary(version):
     return os.path.join(package, "specs", version + ".xml")
 
 
-def validate():
+def validate(version):
     import quickfix
 
-    rules = quickfix.DataDictionary(dictionary("FIX44"))
+    rules = quickfix.DataDictionary(dictionary(version))
 
     def answer(line):
         # Its strings are text, so every byte becomes the character of its number, and back.
@@ -36,7 +36,7 @@ def validate():
     return answer
 
 
-def read():
+def read(_):
     import simplefix
 
     def answer(line):
@@ -50,7 +50,7 @@ def read():
     return answer
 
 
-def write():
+def write(_):
     import simplefix
 
     def answer(line):
@@ -67,7 +67,7 @@ def main():
     if sys.argv[1] == "dictionary":
         print(dictionary(sys.argv[2]))
         return
-    answer = {"validate": validate, "read": read, "write": write}[sys.argv[1]]()
+    answer = {"validate": validate, "read": read, "write": write}[sys.argv[1]](sys.argv[-1])
     for line in sys.stdin:
         print(answer(line.rstrip("\n")))
 
