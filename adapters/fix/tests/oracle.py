@@ -20,13 +20,19 @@ def dictionary(version):
 def validate(version):
     import quickfix
 
-    rules = quickfix.DataDictionary(dictionary(version))
+    application = quickfix.DataDictionary(dictionary(version))
+    session = quickfix.DataDictionary(dictionary("FIXT11")) if version.startswith("FIX50") else application
 
     def answer(line):
         # Its strings are text, so every byte becomes the character of its number, and back.
         text = base64.b64decode(line).decode("latin-1")
+        of_session = text.split("\x01")[2] in {f"35={kind}" for kind in "012345An"}
+        rules = session if of_session else application
         try:
-            rules.validate(quickfix.Message(text, rules, True))
+            if session is application:
+                application.validate(quickfix.Message(text, application, True))
+            else:
+                quickfix.DataDictionary.validate(quickfix.Message(text, session, rules, True), session, rules)
         except Exception as exception:
             if type(exception).__module__ != "quickfix":
                 raise
