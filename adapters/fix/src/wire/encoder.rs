@@ -5,7 +5,7 @@ use bytes::Bytes;
 use memchr::memchr;
 
 use crate::data_fields::DataFields;
-use crate::message::{Malformed, SOH, Tag, is_header, is_trailer, spans, tag};
+use crate::message::{Malformed, Message, SOH, Tag, is_header, is_trailer, spans, tag};
 use crate::version::BeginString;
 use crate::wire::{TRAILER_BYTES, check_sum};
 
@@ -87,6 +87,18 @@ impl Draft {
         write_field(&mut self.header, length, Digits::of(value.len() as u64).as_ref());
         write_field(&mut self.header, data, value);
         self.header_fields.push(HeaderField { tag: length, from, to: self.header.len() });
+        self
+    }
+
+    /// Fields of another message's header, as they stand there, data fields among them: for a message that is sent again. 8, 9
+    /// and 35 are never taken.
+    pub fn header_of(mut self, message: &Message, keep: impl Fn(Tag) -> bool) -> Self {
+        let written = |tag| matches!(tag, tag::BEGIN_STRING | tag::BODY_LENGTH | tag::MSG_TYPE);
+        for field in message.header().filter(|field| !written(field.tag) && keep(field.tag)) {
+            let from = self.header.len();
+            write_field(&mut self.header, field.tag, field.value);
+            self.header_fields.push(HeaderField { tag: field.tag, from, to: self.header.len() });
+        }
         self
     }
 
@@ -290,6 +302,30 @@ mod tests {
         for (draft, refusal) in refusals {
             assert_eq!(draft.encode(), Err(refusal));
         }
+    }
+
+    #[test]
+    fn a_message_sent_again_keeps_what_is_not_the_sessions() {
+        let data_fields = DataFields::default();
+        let first = Draft::new(BeginString::Fix44, "n")
+            .header(49, "US")
+            .header_number(34, 5)
+            .header(52, "20260102-03:04:05.678")
+            .header(115, "FOR")
+            .header_data(212, 213, b"<\x01>")
+            .body(b"58=\xfc\x01", &data_fields);
+        let first = parse(first.encode().unwrap(), &data_fields).unwrap();
+        let again = Draft::new(BeginString::Fix44, first.msg_type())
+            .header(43, "Y")
+            .header_number(34, 5)
+            .header_of(&first, |tag| !matches!(tag, 34 | 43 | 49 | 52))
+            .header(122, first.get(52).unwrap())
+            .body(&first.body_bytes(), &data_fields);
+        let again = parse(again.encode().unwrap(), &data_fields).unwrap();
+        let tags: Vec<Tag> = again.fields().map(|field| field.tag).collect();
+        assert_eq!(tags, [8, 9, 35, 34, 43, 115, 122, 212, 213, 58, 10]);
+        assert_eq!(again.get(213), first.get(213));
+        assert_eq!(again.body_bytes(), first.body_bytes());
     }
 
     #[test]
