@@ -223,7 +223,7 @@ fn frame_by_the_book(frame: &[u8], end: usize) -> bool {
     tags.get(2) == Some(&35)
         && !values[2].is_empty()
         && tags.last() == Some(&10)
-        && tags.iter().filter(|tag| **tag == 10).count() == 1
+        && [8, 9, 10].iter().all(|once| tags.iter().filter(|tag| *tag == once).count() == 1)
 }
 
 // === A message ===

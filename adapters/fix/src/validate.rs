@@ -100,14 +100,13 @@ impl Validator {
 
     /// The first rule that the message breaks. Linear in its fields.
     pub fn check(&self, message: &Message) -> Result<(), Violation> {
-        if self.level == Level::None {
-            return Ok(());
+        if self.level > Level::None {
+            self.order(message)?;
+            match &self.dictionaries {
+                None => self.without_dictionary(message),
+                Some(dictionaries) => self.by_dictionary(message, dictionaries),
+            }?;
         }
-        self.order(message)?;
-        match &self.dictionaries {
-            None => self.without_dictionary(message),
-            Some(dictionaries) => self.by_dictionary(message, dictionaries),
-        }?;
         self.supported(message)
     }
 

@@ -12,7 +12,7 @@ use gatepost_fix::dictionary::{Dictionaries, Dictionary, Layer};
 use gatepost_fix::message::Tag;
 use gatepost_fix::validate::{Level, Reason, Validator};
 use gatepost_fix::version::BeginString;
-use gatepost_fix::wire::{Draft, parse};
+use gatepost_fix::wire::{Draft, Garbled, parse};
 
 use crate::oracle::Oracle;
 
@@ -112,6 +112,71 @@ fn what_simplefix_writes_is_read_here() {
         let ours = read.fields().filter(|field| !matches!(field.tag, 9 | 10));
         assert_eq!(listed(ours.map(|field| (field.tag, field.value))), listed_fields(&fields));
     }
+}
+
+/// One change to the bytes of a message, its sums left as they are or not.
+fn damaged(message: &[u8], dice: &mut Dice) -> Vec<u8> {
+    let mut bytes = message.to_vec();
+    let at = dice.roll(bytes.len());
+    match dice.roll(5) {
+        0 => bytes[at] = dice.roll(128) as u8,
+        1 => {
+            bytes.remove(at);
+        }
+        2 => bytes.insert(at, *dice.pick(b"\x01=0189A")),
+        3 => {
+            // Only ASCII: QuickFIX's Python binding counts characters.
+            let field = [&b"58=x\x01"[..], b"=x\x01", b"058=x\x01", b"5 8=x\x01", b"58\x01", b"\x01"];
+            let end = bytes.len() - "10=nnn|".len();
+            bytes.truncate(end);
+            bytes.extend(*dice.pick(&field));
+            bytes.extend(b"10=000\x01");
+        }
+        _ => bytes.truncate(at),
+    }
+    if dice.roll(2) == 0 { summed(&bytes) } else { bytes }
+}
+
+/// With a BodyLength and a CheckSum that are right, if there is anything to count.
+fn summed(message: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8(message.to_vec()).unwrap();
+    let Some((head, rest)) = text.split_once("\x019=") else { return message.to_vec() };
+    let Some((_, rest)) = rest.split_once('\x01') else { return message.to_vec() };
+    let Some((body, _)) = rest.rsplit_once("10=") else { return message.to_vec() };
+    let counted = format!("{head}\x019={}\x01{body}", body.len());
+    let sum = counted.bytes().fold(0u8, u8::wrapping_add);
+    format!("{counted}10={sum:03}\x01").into_bytes()
+}
+
+#[test]
+fn quickfix_takes_the_same_bytes_for_messages() {
+    let Some(mut oracle) = Oracle::start(&[QUICKFIX], &["garbled"]) else { return };
+    let mut dice = Dice(4);
+    let sound = framed(
+        BeginString::Fix44,
+        &fields_of("35=D|H|11=ID|21=1|55=X|54=1|60=20260102-03:04:05|38=200|40=2|"),
+    );
+    let asked: Vec<Vec<u8>> = (0..4000).map(|_| damaged(&sound, &mut dice)).collect();
+    let answers = oracle.answers(asked.iter().map(|bytes| STANDARD.encode(bytes)));
+    let mut taken = 0;
+    for (bytes, theirs) in asked.into_iter().zip(answers) {
+        let ours = parse(bytes.clone().into(), &DataFields::default());
+        taken += usize::from(ours.is_ok());
+        let stricter = match &ours {
+            Ok(_) => false,
+            // Three digits, whatever the number; BeginString has FIX in it; a message has a type.
+            Err(Garbled::BodyLength) => !bytes[bytes.len().saturating_sub(7)..].starts_with(b"10="),
+            Err(Garbled::Head) => !bytes.starts_with(b"8=FIX"),
+            Err(Garbled::NoMsgType) => bytes.windows(5).any(|window| window == b"\x0135=\x01"),
+            Err(_) => false,
+        };
+        assert!(
+            ours.is_ok() == (theirs == "ok") || (stricter && theirs == "ok"),
+            "{ours:?} here, {theirs} there: {}",
+            String::from_utf8_lossy(&bytes).replace('\x01', "|")
+        );
+    }
+    assert!((500..3500).contains(&taken), "{taken} were messages");
 }
 
 // === Messages against a dictionary ===

@@ -2,6 +2,7 @@
 
     dictionary VERSION      the path of QuickFIX's dictionary, as PyPI's fixcore-engine carries it
     validate VERSION        base64 of a message -> `ok`, or the name of QuickFIX's exception and the field
+    garbled                 base64 -> `ok`, or `garbled` if QuickFIX takes that for no message
     read                    base64 of a message -> its fields as simplefix reads them
     write                   tag=base64 ... -> base64 of the message that simplefix makes of them
 """
@@ -42,6 +43,19 @@ def validate(version):
     return answer
 
 
+def garbled(_):
+    import quickfix
+
+    def answer(line):
+        try:
+            quickfix.Message(base64.b64decode(line).decode("latin-1"), True)
+        except quickfix.InvalidMessage:
+            return "garbled"
+        return "ok"
+
+    return answer
+
+
 def read(_):
     import simplefix
 
@@ -73,7 +87,7 @@ def main():
     if sys.argv[1] == "dictionary":
         print(dictionary(sys.argv[2]))
         return
-    answer = {"validate": validate, "read": read, "write": write}[sys.argv[1]](sys.argv[-1])
+    answer = {"validate": validate, "garbled": garbled, "read": read, "write": write}[sys.argv[1]](sys.argv[-1])
     for line in sys.stdin:
         print(answer(line.rstrip("\n")))
 

@@ -231,10 +231,12 @@ fn types_of_messages() {
     assert_eq!(check(&validator, &format!("35=*|{HEADER}")), Err((Reason::InvalidMsgType, None)));
     assert_eq!(check(&validator, &format!("35=DD|{HEADER}")), Err((Reason::InvalidMsgType, None)));
     // 2r: one that this side does not take.
-    let validator = Validator::new(Level::Full, Some(fix44())).unwrap().taking_only(vec!["B".to_owned()]);
-    assert_eq!(check(&validator, &order(ORDER)), Err((Reason::UnsupportedMsgType, None)));
-    assert_eq!(check(&validator, &format!("35=B|{HEADER}148=h|33=1|58=a|")), Ok(()));
-    assert_eq!(check(&validator, &format!("35=0|{HEADER}")), Ok(()));
+    for level in [Level::None, Level::Structure, Level::Full] {
+        let validator = Validator::new(level, Some(fix44())).unwrap().taking_only(vec!["B".to_owned()]);
+        assert_eq!(check(&validator, &order(ORDER)), Err((Reason::UnsupportedMsgType, None)), "{level:?}");
+        assert_eq!(check(&validator, &format!("35=B|{HEADER}148=h|33=1|58=a|")), Ok(()));
+        assert_eq!(check(&validator, &format!("35=0|{HEADER}")), Ok(()));
+    }
 }
 
 #[test]

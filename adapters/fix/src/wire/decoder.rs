@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use memchr::{memchr, memmem};
 
 use crate::data_fields::DataFields;
-use crate::message::{Malformed, Message, SOH, spans, tag};
+use crate::message::{Malformed, Message, SOH, Span, spans, tag};
 use crate::value;
 use crate::wire::{TRAILER_BYTES, check_sum};
 
@@ -41,8 +41,8 @@ pub enum Garbled {
     CheckSum { found: u16, expected: u8 },
     #[error("the third field is not MsgType (35), or MsgType is empty")]
     NoMsgType,
-    #[error("CheckSum (10) stands within the message")]
-    TrailerInside,
+    #[error("BeginString (8), BodyLength (9) or CheckSum (10) stands within the message")]
+    FrameInside,
     #[error(transparent)]
     Field(#[from] Malformed),
 }
@@ -287,11 +287,11 @@ fn read_frame(
     if third.is_none() || head.body_length == 0 {
         return Err(Garbled::NoMsgType);
     }
-    let trailers = fields.iter().filter(|field| field.tag == tag::CHECK_SUM).count();
-    // A data field that reaches into the trailer, or a second trailer.
-    let last = fields.last().is_some_and(|field| field.tag == tag::CHECK_SUM);
-    if trailers != 1 || !last {
-        return Err(Garbled::TrailerInside);
+    // A second frame's fields, or a data field that reaches into the trailer.
+    let inside = |span: &Span| matches!(span.tag, tag::BEGIN_STRING | tag::BODY_LENGTH | tag::CHECK_SUM);
+    let (last, rest) = fields.split_last().ok_or(Garbled::NoMsgType)?;
+    if last.tag != tag::CHECK_SUM || rest[2..].iter().any(inside) {
+        return Err(Garbled::FrameInside);
     }
     Ok(Message::over(frame, fields))
 }

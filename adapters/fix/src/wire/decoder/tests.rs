@@ -172,11 +172,13 @@ fn a_frame_without_a_body_has_no_type() {
 }
 
 #[test]
-fn a_second_trailer_makes_it_garbled() {
-    assert_eq!(decode(&framed("35=0|34=1|10=000|58=x|")), [Err(Garbled::TrailerInside)]);
+fn a_second_head_or_trailer_makes_it_garbled() {
+    assert_eq!(decode(&framed("35=0|34=1|8=FIX.4.4|")), [Err(Garbled::FrameInside)]);
+    assert_eq!(decode(&framed("35=0|9=5|34=1|")), [Err(Garbled::FrameInside)]);
+    assert_eq!(decode(&framed("35=0|34=1|10=000|58=x|")), [Err(Garbled::FrameInside)]);
     // Data that is said to reach over the trailer.
     assert_eq!(decode(&framed("35=0|34=1|95=9|96=x|")), [Err(Malformed::DataLength { tag: 96 }.into())]);
-    assert_eq!(decode(&framed("35=0|34=1|95=8|96=x|")), [Err(Garbled::TrailerInside)]);
+    assert_eq!(decode(&framed("35=0|34=1|95=8|96=x|")), [Err(Garbled::FrameInside)]);
 }
 
 #[test]
