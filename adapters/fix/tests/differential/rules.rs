@@ -1,187 +1,16 @@
-//! The same messages to other people's libraries: QuickFIX (C++) and simplefix, both from PyPI.
-
-mod oracle;
+//! Messages against a dictionary: what QuickFIX rejects, and for which reason.
 
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use gatepost_fix::data_fields::DataFields;
 use gatepost_fix::dictionary::{Dictionaries, Dictionary, Layer};
-use gatepost_fix::message::Tag;
 use gatepost_fix::validate::{Level, Reason, Validator};
 use gatepost_fix::version::BeginString;
-use gatepost_fix::wire::{Draft, Garbled, parse};
+use gatepost_fix::wire::parse;
 
 use crate::oracle::Oracle;
-
-const QUICKFIX: &str = "quickfix-tls==1.16.0.1rc1";
-const DICTIONARIES: &str = "fixcore-engine==0.15.0";
-const SIMPLEFIX: &str = "simplefix==1.0.17";
-
-/// Numbers that are the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    /// Below `limit`.
-    fn roll(&mut self, limit: usize) -> usize {
-        // Knuth's MMIX generator; its upper bits are the good ones.
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % limit
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.roll(from.len())]
-    }
-}
-
-// === Messages on the wire ===
-
-/// Fields of a body, some of them data of any bytes.
-fn any_body(dice: &mut Dice) -> Vec<(Tag, Vec<u8>)> {
-    let mut fields = Vec::new();
-    for _ in 0..dice.roll(12) {
-        let tag = *dice.pick(&[1, 11, 15, 21, 38, 44, 55, 58, 60, 448, 999, 5001, 20_000]);
-        let length = 1 + dice.roll(20);
-        let value = (0..length).map(|_| 2 + dice.roll(254) as u8).collect();
-        fields.push((tag, value));
-        if dice.roll(4) == 0 {
-            let data: Vec<u8> = (0..1 + dice.roll(30)).map(|_| dice.roll(256) as u8).collect();
-            fields.push((95, data.len().to_string().into_bytes()));
-            fields.push((96, data));
-        }
-    }
-    fields
-}
-
-fn encoded(fields: &[(Tag, Vec<u8>)]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (tag, value) in fields {
-        bytes.extend(format!("{tag}=").into_bytes());
-        bytes.extend(value);
-        bytes.push(1);
-    }
-    bytes
-}
-
-fn listed<'a>(fields: impl Iterator<Item = (Tag, &'a [u8])>) -> String {
-    fields.map(|(tag, value)| format!("{tag}={}", STANDARD.encode(value))).collect::<Vec<_>>().join(" ")
-}
-
-#[test]
-fn simplefix_reads_what_is_written_here() {
-    let Some(mut oracle) = Oracle::start(&[SIMPLEFIX], &["read"]) else { return };
-    let mut dice = Dice(1);
-    let mut asked = Vec::new();
-    for number in 0..400 {
-        let body = encoded(&any_body(&mut dice));
-        let message = Draft::new(BeginString::Fix44, "B")
-            .header_number(34, number)
-            .header(49, "US")
-            .header(56, "THEM")
-            .body(&body, &DataFields::default())
-            .encode()
-            .unwrap();
-        asked.push(message);
-    }
-    let answers = oracle.answers(asked.iter().map(|message| STANDARD.encode(message)));
-    for (message, answer) in asked.into_iter().zip(answers) {
-        let read = parse(message, &DataFields::default()).unwrap();
-        assert_eq!(answer, listed(read.fields().map(|field| (field.tag, field.value))));
-    }
-}
-
-#[test]
-fn what_simplefix_writes_is_read_here() {
-    let Some(mut oracle) = Oracle::start(&[SIMPLEFIX], &["write"]) else { return };
-    let mut dice = Dice(2);
-    let mut asked = Vec::new();
-    for number in 0..400 {
-        let mut fields =
-            vec![(8, b"FIX.4.4".to_vec()), (35, b"B".to_vec()), (34, format!("{number}").into_bytes())];
-        fields.extend(any_body(&mut dice));
-        asked.push(fields);
-    }
-    let listed_fields =
-        |fields: &[(Tag, Vec<u8>)]| listed(fields.iter().map(|(tag, value)| (*tag, &value[..])));
-    let answers = oracle.answers(asked.iter().map(|fields| listed_fields(fields)));
-    for (fields, answer) in asked.into_iter().zip(answers) {
-        let message = Bytes::from(STANDARD.decode(answer).unwrap());
-        let read = parse(message, &DataFields::default()).unwrap();
-        let ours = read.fields().filter(|field| !matches!(field.tag, 9 | 10));
-        assert_eq!(listed(ours.map(|field| (field.tag, field.value))), listed_fields(&fields));
-    }
-}
-
-/// One change to the bytes of a message, its sums left as they are or not.
-fn damaged(message: &[u8], dice: &mut Dice) -> Vec<u8> {
-    let mut bytes = message.to_vec();
-    let at = dice.roll(bytes.len());
-    match dice.roll(5) {
-        0 => bytes[at] = dice.roll(128) as u8,
-        1 => {
-            bytes.remove(at);
-        }
-        2 => bytes.insert(at, *dice.pick(b"\x01=0189A")),
-        3 => {
-            // Only ASCII: QuickFIX's Python binding counts characters.
-            let field = [&b"58=x\x01"[..], b"=x\x01", b"058=x\x01", b"5 8=x\x01", b"58\x01", b"\x01"];
-            let end = bytes.len() - "10=nnn|".len();
-            bytes.truncate(end);
-            bytes.extend(*dice.pick(&field));
-            bytes.extend(b"10=000\x01");
-        }
-        _ => bytes.truncate(at),
-    }
-    if dice.roll(2) == 0 { summed(&bytes) } else { bytes }
-}
-
-/// With a BodyLength and a CheckSum that are right, if there is anything to count.
-fn summed(message: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8(message.to_vec()).unwrap();
-    let Some((head, rest)) = text.split_once("\x019=") else { return message.to_vec() };
-    let Some((_, rest)) = rest.split_once('\x01') else { return message.to_vec() };
-    let Some((body, _)) = rest.rsplit_once("10=") else { return message.to_vec() };
-    let counted = format!("{head}\x019={}\x01{body}", body.len());
-    let sum = counted.bytes().fold(0u8, u8::wrapping_add);
-    format!("{counted}10={sum:03}\x01").into_bytes()
-}
-
-#[test]
-fn quickfix_takes_the_same_bytes_for_messages() {
-    let Some(mut oracle) = Oracle::start(&[QUICKFIX], &["garbled"]) else { return };
-    let mut dice = Dice(4);
-    let sound = framed(
-        BeginString::Fix44,
-        &fields_of("35=D|H|11=ID|21=1|55=X|54=1|60=20260102-03:04:05|38=200|40=2|"),
-    );
-    let asked: Vec<Vec<u8>> = (0..4000).map(|_| damaged(&sound, &mut dice)).collect();
-    let answers = oracle.answers(asked.iter().map(|bytes| STANDARD.encode(bytes)));
-    let mut taken = 0;
-    for (bytes, theirs) in asked.into_iter().zip(answers) {
-        let ours = parse(bytes.clone().into(), &DataFields::default());
-        taken += usize::from(ours.is_ok());
-        let stricter = match &ours {
-            Ok(_) => false,
-            // Three digits, whatever the number; BeginString has FIX in it; a message has a type.
-            Err(Garbled::BodyLength) => !bytes[bytes.len().saturating_sub(7)..].starts_with(b"10="),
-            Err(Garbled::Head) => !bytes.starts_with(b"8=FIX"),
-            Err(Garbled::NoMsgType) => bytes.windows(5).any(|window| window == b"\x0135=\x01"),
-            Err(_) => false,
-        };
-        assert!(
-            ours.is_ok() == (theirs == "ok") || (stricter && theirs == "ok"),
-            "{ours:?} here, {theirs} there: {}",
-            String::from_utf8_lossy(&bytes).replace('\x01', "|")
-        );
-    }
-    assert!((500..3500).contains(&taken), "{taken} were messages");
-}
-
-// === Messages against a dictionary ===
-
-const HEADER: &str = "49=A|56=B|34=2|52=20260102-03:04:05.678|";
+use crate::{DICTIONARIES, Dice, Fields, QUICKFIX, fields_of, framed};
 
 /// Messages of one version with which nothing is wrong.
 struct Sound {
@@ -243,16 +72,6 @@ const SOUND: [Sound; 5] = [
     },
 ];
 
-type Fields = Vec<(String, String)>;
-
-fn fields_of(text: &str) -> Fields {
-    let text = text.replace("H|", HEADER);
-    text.split_terminator('|')
-        .map(|field| field.split_once('=').unwrap())
-        .map(|(tag, value)| (tag.to_owned(), value.to_owned()))
-        .collect()
-}
-
 /// One change somewhere behind MsgType.
 fn changed(fields: &Fields, dice: &mut Dice) -> Fields {
     let mut fields = fields.clone();
@@ -299,13 +118,6 @@ fn changed(fields: &Fields, dice: &mut Dice) -> Fields {
         _ => fields[0].1 = (*dice.pick(&["D", "8", "ZZ", "*", "0", "B", "n", "i"])).to_owned(),
     }
     fields
-}
-
-fn framed(begin_string: BeginString, fields: &Fields) -> Bytes {
-    let body: String = fields.iter().map(|(tag, value)| format!("{tag}={value}\x01")).collect();
-    let head = format!("8={begin_string}\x019={}\x01{body}", body.len());
-    let sum = head.bytes().fold(0u8, u8::wrapping_add);
-    format!("{head}10={sum:03}\x01").into()
 }
 
 /// What QuickFIX calls a reason; `None` for what it does not look at.

@@ -19,7 +19,7 @@ impl Oracle {
         };
         let mut command = Command::new("python3");
         command
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle.py"))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/differential/oracle.py"))
             .args(arguments)
             .env("PYTHONPATH", site)
             .stdin(Stdio::piped())
