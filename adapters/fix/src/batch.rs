@@ -1,0 +1,287 @@
+//! Commits of one session on their way into the gateway: gathered, settled together, told apart again when one is refused.
+//!
+//! Only one settlement of a session is on its way at a time, and what depends on it waits. So a crash at any moment leaves
+//! what a prefix of the commits says, and nothing of what would have come after.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use gatepost_adapter::{
+    CallError, Delivery, Evidence, Failure, Lease, Outcome, Scope, Session, SettleError, SettleStatus,
+    Settlement,
+};
+use uuid::Uuid;
+
+use crate::engine::{Commit, Config, Effect, Engine, Now, Proof, Received, Turn, Verdict};
+use crate::event::Origin;
+
+/// Most results, events and state keys of one settlement; a little below the gateway's own limits.
+const ITEMS_MAX: usize = 400;
+const BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Deliveries that the gateway has given to this session and that are not settled yet.
+pub(crate) type InHand = HashMap<Uuid, Delivery>;
+
+/// Turns whose commits can be settled together.
+#[derive(Default)]
+pub(crate) struct Batch {
+    commits: Vec<Commit>,
+    pub(crate) effects: Vec<Effect>,
+    deliveries: HashSet<Uuid>,
+    items: usize,
+    bytes: usize,
+    /// Messages taken in without an outcome, which the gateway may refuse; with one it keeps them in any case. The two are
+    /// not mixed, lest chance decide.
+    only_emits: bool,
+    results: bool,
+}
+
+impl Batch {
+    /// Takes a turn in; gives it back if it cannot go with what is here.
+    pub(crate) fn add(&mut self, turn: Turn) -> Result<(), Turn> {
+        let commit = &turn.commit;
+        let results = !commit.outcomes.is_empty() || !commit.begins.is_empty();
+        let only_emits = !commit.emits.is_empty() && !results;
+        let deliveries = commit.outcomes.iter().map(|(lease, _)| lease).chain(&commit.begins);
+        let deliveries: Vec<Uuid> = deliveries.map(|lease| lease.delivery).collect();
+        let items = commit.state.len() + deliveries.len() + commit.emits.len();
+        let bytes = commit.state.values().flatten().map(Vec::len).sum::<usize>()
+            + commit.emits.iter().map(|received| received.message.bytes().len()).sum::<usize>();
+        let mixes = (self.only_emits && results) || (self.results && only_emits);
+        let full =
+            !self.commits.is_empty() && (self.items + items > ITEMS_MAX || self.bytes + bytes > BYTES_MAX);
+        if mixes || full || deliveries.iter().any(|delivery| self.deliveries.contains(delivery)) {
+            return Err(turn);
+        }
+        self.deliveries.extend(deliveries);
+        self.items += items;
+        self.bytes += bytes;
+        self.only_emits |= only_emits;
+        self.results |= results;
+        if !commit.is_empty() {
+            self.commits.push(turn.commit);
+        }
+        self.effects.extend(turn.then);
+        Ok(())
+    }
+
+    /// Whether these deliveries can begin in the same settlement.
+    pub(crate) fn takes_begins<'a>(&self, leases: impl Iterator<Item = &'a Lease>) -> bool {
+        let is_known = |lease: &Lease| self.deliveries.contains(&lease.delivery);
+        !self.only_emits && self.items <= ITEMS_MAX && !leases.into_iter().any(is_known)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.commits.is_empty() && self.effects.is_empty()
+    }
+
+    pub(crate) fn into_parts(self) -> (Vec<Commit>, Vec<Effect>) {
+        (self.commits, self.effects)
+    }
+}
+
+/// Why a commit cannot be made durable.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// These deliveries must not begin: expired, or somebody else's by now. What is not durable comes back.
+    Begins {
+        deliveries: HashSet<Uuid>,
+        commits: Vec<Commit>,
+    },
+    Fatal(Failure),
+}
+
+/// Makes commits durable.
+pub(crate) struct Books<'a> {
+    pub(crate) gateway: &'a Session,
+    pub(crate) config: &'a Config,
+    pub(crate) origin: &'a Origin,
+}
+
+impl Books<'_> {
+    /// Settles commits together. What the gateway refuses of messages that came in, the partner is told by `engine`.
+    pub(crate) async fn settle(
+        &self,
+        mut commits: Vec<Commit>,
+        engine: &mut Engine,
+        in_hand: &mut InHand,
+        now: Now,
+    ) -> Result<(), Refused> {
+        commits.retain(|commit| !commit.is_empty());
+        while !commits.is_empty() {
+            match self.gateway.settle(self.settlement(&commits, in_hand)).await {
+                Ok(_) => {
+                    let settled = commits.iter().flat_map(|commit| &commit.outcomes);
+                    for (lease, _) in settled {
+                        in_hand.remove(&lease.delivery);
+                    }
+                    return Ok(());
+                }
+                Err(SettleError::Refused(results)) => {
+                    let stale = results.iter().filter(|result| result.status == SettleStatus::Stale);
+                    let stale: HashSet<Uuid> = stale.map(|result| result.delivery).collect();
+                    let begins = commits.iter().flat_map(|commit| &commit.begins);
+                    let refused: HashSet<Uuid> = begins
+                        .map(|lease| lease.delivery)
+                        .filter(|delivery| stale.contains(delivery))
+                        .collect();
+                    if !refused.is_empty() {
+                        return Err(Refused::Begins { deliveries: refused, commits });
+                    }
+                    if stale.is_empty() {
+                        return Err(fatal(SettleError::Refused(results)));
+                    }
+                    for commit in &mut commits {
+                        engine.take_back(commit, |lease| stale.contains(&lease.delivery));
+                    }
+                    in_hand.retain(|delivery, _| !stale.contains(delivery));
+                }
+                Err(SettleError::Call(CallError::Refused(refusal)))
+                    if commits.iter().any(|commit| !commit.emits.is_empty()) =>
+                {
+                    if commits.len() > 1 {
+                        // One by one, so that one message that is not taken keeps no other back.
+                        for commit in commits {
+                            Box::pin(self.settle(vec![commit], engine, in_hand, now)).await?;
+                        }
+                        return Ok(());
+                    }
+                    let problem = &refusal.problem;
+                    for commit in &mut commits {
+                        for received in std::mem::take(&mut commit.emits) {
+                            self.turn_away(&received, &problem.code, &problem.title, engine, now);
+                        }
+                    }
+                    commits.retain(|commit| !commit.is_empty());
+                }
+                Err(error) => return Err(fatal(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn turn_away(&self, received: &Received, code: &str, title: &str, engine: &mut Engine, now: Now) {
+        tracing::error!(
+            session = self.config.name,
+            epoch = received.epoch,
+            seq = received.seq,
+            code,
+            "the gateway does not take a message; the partner is told so with a BusinessMessageReject"
+        );
+        engine.refuse(&received.message, title, now);
+    }
+
+    fn settlement(&self, commits: &[Commit], in_hand: &InHand) -> Settlement {
+        let mut settlement = Settlement::default();
+        let mut state: BTreeMap<&str, Option<&[u8]>> = BTreeMap::new();
+        for commit in commits {
+            for lease in &commit.begins {
+                if let Some(delivery) = in_hand.get(&lease.delivery) {
+                    settlement.begin(delivery);
+                }
+            }
+            for (lease, verdict) in &commit.outcomes {
+                let outcome = self.outcome(verdict);
+                match in_hand.get(&lease.delivery).filter(|delivery| delivery.lease() == *lease) {
+                    Some(delivery) => settlement.outcome(delivery, outcome),
+                    None => settlement.late(lease, outcome),
+                }
+            }
+            for received in &commit.emits {
+                settlement.emit(self.origin.event(received));
+            }
+            state.extend(commit.state.iter().map(|(key, value)| (key.as_str(), value.as_deref())));
+        }
+        for (key, value) in state {
+            match value {
+                Some(value) => settlement.state.set(key, value),
+                None => settlement.state.delete(key),
+            }
+        }
+        settlement
+    }
+
+    fn outcome(&self, verdict: &Verdict) -> Outcome {
+        let evidence = |proof: &Proof| {
+            let with_session = Evidence::new(proof.level).with("session", self.config.name.as_str());
+            proof
+                .shown
+                .iter()
+                .fold(with_session, |evidence, (name, value)| evidence.with(name, value.clone()))
+        };
+        match verdict {
+            Verdict::Sent(proof) => {
+                Outcome::Sent { evidence: evidence(proof), within: self.config.confirm_within }
+            }
+            Verdict::Delivered(proof) => Outcome::Delivered { evidence: evidence(proof), reply: None },
+            Verdict::Reject(reason, proof) => {
+                Outcome::Reject { reason: reason.clone(), evidence: Some(evidence(proof)), reply: None }
+            }
+            Verdict::Retry(reason) => {
+                Outcome::Retry { scope: Scope::Message, after: None, reason: reason.clone() }
+            }
+            Verdict::InDoubt(reason) => Outcome::in_doubt(reason.clone()),
+        }
+    }
+}
+
+fn fatal(error: SettleError) -> Refused {
+    Refused::Fatal(Failure::new("the gateway does not take a settlement", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data_fields::DataFields;
+    use crate::version::BeginString;
+    use crate::wire::Draft;
+
+    fn lease(number: u128) -> Lease {
+        serde_json::from_value(serde_json::json!({"delivery": Uuid::from_u128(number), "token": "t"}))
+            .unwrap()
+    }
+
+    fn turn(begins: &[u128], outcomes: &[u128], emits: usize) -> Turn {
+        let report = Draft::new(BeginString::Fix44, "8").encode().unwrap();
+        let message = crate::wire::parse(report, &DataFields::default()).unwrap();
+        let received = Received { epoch: 1, seq: 1, message, answers: None };
+        let retry = |number: &u128| (lease(*number), Verdict::Retry(String::new()));
+        let commit = Commit {
+            begins: begins.iter().map(|number| lease(*number)).collect(),
+            outcomes: outcomes.iter().map(retry).collect(),
+            emits: vec![received; emits],
+            ..Commit::default()
+        };
+        Turn { commit, then: Vec::new() }
+    }
+
+    #[test]
+    fn what_the_gateway_may_refuse_is_not_mixed_with_what_it_keeps_in_any_case() {
+        let goes = |turns: [Turn; 2]| {
+            let mut batch = Batch::default();
+            let [first, second] = turns;
+            assert!(batch.add(first).is_ok());
+            batch.add(second).is_ok()
+        };
+        assert!(goes([turn(&[], &[], 1), turn(&[], &[], 1)]));
+        assert!(goes([turn(&[], &[1], 1), turn(&[2], &[], 0)]));
+        assert!(goes([turn(&[], &[], 0), turn(&[], &[], 1)]));
+        assert!(!goes([turn(&[], &[], 1), turn(&[], &[1], 0)]));
+        assert!(!goes([turn(&[], &[1], 0), turn(&[], &[], 1)]));
+        // One delivery stands once in a settlement.
+        assert!(!goes([turn(&[1], &[], 0), turn(&[], &[1], 0)]));
+        assert!(!goes([turn(&[], &[1], 0), turn(&[], &[1], 0)]));
+    }
+
+    #[test]
+    fn begins_go_with_what_they_can_go_with() {
+        let takes = |turn| {
+            let mut batch = Batch::default();
+            assert!(batch.add(turn).is_ok());
+            batch.takes_begins([lease(1)].iter())
+        };
+        assert!(takes(turn(&[], &[], 0)));
+        assert!(takes(turn(&[], &[2], 1)));
+        assert!(!takes(turn(&[], &[1], 0)));
+        assert!(!takes(turn(&[], &[], 1)));
+    }
+}

@@ -1,0 +1,256 @@
+//! The session layer of FIX as a state machine without sockets, clocks and storage.
+//!
+//! Whoever drives it tells it what happens ([`Engine::connected`], [`Engine::received`], [`Engine::tick`] …) and takes what
+//! comes of it ([`Engine::take`]): first a [`Commit`] to be made durable, then effects. **No effect may be acted on before its
+//! commit is durable**; that is all that crash safety rests on. A process that starts again restores from what was committed,
+//! and what had not left yet is asked for by the partner.
+
+mod answer;
+mod clock;
+mod compose;
+mod config;
+mod confirm;
+mod gap;
+mod incoming;
+mod keys;
+mod known;
+mod logon;
+mod numbers;
+mod outbox;
+mod outgoing;
+#[cfg(test)]
+mod tests;
+mod turn;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::message::Message;
+
+pub(crate) use config::{AfterReset, Config, Credentials, Role};
+pub(crate) use confirm::BUSINESS_IDS;
+pub(crate) use keys::Unreadable;
+pub(crate) use numbers::Numbers;
+pub(crate) use outbox::Place;
+pub(crate) use outgoing::Outgoing;
+pub(crate) use turn::{Alarm, Closing, Commit, Effect, Proof, Received, Turn, Verdict};
+
+use answer::Answer;
+use confirm::{Barrier, Confirming};
+use gap::{Gap, Held};
+use known::Known;
+use outbox::Outbox;
+
+/// Most messages that one commit deletes from the adapter's state.
+const GARBAGE_PER_COMMIT: usize = 64;
+
+/// A moment, on two clocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// What stands in messages.
+    pub(crate) utc: OffsetDateTime,
+    /// Time since some moment before; never steps.
+    pub(crate) tick: Duration,
+}
+
+impl Now {
+    pub(crate) fn unix(self) -> i64 {
+        self.utc.unix_timestamp()
+    }
+
+    pub(crate) fn unix_ms(self) -> i64 {
+        // Milliseconds since 1970 fit for as long as FIX can write years.
+        i64::try_from(self.utc.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+    }
+}
+
+/// How far the two sides are with each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Down,
+    /// Somebody has connected and must say who it is.
+    Arrived {
+        since: Duration,
+    },
+    /// Our Logon has left.
+    LogonSent {
+        since: Duration,
+        reset: bool,
+    },
+    Up,
+    /// Our Logout has left first.
+    LogoutSent {
+        since: Duration,
+    },
+    /// To be closed; nothing is read any more.
+    Closing,
+}
+
+pub(crate) struct Engine {
+    config: Arc<Config>,
+    numbers: Numbers,
+    numbers_changed: bool,
+    outbox: Outbox,
+    known: Known,
+    link: Link,
+    heartbeat: Duration,
+    last_received: Duration,
+    last_sent: Duration,
+    /// The partner has been asked whether it is still there.
+    probed: bool,
+    barrier: Option<Barrier>,
+    gap: Option<Gap>,
+    held: Held,
+    answer: Option<Answer>,
+    confirming: Option<Confirming>,
+    /// Messages of earlier epochs, from here on, are still to be sent again.
+    orphans_from: Option<Place>,
+    turn: Turn,
+}
+
+impl Engine {
+    /// A session as it was left, from the adapter's state.
+    pub(crate) fn restore(
+        config: Arc<Config>,
+        state: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<Self, Unreadable> {
+        let (numbers, outbox, known) = keys::restore(&config.name, state)?;
+        Ok(Self {
+            heartbeat: config.heartbeat,
+            config,
+            numbers,
+            numbers_changed: false,
+            outbox,
+            known,
+            link: Link::Down,
+            last_received: Duration::ZERO,
+            last_sent: Duration::ZERO,
+            probed: false,
+            barrier: None,
+            gap: None,
+            held: Held::default(),
+            answer: None,
+            confirming: None,
+            orphans_from: None,
+            turn: Turn::default(),
+        })
+    }
+
+    pub(crate) fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    /// Deliveries that wait for proof.
+    pub(crate) fn pending(&self) -> usize {
+        self.outbox.pending()
+    }
+
+    /// Logged on, both ways.
+    pub(crate) fn is_up(&self) -> bool {
+        self.link == Link::Up
+    }
+
+    /// Whether application messages may leave now: not while old ones are being sent again, which would mix the two.
+    pub(crate) fn can_send(&self) -> bool {
+        let unconfirmed = (self.numbers.last_out() - self.numbers.confirmed) as usize;
+        self.link == Link::Up
+            && self.answer.is_none()
+            && self.orphans_from.is_none()
+            && self.outbox.pending() < self.config.unconfirmed_max
+            // What is not confirmed is kept, whatever `keep` says; so it is bounded here.
+            && unconfirmed < self.config.keep
+            && self.outbox.bytes() < self.config.keep_bytes
+    }
+
+    /// Whether a connection makes sense now: the schedule's window is open.
+    pub(crate) fn is_open(&self, now: Now) -> bool {
+        self.config.schedule.as_ref().is_none_or(|schedule| schedule.window_at(now.unix()).is_some())
+    }
+
+    /// When the open window of the schedule began, seconds since 1970.
+    pub(crate) fn window(&self, now: Now) -> Option<i64> {
+        Some(self.config.schedule.as_ref()?.window_at(now.unix())?.start)
+    }
+
+    /// What has come of everything so far. A commit that is not empty must be durable before its effects.
+    pub(crate) fn take(&mut self) -> Turn {
+        if !self.turn.commit.is_empty() || self.numbers_changed {
+            let confirmed = (self.numbers.epoch, self.numbers.confirmed);
+            if let Some(forgotten) = self.outbox.prune(self.config.keep, self.config.keep_bytes, confirmed) {
+                self.numbers.forgotten = forgotten;
+                self.numbers_changed = true;
+            }
+            for place in self.outbox.take_garbage(GARBAGE_PER_COMMIT) {
+                self.turn.commit.state.insert(keys::message_key(&self.config.name, place), None);
+            }
+        }
+        if std::mem::take(&mut self.numbers_changed) {
+            let value = serde_json::json!(&self.numbers).to_string().into_bytes();
+            self.turn.commit.state.insert(keys::numbers_key(&self.config.name), Some(value));
+        }
+        std::mem::take(&mut self.turn)
+    }
+
+    /// The connection is gone, whoever closed it.
+    pub(crate) fn disconnected(&mut self) {
+        if self.link == Link::Down {
+            return;
+        }
+        if self.config.reset_on_disconnect {
+            self.reset(None);
+        }
+        self.link = Link::Down;
+        self.forget_connection();
+    }
+
+    /// A message came over the connection.
+    pub(crate) fn received(&mut self, message: &Message, now: Now) {
+        self.last_received = now.tick;
+        self.probed = false;
+        match self.link {
+            Link::Down | Link::Closing => {}
+            Link::Arrived { .. } => self.logon_received(message, now),
+            Link::LogonSent { reset, .. } => self.logon_answered(message, reset, now),
+            Link::Up | Link::LogoutSent { .. } => self.in_session(message, now),
+        }
+    }
+
+    /// What belongs to one connection only.
+    fn forget_connection(&mut self) {
+        self.probed = false;
+        self.barrier = None;
+        self.gap = None;
+        self.held = Held::default();
+        self.answer = None;
+        self.confirming = None;
+        self.orphans_from = None;
+    }
+
+    /// Sequence numbers begin at 1 again, both ways, in a new epoch. What waits for proof waits on as an orphan.
+    fn reset(&mut self, window: Option<i64>) {
+        self.numbers.reset(window);
+        self.numbers_changed = true;
+        self.outbox.begin_epoch(self.numbers.epoch);
+        self.forget_connection();
+    }
+
+    fn close(&mut self, why: Closing) {
+        if self.link == Link::Closing {
+            return;
+        }
+        self.link = Link::Closing;
+        self.turn.then.push(Effect::Close(why));
+    }
+
+    fn alarm(&mut self, alarm: Alarm) {
+        self.turn.then.push(Effect::Alarm(alarm));
+    }
+
+    fn advance_in(&mut self, next: u64) {
+        self.numbers.next_in = next;
+        self.numbers_changed = true;
+    }
+}

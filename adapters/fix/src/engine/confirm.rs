@@ -1,0 +1,279 @@
+//! What proves that the partner has got a message: its own numbers, a barrier, a business answer.
+
+use std::time::Duration;
+
+use gatepost_adapter::Level;
+use serde_json::{Map, Value};
+
+use super::outbox::{BusinessId, Pending, Record};
+use super::{Alarm, Engine, Link, Now, Place, Proof, Verdict, keys};
+use crate::message::{Message, Tag, tag};
+
+const CL_ORD_ID: Tag = 11;
+const EXEC_ID: Tag = 17;
+const ORD_STATUS: Tag = 39;
+const EXEC_TYPE: Tag = 150;
+/// Longest business id that is looked for, bytes: longer ones are no ids.
+const BUSINESS_ID_BYTES_MAX: usize = 256;
+/// Longest text of a partner that goes into a reason, characters.
+const REASON_CHARS_MAX: usize = 300;
+
+/// A TestRequest whose answer proves that the partner has processed everything before it. A partner processes in order, so a
+/// Heartbeat that names it cannot come before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Barrier {
+    id: String,
+    /// Its own number; it proves everything before.
+    pub(super) seq: u64,
+    since: Duration,
+}
+
+/// What the partner has confirmed and is not settled yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Confirming {
+    through: u64,
+    how: &'static str,
+}
+
+/// Most deliveries that are settled in one turn because the partner has confirmed them.
+const CONFIRMED_PER_TURN: usize = 256;
+/// How long the answer to a barrier may take; then it is asked for again.
+const BARRIER_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Engine {
+    /// Messages have been written to the connection.
+    pub(crate) fn written(&mut self, place: Place) {
+        let (epoch, seq) = place;
+        let Some(pending) = self.outbox.get(place).and_then(|record| record.pending.clone()) else { return };
+        let proof = proof(Level::Sent, seq);
+        if self.config.confirm == Level::Sent {
+            self.settle_pending(place);
+            self.turn.commit.outcomes.push((pending.lease, Verdict::Delivered(proof)));
+        } else if epoch == self.numbers.epoch
+            && seq <= self.numbers.confirmed
+            && self.config.confirm == Level::Transport
+        {
+            // Confirmed before its being written was reported here.
+            self.deliver(place, "barrier");
+        } else {
+            self.turn.commit.outcomes.push((pending.lease, Verdict::Sent(proof)));
+        }
+    }
+
+    /// Asks for proof of everything that has left, if something waits for it and no question is open.
+    pub(super) fn ask_for_proof(&mut self, now: Now) {
+        if self.link != Link::Up || self.barrier.is_some() || self.answer.is_some() {
+            return;
+        }
+        let through = self.numbers.last_out();
+        let from = self.numbers.confirmed + 1;
+        let epoch = self.numbers.epoch;
+        // Also where nobody waits for it: what is not confirmed is kept, so now and then it is asked for.
+        let is_due = (through + 1 - from) as usize > self.config.keep / 2
+            || self.outbox.bytes() > self.config.keep_bytes / 2 && from <= through;
+        let waits = is_due
+            || self.config.confirm == Level::Transport
+                && self.outbox.within(epoch, from, through).any(|(_, record)| record.pending.is_some());
+        if waits {
+            self.raise_barrier(through, now);
+        }
+    }
+
+    /// After a logon: whatever waits for proof of an earlier connection is asked for.
+    pub(super) fn ask_for_proof_of_earlier(&mut self, now: Now) {
+        let through = self.numbers.last_out();
+        let from = self.numbers.confirmed + 1;
+        let waits =
+            self.outbox.within(self.numbers.epoch, from, through).any(|(_, record)| record.pending.is_some());
+        if waits && self.link == Link::Up && self.barrier.is_none() && self.answer.is_none() {
+            self.raise_barrier(through, now);
+        }
+    }
+
+    fn raise_barrier(&mut self, through: u64, now: Now) {
+        let id = format!("GP{}-{through}", self.numbers.epoch);
+        self.send_test_request(&id, now);
+        self.barrier = Some(Barrier { id, seq: through + 1, since: now.tick });
+    }
+
+    /// Asks again where no answer comes.
+    pub(super) fn watch_barrier(&mut self, now: Now) {
+        let overdue = |barrier: &mut Barrier| now.tick.saturating_sub(barrier.since) >= BARRIER_PATIENCE;
+        if self.barrier.take_if(overdue).is_some() {
+            self.ask_for_proof_of_earlier(now);
+        }
+    }
+
+    /// A Heartbeat with this TestReqID (112) has come, in order.
+    pub(super) fn test_request_answered(&mut self, id: &[u8], now: Now) {
+        let Some(barrier) = self.barrier.take_if(|barrier| barrier.id.as_bytes() == id) else { return };
+        self.confirm_through(barrier.seq - 1, "barrier");
+        self.ask_for_proof(now);
+    }
+
+    /// The partner has processed everything of ours through `seq`; `how` it is known goes into the evidence.
+    pub(super) fn confirm_through(&mut self, seq: u64, how: &'static str) {
+        let through = seq.min(self.numbers.last_out());
+        let known = self.confirming.map_or(self.numbers.confirmed, |confirming| confirming.through);
+        if through > known {
+            self.confirming = Some(Confirming { through, how });
+            self.settle_confirmed();
+        }
+    }
+
+    /// Settles some of what has been confirmed; one settlement does not hold them all.
+    pub(super) fn settle_confirmed(&mut self) {
+        let Some(Confirming { through, how }) = self.confirming.take() else { return };
+        let (epoch, from) = (self.numbers.epoch, self.numbers.confirmed + 1);
+        let places = match self.config.confirm {
+            Level::Business => Vec::new(),
+            Level::Sent | Level::Transport => {
+                self.outbox.pending_within((epoch, from), (epoch, through), CONFIRMED_PER_TURN)
+            }
+        };
+        let last = places.last().map(|(_, seq)| *seq).filter(|_| places.len() == CONFIRMED_PER_TURN);
+        self.numbers.confirmed = last.unwrap_or(through);
+        self.numbers_changed = true;
+        for place in places {
+            self.deliver(place, how);
+        }
+        if self.numbers.confirmed < through {
+            self.confirming = Some(Confirming { through, how });
+        }
+    }
+
+    pub(super) fn deliver(&mut self, place: Place, how: &'static str) {
+        if let Some(pending) = self.settle_pending(place) {
+            let mut proof = proof(Level::Transport, place.1);
+            proof.shown.insert("confirmed_by".to_owned(), how.into());
+            self.turn.commit.outcomes.push((pending.lease, Verdict::Delivered(proof)));
+        }
+    }
+
+    /// A business message has come: does it answer one of ours? Gives the gateway's id of that message.
+    pub(super) fn business_answer(&mut self, message: &Message) -> Option<String> {
+        let place = self.answered_place(message)?;
+        let pending = self.outbox.get(place)?.pending.clone()?;
+        let mut proof = proof(Level::Business, place.1);
+        proof.shown.insert("msg_type".to_owned(), shown(message.msg_type()));
+        for (name, tag) in [("exec_id", EXEC_ID), ("ord_status", ORD_STATUS), ("exec_type", EXEC_TYPE)] {
+            if let Some(value) = message.get(tag) {
+                proof.shown.insert(name.to_owned(), shown(value));
+            }
+        }
+        let refused = match message.msg_type() {
+            b"8" => message.get(ORD_STATUS) == Some(b"8"),
+            // BusinessMessageReject, MarketDataRequestReject, QuoteRequestReject.
+            b"j" | b"Y" | b"AG" => true,
+            _ => false,
+        };
+        let verdict = if refused {
+            Verdict::Reject(reason("the partner rejected it", message), proof)
+        } else {
+            Verdict::Delivered(proof)
+        };
+        // A weaker proof has been enough, and settled it; a refusal is news all the same.
+        self.settle_pending(place);
+        let answers = pending.message.clone();
+        self.turn.commit.outcomes.push((pending.lease, verdict));
+        Some(answers)
+    }
+
+    /// Which of our messages it answers, if one waits for an answer.
+    fn answered_place(&self, message: &Message) -> Option<Place> {
+        if message.msg_type() == b"j" {
+            let by_number = message.get(tag::REF_SEQ_NUM).and_then(crate::value::unsigned);
+            if let Some(seq) = by_number {
+                return Some((self.numbers.epoch, seq));
+            }
+            let id = message.get(tag::BUSINESS_REJECT_REF_ID)?;
+            return self
+                .config
+                .business_ids
+                .iter()
+                .find_map(|tag| self.outbox.answered_by(&business_id(*tag, id)?));
+        }
+        self.config.business_ids.iter().find_map(|tag| {
+            let id = business_id(*tag, message.get(*tag)?)?;
+            self.outbox.answered_by(&id)
+        })
+    }
+
+    /// A session-level Reject (35=3) has come, in order.
+    pub(super) fn rejected(&mut self, message: &Message) {
+        let Some(seq) = message.get(tag::REF_SEQ_NUM).and_then(crate::value::unsigned) else { return };
+        let place = (self.numbers.epoch, seq);
+        if let Some(pending) = self.settle_pending(place) {
+            let mut proof = proof(Level::Transport, seq);
+            for (name, tag) in [("reject_reason", tag::SESSION_REJECT_REASON), ("ref_tag", tag::REF_TAG_ID)] {
+                if let Some(value) = message.get(tag) {
+                    proof.shown.insert(name.to_owned(), shown(value));
+                }
+            }
+            let reason = reason("the partner's session layer rejected it", message);
+            self.turn.commit.outcomes.push((pending.lease, Verdict::Reject(reason, proof)));
+        } else {
+            let msg_type = message.get(tag::REF_MSG_TYPE).map(text).unwrap_or_default();
+            self.alarm(Alarm::Rejected { seq, msg_type });
+        }
+    }
+
+    // === the outbox and its state, together ===
+
+    pub(super) fn keep(&mut self, place: Place, record: Record) {
+        let session = &self.config.name;
+        let state = &mut self.turn.commit.state;
+        state.insert(keys::message_key(session, place), Some(keys::message_value(&record)));
+        if let Some(pending) = &record.pending {
+            state.insert(keys::pending_key(session, place), Some(keys::pending_value(pending)));
+        }
+        self.outbox.insert(place, record);
+    }
+
+    pub(super) fn settle_pending(&mut self, place: Place) -> Option<Pending> {
+        let pending = self.outbox.settle(place)?;
+        self.turn.commit.state.insert(keys::pending_key(&self.config.name, place), None);
+        Some(pending)
+    }
+
+    pub(super) fn forget(&mut self, place: Place) {
+        self.settle_pending(place);
+        if self.outbox.remove(place).is_some() {
+            self.turn.commit.state.insert(keys::message_key(&self.config.name, place), None);
+        }
+    }
+
+    /// By what a business answer will name this message.
+    pub(super) fn business_id_of(&self, message: &Message) -> Option<BusinessId> {
+        self.config.business_ids.iter().find_map(|tag| business_id(*tag, message.get(*tag)?))
+    }
+}
+
+fn business_id(tag: Tag, value: &[u8]) -> Option<BusinessId> {
+    let text = (value.len() <= BUSINESS_ID_BYTES_MAX).then(|| std::str::from_utf8(value).ok())??;
+    Some(BusinessId(tag, text.to_owned()))
+}
+
+pub(super) fn proof(level: Level, seq: u64) -> Proof {
+    Proof { level, shown: Map::from_iter([("msg_seq_num".to_owned(), Value::from(seq))]) }
+}
+
+fn shown(value: &[u8]) -> Value {
+    text(value).into()
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).chars().filter(|char| !char.is_control()).take(REASON_CHARS_MAX).collect()
+}
+
+/// What the partner says, behind what it means.
+fn reason(what: &str, message: &Message) -> String {
+    match message.get(tag::TEXT) {
+        Some(said) => format!("{what}: {}", text(said)),
+        None => what.to_owned(),
+    }
+}
+
+/// What orders and quotes are known by, where the settings name nothing else: ClOrdID, ExecID, QuoteReqID, MDReqID, QuoteID,
+/// SecurityReqID, TradeReportID, AllocID.
+pub(crate) const BUSINESS_IDS: [Tag; 8] = [CL_ORD_ID, EXEC_ID, 131, 262, 117, 320, 571, 70];

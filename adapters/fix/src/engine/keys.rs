@@ -1,0 +1,103 @@
+//! How a session stands in the adapter's state.
+//!
+//! | key | value |
+//! |---|---|
+//! | `n/SESSION` | [`Numbers`] as JSON |
+//! | `m/SESSION/EPOCH/SEQ` | a sent message: expiry in milliseconds since 1970 or nothing, a line feed, the message |
+//! | `p/SESSION/EPOCH/SEQ` | [`Pending`] as JSON: the delivery that waits for proof of that message |
+//! | `k/SESSION/DELIVERY` | [`Verdict`] as JSON: an outcome that the gateway has not taken yet |
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::Verdict;
+use super::known::Known;
+use super::numbers::Numbers;
+use super::outbox::{Outbox, Pending, Place, Record};
+
+/// The state of one session cannot be read: somebody else wrote it, or a newer version of this program.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the adapter's state under `{0}` cannot be read")]
+pub(crate) struct Unreadable(pub(crate) String);
+
+pub(crate) fn numbers_key(session: &str) -> String {
+    format!("n/{session}")
+}
+
+pub(crate) fn message_key(session: &str, (epoch, seq): Place) -> String {
+    format!("m/{session}/{epoch}/{seq}")
+}
+
+pub(crate) fn pending_key(session: &str, (epoch, seq): Place) -> String {
+    format!("p/{session}/{epoch}/{seq}")
+}
+
+pub(crate) fn known_key(session: &str, delivery: Uuid) -> String {
+    format!("k/{session}/{delivery}")
+}
+
+pub(crate) fn message_value(record: &Record) -> Vec<u8> {
+    let mut value = record.expires.map(|at| at.to_string()).unwrap_or_default().into_bytes();
+    value.push(b'\n');
+    value.extend_from_slice(&record.bytes);
+    value
+}
+
+pub(crate) fn pending_value(pending: &Pending) -> Vec<u8> {
+    serde_json::json!(pending).to_string().into_bytes()
+}
+
+fn read_message(value: &[u8]) -> Option<Record> {
+    let end = memchr::memchr(b'\n', value)?;
+    let (expires, bytes) = (std::str::from_utf8(&value[..end]).ok()?, &value[end + 1..]);
+    let expires = if expires.is_empty() { None } else { Some(expires.parse().ok()?) };
+    Some(Record { bytes: Bytes::copy_from_slice(bytes), expires, pending: None })
+}
+
+/// What a session left behind, read from the adapter's state; numbers that begin where there is nothing yet.
+pub(crate) fn restore(
+    session: &str,
+    state: &BTreeMap<String, Vec<u8>>,
+) -> Result<(Numbers, Outbox, Known), Unreadable> {
+    let unreadable = |key: &str| Unreadable(key.to_owned());
+    let key = numbers_key(session);
+    let numbers: Numbers = match state.get(&key) {
+        Some(value) => serde_json::from_slice(value).map_err(|_| unreadable(&key))?,
+        None => Numbers::default(),
+    };
+    let mut outbox = Outbox::default();
+    for (rest, key, value) in under(state, &format!("m/{session}/")) {
+        let place = place(rest).ok_or_else(|| unreadable(key))?;
+        let mut record = read_message(value).ok_or_else(|| unreadable(key))?;
+        if let Some(value) = state.get(&pending_key(session, place)) {
+            let pending: Pending = serde_json::from_slice(value).map_err(|_| unreadable(key))?;
+            record.pending = Some(pending);
+        }
+        outbox.insert(place, record);
+    }
+    outbox.begin_epoch(numbers.epoch);
+    let mut known = Known::default();
+    for (delivery, key, value) in under(state, &format!("k/{session}/")) {
+        let delivery = delivery.parse().map_err(|_| unreadable(key))?;
+        let verdict: Verdict = serde_json::from_slice(value).map_err(|_| unreadable(key))?;
+        known.insert(delivery, verdict);
+    }
+    Ok((numbers, outbox, known))
+}
+
+fn place(text: &str) -> Option<Place> {
+    let (epoch, seq) = text.split_once('/')?;
+    Some((epoch.parse().ok()?, seq.parse().ok()?))
+}
+
+/// What stands under a prefix: the rest of the key, the key, the value.
+fn under<'a>(
+    state: &'a BTreeMap<String, Vec<u8>>,
+    prefix: &str,
+) -> impl Iterator<Item = (&'a str, &'a str, &'a [u8])> {
+    let from = state.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+    from.map_while(move |(key, value)| Some((key.strip_prefix(prefix)?, key.as_str(), value.as_slice())))
+}

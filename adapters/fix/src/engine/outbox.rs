@@ -1,0 +1,185 @@
+//! Messages that have left, or are about to: what a partner may ask for again, and which deliveries still wait for proof.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use bytes::Bytes;
+use gatepost_adapter::Lease;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::message::Tag;
+
+/// Which message: its epoch and its sequence number.
+pub(crate) type Place = (u64, u64);
+
+/// A sent message as it is kept for the case that the partner asks for it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// As it left the first time.
+    pub(crate) bytes: Bytes,
+    /// When it must not be sent any more, milliseconds since 1970.
+    pub(crate) expires: Option<i64>,
+    /// The delivery that still waits for proof.
+    pub(crate) pending: Option<Pending>,
+}
+
+/// The delivery behind a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pending {
+    /// The newest one: what settles it, also in a later session of the adapter.
+    pub(crate) lease: Lease,
+    /// The gateway's id of the message, which what comes in reply is correlated with.
+    pub(crate) message: String,
+    /// What the partner's answer will name: the field and its value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) business_id: Option<BusinessId>,
+}
+
+/// A field that a business answer repeats, like ClOrdID (11), and its value.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct BusinessId(pub(crate) Tag, pub(crate) String);
+
+/// The messages of one session that are kept. Those of earlier epochs only as long as a delivery waits behind them.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    records: BTreeMap<Place, Record>,
+    by_delivery: HashMap<Uuid, Place>,
+    by_business_id: HashMap<BusinessId, Place>,
+    /// Kept no more, and not yet deleted from the adapter's state.
+    garbage: VecDeque<Place>,
+    pending: usize,
+    bytes: usize,
+}
+
+impl Outbox {
+    pub(crate) fn insert(&mut self, place: Place, record: Record) {
+        if let Some(pending) = &record.pending {
+            self.by_delivery.insert(pending.lease.delivery, place);
+            if let Some(id) = &pending.business_id {
+                self.by_business_id.insert(id.clone(), place);
+            }
+            self.pending += 1;
+        }
+        self.bytes += record.bytes.len();
+        if let Some(before) = self.records.insert(place, record) {
+            self.bytes -= before.bytes.len();
+        }
+    }
+
+    pub(crate) fn get(&self, place: Place) -> Option<&Record> {
+        self.records.get(&place)
+    }
+
+    pub(crate) fn remove(&mut self, place: Place) -> Option<Record> {
+        self.settle(place);
+        let record = self.records.remove(&place)?;
+        self.bytes -= record.bytes.len();
+        Some(record)
+    }
+
+    /// Of all messages together.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The delivery waits no more; the message stays.
+    pub(crate) fn settle(&mut self, place: Place) -> Option<Pending> {
+        let pending = self.records.get_mut(&place)?.pending.take()?;
+        self.pending -= 1;
+        if self.by_delivery.get(&pending.lease.delivery) == Some(&place) {
+            self.by_delivery.remove(&pending.lease.delivery);
+        }
+        if let Some(id) = &pending.business_id
+            && self.by_business_id.get(id) == Some(&place)
+        {
+            self.by_business_id.remove(id);
+        }
+        Some(pending)
+    }
+
+    /// A newer lease of the same delivery.
+    pub(crate) fn renew(&mut self, place: Place, lease: &Lease) -> Option<&Pending> {
+        let pending = self.records.get_mut(&place)?.pending.as_mut()?;
+        lease.clone_into(&mut pending.lease);
+        Some(pending)
+    }
+
+    pub(crate) fn place_of(&self, delivery: Uuid) -> Option<Place> {
+        self.by_delivery.get(&delivery).copied()
+    }
+
+    pub(crate) fn answered_by(&self, id: &BusinessId) -> Option<Place> {
+        self.by_business_id.get(id).copied()
+    }
+
+    /// How many deliveries wait for proof.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Deliveries that wait for proof, of messages from `first` through `last`; the first `most` of them.
+    pub(crate) fn pending_within(&self, first: Place, last: Place, most: usize) -> Vec<Place> {
+        if first > last {
+            return Vec::new();
+        }
+        let waiting = self.records.range(first..=last).filter(|(_, record)| record.pending.is_some());
+        waiting.map(|(place, _)| *place).take(most).collect()
+    }
+
+    /// Messages of epochs before `epoch` that deliveries still wait behind: the first `most` from `from` on.
+    pub(crate) fn orphans(&self, from: Place, epoch: u64, most: usize) -> Vec<Place> {
+        self.records
+            .range(from.min((epoch, 0))..(epoch, 0))
+            .filter(|(_, record)| record.pending.is_some())
+            .map(|(place, _)| *place)
+            .take(most)
+            .collect()
+    }
+
+    /// A new epoch has begun: only what a delivery waits behind is kept of earlier ones.
+    pub(crate) fn begin_epoch(&mut self, epoch: u64) {
+        let old = self.records.range(..(epoch, 0)).filter(|(_, record)| record.pending.is_none());
+        let places: Vec<Place> = old.map(|(place, _)| *place).collect();
+        for place in places {
+            self.remove(place);
+            self.garbage.push_back(place);
+        }
+    }
+
+    /// Lets go of the oldest messages beyond `keep` and `keep_bytes`, of those through `confirmed` that nobody waits behind.
+    /// Gives the number of the last one.
+    pub(crate) fn prune(&mut self, keep: usize, keep_bytes: usize, (epoch, confirmed): Place) -> Option<u64> {
+        let mut excess = self.records.len().saturating_sub(keep);
+        let mut excess_bytes = self.bytes.saturating_sub(keep_bytes);
+        let mut places = Vec::new();
+        for (place, record) in self.records.range((epoch, 0)..=(epoch, confirmed)) {
+            if excess == 0 && excess_bytes == 0 {
+                break;
+            }
+            excess = excess.saturating_sub(1);
+            excess_bytes = excess_bytes.saturating_sub(record.bytes.len());
+            if record.pending.is_none() {
+                places.push(*place);
+            }
+        }
+        for place in &places {
+            self.remove(*place);
+            self.garbage.push_back(*place);
+        }
+        places.last().map(|(_, seq)| *seq)
+    }
+
+    /// Up to `most` messages to be deleted from the adapter's state.
+    pub(crate) fn take_garbage(&mut self, most: usize) -> impl Iterator<Item = Place> + use<'_> {
+        let count = most.min(self.garbage.len());
+        self.garbage.drain(..count)
+    }
+
+    /// The messages from `first` through `last` of an epoch; none where that is backwards.
+    pub(crate) fn within(&self, epoch: u64, first: u64, last: u64) -> impl Iterator<Item = (u64, &Record)> {
+        // A range that ends before it begins would panic.
+        let end = last.saturating_add(1).max(first);
+        self.records.range((epoch, first)..(epoch, end)).map(|((_, seq), record)| (*seq, record))
+    }
+}

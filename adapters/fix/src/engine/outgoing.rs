@@ -1,0 +1,227 @@
+//! Application messages on their way out: new ones, ones that have left before, ones that a reset has orphaned.
+
+use bytes::Bytes;
+use gatepost_adapter::{Lease, Level};
+
+use super::compose::is_sessions_own;
+use super::confirm::proof;
+use super::outbox::{Pending, Record};
+use super::{AfterReset, Commit, Effect, Engine, Link, Now, Numbers, Place, Verdict};
+use crate::content;
+use crate::message::tag;
+use crate::wire::{self, Unencodable};
+
+/// Most messages of earlier epochs that are dealt with in one turn.
+const ORPHANS_PER_TURN: usize = 100;
+const AFTER_RESET_DOUBT: &str =
+    "the sequence numbers began anew before the partner had confirmed the message";
+
+/// A delivery to be sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Outgoing {
+    pub(crate) lease: Lease,
+    /// The gateway's id of the message.
+    pub(crate) message: String,
+    pub(crate) content: content::Outgoing,
+    /// When it must not be sent any more, milliseconds since 1970.
+    pub(crate) expires: Option<i64>,
+}
+
+/// What [`Engine::send`] has changed, for the case that its commit is refused.
+#[derive(Debug)]
+pub(crate) struct Undo {
+    numbers: Numbers,
+    /// Messages that were given a number.
+    added: Vec<Place>,
+    /// Messages of earlier epochs that were given a new number.
+    removed: Vec<(Place, Record)>,
+}
+
+impl Engine {
+    /// Gives deliveries their numbers. Only while [`Engine::can_send`], and with nothing else in the same turn: if the
+    /// gateway refuses one of them, the whole of it is undone ([`Engine::undo`]) and tried without that one.
+    pub(crate) fn send(&mut self, deliveries: &[Outgoing], now: Now) -> Undo {
+        let mut undo = Undo { numbers: self.numbers.clone(), added: Vec::new(), removed: Vec::new() };
+        for outgoing in deliveries {
+            let lease = &outgoing.lease;
+            match self.outbox.place_of(lease.delivery) {
+                _ if self.known.contains(lease.delivery) => {
+                    self.turn.commit.begins.push(lease.clone());
+                    self.turn.then.push(Effect::Begun(lease.clone()));
+                }
+                Some(place) if place.0 == self.numbers.epoch => self.adopt(place, lease),
+                Some(place) => self.send_orphan_again(place, lease, &mut undo, now),
+                None if outgoing.expires.is_some_and(|at| at <= now.unix_ms()) => {
+                    let late = Verdict::Retry("its expirytime had passed before it could be sent".to_owned());
+                    self.turn.commit.outcomes.push((lease.clone(), late));
+                }
+                None => self.send_new(outgoing, &mut undo, now),
+            }
+        }
+        self.ask_for_proof(now);
+        undo
+    }
+
+    /// The commit of a [`Engine::send`] was refused: as if it had never been.
+    pub(crate) fn undo(&mut self, undo: Undo) {
+        for place in undo.added {
+            self.outbox.remove(place);
+        }
+        for (place, record) in undo.removed {
+            self.outbox.insert(place, record);
+        }
+        self.numbers = undo.numbers;
+        self.barrier = None;
+        self.numbers_changed = false;
+        self.turn = super::Turn::default();
+    }
+
+    fn send_new(&mut self, outgoing: &Outgoing, undo: &mut Undo, now: Now) {
+        match self.encode(outgoing, now) {
+            Ok(bytes) => {
+                let business_id = wire::parse(bytes.clone(), self.config.validator.data_fields())
+                    .ok()
+                    .and_then(|message| self.business_id_of(&message));
+                let pending =
+                    Pending { lease: outgoing.lease.clone(), message: outgoing.message.clone(), business_id };
+                let record = Record { bytes, expires: outgoing.expires, pending: Some(pending) };
+                self.turn.commit.begins.push(outgoing.lease.clone());
+                undo.added.push(self.send_record(record, now));
+            }
+            Err(error) => {
+                let why = format!("the message cannot be written: {error}");
+                let verdict = Verdict::Reject(why, proof(Level::Sent, 0));
+                self.turn.commit.outcomes.push((outgoing.lease.clone(), verdict));
+            }
+        }
+    }
+
+    fn encode(&self, outgoing: &Outgoing, now: Now) -> Result<Bytes, Unencodable> {
+        let draft = outgoing.content.draft(&self.config.form());
+        self.dress(draft, self.numbers.next_out, now).encode()
+    }
+
+    fn send_record(&mut self, record: Record, now: Now) -> Place {
+        let place = (self.numbers.epoch, self.allocate());
+        self.last_sent = now.tick;
+        self.turn.then.push(Effect::Write { bytes: record.bytes.clone(), carries: Some(place) });
+        self.keep(place, record);
+        place
+    }
+
+    /// The delivery has its number already, from an earlier lease: it is not sent again, only its proof is still to come.
+    fn adopt(&mut self, place: Place, lease: &Lease) {
+        if let Some(pending) = self.outbox.renew(place, lease) {
+            let value = super::keys::pending_value(pending);
+            self.turn.commit.state.insert(super::keys::pending_key(&self.config.name, place), Some(value));
+        }
+        self.turn.commit.begins.push(lease.clone());
+        self.turn.then.push(Effect::Begun(lease.clone()));
+    }
+
+    /// A delivery that did not have to be sent has begun: what is known of it can be told now.
+    pub(crate) fn begun(&mut self, lease: &Lease) {
+        if let Some(verdict) = self.known.take(lease.delivery) {
+            self.turn.commit.state.insert(super::keys::known_key(&self.config.name, lease.delivery), None);
+            self.turn.commit.outcomes.push((lease.clone(), verdict));
+        } else if let Some((_, seq)) = self.outbox.place_of(lease.delivery)
+            && self.config.confirm > Level::Sent
+        {
+            self.turn.commit.outcomes.push((lease.clone(), Verdict::Sent(proof(Level::Sent, seq))));
+        }
+    }
+
+    /// The gateway does not take some outcomes of a commit, because other leases have taken over or will: they leave it. What
+    /// they say is kept for those leases, in the same commit, lest a message leave a second time.
+    pub(crate) fn take_back(&mut self, commit: &mut Commit, stale: impl Fn(&Lease) -> bool) {
+        let outcomes = std::mem::take(&mut commit.outcomes);
+        let (stale, kept): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|(lease, _)| stale(lease));
+        commit.outcomes = kept;
+        let name = &self.config.name;
+        for (lease, verdict) in stale {
+            if !matches!(verdict, Verdict::Delivered(_) | Verdict::Reject(..)) {
+                continue;
+            }
+            let value = serde_json::json!(verdict).to_string().into_bytes();
+            commit.state.insert(super::keys::known_key(name, lease.delivery), Some(value));
+            if let Some(oldest) = self.known.insert(lease.delivery, verdict) {
+                commit.state.insert(super::keys::known_key(name, oldest), None);
+            }
+        }
+    }
+
+    /// A message of an earlier epoch under a new lease: the partner may or may not have it.
+    fn send_orphan_again(&mut self, place: Place, lease: &Lease, undo: &mut Undo, now: Now) {
+        let Some(record) = self.outbox.get(place).cloned() else { return };
+        self.outbox.renew(place, lease);
+        self.turn.commit.begins.push(lease.clone());
+        if let Some(new) = self.resend_orphan(place, now) {
+            undo.added.push(new);
+            undo.removed.push((place, record));
+        }
+    }
+
+    /// After a logon: what an earlier epoch left unproven, before anything new.
+    pub(super) fn send_orphans(&mut self, now: Now) {
+        self.orphans_from = Some((0, 0));
+        self.send_more_orphans(now);
+    }
+
+    /// Some of them; one settlement does not hold them all.
+    pub(super) fn send_more_orphans(&mut self, now: Now) {
+        let Some(from) = self.orphans_from.take().filter(|_| self.link == Link::Up) else { return };
+        let places = self.outbox.orphans(from, self.numbers.epoch, ORPHANS_PER_TURN);
+        match places.last() {
+            Some((epoch, seq)) if places.len() == ORPHANS_PER_TURN => {
+                self.orphans_from = Some((*epoch, seq + 1))
+            }
+            _ => {}
+        }
+        for place in places {
+            let Some(record) = self.outbox.get(place) else { continue };
+            let expired = record.expires.is_some_and(|at| at <= now.unix_ms());
+            match self.config.after_reset {
+                AfterReset::Resend if expired => {
+                    if let Some(pending) = self.outbox.settle(place) {
+                        let late = "its expirytime had passed when the sequence numbers began anew";
+                        self.turn.commit.outcomes.push((pending.lease, Verdict::InDoubt(late.to_owned())));
+                    }
+                    self.drop_orphan(place);
+                }
+                AfterReset::Resend => {
+                    self.resend_orphan(place, now);
+                }
+                AfterReset::Doubt => {
+                    let lease = record.pending.as_ref().map(|pending| pending.lease.clone());
+                    self.turn
+                        .commit
+                        .outcomes
+                        .extend(lease.map(|lease| (lease, Verdict::InDoubt(AFTER_RESET_DOUBT.to_owned()))));
+                }
+            }
+        }
+        if self.orphans_from.is_none() {
+            self.ask_for_proof_of_earlier(now);
+        }
+    }
+
+    /// Under a new number, marked as perhaps sent before (PossResend); the body is the same, and so are its ids.
+    fn resend_orphan(&mut self, place: Place, now: Now) -> Option<Place> {
+        let record = self.outbox.get(place)?.clone();
+        let message = wire::parse(record.bytes.clone(), self.config.validator.data_fields()).ok()?;
+        let mut draft =
+            self.draft(message.msg_type(), self.numbers.next_out, now).header(tag::POSS_RESEND, "Y");
+        let keep = |tag| !is_sessions_own(tag) && !self.config.header_tags.contains(&tag);
+        draft = draft.header_of(&message, keep);
+        let bytes = draft.body(&message.body_bytes(), self.config.validator.data_fields()).encode().ok()?;
+        self.drop_orphan(place);
+        Some(self.send_record(Record { bytes, ..record }, now))
+    }
+
+    fn drop_orphan(&mut self, place: Place) {
+        let name = &self.config.name;
+        self.turn.commit.state.insert(super::keys::message_key(name, place), None);
+        self.turn.commit.state.insert(super::keys::pending_key(name, place), None);
+        self.outbox.remove(place);
+    }
+}
