@@ -8,12 +8,20 @@ use std::sync::OnceLock;
 
 use nix::fcntl::{Flock, FlockArg};
 
-const PACKAGES: [&str; 6] =
-    ["gatepost", "gatepost-audit", "gatepost-adapter", "gatepost-http", "gatepost-hl7", "gatepost-tests"];
+const PACKAGES: [&str; 7] = [
+    "gatepost",
+    "gatepost-audit",
+    "gatepost-adapter",
+    "gatepost-http",
+    "gatepost-hl7",
+    "gatepost-fix",
+    "gatepost-tests",
+];
 /// What makes them faulty; `scripts/test` names the same.
-const FAULTS: &str = "gatepost/faults,gatepost-http/faults,gatepost-hl7/faults";
+const FAULTS: &str = "gatepost/faults,gatepost-http/faults,gatepost-hl7/faults,gatepost-fix/faults";
 /// All programs, which stand beside each other also where they are faulty.
-const PROGRAMS: [&str; 5] = ["gatepost", "gatepost-verify", "gatepost-http", "gatepost-hl7", "gatepost-echo"];
+const PROGRAMS: [&str; 6] =
+    ["gatepost", "gatepost-verify", "gatepost-http", "gatepost-hl7", "gatepost-fix", "gatepost-echo"];
 
 /// The file of a program under test. `GATEPOST_BIN_DIR` says where they are; without it they are built first, so that nobody
 /// tests yesterday's.

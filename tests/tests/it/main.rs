@@ -6,6 +6,7 @@ mod backup;
 mod delivery;
 mod disk;
 mod faults;
+mod fix;
 mod hl7;
 mod hl7_speed;
 mod keys;

@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""A FIX partner that others wrote, QuickFIX C++: fix_partner.py acceptor|initiator PORT DIRECTORY [answer] [CERTIFICATE KEY AUTHORITY].
+
+It is SELL and talks to BUY, keeps its files in DIRECTORY, and with `answer` confirms every order (35=D) with an
+ExecutionReport. It prints a line for each thing that happens: `logon`, `logout`, and `app` or `admin` with the message, `|`
+for SOH. Lines on its standard input tell it what to do: `send FIRST LAST` sends ExecutionReports E<FIRST> to E<LAST> and
+says `sent LAST` once it has stored them, `expect N` makes it expect MsgSeqNum N next, `quit` ends it."""
+
+import os
+import sys
+
+import quickfix as fix
+
+ROLE, PORT, DIRECTORY, *MORE = sys.argv[1:]
+ANSWER = "answer" in MORE
+TLS = [word for word in MORE if word != "answer"]
+BEGIN_STRING = os.environ.get("FIX_BEGIN_STRING", "FIX.4.4")
+
+
+def say(*words):
+    # One write: other threads say things too.
+    os.write(1, (" ".join(words) + "\n").encode("latin-1"))
+
+
+def shown(message):
+    return message.toString().replace("\x01", "|")
+
+
+def tag(message, number):
+    return message.getField(number) if message.isSetField(number) else ""
+
+
+class Partner(fix.Application):
+    def onCreate(self, session):
+        self.session = session
+
+    def onLogon(self, session):
+        say("logon")
+
+    def onLogout(self, session):
+        say("logout")
+
+    def toAdmin(self, message, session):
+        pass
+
+    def fromAdmin(self, message, session):
+        say("admin", shown(message))
+
+    def toApp(self, message, session):
+        pass
+
+    def fromApp(self, message, session):
+        say("app", shown(message))
+        header = message.getHeader()
+        if ANSWER and header.getField(35) == "D":
+            possibly_known = header.isSetField(43) and header.getField(43) == "Y"
+            if not possibly_known or tag(message, 11) not in self.answered:
+                self.answered.add(tag(message, 11))
+                fix.Session.sendToTarget(self.report("X" + tag(message, 11), tag(message, 11)), session)
+
+    answered = set()
+
+    def report(self, execution, order):
+        message = fix.Message()
+        message.getHeader().setField(8, BEGIN_STRING)
+        message.getHeader().setField(35, "8")
+        for number, value in [(37, order or execution), (17, execution), (150, "0"), (39, "0"), (55, "X")]:
+            message.setField(number, value)
+        message.setField(54, "1")
+        if order:
+            message.setField(11, order)
+        return message
+
+
+def settings():
+    lines = [
+        "[DEFAULT]",
+        f"ConnectionType={ROLE}",
+        f"FileStorePath={DIRECTORY}",
+        f"FileLogPath={DIRECTORY}",
+        "StartTime=00:00:00",
+        "EndTime=00:00:00",
+        "NonStopSession=Y",
+        "UseDataDictionary=N",
+        "HeartBtInt=5",
+        "ReconnectInterval=1",
+        "SocketNodelay=Y",
+        "PersistMessages=Y",
+        f"SocketAcceptPort={PORT}",
+        "SocketReuseAddress=Y",
+        "SocketConnectHost=127.0.0.1",
+        f"SocketConnectPort={PORT}",
+    ]
+    if TLS:
+        certificate, key, authority = TLS
+        kind = "Server" if ROLE == "acceptor" else "Client"
+        lines += [
+            f"{kind}CertificateFile={certificate}",
+            f"{kind}CertificateKeyFile={key}",
+            f"CertificationAuthoritiesFile={authority}",
+            "CertificateVerifyLevel=1",
+        ]
+    lines += ["[SESSION]", f"BeginString={BEGIN_STRING}", "SenderCompID=SELL", "TargetCompID=BUY"]
+    if BEGIN_STRING == "FIXT.1.1":
+        lines.append("DefaultApplVerID=FIX.5.0SP2")
+    file = os.path.join(DIRECTORY, "settings")
+    with open(file, "w") as out:
+        out.write("\n".join(lines) + "\n")
+    return fix.SessionSettings(file)
+
+
+def main():
+    partner = Partner()
+    config = settings()
+    store, log = fix.FileStoreFactory(config), fix.FileLogFactory(config)
+    prefix = "SSLSocket" if TLS else "Socket"
+    kind = getattr(fix, prefix + ROLE.capitalize())
+    engine = kind(partner, store, config, log)
+    engine.start()
+    say("ready")
+    for line in sys.stdin:
+        match line.split():
+            case ["send", first, last]:
+                for number in range(int(first), int(last) + 1):
+                    fix.Session.sendToTarget(partner.report(f"E{number}", ""), partner.session)
+                say("sent", last)
+            case ["expect", number]:
+                fix.Session.lookupSession(partner.session).setNextTargetMsgSeqNum(int(number))
+                say("expecting", number)
+            case ["quit"]:
+                break
+    engine.stop()
+
+
+main()

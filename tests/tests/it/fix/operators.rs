@@ -1,0 +1,78 @@
+//! What operators do with sessions, and what ends them: over `gatepost adapter call`, against QuickFIX.
+
+use super::*;
+
+/// Once the adapter can be called.
+fn state(gateway: &Gateway) -> Value {
+    until("the adapter answers", || {
+        let said = gateway.admin().post("/v1/adapters/venue/calls", &json!({ "call": "sessions" })).json();
+        Some(said["answer"]["main"].clone()).filter(Value::is_object)
+    })
+}
+
+fn call(gateway: &Gateway, arguments: &[&str]) {
+    let all = [&["adapter", "call", "venue"], arguments, &["--reason", "agreed with the venue"]].concat();
+    gateway.cli_ok(&all);
+}
+
+#[test]
+fn numbers_that_differ_raise_an_alarm_and_are_set_by_an_operator() {
+    let port = free_port();
+    let builder = Gateway::builder();
+    let directory = builder.dir().join("partner");
+    let Some(mut partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
+    partner.start();
+    let gateway = gateway(builder, "", &format!("connect = \"127.0.0.1:{port}\""));
+    send_orders(&gateway, 1..=3);
+    gateway.until_settled("venue");
+    assert_eq!(state(&gateway)["state"], "logged_on");
+    // The partner loses all that it knew, and begins at 1.
+    let forget = |partner: &mut Partner| {
+        partner.kill();
+        for file in std::fs::read_dir(&directory).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        partner.start();
+    };
+    forget(&mut partner);
+    until("the session has seen it", || (state(&gateway)["state"] == "numbers_differ").then_some(()));
+    assert!(gateway.log().contains("the partner's MsgSeqNum is too low"), "{}", gateway.log());
+    // What QuickFIX has still to say of that connection; then nothing more comes.
+    std::thread::sleep(Duration::from_secs(1));
+    let logons = partner.logons();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(partner.logons(), logons, "it does not try again by itself");
+    send_orders(&gateway, 4..=4);
+    // Both begin at 1 again, as they have agreed.
+    forget(&mut partner);
+    call(&gateway, &["reset"]);
+    gateway.until_settled("venue");
+    assert_eq!(partner.took().last().unwrap().order(), "O4");
+    let after = state(&gateway);
+    assert_eq!((after["state"].as_str(), after["epoch"].as_u64()), (Some("logged_on"), Some(2)));
+    gateway.audit_verifies();
+}
+
+#[test]
+fn an_operator_logs_a_session_out_and_lets_it_log_on() {
+    let port = free_port();
+    let builder = Gateway::builder();
+    let directory = builder.dir().join("partner");
+    let Some(mut partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
+    partner.start();
+    let gateway = gateway(builder, "", &format!("connect = \"127.0.0.1:{port}\""));
+    until("it has logged on", || (state(&gateway)["state"] == "logged_on").then_some(()));
+    let refused = gateway.cli(&["adapter", "call", "venue", "reset", "--reason", "too early"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("log it out first"), "{refused:?}");
+    call(&gateway, &["logout"]);
+    until("it is logged out", || (state(&gateway)["state"] == "logged_out").then_some(()));
+    call(&gateway, &["set_numbers", "next_out:=50"]);
+    assert_eq!(state(&gateway)["next_out"], 50);
+    send_orders(&gateway, 1..=1);
+    call(&gateway, &["logon"]);
+    gateway.until_settled("venue");
+    // The partner expected less, and was told that there was nothing.
+    assert_eq!(partner.took().len(), 1);
+    assert!(partner.took()[0].seq() > 50);
+    gateway.audit_verifies();
+}

@@ -1,0 +1,145 @@
+//! QuickFIX C++, driven through `fix_partner.py`.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::{Arc, Mutex};
+
+use gatepost_tests::{python, source, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Of PyPI; it has TLS and needs no compiler.
+pub(crate) const PACKAGE: &str = "quickfix-tls==1.16.0.1rc1";
+
+/// A process with QuickFIX in it, killed when dropped. What it has printed is kept over its lives.
+pub(crate) struct Partner {
+    role: &'static str,
+    port: u16,
+    directory: PathBuf,
+    more: Vec<String>,
+    environment: Vec<(&'static str, String)>,
+    process: Option<(Child, ChildStdin)>,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Partner {
+    /// `None` where the package cannot be had.
+    pub(crate) fn new(role: &'static str, port: u16, directory: &Path, more: &[&str]) -> Option<Self> {
+        python(&[PACKAGE])?;
+        std::fs::create_dir_all(directory).unwrap();
+        Some(Self {
+            role,
+            port,
+            directory: directory.to_owned(),
+            more: more.iter().map(|word| (*word).to_owned()).collect(),
+            environment: Vec::new(),
+            process: None,
+            lines: Arc::default(),
+        })
+    }
+
+    pub(crate) fn version(mut self, begin_string: &str) -> Self {
+        self.environment.push(("FIX_BEGIN_STRING", begin_string.to_owned()));
+        self
+    }
+
+    pub(crate) fn start(&mut self) {
+        let from = self.lines().len();
+        let mut command = python(&[PACKAGE]).unwrap();
+        command.arg(source("fix_partner.py")).arg(self.role).arg(self.port.to_string()).arg(&self.directory);
+        command.args(&self.more).envs(self.environment.iter().map(|(name, value)| (*name, value)));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let lines = Arc::clone(&self.lines);
+        // Ends with the process.
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        });
+        self.process = Some((child, input));
+        until("QuickFIX is ready", || self.lines()[from..].iter().any(|line| line == "ready").then_some(()));
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some((mut child, _)) = self.process.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGSTOP, SIGCONT …
+    pub(crate) fn signal(&self, signal: Signal) {
+        let (child, _) = self.process.as_ref().expect("the partner runs");
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+    }
+
+    pub(crate) fn tell(&mut self, line: &str) {
+        let (_, input) = self.process.as_mut().expect("the partner runs");
+        writeln!(input, "{line}").unwrap();
+    }
+
+    /// All that it has said.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// The application messages that it took, in order.
+    pub(crate) fn took(&self) -> Vec<Taken> {
+        let lines = self.lines();
+        lines.iter().filter_map(|line| Taken::of(line)).collect()
+    }
+
+    /// Has it send reports E`first` to E`last`, and waits until it has stored them.
+    pub(crate) fn send_reports(&mut self, first: u32, last: u32) {
+        self.tell(&format!("send {first} {last}"));
+        let sent = format!("sent {last}");
+        until("QuickFIX has sent its reports", || self.lines().contains(&sent).then_some(()));
+    }
+
+    pub(crate) fn logons(&self) -> usize {
+        self.lines().iter().filter(|line| *line == "logon").count()
+    }
+}
+
+impl Drop for Partner {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A message as QuickFIX shows it, `|` for SOH.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Taken(pub(crate) String);
+
+impl Taken {
+    /// Of an application message, as the partner's line says it.
+    pub(crate) fn of(line: &str) -> Option<Self> {
+        line.strip_prefix("app ").map(|text| Self(text.to_owned()))
+    }
+
+    /// Without what must differ when a message is sent again: length, sum, PossDupFlag and times.
+    pub(crate) fn content(&self) -> Vec<&str> {
+        let differs =
+            |field: &&str| ["9=", "10=", "43=", "52=", "122="].iter().any(|tag| field.starts_with(tag));
+        self.0.split('|').filter(|field| !differs(field)).collect()
+    }
+
+    pub(crate) fn field(&self, tag: u32) -> Option<&str> {
+        let begin = format!("{tag}=");
+        self.0.split('|').find_map(|field| field.strip_prefix(begin.as_str()))
+    }
+
+    pub(crate) fn seq(&self) -> u64 {
+        self.field(34).unwrap().parse().unwrap()
+    }
+
+    pub(crate) fn order(&self) -> &str {
+        self.field(11).unwrap_or_default()
+    }
+
+    pub(crate) fn is_flagged(&self) -> bool {
+        self.field(43) == Some("Y") || self.field(97) == Some("Y")
+    }
+}
