@@ -3,8 +3,8 @@
 CARGO   ?= cargo
 PREFIX  ?= /usr/local
 MINUTES ?= 30
-BINS    := gatepost gatepost-verify gatepost-http gatepost-hl7
-PACKAGES := -p gatepost -p gatepost-audit -p gatepost-http -p gatepost-hl7
+BINS    := gatepost gatepost-verify gatepost-http gatepost-hl7 gatepost-fix
+PACKAGES := -p gatepost -p gatepost-audit -p gatepost-http -p gatepost-hl7 -p gatepost-fix
 
 .PHONY: help demo fuzz test test-long torture check bench bench-peers install build release sbom deb
 

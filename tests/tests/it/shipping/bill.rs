@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{output, there_is};
 
-const PROGRAMS: [&str; 4] = ["gatepost", "gatepost-audit", "gatepost-hl7", "gatepost-http"];
+const PROGRAMS: [&str; 5] = ["gatepost", "gatepost-audit", "gatepost-fix", "gatepost-hl7", "gatepost-http"];
 
 fn bill() -> Value {
     let output = output(&mut Command::new(source("../scripts/sbom")));

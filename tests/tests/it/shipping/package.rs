@@ -9,7 +9,7 @@ use gatepost_tests::{skipped, source, uid};
 
 use super::{output, run, there_is};
 
-const PROGRAMS: [&str; 4] = ["gatepost", "gatepost-verify", "gatepost-hl7", "gatepost-http"];
+const PROGRAMS: [&str; 5] = ["gatepost", "gatepost-verify", "gatepost-fix", "gatepost-hl7", "gatepost-http"];
 
 /// The package with tiny files in place of the programs.
 fn build(dir: &Path, out: &str) -> PathBuf {
