@@ -12,7 +12,7 @@ use rcgen::{
     SanType, date_time_ymd,
 };
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -396,6 +396,28 @@ async fn without_tls_the_stream_is_the_connection() {
     let mut heard = [0; 5];
     theirs.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"plain");
+}
+
+/// There are partners that read once and take that for a whole message.
+#[tokio::test]
+async fn what_is_written_in_pieces_leaves_as_one() {
+    let authority = Authority::new();
+    for tls in [false, true] {
+        let (connect, listen) = (authority.connect(json!({})), authority.listen(json!({})));
+        let (listener, address) = listener().await;
+        let connector = Connector::new(&address.to_string(), tls.then_some(&connect)).unwrap();
+        let acceptor = Acceptor::new(tls.then_some(&listen)).unwrap();
+        let (ours, theirs) = tokio::join!(connector.connect(PATIENCE), async {
+            acceptor.accept(listener.accept().await.unwrap().0, PATIENCE).await.unwrap()
+        });
+        let (mut ours, mut theirs) = (ours.unwrap(), theirs);
+        assert!(ours.is_write_vectored());
+        let pieces = [b"\x0b".as_slice(), b"MSH|", b"\x1c\r"].map(std::io::IoSlice::new);
+        assert_eq!(ours.write_vectored(&pieces).await.unwrap(), 7, "tls: {tls}");
+        ours.flush().await.unwrap();
+        let mut heard = [0; 16];
+        assert_eq!(theirs.read(&mut heard).await.unwrap(), 7, "tls: {tls}");
+    }
 }
 
 #[tokio::test]
