@@ -31,17 +31,15 @@ impl<K: Eq + Hash + Clone> Spaced<K> {
         Self { spacing, due: Mutex::default() }
     }
 
+    /// How long one more would have to wait now.
+    pub(crate) fn ahead(&self, of: &K, now: Instant) -> Duration {
+        let due = self.due.lock().unwrap_or_else(PoisonError::into_inner).get(of).copied();
+        let ahead = self.spacing.interval * (self.spacing.prompt - 1);
+        due.unwrap_or(now).saturating_duration_since(now).saturating_sub(ahead).min(self.spacing.wait_max)
+    }
+
     /// How long `of` has to wait with one more.
     pub(crate) fn next(&self, of: &K, now: Instant) -> Duration {
-        self.take(of, 1, now)
-    }
-
-    /// One of `of` that has come already counts as so many more: what comes next waits for it.
-    pub(crate) fn charge(&self, of: &K, more: u32, now: Instant) {
-        self.take(of, more, now);
-    }
-
-    fn take(&self, of: &K, count: u32, now: Instant) -> Duration {
         let Spacing { interval, prompt, wait_max } = self.spacing;
         let ahead = interval * (prompt - 1);
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +50,7 @@ impl<K: Eq + Hash + Clone> Spaced<K> {
                 return Duration::ZERO;
             }
         }
-        due.insert(of.clone(), (next + interval * count).min(now + ahead + wait_max));
+        due.insert(of.clone(), (next + interval).min(now + ahead + wait_max));
         next.duration_since(now).saturating_sub(ahead).min(wait_max)
     }
 }
@@ -88,16 +86,21 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_charged_for_holds_up_the_next_like_as_many() {
+    fn looking_ahead_takes_nothing() {
         let (spaced, start) = (spaced(), Instant::now());
-        for _ in 0..PROMPT / 10 {
-            assert_eq!(spaced.next(&1, start), Duration::ZERO);
-            spaced.charge(&1, 9, start);
+        for _ in 0..PROMPT {
+            spaced.next(&1, start);
+        }
+        for _ in 0..3 {
+            assert_eq!(spaced.ahead(&1, start), INTERVAL);
         }
         assert_eq!(spaced.next(&1, start), INTERVAL);
-        assert_eq!(spaced.next(&2, start), Duration::ZERO);
-        (0..1000).for_each(|_| spaced.charge(&1, 9, start));
-        assert_eq!(spaced.next(&1, start), WAIT_MAX, "no longer than that");
+        assert_eq!(spaced.ahead(&1, start), INTERVAL * 2);
+        assert_eq!(spaced.ahead(&2, start), Duration::ZERO);
+        for _ in 0..1000 {
+            spaced.next(&1, start);
+        }
+        assert_eq!(spaced.ahead(&1, start), WAIT_MAX, "no longer than that");
     }
 
     #[test]

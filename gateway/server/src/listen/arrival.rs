@@ -20,7 +20,7 @@ use super::{
     connection::{Admitted, Brought, Standing},
     credentials::Credentials,
     peer::{ConnectionId, Peer},
-    quota::{Late, PeerKey, PrincipalSlot, Quota, Slot},
+    quota::{Late, Maker, PeerKey, PrincipalSlot, Quota, Slot},
     serve::{Server, stopped},
     tls::{self, Chain, Claim, Generation},
 };
@@ -43,6 +43,13 @@ impl Origin {
     pub(super) fn unix(stream: UnixStream, child: Option<ExpectedPid>) -> Self {
         let credentials = Credentials::of(&stream);
         Self::Unix { stream, credentials, child }
+    }
+
+    fn maker(&self) -> Maker {
+        match self {
+            Self::Unix { credentials: Ok(credentials), .. } => Maker::Process(credentials.pid),
+            Self::Unix { credentials: Err(_), .. } | Self::Tcp { .. } => Maker::Peer(self.key()),
+        }
     }
 
     fn key(&self) -> PeerKey {
@@ -85,12 +92,13 @@ impl Arrival {
     /// The whole life of the connection.
     pub(super) async fn attend(self, stop: watch::Receiver<bool>) {
         let Self { server, serves, connection, origin, slot } = self;
+        let maker = origin.maker();
         let brought = match origin {
             Origin::Unix { mut stream, credentials, child } => {
                 // Who it is, is known before it waits: its number must not become another's in that time.
                 let recognised =
                     recognise_process(&server, serves, connection, &stream, credentials, child).await;
-                wait_for_turn(&slot, &stop).await;
+                wait_for_turn(&slot, maker, &stop).await;
                 match recognised {
                     Ok(admitted) => admitted.serve(stream, stop).await,
                     Err(refusal) => {
@@ -102,7 +110,7 @@ impl Arrival {
             }
             Origin::Tcp { stream, remote, tls } => {
                 // A handshake costs more than most requests.
-                wait_for_turn(&slot, &stop).await;
+                wait_for_turn(&slot, maker, &stop).await;
                 match shake_hands(stream, &tls, server.limits.handshake).await {
                     Ok(mut stream) => {
                         match recognise_certificate(&server, serves, connection, &stream, tls) {
@@ -124,15 +132,15 @@ impl Arrival {
             }
         };
         if brought == Brought::Nothing {
-            slot.was_in_vain(Instant::now());
+            slot.was_in_vain(maker, Instant::now());
         }
         drop(slot);
     }
 }
 
 /// Who connects over and over is listened to later.
-async fn wait_for_turn(slot: &Slot, stop: &watch::Receiver<bool>) {
-    let wait = slot.wait(Instant::now());
+async fn wait_for_turn(slot: &Slot, maker: Maker, stop: &watch::Receiver<bool>) {
+    let wait = slot.wait(maker, Instant::now());
     if !wait.is_zero() {
         let mut stop = stop.clone();
         tokio::select! {

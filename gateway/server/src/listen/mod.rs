@@ -57,6 +57,8 @@ pub(crate) struct Limits {
     pub(crate) arrivals: Spacing,
     /// Connections for which there is no place, likewise. One that comes too soon is told later.
     pub(crate) turned_away: Spacing,
+    /// Connections that bring no request, of one process or address. After too many its next ones wait.
+    pub(crate) in_vain: Spacing,
     /// Request line and header fields together.
     pub(crate) head_bytes: usize,
     pub(crate) head_fields: usize,
@@ -90,6 +92,12 @@ impl Default for Limits {
             turned_away: Spacing {
                 interval: Duration::from_millis(10),
                 prompt: 50,
+                wait_max: Duration::from_secs(5),
+            },
+            // Fifty a second: what answers them costs a neighbour more than a refusal does.
+            in_vain: Spacing {
+                interval: Duration::from_millis(20),
+                prompt: 25,
                 wait_max: Duration::from_secs(5),
             },
             head_bytes: 64 * 1024,

@@ -21,10 +21,6 @@ pub(super) const ADAPTER_CONNECTIONS_MAX: usize = 64;
 /// Connections of one listener that wait to be told that there is no place. Beyond it they are closed at once.
 const LATE_MAX: usize = 256;
 
-/// A connection that has brought nothing costs about as much as this many others: what answers it is not spaced, since no request is
-/// known.
-const IN_VAIN_COST: u32 = 10;
-
 /// One host has as many IPv6 addresses as it likes within its site.
 const SITE_MASK: u128 = u128::MAX << 64;
 
@@ -45,6 +41,13 @@ impl PeerKey {
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & SITE_MASK)),
         })
     }
+}
+
+/// Who answers for a connection that brings no request: on a Unix socket the process, so that others of its user do not wait with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Maker {
+    Process(u32),
+    Peer(PeerKey),
 }
 
 /// The gateway's total. Listeners draw on it.
@@ -116,6 +119,7 @@ pub(super) struct Quota {
     /// None where the gateway itself has started who connects.
     arrivals: Option<Spaced<PeerKey>>,
     turned_away: Spaced<PeerKey>,
+    in_vain: Spaced<Maker>,
     late: Arc<Semaphore>,
     counters: Arc<Counters>,
 }
@@ -135,6 +139,7 @@ impl Quota {
             peer_max: limits.connections_per_peer,
             arrivals: Some(Spaced::new(limits.arrivals)),
             turned_away: Spaced::new(limits.turned_away),
+            in_vain: Spaced::new(limits.in_vain),
             late: Arc::new(Semaphore::new(LATE_MAX)),
             counters: counters.clone(),
         })
@@ -148,6 +153,7 @@ impl Quota {
             peer_max: ADAPTER_CONNECTIONS_MAX,
             arrivals: None,
             turned_away: Spaced::new(limits.turned_away),
+            in_vain: Spaced::new(limits.in_vain),
             late: Arc::new(Semaphore::new(LATE_MAX)),
             counters: counters.clone(),
         })
@@ -198,15 +204,16 @@ pub(super) struct Slot {
 
 impl Slot {
     /// How long this connection waits before it is listened to.
-    pub(super) fn wait(&self, now: Instant) -> Duration {
-        self.quota.arrivals.as_ref().map_or(Duration::ZERO, |arrivals| arrivals.next(&self.peer, now))
+    pub(super) fn wait(&self, maker: Maker, now: Instant) -> Duration {
+        let quota = &self.quota;
+        let Some(arrivals) = &quota.arrivals else { return Duration::ZERO };
+        arrivals.next(&self.peer, now).max(quota.in_vain.ahead(&maker, now))
     }
 
-    /// This connection has ended without one request, by its peer's doing: what the peer connects next is listened to later.
-    pub(super) fn was_in_vain(&self, now: Instant) {
-        if let Some(arrivals) = &self.quota.arrivals {
-            arrivals.charge(&self.peer, IN_VAIN_COST - 1, now);
-        }
+    /// This connection has ended without one request: what its maker connects next is listened to later. What answers it is not
+    /// spaced, since no request is known.
+    pub(super) fn was_in_vain(&self, maker: Maker, now: Instant) {
+        self.quota.in_vain.next(&maker, now);
     }
 }
 
@@ -287,7 +294,8 @@ mod tests {
         let (limits, counters) = (limits(), Arc::new(Counters::default()));
         let total = Total::new(&limits);
         let (apps, now) = (Quota::shared(&limits, &total, &counters), Instant::now());
-        let waits = |quota: &Arc<Quota>, user| quota.take(PeerKey::User(user)).unwrap().wait(now);
+        let waits =
+            |quota: &Arc<Quota>, user| quota.take(PeerKey::User(user)).unwrap().wait(Maker::Process(1), now);
         for _ in 0..limits.arrivals.prompt {
             assert_eq!(waits(&apps, 1), Duration::ZERO);
         }
@@ -298,21 +306,18 @@ mod tests {
     }
 
     #[test]
-    fn who_connects_in_vain_waits_ten_times_as_soon() {
+    fn who_connects_in_vain_waits_sooner_and_no_other_process_with_it() {
         let (limits, counters) = (limits(), Arc::new(Counters::default()));
         let total = Total::new(&limits);
         let (apps, now) = (Quota::shared(&limits, &total, &counters), Instant::now());
-        let mut at_once = 0;
-        loop {
-            let slot = apps.take(PeerKey::User(1)).unwrap();
-            if !slot.wait(now).is_zero() {
-                break;
-            }
-            slot.was_in_vain(now);
-            at_once += 1;
+        let slot = apps.take(PeerKey::User(1)).unwrap();
+        for _ in 0..limits.in_vain.prompt {
+            assert!(slot.wait(Maker::Process(7), now).is_zero());
+            slot.was_in_vain(Maker::Process(7), now);
         }
-        assert_eq!(at_once, limits.arrivals.prompt.div_ceil(IN_VAIN_COST));
-        assert!(apps.take(PeerKey::User(2)).unwrap().wait(now).is_zero());
+        assert_eq!(slot.wait(Maker::Process(7), now), limits.in_vain.interval);
+        assert!(slot.wait(Maker::Process(8), now).is_zero(), "another one of the same user");
+        assert!(slot.wait(Maker::Peer(PeerKey::Nobody), now).is_zero());
     }
 
     #[test]

@@ -27,7 +27,7 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::pressure::{A_WHILE, ONE_IN_VAIN};
+use super::pressure::{A_WHILE, HOURS};
 use super::*;
 use crate::config::{ListenAt, Serves::Apps, TcpListen, TlsFiles};
 use crate::listen::tls::{TlsError, identity};
@@ -288,12 +288,12 @@ async fn plaintext_and_silence_get_nowhere() {
 }
 
 #[tokio::test]
-async fn a_handshake_waits_for_its_turn_and_one_that_fails_counts_as_ten() {
-    let mut tls = TlsRig::start(Limits { arrivals: ONE_IN_VAIN, ..Limits::default() }).await;
+async fn a_handshake_waits_for_its_turn_and_one_that_fails_was_in_vain() {
+    let mut tls = TlsRig::start(Limits { in_vain: HOURS, ..Limits::default() }).await;
     let client = tls.clients.issue(&params(&[uri(EHR)]));
+    assert_eq!(tls.get(&client).await.status, 200);
     assert!(tls.is_shut_out(None, &TLS13).await);
     until("its end", || tls.rig.counters.open() == 0).await;
-    assert_eq!(tls.get(&client).await.status, 200);
     assert!(timeout(A_WHILE, tls.connect(Some(&client))).await.is_err(), "nothing is shaken yet");
     tls.rig.stop().await;
 }
