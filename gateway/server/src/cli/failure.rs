@@ -193,7 +193,7 @@ fn problem_hint(code: &str) -> Option<&'static str> {
         Code::ReceiptPending => "try again in a second",
         Code::TooLarge => "see `max_message`; a batch may have 1,000 events and 64 MiB",
         Code::Internal => "see the gateway's log for this request id",
-        Code::NotFound => "see `gatepost list` or `gatepost queue ls`",
+        Code::NotFound => "see `gatepost list`, `gatepost queue ls` or `gatepost status`",
         _ => return None,
     })
 }
