@@ -2,7 +2,6 @@
 //!
 //! Standard output belongs to `--manifest` and `--check`; everything else is said on standard error.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io::{Read as _, Write as _};
@@ -14,7 +13,6 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
@@ -36,6 +34,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long attempts may take to finish after the signal to stop. Shorter than the gateway's own patience, after which it
 /// kills.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(8);
+
+/// Stands in the place of a setting's name where a fault is of all of them.
+const WHOLE: &str = "settings";
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_SETTINGS: u8 = 2;
@@ -217,7 +218,7 @@ fn settings_text() -> std::io::Result<String> {
 fn check<A: Adapter>() -> ExitCode {
     let faults = match settings_text() {
         Ok(text) => read_settings::<A>(&text).err().unwrap_or_default(),
-        Err(error) => vec![Fault::new("settings", format!("cannot be read: {error}"))],
+        Err(error) => vec![Fault::new(WHOLE, format!("cannot be read: {error}"))],
     };
     let mut out = std::io::stdout().lock();
     let written = faults.iter().try_for_each(|fault| writeln!(out, "{fault}"));
@@ -225,26 +226,19 @@ fn check<A: Adapter>() -> ExitCode {
 }
 
 fn read_settings<A: Adapter>(text: &str) -> Result<A::Settings, Vec<Fault>> {
-    let settings = serde_json::from_str(text).map_err(|error| vec![unreadable(text, &error)])?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let settings = serde_path_to_error::deserialize(&mut json).map_err(|error| vec![unreadable(&error)])?;
+    json.end().map_err(|error| vec![Fault::new(WHOLE, error.to_string())])?;
     let faults = A::check(&settings);
     if faults.is_empty() { Ok(settings) } else { Err(faults) }
 }
 
-/// Names the setting, where it can be told. The position is left out: whoever wrote the settings wrote them as TOML.
-fn unreadable(text: &str, error: &serde_json::Error) -> Fault {
-    let message = error.to_string();
+/// Names the setting. The position is left out: whoever wrote the settings wrote them as TOML.
+fn unreadable(error: &serde_path_to_error::Error<serde_json::Error>) -> Fault {
+    let message = error.inner().to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
-    Fault::new(setting_at(text, error).unwrap_or_else(|| "settings".to_owned()), message)
-}
-
-/// The setting in whose name or value the parser stopped; none if it missed one at the end.
-fn setting_at(text: &str, error: &serde_json::Error) -> Option<String> {
-    let line_start: usize = text.split_inclusive('\n').take(error.line().checked_sub(1)?).map(str::len).sum();
-    let offset = line_start + error.column();
-    let settings: BTreeMap<String, &RawValue> = serde_json::from_str(text).ok()?;
-    let end = |value: &RawValue| value.get().as_ptr() as usize - text.as_ptr() as usize + value.get().len();
-    let from_there_on = settings.into_iter().filter(|(_, value)| end(value) >= offset);
-    from_there_on.min_by_key(|(_, value)| end(value)).map(|(name, _)| name)
+    let whole = error.path().iter().next().is_none();
+    Fault::new(if whole { WHOLE.to_owned() } else { error.path().to_string() }, message)
 }
 
 fn log_to_stderr() {
@@ -365,6 +359,14 @@ mod tests {
     #[serde(deny_unknown_fields)]
     struct Settings {
         port: u16,
+        #[serde(default)]
+        peers: Vec<Peer>,
+    }
+
+    #[derive(serde::Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    struct Peer {
+        name: String,
     }
 
     impl Adapter for Sample {
@@ -373,7 +375,10 @@ mod tests {
             Manifest { version: "1", levels: &[Level::Sent], query: false, ordered_pipeline: false };
 
         fn check(settings: &Settings) -> Vec<Fault> {
-            if settings.port == 0 { vec![Fault::new("port", "must not be 0")] } else { Vec::new() }
+            let port = (settings.port == 0).then(|| Fault::new("port", "must not be 0"));
+            let nameless = settings.peers.iter().position(|peer| peer.name.is_empty());
+            let name = nameless.map(|at| Fault::new(format!("peers[{at}].name"), "must not be empty"));
+            port.into_iter().chain(name).collect()
         }
 
         async fn run(_: Settings, _: Session) -> Result<(), Failure> {
@@ -384,14 +389,20 @@ mod tests {
     #[test]
     fn settings_are_read_or_their_faults_told() {
         assert_eq!(read_settings::<Sample>(r#"{"port":1}"#).map(|settings| settings.port), Ok(1));
-        let fault = |text| read_settings::<Sample>(text).map(|_| ()).unwrap_err()[0].to_string();
+        let fault = |text: &str| read_settings::<Sample>(text).map(|_| ()).unwrap_err()[0].to_string();
         assert_eq!(fault(r#"{"port":0}"#), "port: must not be 0");
-        assert_eq!(fault(r#"{"port":1,"prot":2}"#), "prot: unknown field `prot`, expected `port`");
-        assert_eq!(fault(r#"{"a":[],"port":1}"#), "a: unknown field `a`, expected `port`");
+        assert_eq!(fault(r#"{"port":1,"prot":2}"#), "prot: unknown field `prot`, expected `port` or `peers`");
+        assert_eq!(fault(r#"{"a":[],"port":1}"#), "a: unknown field `a`, expected `port` or `peers`");
         for text in ["{\"port\":\"7\"}", "{\n\"port\": \"7\"\n}"] {
             assert_eq!(fault(text), "port: invalid type: string \"7\", expected u16");
         }
         assert_eq!(fault("{}"), "settings: missing field `port`");
+        let peers = |peer: &str| fault(&format!(r#"{{"port":1,"peers":[{{"name":"a"}},{peer}]}}"#));
+        assert_eq!(peers(r#"{"name":7}"#), "peers[1].name: invalid type: integer `7`, expected a string");
+        assert_eq!(peers(r#"{"nam":"b"}"#), "peers[1].nam: unknown field `nam`, expected `name`");
+        assert_eq!(peers(r#"{"name":""}"#), "peers[1].name: must not be empty");
+        assert_eq!(peers("{}"), "peers[1]: missing field `name`");
+        assert!(fault(r#"{"port":1} x"#).starts_with("settings: trailing characters"));
         assert!(fault("").starts_with("settings: EOF"));
     }
 }
