@@ -54,7 +54,7 @@ pub use lifetime::Stop;
 pub use network::{Network, NetworkError};
 pub use patience::Backoff;
 pub use pipeline::Pipeline;
-pub use process::{Access, Adapter, Args, Failure, Fault, Manifest, main};
+pub use process::{Access, Adapter, Args, Failure, Fault, Manifest, element, main};
 pub use session::{OnDoubt, Session};
 pub use settlement::{SettleError, Settlement};
 pub use space::{Space, SpaceError};

@@ -13,6 +13,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
@@ -105,6 +106,7 @@ struct ManifestDocument {
 /// One thing that is wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
+    /// The setting's path, as `tables.table.key` and [`element`].
     pub key: String,
     pub message: String,
 }
@@ -113,6 +115,11 @@ impl Fault {
     pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
         Self { key: key.into(), message: message.into() }
     }
+}
+
+/// The path of a list's element: `list[1]` is the first, since people count from 1.
+pub fn element(list: impl fmt::Display, index: usize) -> String {
+    format!("{list}[{}]", index + 1)
 }
 
 impl fmt::Display for Fault {
@@ -237,8 +244,14 @@ fn read_settings<A: Adapter>(text: &str) -> Result<A::Settings, Vec<Fault>> {
 fn unreadable(error: &serde_path_to_error::Error<serde_json::Error>) -> Fault {
     let message = error.inner().to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
-    let whole = error.path().iter().next().is_none();
-    Fault::new(if whole { WHOLE.to_owned() } else { error.path().to_string() }, message)
+    let path = error.path().iter().fold(String::new(), |path, segment| match segment {
+        Segment::Seq { index } => element(path, *index),
+        Segment::Map { .. } | Segment::Enum { .. } | Segment::Unknown if path.is_empty() => {
+            segment.to_string()
+        }
+        Segment::Map { .. } | Segment::Enum { .. } | Segment::Unknown => format!("{path}.{segment}"),
+    });
+    Fault::new(if path.is_empty() { WHOLE.to_owned() } else { path }, message)
 }
 
 fn log_to_stderr() {
@@ -377,7 +390,8 @@ mod tests {
         fn check(settings: &Settings) -> Vec<Fault> {
             let port = (settings.port == 0).then(|| Fault::new("port", "must not be 0"));
             let nameless = settings.peers.iter().position(|peer| peer.name.is_empty());
-            let name = nameless.map(|at| Fault::new(format!("peers[{at}].name"), "must not be empty"));
+            let name =
+                nameless.map(|at| Fault::new(format!("{}.name", element("peers", at)), "must not be empty"));
             port.into_iter().chain(name).collect()
         }
 
@@ -398,10 +412,10 @@ mod tests {
         }
         assert_eq!(fault("{}"), "settings: missing field `port`");
         let peers = |peer: &str| fault(&format!(r#"{{"port":1,"peers":[{{"name":"a"}},{peer}]}}"#));
-        assert_eq!(peers(r#"{"name":7}"#), "peers[1].name: invalid type: integer `7`, expected a string");
-        assert_eq!(peers(r#"{"nam":"b"}"#), "peers[1].nam: unknown field `nam`, expected `name`");
-        assert_eq!(peers(r#"{"name":""}"#), "peers[1].name: must not be empty");
-        assert_eq!(peers("{}"), "peers[1]: missing field `name`");
+        assert_eq!(peers(r#"{"name":7}"#), "peers[2].name: invalid type: integer `7`, expected a string");
+        assert_eq!(peers(r#"{"nam":"b"}"#), "peers[2].nam: unknown field `nam`, expected `name`");
+        assert_eq!(peers(r#"{"name":""}"#), "peers[2].name: must not be empty");
+        assert_eq!(peers("{}"), "peers[2]: missing field `name`");
         assert!(fault(r#"{"port":1} x"#).starts_with("settings: trailing characters"));
         assert!(fault("").starts_with("settings: EOF"));
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost_adapter::tls::{ConnectTls, ListenTls};
-use gatepost_adapter::{Fault, Level, Network};
+use gatepost_adapter::{Fault, Level, Network, element};
 
 use super::{AfterResetSetting, ResetOn, SessionSettings, Settings};
 use crate::content::Keys;
@@ -72,7 +72,7 @@ pub(crate) fn plans(settings: &Settings, adapter: &str, confirm: Level) -> Resul
     let mut between = BTreeMap::new();
     let mut entrances: BTreeMap<String, (usize, Entrance)> = BTreeMap::new();
     for (index, session) in settings.sessions.iter().enumerate() {
-        let mut reader = Reader { prefix: format!("sessions[{index}]"), keep_bytes, faults: Vec::new() };
+        let mut reader = Reader { prefix: element("sessions", index), keep_bytes, faults: Vec::new() };
         if !names.insert(&session.name) {
             reader.fault("name", "stands twice; each session has its own");
         }
@@ -80,8 +80,10 @@ pub(crate) fn plans(settings: &Settings, adapter: &str, confirm: Level) -> Resul
         if session.listen.is_some()
             && let Some(other) = between.insert(who, index)
         {
-            let message =
-                format!("the same BeginString and CompIDs at the same address as sessions[{other}]");
+            let message = format!(
+                "the same BeginString and CompIDs at the same address as {}",
+                element("sessions", other)
+            );
             reader.fault("target_comp_id", &message);
         }
         let plan = reader.plan(session, adapter, confirm);
@@ -89,8 +91,10 @@ pub(crate) fn plans(settings: &Settings, adapter: &str, confirm: Level) -> Resul
             && let Some((other, first)) = entrances.get(&entrance.address)
         {
             if first != entrance {
-                let message =
-                    format!("listens as sessions[{other}] does, with other `listen_tls` or `allow_from`");
+                let message = format!(
+                    "listens as {} does, with other `listen_tls` or `allow_from`",
+                    element("sessions", *other)
+                );
                 reader.fault("listen", &message);
             }
         } else if let Some(Plan { way: Way::Listen(entrance), .. }) = &plan {

@@ -28,7 +28,7 @@ fn read(sessions: Value) -> Settings {
 }
 
 fn faults(sessions: Value) -> Vec<String> {
-    Fix::check(&read(sessions)).into_iter().map(|fault| fault.key.replace("sessions[0].", "")).collect()
+    Fix::check(&read(sessions)).into_iter().map(|fault| fault.key.replace("sessions[1].", "")).collect()
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn every_fault_is_told_by_its_setting() {
     other["allow_from"] = json!(["10.0.0.0/8"]);
     assert_eq!(
         faults(json!([twice, other])),
-        ["sessions[1].name", "sessions[1].target_comp_id", "sessions[1].listen"]
+        ["sessions[2].name", "sessions[2].target_comp_id", "sessions[2].listen"]
     );
     let unknown =
         serde_json::from_value::<Settings>(json!({"sessions": [session(&json!({"hearbeat_s": 1}))]}));
