@@ -58,7 +58,7 @@ use gatepost_core::QueuePolicy;
 use gatepost_core::principal::{OperatorRights, TypePatterns};
 use gatepost_core::routing::Routes;
 
-pub(crate) use fault::Fault;
+pub(crate) use fault::{Fault, suggestion};
 pub(crate) use gateway::DATA_DIR;
 pub(crate) use identity::{IssuedTokens, MatchError, PeerFacts, Principal, Selector, Wanted};
 pub(crate) use init::{check, init};

@@ -165,7 +165,7 @@ pub(super) fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c s
 }
 
 /// "did you mean `x`?", or the choices there are.
-pub(super) fn suggestion<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str> + Clone) -> String {
+pub(crate) fn suggestion<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str> + Clone) -> String {
     match nearest(name, candidates.clone()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => {

@@ -1,6 +1,7 @@
 //! What an adapter's program says of itself before it is started in earnest: `--manifest`, `--access` and `--check`. Its answers are a
 //! stranger's: bounded in time and size, and read strictly.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,7 +23,7 @@ use super::launch::{Launch, Launcher, Purpose, Question as Asked};
 use super::output::printable;
 use super::program::{Command, SearchPath};
 use super::sandbox::{Outcome, Policy, Unreachable};
-use crate::config::{Access, Adapter, AdapterProcess, Config, Fault, RunAs, reaches};
+use crate::config::{Access, Adapter, AdapterProcess, Config, Fault, RunAs, reaches, suggestion};
 
 /// The version of the conversation between gateway and adapter.
 const PROTOCOL: u32 = 1;
@@ -67,6 +68,18 @@ impl Misfit {
 
     fn of_program(text: impl Into<String>) -> Self {
         Self::new("run", text)
+    }
+}
+
+/// serde's words for a key that there is not, as adapters in Rust print them, in the words of the configuration's own faults.
+fn worded(text: &str) -> Cow<'_, str> {
+    let unknown = text.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, expected "));
+    match unknown {
+        Some((name, known)) => {
+            let known = known.split('`').skip(1).step_by(2);
+            format!("unknown key: {}", suggestion(name, known)).into()
+        }
+        None => text.into(),
     }
 }
 
@@ -242,13 +255,14 @@ impl Question {
         let lines =
             stdout.split(|&byte| byte == b'\n').map(|line| line.trim_ascii()).filter(|line| !line.is_empty());
         let misfit = |line: &[u8]| {
-            let line = printable(&line[..line.len().min(FAULT_BYTES_MAX)]);
+            let line = String::from_utf8_lossy(line);
+            let shown = |text: &str| printable(&text.as_bytes()[..text.len().min(FAULT_BYTES_MAX)]);
             match line.split_once(": ") {
-                Some(("settings", text)) => Misfit::new("settings", text),
+                Some(("settings", text)) => Misfit::new("settings", shown(&worded(text))),
                 Some((key, text)) if self.is_setting(key, manifest) => {
-                    Misfit::new(format!("settings.{key}"), text)
+                    Misfit::new(format!("settings.{}", shown(key)), shown(&worded(text)))
                 }
-                _ => Misfit::new("settings", line),
+                _ => Misfit::new("settings", shown(&line)),
             }
         };
         lines.take(FAULTS_MAX).map(misfit).collect()

@@ -129,6 +129,23 @@ async fn every_adapters_faults_are_told_and_external_ones_are_not_asked() {
     assert!(found[1].contains("adapters.b.confirm: "), "{found:?}");
 }
 
+#[tokio::test]
+async fn a_mistyped_setting_gets_the_name_that_it_probably_meant() {
+    let said = |line: &str| {
+        let check = format!("echo '{line}'; exit 2");
+        async move { faults(FULL, &check, "[adapters.lab.settings]\nprot = 1\n").await.pop().unwrap() }
+    };
+    let mistyped = said("prot: unknown field `prot`, expected one of `host`, `port`, `user`").await;
+    assert!(
+        mistyped.ends_with("adapters.lab.settings.prot: unknown key: did you mean `port`?"),
+        "{mistyped}"
+    );
+    let of_two = said("prot: unknown field `prot`, expected `a` or `b`").await;
+    assert!(of_two.ends_with("settings.prot: unknown key: known here: `a`, `b`"), "{of_two}");
+    let of_none = said("prot: unknown field `prot`, there are no fields").await;
+    assert!(of_none.ends_with("settings.prot: unknown field `prot`, there are no fields"), "{of_none}");
+}
+
 /// A program whose `--access` says this.
 async fn with_access(access: &str) -> Result<BTreeMap<String, Manifest>, Vec<String>> {
     let directory = tempfile::tempdir().unwrap();
