@@ -39,6 +39,9 @@ pub struct NewMessage {
     pub source: String,
     pub subject: Option<String>,
     pub partition_key: Option<String>,
+    /// A second ordering key: the message is delivered behind all that came before it under either key, and before all
+    /// that comes after it under either.
+    pub barrier_key: Option<String>,
     pub datacontenttype: Option<String>,
     pub correlation_id: Option<String>,
     pub expires_at: Option<Timestamp>,

@@ -13,12 +13,13 @@ use cel::{Context, Env, Program, Value};
 pub const CONDITION_BYTES_MAX: usize = 4096;
 
 /// Attributes that a condition may name although an event lacks them; they are then the empty string, which no attribute can be.
-const OPTIONAL_ATTRIBUTES: [&str; 9] = [
+const OPTIONAL_ATTRIBUTES: [&str; 10] = [
     "subject",
     "datacontenttype",
     "dataschema",
     "time",
     "partitionkey",
+    "barrierkey",
     "expirytime",
     "correlationid",
     "causationid",

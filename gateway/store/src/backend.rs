@@ -74,8 +74,10 @@ pub(crate) trait Backend: Send + 'static {
     fn ready_next(&mut self, queue: i64, now: Timestamp) -> Result<Option<i64>, CommitError>;
     /// The first deliveries that stand in a lane, in order.
     fn lane(&mut self, queue: i64, lane: &Index, most: u32) -> Result<Read<Row>, CommitError>;
-    /// A delivery of a lane, up to a position, that must stay where it is: it is leased or in doubt.
-    fn lane_stuck(&mut self, queue: i64, lane: &Index, through: i64) -> Result<bool, CommitError>;
+    /// Whether a delivery of a lane, up to a position, must stay where it is: it is leased or in doubt, or stands not behind `after`, so
+    /// that it has stayed before.
+    fn lane_stuck(&mut self, queue: i64, lane: &Index, after: i64, through: i64)
+    -> Result<bool, CommitError>;
     fn past_expiry(&mut self, now: Timestamp, most: u32) -> Result<Read<Row>, CommitError>;
     /// What waits or is dead in a queue behind a position, in accept order.
     fn to_move(&mut self, queue: i64, after: i64, most: u32) -> Result<ToMove, CommitError>;
@@ -189,7 +191,7 @@ pub(crate) enum Put {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Adds {
     Nothing,
-    /// It adds them, in no lane of which several may be leased at once, and does nothing else.
+    /// It adds them, in no lane of which several may be leased at once and none in two lanes, and does nothing else.
     Only,
     Too,
 }

@@ -16,7 +16,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 pub const TARGETS: &[Target] = &[("row", row), ("seal", seal)];
 
-const COLUMNS: usize = 34;
+const COLUMNS: usize = 35;
 const STATE: usize = 5;
 const DUE: usize = 7;
 const TOKEN: usize = 8;
@@ -31,14 +31,16 @@ const CHANGED: usize = 23;
 const SETTLED_TOKEN: usize = 24;
 const SETTLED_AS: usize = 25;
 const SENDER: usize = 27;
-/// Of the columns before it.
-const SUM: usize = 28;
-const READY: usize = 29;
-const SIZE: usize = 32;
-const NULL_IN_A_LEASED_ONE: [usize; 7] = [DUE, REASON, EXPIRES, SETTLED_TOKEN, SETTLED_AS, SENDER, READY];
+const BARRIER: usize = 28;
+/// Of the columns before it; of the last one only where it is not null.
+const SUM: usize = 29;
+const READY: usize = 30;
+const SIZE: usize = 33;
+const NULL_IN_A_LEASED_ONE: [usize; 8] =
+    [DUE, REASON, EXPIRES, SETTLED_TOKEN, SETTLED_AS, SENDER, BARRIER, READY];
 /// Ids, lane, token, batch, leaves and salt, with their lengths.
 const BLOBS: [(usize, usize); 7] =
-    [(1, 16), (4, 16), (TOKEN, 16), (11, 16), (26, 8), (30, 16), (31, SALT_BYTES)];
+    [(1, 16), (4, 16), (TOKEN, 16), (11, 16), (26, 8), (31, 16), (32, SALT_BYTES)];
 
 thread_local! {
     static DATABASE: Connection = Connection::open_in_memory().expect("a database in memory");
@@ -56,7 +58,8 @@ fn row(input: &[u8]) {
     if values[SUM] == Value::Null {
         // As if it had been stored so; a sum that the input gives can only be wrong.
         let summed: Vec<&dyn ToSql> = values[..SUM].iter().map(|value| value as &dyn ToSql).collect();
-        values[SUM] = Value::Integer(sum::of(&summed).expect("values have a sum"));
+        let (always, added) = summed.split_at(BARRIER);
+        values[SUM] = Value::Integer(sum::of_with_added(always, added).expect("values have a sum"));
     }
     let Some(row) = load(&values) else {
         assert!(!input.is_empty(), "what is in order cannot be read");

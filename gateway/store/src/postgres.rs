@@ -123,6 +123,8 @@ pub(crate) struct Postgres {
     wary: u32,
     owned: Owned,
     sharing: Sharing,
+    /// A turn has left a note of a lane that may be this node's own, and nobody has looked since.
+    left_notes: bool,
     /// For the other nodes.
     bell: Arc<Bell>,
     /// There was no other when this one looked last.
@@ -319,9 +321,18 @@ impl Backend for Postgres {
         self.load_rows(statement)
     }
 
-    fn lane_stuck(&mut self, queue: i64, lane: &Index, through: i64) -> Result<bool, CommitError> {
-        let statement =
-            sqlx::query(sql::LANE_STUCK).bind(queue_id(queue)).bind(lane.as_slice()).bind(through);
+    fn lane_stuck(
+        &mut self,
+        queue: i64,
+        lane: &Index,
+        after: i64,
+        through: i64,
+    ) -> Result<bool, CommitError> {
+        let statement = sqlx::query(sql::LANE_STUCK)
+            .bind(queue_id(queue))
+            .bind(lane.as_slice())
+            .bind(through)
+            .bind(after);
         Ok(self.connection.row(statement)?.is_some())
     }
 

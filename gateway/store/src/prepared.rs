@@ -113,16 +113,12 @@ pub(crate) fn identity(vault: &Vault, sender: &Actor, message: &NewMessage) -> (
         vault.index(Domain::Idempotency, &[kind, sender.name.as_bytes(), message.idempotency_key.as_bytes()]);
     let optional =
         |value: &Option<String>| value.as_ref().map_or(Vec::new(), |text| [b"+", text.as_bytes()].concat());
-    let fingerprint = vault.index(
-        Domain::Fingerprint,
-        &[
-            message.kind.as_bytes(),
-            message.source.as_bytes(),
-            &optional(&message.subject),
-            &optional(&message.datacontenttype),
-            &optional(&message.partition_key),
-            &message.data,
-        ],
-    );
-    (key, fingerprint)
+    let (subject, form) = (optional(&message.subject), optional(&message.datacontenttype));
+    let partition = optional(&message.partition_key);
+    let mut parts: Vec<&[u8]> =
+        vec![message.kind.as_bytes(), message.source.as_bytes(), &subject, &form, &partition];
+    // One part more, where there is one: that is no other message's list of parts.
+    parts.extend(message.barrier_key.as_ref().map(|key| key.as_bytes()));
+    parts.push(&message.data);
+    (key, vault.index(Domain::Fingerprint, &parts))
 }

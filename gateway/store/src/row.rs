@@ -23,6 +23,8 @@ pub(crate) struct Row {
     pub(crate) size: u64,
     pub(crate) queue: i64,
     pub(crate) lane: Option<Index>,
+    /// The lane that it stands in besides: it waits for all before it in both, and all behind it in both wait for it.
+    pub(crate) barrier: Option<Index>,
     pub(crate) delivery: Delivery,
     /// Hash of the `request_id` of the call that leased it.
     pub(crate) batch: Option<Index>,
@@ -79,6 +81,16 @@ impl Row {
         self.message_seq += base;
         let (leaves, _) = self.leaves.as_chunks_mut();
         leaves.iter_mut().for_each(|leaf| *leaf = (i64::from_be_bytes(*leaf) + base).to_be_bytes());
+    }
+
+    /// Its lanes: none, one or two.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = Index> + use<> {
+        self.lane.into_iter().chain(self.barrier)
+    }
+
+    /// Whether it stands in a lane in which `other` stands, or stood before it was over.
+    pub(crate) fn shares_lane(&self, other: &Self) -> bool {
+        self.queue == other.queue && self.lanes().any(|lane| other.lanes().any(|others| others == lane))
     }
 
     pub(crate) fn add_leaf(&mut self, index: u64) {

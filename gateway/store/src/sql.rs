@@ -2,15 +2,17 @@
 //!
 //! A test prepares each of them on a freshly migrated database.
 
-pub(crate) const MIGRATIONS: &[(i64, &str)] =
-    &[(1, include_str!("../../../migrations/sqlite/0001_foundation.sql"))];
+pub(crate) const MIGRATIONS: &[(i64, &str)] = &[
+    (1, include_str!("../../../migrations/sqlite/0001_foundation.sql")),
+    (3, include_str!("../../../migrations/sqlite/0003_barriers.sql")),
+];
 
 /// What a delivery's sum covers, and the sum.
 macro_rules! delivery_summed {
     () => {
         "d.pos, d.id, d.message, d.queue, d.lane, d.state, d.blocks, d.due, d.token, d.until, d.session, d.batch, d.late, \
          d.attempts, d.series, d.crashes, d.doubt, d.suspect, d.replayed, d.reason, d.expires_at, d.born, d.idle_at_birth, \
-         d.changed_at, d.settled_token, d.settled_as, d.leaves, d.sender, d.sum"
+         d.changed_at, d.settled_token, d.settled_as, d.leaves, d.sender, d.barrier, d.sum"
     };
 }
 
@@ -81,15 +83,20 @@ statements! {
         WHERE queue = ?1 AND ready IS NOT NULL AND ready <= ?2 ORDER BY ready, pos LIMIT ?3";
     DELIVERIES_READY_SUSPECT = "/* deliveries_ready_suspect */ SELECT pos, ready FROM delivery \
         WHERE queue = ?1 AND suspect = 1 AND ready IS NOT NULL AND ready <= ?2 ORDER BY ready, pos LIMIT ?3";
-    DELIVERIES_OF_LANE = deliveries_where!("deliveries_of_lane",
-        "d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 AND d.pos > ?3 ORDER BY d.pos LIMIT ?4");
+    /// Of both kinds: those whose first lane it is, and those whose second.
+    DELIVERIES_OF_LANE = concat!(
+        deliveries_where!("deliveries_of_lane", "d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1"),
+        " UNION ALL ",
+        deliveries_where!("and_beside", "d.queue = ?1 AND d.barrier = ?2 AND d.blocks = 1"),
+        " ORDER BY 1 LIMIT ?3");
     DELIVERIES_PAST_EXPIRY = deliveries_where!("deliveries_past_expiry",
         "d.state = 0 AND d.expires_at IS NOT NULL AND d.expires_at <= ?1 ORDER BY d.expires_at LIMIT ?2");
     /// What waits or is dead, in accept order. By position: nothing is indexed for what operators do once in a year.
     DELIVERIES_TO_MOVE = deliveries_where!("deliveries_to_move",
         "d.pos > ?2 AND d.pos <= ?3 AND +d.queue = ?1 AND +d.state IN (0, 5) ORDER BY d.pos LIMIT ?4");
     LANE_STUCK = "/* lane_stuck */ SELECT pos FROM delivery WHERE queue = ?1 AND lane = ?2 AND blocks = 1 AND pos <= ?3 \
-        AND +state IN (1, 2, 3) ORDER BY pos LIMIT 1";
+        AND (+state IN (1, 2, 3) OR +pos <= ?4) UNION ALL SELECT pos FROM delivery WHERE queue = ?1 AND barrier = ?2 AND blocks = 1 \
+        AND pos <= ?3 AND (+state IN (1, 2, 3) OR +pos <= ?4) LIMIT 1";
     MESSAGE_ATTRIBUTES = "/* message_attributes */ SELECT id, attributes FROM message WHERE seq = ?1";
     READY_NEXT = "/* ready_next */ SELECT ready FROM delivery WHERE queue = ?1 AND ready IS NOT NULL AND ready > ?2 \
         ORDER BY ready LIMIT 1";
@@ -119,31 +126,43 @@ statements! {
     KEY_PUT = "/* key_put */ INSERT OR REPLACE INTO dedup (key, message) VALUES (?1, ?2)";
     DELIVERY_ADD = "/* delivery_add */ INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, token, until, session, \
         batch, late, attempts, series, crashes, doubt, suspect, replayed, reason, expires_at, born, idle_at_birth, changed_at, \
-        settled_token, settled_as, leaves, sender, ready, sum) \
+        settled_token, settled_as, leaves, sender, barrier, ready, sum) \
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, \
-        ?25, ?26, ?27, ?28, ?29, ?30)";
+        ?25, ?26, ?27, ?28, ?29, ?30, ?31)";
     /// Its parameters are those of the new row, in the table's order, and the old state and token.
     DELIVERY_CHANGE = "/* delivery_change */ UPDATE delivery SET lane = ?5, state = ?6, blocks = ?7, due = ?8, token = ?9, until = ?10, \
         session = ?11, batch = ?12, late = ?13, attempts = ?14, series = ?15, crashes = ?16, doubt = ?17, suspect = ?18, \
         replayed = ?19, reason = ?20, born = ?22, idle_at_birth = ?23, changed_at = ?24, settled_token = ?25, settled_as = ?26, \
-        leaves = ?27, ready = ?29, sum = ?30 WHERE pos = ?1 AND state = ?31 AND token IS ?32";
+        leaves = ?27, barrier = ?29, ready = ?30, sum = ?31 WHERE pos = ?1 AND state = ?32 AND token IS ?33";
     /// Its parameters are those of [`DELIVERY_CHANGE`]. The columns that every step of an ordinary delivery changes; the others
     /// stay, and so do their indices and checks.
     DELIVERY_STEP = "/* delivery_step */ UPDATE delivery SET state = ?6, blocks = ?7, due = ?8, token = ?9, until = ?10, \
         session = ?11, batch = ?12, attempts = ?14, changed_at = ?24, settled_token = ?25, settled_as = ?26, leaves = ?27, \
-        ready = ?29, sum = ?30 WHERE pos = ?1 AND state = ?31 AND token IS ?32";
+        ready = ?30, sum = ?31 WHERE pos = ?1 AND state = ?32 AND token IS ?33";
     /// Before the change of a delivery that is at another destination afterwards: its lane there is part of the change.
-    DELIVERY_MOVE = "/* delivery_move */ UPDATE delivery SET queue = ?3, lane = NULL, ready = NULL WHERE pos = ?1 AND queue = ?2";
+    DELIVERY_MOVE = "/* delivery_move */ UPDATE delivery SET queue = ?3, lane = NULL, barrier = NULL, ready = NULL \
+        WHERE pos = ?1 AND queue = ?2";
     /// Takes back what was ready in a windowed lane: the one in front of it may have gone back since. Whatever was made ready
     /// stands within the lane's width of its head, since deliveries only ever leave from before it.
     LANE_CLEAR = "/* lane_clear */ UPDATE OR ROLLBACK delivery SET ready = NULL WHERE ready IS NOT NULL AND pos IN (\
         SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 ORDER BY d.pos LIMIT ?3)";
+    LANE_CLEAR_BESIDE = "/* lane_clear_beside */ UPDATE OR ROLLBACK delivery SET ready = NULL WHERE ready IS NOT NULL AND pos IN (\
+        SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.barrier = ?2 AND d.blocks = 1 ORDER BY d.pos LIMIT ?3)";
     /// Makes the first delivery of a lane ready that is not leased, if fewer than the lane's width stand before it, all
-    /// leased to the queue's newest session. A dead or held one in front stays unready, and so does the rest of its lane.
+    /// leased to the queue's newest session. A dead or held one in front stays unready, and so does the rest of its lane. One that
+    /// stands in another lane besides is made ready only where nobody stands before it in either, and nobody behind it.
     LANE_ADVANCE = "/* lane_advance */ UPDATE OR ROLLBACK delivery AS f SET ready = due WHERE f.due IS NOT NULL AND f.ready IS NULL \
-        AND f.state IN (0, 3) AND f.pos = (SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 \
-        AND d.state NOT IN (1, 2) ORDER BY d.pos LIMIT 1) AND (SELECT count(*) + coalesce(sum(e.session IS NOT ?4), 0) * ?3 \
-        FROM delivery e WHERE e.queue = ?1 AND e.lane = ?2 AND e.blocks = 1 AND e.pos < f.pos) < ?3";
+        AND f.state IN (0, 3) AND f.pos = min(\
+        coalesce((SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 AND d.state NOT IN (1, 2) \
+        ORDER BY d.pos LIMIT 1), 9223372036854775807), \
+        coalesce((SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.barrier = ?2 AND d.blocks = 1 AND d.state NOT IN (1, 2) \
+        ORDER BY d.pos LIMIT 1), 9223372036854775807)) \
+        AND (SELECT count(*) + coalesce(sum(e.session IS NOT ?4 OR e.barrier IS NOT NULL), 0) * ?3 \
+        FROM delivery e WHERE e.queue = ?1 AND e.lane = ?2 AND e.blocks = 1 AND e.pos < f.pos) < ?3 \
+        AND NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = ?1 AND e.barrier = ?2 AND e.blocks = 1 AND e.pos < f.pos) \
+        AND (f.barrier IS NULL OR NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = ?1 AND e.lane IN (f.lane, f.barrier) \
+        AND e.blocks = 1 AND e.pos < f.pos) AND NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = ?1 \
+        AND e.barrier IN (f.lane, f.barrier) AND e.blocks = 1 AND e.pos < f.pos))";
     LEAVES_ADD = "/* leaves_add */ INSERT INTO leaf (idx, bytes, sum) VALUES (?1, ?2, ?3)";
     DETAIL_ADD = "/* detail_add */ INSERT INTO detail (leaf, delivery, body) VALUES (?1, ?2, ?3)";
     REPLY_PUT = "/* reply_put */ INSERT OR REPLACE INTO reply (delivery, body) VALUES (?1, ?2)";
@@ -189,7 +208,7 @@ statements! {
         FROM message m WHERE m.seq > ?1 AND NOT EXISTS (SELECT 1 FROM dedup k JOIN message u ON u.seq = k.message AND u.dedup = k.key \
         WHERE k.key = m.dedup)), \
         (SELECT count(*) FROM delivery), (SELECT count(*) FROM delivery WHERE ready IS NOT NULL), \
-        (SELECT count(*) FROM delivery WHERE lane IS NOT NULL AND blocks = 1), (SELECT count(*) FROM delivery WHERE token IS NOT NULL), \
+        (SELECT count(lane) + count(barrier) FROM delivery WHERE blocks = 1), (SELECT count(*) FROM delivery WHERE token IS NOT NULL), \
         (SELECT count(*) FROM delivery WHERE state IN (3, 5)), \
         (SELECT count(*) FROM delivery WHERE state = 0 AND expires_at IS NOT NULL), \
         (SELECT count(*) FROM detail), (SELECT count(*) FROM reply), (SELECT count(*) FROM adapter_state)";
@@ -367,6 +386,7 @@ mod tests {
             DELIVERY_STEP,
             DELIVERY_CHANGE,
             LANE_CLEAR,
+            LANE_CLEAR_BESIDE,
             LANE_ADVANCE,
             LEAVES_ADD,
             STATE_DROP,

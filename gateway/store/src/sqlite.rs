@@ -196,14 +196,19 @@ impl Backend for Sqlite {
     }
 
     fn lane(&mut self, queue: i64, lane: &Index, most: u32) -> Result<Read<Row>, CommitError> {
-        let of_lane = params![queue, lane, 0, most];
+        let of_lane = params![queue, lane, most];
         rows(&self.connection, sql::DELIVERIES_OF_LANE, of_lane, |cells| Ok(row::load(cells)))
     }
 
-    fn lane_stuck(&mut self, queue: i64, lane: &Index, through: i64) -> Result<bool, CommitError> {
-        let found = rows(&self.connection, sql::LANE_STUCK, params![queue, lane, through], |mut cells| {
-            cells.take::<i64>()
-        })?;
+    fn lane_stuck(
+        &mut self,
+        queue: i64,
+        lane: &Index,
+        after: i64,
+        through: i64,
+    ) -> Result<bool, CommitError> {
+        let of_lane = params![queue, lane, through, after];
+        let found = rows(&self.connection, sql::LANE_STUCK, of_lane, |mut cells| cells.take::<i64>())?;
         Ok(!found.is_empty())
     }
 

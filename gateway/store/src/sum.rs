@@ -3,7 +3,9 @@
 //!
 //! A sum is of what the columns hold, not of what is made of them, so that a bit that means nothing today is found as well.
 
-use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
+use std::ops::Range;
+
+use rusqlite::types::{ToSql, ToSqlOutput, Value, ValueRef};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row as _, Sqlite, TypeInfo as _, ValueRef as _};
 use xxhash_rust::xxh3::xxh3_64;
@@ -54,9 +56,16 @@ impl Summand {
 
 /// The sum of values as they will be stored.
 pub(crate) fn of(values: &[&dyn ToSql]) -> rusqlite::Result<i64> {
+    of_with_added(values, &[])
+}
+
+/// … and of columns that the table got later: where they hold nothing, a row has the sum that it had without them.
+pub(crate) fn of_with_added(values: &[&dyn ToSql], added: &[&dyn ToSql]) -> rusqlite::Result<i64> {
     let mut summand = Summand::new();
-    for value in values {
+    let values = values.iter().map(|value| (value, false)).chain(added.iter().map(|value| (value, true)));
+    for (value, is_added) in values {
         match value.to_sql()? {
+            ToSqlOutput::Borrowed(ValueRef::Null) | ToSqlOutput::Owned(Value::Null) if is_added => {}
             ToSqlOutput::Borrowed(value) => summand.value(value),
             ToSqlOutput::Owned(value) => summand.value(ValueRef::from(&value)),
             other => {
@@ -77,13 +86,37 @@ pub(crate) fn holds(row: &rusqlite::Row<'_>, from: usize, to: usize) -> rusqlite
     Ok(row.get_ref(to)? == ValueRef::Integer(summand.sum()))
 }
 
+/// As [`holds`], with a column behind them that the table got later: see [`of_with_added`].
+pub(crate) fn holds_with_added(row: &rusqlite::Row<'_>, from: usize, to: usize) -> rusqlite::Result<bool> {
+    let mut summand = Summand::new();
+    for column in from..=to {
+        match row.get_ref(column)? {
+            ValueRef::Null if column == to => {}
+            value => summand.value(value),
+        }
+    }
+    Ok(row.get_ref(to + 1)? == ValueRef::Integer(summand.sum()))
+}
+
 /// As [`holds`], for rows that readers read.
 pub(crate) fn holds_read(row: &SqliteRow, from: usize, to: usize) -> Result<bool, StoreError> {
+    read_holds(row, from..to, to)
+}
+
+/// As [`holds_with_added`], for rows that readers read.
+pub(crate) fn holds_read_with_added(row: &SqliteRow, from: usize, to: usize) -> Result<bool, StoreError> {
+    read_holds(row, from..to + 1, to)
+}
+
+/// From `added` on, columns count that are not null.
+fn read_holds(row: &SqliteRow, columns: Range<usize>, added: usize) -> Result<bool, StoreError> {
     let mut summand = Summand::new();
-    for column in from..to {
+    let sum_at = columns.end;
+    for column in columns {
         let value = row.try_get_raw(column).map_err(|error| StoreError::Database(error.to_string()))?;
         let kind = if value.is_null() { "NULL".to_owned() } else { value.type_info().name().to_owned() };
         let read = match kind.as_str() {
+            "NULL" if column >= added => Ok(()),
             "NULL" => {
                 summand.null();
                 Ok(())
@@ -95,7 +128,7 @@ pub(crate) fn holds_read(row: &SqliteRow, from: usize, to: usize) -> Result<bool
         };
         read.map_err(|error| StoreError::Database(error.to_string()))?;
     }
-    Ok(row.try_get::<i64, _>(to).is_ok_and(|sum| sum == summand.sum()))
+    Ok(row.try_get::<i64, _>(sum_at).is_ok_and(|sum| sum == summand.sum()))
 }
 
 #[cfg(test)]
@@ -125,6 +158,34 @@ mod tests {
             "SELECT 7, 'ab', x'0102', NULL, 1, NULL",
         ] {
             assert!(!held(other), "{other}");
+        }
+    }
+
+    /// A row that was written before there was the column has the sum that it had; one in which it comes to hold something, or to hold
+    /// nothing any more, has not.
+    #[tokio::test]
+    async fn a_column_that_was_added_counts_only_where_it_holds_something() {
+        use sqlx::Connection as _;
+        let (values, barrier) = (params![7, "ab"], [1_u8, 2]);
+        let without = of(values).unwrap();
+        assert_eq!(of_with_added(values, params![None::<i64>]).unwrap(), without);
+        let with = of_with_added(values, params![barrier]).unwrap();
+        assert_ne!(with, without);
+        let connection = Connection::open_in_memory().unwrap();
+        let mut reader = sqlx::SqliteConnection::connect("sqlite::memory:").await.unwrap();
+        for (sum, columns, expected) in [
+            (without, "7, 'ab', NULL", true),
+            (with, "7, 'ab', x'0102'", true),
+            (with, "7, 'ab', NULL", false),
+            (without, "7, 'ab', x'0102'", false),
+            (with, "7, 'ab', x'0103'", false),
+            (without, "NULL, 'ab', NULL", false),
+        ] {
+            let sql = format!("SELECT {columns}, {sum}");
+            let held = connection.query_row(&sql, [], |row| holds_with_added(row, 0, 2)).unwrap();
+            let row = sqlx::query(sqlx::AssertSqlSafe(sql.clone())).fetch_one(&mut reader).await.unwrap();
+            let read = holds_read_with_added(&row, 0, 2).unwrap();
+            assert_eq!((held, read), (expected, expected), "{sql}");
         }
     }
 

@@ -68,11 +68,12 @@ impl Draft {
         };
         // An event without data is a flat object of strings, booleans and integers: writing it does not fail.
         let attributes = serde_json::to_vec(&event).unwrap_or_default();
-        let (partition_key, correlation_id) =
-            (event.text_extension("partitionkey"), event.text_extension("correlationid"));
+        let [partition_key, barrier_key, correlation_id] =
+            ["partitionkey", "barrierkey", "correlationid"].map(|name| event.text_extension(name));
         let Event { id, dataschema, time, extensions, .. } = event;
         let message = NewMessage {
             partition_key,
+            barrier_key,
             correlation_id,
             kind: event.kind,
             source: event.source,

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use gatepost_core::Timestamp;
 
+use super::commit::Written;
 use super::turn::Unopened;
 use super::{Postgres, TURN_BITS, WARY_TURNS, commit};
 use crate::backend::{CommitError, Sent};
@@ -110,9 +111,10 @@ impl Postgres {
     pub(super) fn wait_for_sent(&mut self) {
         let Some(under_way) = self.ahead.under_way.take() else { return };
         self.ahead.following = None;
-        let ended = match self.connection.answer().and_then(commit::numbers_of) {
-            Ok((_, next)) => {
-                self.spare = Some(next);
+        let ended = match self.connection.answer().and_then(Written::read) {
+            Ok(written) => {
+                self.spare = Some(written.next);
+                self.left_notes |= written.left_notes;
                 Ok(())
             }
             Err(CommitError::Broken(text)) => self.look_up_turn(under_way.leaves, &text),

@@ -101,7 +101,7 @@ impl Postgres {
 
     /// Whether it is time to look again.
     pub(super) fn balance_is_due(&self) -> bool {
-        self.sharing.looked_at.is_none_or(|at| at.elapsed() >= WATCH_INTERVAL)
+        self.left_notes || self.sharing.looked_at.is_none_or(|at| at.elapsed() >= WATCH_INTERVAL)
     }
 
     /// Whether there is anything to share out.
@@ -158,6 +158,7 @@ impl Postgres {
         changed.extend(self.take_notes(memory)?);
         self.sharing.noted = Some(consumed);
         self.sharing.looked_at = Some(Instant::now());
+        self.left_notes = false;
         Ok(changed)
     }
 
@@ -233,7 +234,7 @@ impl Postgres {
                 Lane { queue: *queue, name, width, widest: width + LANE_SLACK, session }
             })
             .collect();
-        advance(&mut self.connection, &lanes)?;
+        advance(&mut self.connection, &lanes, &self.owned)?;
         debug_assert!(changed.iter().all(|(queue, lane)| {
             self.owned.get(queue).is_some_and(|owned| owned.has(bucket_of_lane(lane)))
         }));

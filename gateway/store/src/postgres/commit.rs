@@ -92,13 +92,24 @@ pub(super) fn adding(turn: &Turn<'_>, context: &Context<'_>) -> Result<Statement
     write::adding(turn, &counts, context)
 }
 
-/// By how much the numbers of what was added are larger than the turn has them, and a number drawn for another turn. That such a call
-/// answers says that it has refused nothing.
-pub(super) fn numbers_of(row: Option<PgRow>) -> Result<(i64, i64), CommitError> {
-    let row = row.ok_or_else(|| CommitError::Broken("a turn was written without an answer".to_owned()))?;
-    let mut cells = Cells::new(&row);
-    let _refused: Option<bool> = cells.take()?;
-    Ok((cells.take()?, cells.take()?))
+/// What a call that writes a turn answers. That it does says that it has refused nothing.
+pub(super) struct Written {
+    /// By how much the numbers of what was added are larger than the turn has them.
+    pub(super) base: i64,
+    /// A number drawn for another turn.
+    pub(super) next: i64,
+    /// It has left a note of a lane that may be this node's own.
+    pub(super) left_notes: bool,
+}
+
+impl Written {
+    pub(super) fn read(row: Option<PgRow>) -> Result<Self, CommitError> {
+        let row =
+            row.ok_or_else(|| CommitError::Broken("a turn was written without an answer".to_owned()))?;
+        let mut cells = Cells::new(&row);
+        let _refused: Option<bool> = cells.take()?;
+        Ok(Self { base: cells.take()?, next: cells.take()?, left_notes: cells.take()? })
+    }
 }
 
 /// What has happened to a turn's lanes, if it changes only what the one statement writes. What is rare has statements of its own.
@@ -173,24 +184,44 @@ fn waits_again(touched: &Touched) -> bool {
 }
 
 fn enters_lane(touched: &Touched) -> bool {
-    place_in_lane(&touched.was) != place_in_lane(&touched.now) && place_in_lane(&touched.now).is_some()
+    stands_in(&touched.was) != stands_in(&touched.now) && stands_in(&touched.now).is_some()
 }
 
-/// Where a delivery stands in a lane.
-fn place_in_lane(row: &Row) -> Option<(i64, Index)> {
-    row.lane.filter(|_| row.delivery.state.blocks_lane()).map(|lane| (row.queue, lane))
+/// Where a delivery stands in one lane or in two.
+fn stands_in(row: &Row) -> Option<(i64, Index, Option<Index>)> {
+    row.lane.filter(|_| row.delivery.state.blocks_lane()).map(|lane| (row.queue, lane, row.barrier))
+}
+
+/// A row of table `lane`.
+pub(super) struct InLane<'r> {
+    queue: i32,
+    lane: &'r [u8],
+    pos: i64,
+    home: Option<&'r [u8]>,
+}
+
+/// Its rows of these deliveries.
+pub(super) fn in_lanes<'r>(rows: impl Iterator<Item = &'r Row>) -> Vec<InLane<'r>> {
+    let standing = rows.filter(|row| stands_in(row).is_some());
+    let of = |row: &'r Row| {
+        let home = row.lane.as_ref().filter(|_| row.barrier.is_some()).map(Index::as_slice);
+        let lanes = row.lane.iter().chain(&row.barrier);
+        lanes.map(move |lane| InLane { queue: queue_id(row.queue), lane, pos: row.pos, home })
+    };
+    standing.flat_map(of).collect()
 }
 
 fn enter_lanes(connection: &mut Connection, touched: &[&Touched]) -> Result<(), CommitError> {
     let entering = touched.iter().filter(|touched| enters_lane(touched));
-    let rows: Vec<&Row> = entering.map(|touched| &touched.now).collect();
+    let rows = in_lanes(entering.map(|touched| &touched.now));
     if rows.is_empty() {
         return Ok(());
     }
     let statement = sqlx::query(sql::LANE_ENTER)
-        .bind(each(&rows, |row| queue_id(row.queue)))
-        .bind(each(&rows, |row| row.lane.as_ref().map(<[u8; 16]>::as_slice)))
-        .bind(each(&rows, |row| row.pos));
+        .bind(rows.iter().map(|row| row.queue).collect::<Vec<i32>>())
+        .bind(rows.iter().map(|row| row.lane).collect::<Vec<&[u8]>>())
+        .bind(rows.iter().map(|row| row.pos).collect::<Vec<i64>>())
+        .bind(rows.iter().map(|row| row.home).collect::<Vec<Option<&[u8]>>>());
     exactly(connection, statement, rows.len(), "lane_enter")
 }
 

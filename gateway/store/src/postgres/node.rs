@@ -130,6 +130,7 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         wary: 0,
         owned: Owned::new(),
         sharing: Sharing::new(),
+        left_notes: false,
         bell: Arc::default(),
         is_alone: false,
         versions: Default::default(),

@@ -94,6 +94,7 @@ pub(super) fn load(row: &PgRow) -> Result<Row, StoreError> {
     let settled = settled(token, cells.take()?, place("settled_as"))?;
     let leaves: Vec<u8> = cells.take()?;
     let sender = cells.take::<Option<i32>>()?.map(i64::from);
+    let barrier = cells.take_opt_bytes(place("barrier"))?;
     let message = cells.take_bytes(place("message"))?;
     let (size, accepted_at): (i64, i64) = (cells.take()?, cells.take()?);
     let salt = cells.take_opt_bytes(place("salt"))?.map(Salt::from_stored);
@@ -119,6 +120,7 @@ pub(super) fn load(row: &PgRow) -> Result<Row, StoreError> {
         size: place("size").count(size)?,
         queue: i64::from(queue),
         lane,
+        barrier,
         delivery,
         batch,
         accepted_at: Timestamp::from_micros(accepted_at),

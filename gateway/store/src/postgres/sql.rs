@@ -7,15 +7,17 @@ use std::fmt::Write as _;
 
 use crate::sql::statements;
 
-pub(crate) const MIGRATIONS: &[(i64, &str)] =
-    &[(1, include_str!("../../../../migrations/postgres/0001_foundation.sql"))];
+pub(crate) const MIGRATIONS: &[(i64, &str)] = &[
+    (1, include_str!("../../../../migrations/postgres/0001_foundation.sql")),
+    (3, include_str!("../../../../migrations/postgres/0003_barriers.sql")),
+];
 
 /// Columns of a delivery with what the writer needs of its message, in the order that `row::load` reads.
 macro_rules! delivery_columns {
     () => {
         "d.pos, d.id, d.message, d.queue, d.lane, d.state, d.blocks, d.due, d.token, d.until, d.session, d.batch, d.late, \
          d.attempts, d.series, d.crashes, d.doubt, d.suspect, d.replayed, d.reason, d.expires_at, d.born, d.idle_at_birth, \
-         d.changed_at, d.settled_token, d.settled_as, d.leaves, d.sender, m.id AS message_id, m.size, m.accepted_at, p.salt"
+         d.changed_at, d.settled_token, d.settled_as, d.leaves, d.sender, d.barrier, m.id AS message_id, m.size, m.accepted_at, p.salt"
     };
 }
 
@@ -162,7 +164,7 @@ statements! {
     DELIVERIES_OF_LANE = concat!("/* deliveries_of_lane */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM lane WHERE queue = $1 \
         AND lane = $2 ORDER BY pos LIMIT $3) w", delivery_of!("pos"), with_message!(), "ORDER BY d.pos");
     LANE_STUCK = "/* lane_stuck */ SELECT w.pos FROM lane w CROSS JOIN LATERAL (SELECT state FROM delivery WHERE pos = w.pos LIMIT 1) d \
-        WHERE w.queue = $1 AND w.lane = $2 AND w.pos <= $3 AND d.state IN (1, 2, 3) LIMIT 1";
+        WHERE w.queue = $1 AND w.lane = $2 AND w.pos <= $3 AND (w.pos <= $4 OR d.state IN (1, 2, 3)) LIMIT 1";
     DELIVERIES_PAST_EXPIRY = concat!("/* deliveries_past_expiry */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM expiry \
         WHERE at <= $1 ORDER BY at LIMIT $2) w", delivery_of!("pos"), with_message!(), "WHERE d.state = 0");
     /// Of those that do not wait. One that goes back to waiting is noted again by whoever sends it there: it holds the delivery's row
@@ -218,27 +220,37 @@ statements! {
         OR EXISTS (SELECT 1 FROM leaf_place WHERE number >= $1 AND number < $2)";
     READY_ADD = "/* ready_add */ INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT * FROM unnest($1::int[], $2::smallint[], \
         $3::bigint[], $4::bigint[], $5::bool[])";
-    LANE_ENTER = "/* lane_enter */ INSERT INTO lane (queue, lane, pos) SELECT * FROM unnest($1::int[], $2::bytea[], $3::bigint[])";
+    LANE_ENTER = "/* lane_enter */ INSERT INTO lane (queue, lane, pos, home) SELECT * FROM unnest($1::int[], $2::bytea[], $3::bigint[], \
+        $4::bytea[])";
     STUCK_DROP = "/* stuck_drop */ DELETE FROM stuck s USING unnest($1::smallint[], $2::bigint[]) AS n(state, pos) \
         WHERE s.state = n.state AND s.pos = n.pos";
     STUCK_ADD = "/* stuck_add */ INSERT INTO stuck (state, pos, queue, held) SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::int[], \
         $4::bool[])";
     EXPIRY_ADD = "/* expiry_add */ INSERT INTO expiry (at, pos) SELECT * FROM unnest($1::bigint[], $2::bigint[]) ON CONFLICT DO NOTHING";
-    /// Takes back what was ready in a lane: one may have come to stand before it since.
+    /// Takes back what was ready in a lane: one may have come to stand before it since. What is ready in another lane, and stands in
+    /// this one besides, is left to that one's owner.
     LANES_CLEAR = "/* lanes_clear */ DELETE FROM ready r USING (SELECT d.queue, l.bucket, d.due, d.pos FROM unnest($1::int[], \
-        $2::bytea[], $3::smallint[], $4::int[]) AS l(queue, lane, bucket, width) CROSS JOIN LATERAL (SELECT pos FROM lane m \
+        $2::bytea[], $3::smallint[], $4::int[]) AS l(queue, lane, bucket, width) CROSS JOIN LATERAL (SELECT pos, home FROM lane m \
         WHERE m.queue = l.queue AND m.lane = l.lane ORDER BY pos LIMIT l.width) h CROSS JOIN LATERAL (SELECT queue, due, pos FROM delivery \
-        WHERE pos = h.pos LIMIT 1) d WHERE d.due IS NOT NULL) n WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
+        WHERE pos = h.pos LIMIT 1) d WHERE d.due IS NOT NULL AND (h.home IS NULL OR h.home = l.lane)) n WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
     /// Makes the first delivery of a lane ready that is not leased, if it is among the first of the lane's width and all before
-    /// it are leased to the queue's newest session. A dead or held one in front stays unready, and so does the rest of its lane.
+    /// it are leased to the queue's newest session. A dead or held one in front stays unready, and so does the rest of its lane. One that
+    /// stands in two lanes is made ready in the one that is its home, where nobody stands before it in either; and nobody behind it.
     LANES_ADVANCE = "/* lanes_advance */ INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT l.queue, l.bucket, f.due, f.pos, f.suspect \
         FROM unnest($1::int[], $2::bytea[], $3::smallint[], $4::int[], $5::bigint[]) AS l(queue, lane, bucket, width, session) \
-        CROSS JOIN LATERAL (SELECT d.pos, d.due, d.suspect, d.state FROM (SELECT pos FROM lane m WHERE m.queue = l.queue \
-        AND m.lane = l.lane ORDER BY pos LIMIT l.width) h CROSS JOIN LATERAL (SELECT pos, due, suspect, state \
+        CROSS JOIN LATERAL (SELECT d.pos, d.due, d.suspect, d.state, d.barrier, h.home FROM (SELECT pos, home FROM lane m \
+        WHERE m.queue = l.queue AND m.lane = l.lane ORDER BY pos LIMIT l.width) h CROSS JOIN LATERAL (SELECT pos, due, suspect, state, barrier \
         FROM delivery WHERE pos = h.pos LIMIT 1) d WHERE d.state NOT IN (1, 2) \
         ORDER BY d.pos LIMIT 1) f WHERE f.due IS NOT NULL AND f.state IN (0, 3) AND (l.width = 1 OR NOT EXISTS (SELECT 1 FROM (\
-        SELECT pos FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.pos < f.pos ORDER BY pos LIMIT l.width) h \
-        CROSS JOIN LATERAL (SELECT session FROM delivery WHERE pos = h.pos LIMIT 1) e WHERE e.session IS DISTINCT FROM l.session)) ON CONFLICT DO NOTHING";
+        SELECT pos, home FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.pos < f.pos ORDER BY pos LIMIT l.width) h \
+        CROSS JOIN LATERAL (SELECT session FROM delivery WHERE pos = h.pos LIMIT 1) e \
+        WHERE h.home IS NOT NULL OR e.session IS DISTINCT FROM l.session)) \
+        AND (f.home IS NULL OR f.home = l.lane AND NOT EXISTS (SELECT 1 FROM lane m WHERE m.queue = l.queue \
+        AND m.lane IN (f.home, f.barrier) AND m.pos < f.pos)) ON CONFLICT DO NOTHING";
+    /// The other lanes in which those are made ready that stand in these besides.
+    LANES_OF_HOME = "/* lanes_of_home */ SELECT DISTINCT l.queue, h.home FROM unnest($1::int[], $2::bytea[], $3::int[]) AS l(queue, lane, width) \
+        CROSS JOIN LATERAL (SELECT home FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.home IS NOT NULL \
+        ORDER BY pos LIMIT l.width) h WHERE h.home <> l.lane";
     LANES_CHANGED_ADD = "/* lanes_changed_add */ INSERT INTO lane_changed (queue, bucket, lane) SELECT * FROM unnest($1::int[], $2::smallint[], \
         $3::bytea[]) ON CONFLICT DO NOTHING";
     LANES_CHANGED_TAKE = "/* lanes_changed_take */ DELETE FROM lane_changed c USING (SELECT w.queue, w.bucket, w.lane \

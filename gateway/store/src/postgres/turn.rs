@@ -11,7 +11,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::ahead::leaves_of;
-use super::commit::{self, Context, Simple, queue_id};
+use super::commit::{self, Context, Simple, Written, queue_id};
 use super::connection::Statement;
 use super::row::{self, Cells};
 use super::{Postgres, TURN_BITS, WARY_TURNS, node, sql};
@@ -307,9 +307,10 @@ impl Postgres {
         let Some(statement) = commit::at_once(turn, lanes, &self.context(turn, &self.held))? else {
             return Ok(());
         };
-        match self.connection.row(statement).and_then(commit::numbers_of) {
-            Ok((_, next)) => {
-                self.spare = Some(next);
+        match self.connection.row(statement).and_then(Written::read) {
+            Ok(written) => {
+                self.spare = Some(written.next);
+                self.left_notes |= written.left_notes;
                 Ok(())
             }
             Err(CommitError::Broken(text)) => self.look_up_turn(leaves_of(turn, self.number), &text),
@@ -367,10 +368,10 @@ impl Postgres {
     fn add(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
         gatepost_faults::point("store.before_commit");
         let statement = commit::adding(turn, &self.context(turn, &[]))?;
-        match self.connection.row(statement).and_then(commit::numbers_of) {
-            Ok((base, next)) => {
-                self.spare = Some(next);
-                Ok(base)
+        match self.connection.row(statement).and_then(Written::read) {
+            Ok(written) => {
+                self.spare = Some(written.next);
+                Ok(written.base)
             }
             Err(CommitError::Broken(text)) => {
                 let Some(first) = turn.messages.first() else { return Err(CommitError::Broken(text)) };

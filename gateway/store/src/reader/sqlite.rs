@@ -16,7 +16,7 @@ use crate::keyring::WrappedTree;
 use crate::leaves::Run;
 use crate::ops::StoreError;
 use crate::seal::{Index, Place, Salt};
-use crate::sqlite::row::{DELIVERY_COLUMNS, MESSAGE_COLUMNS, bytes, get, opt_bytes};
+use crate::sqlite::row::{DELIVERY_SUMMED, MESSAGE_COLUMNS, bytes, get, opt_bytes};
 use crate::{sql, sum};
 
 /// Columns of a leaf that its sum covers.
@@ -366,7 +366,7 @@ fn leaves_of(row: &SqliteRow) -> Result<DeliveryLeaves, StoreError> {
 /// Refuses a row that begins with a delivery's columns if they do not have the sum that stands behind them; its position.
 fn sound_delivery(row: &SqliteRow) -> Result<i64, StoreError> {
     let pos = get(row, "pos")?;
-    if sum::holds_read(row, 0, DELIVERY_COLUMNS)? {
+    if sum::holds_read_with_added(row, 0, DELIVERY_SUMMED)? {
         return Ok(pos);
     }
     Err(Place { table: "delivery", column: "sum", row: pos }.corrupt())

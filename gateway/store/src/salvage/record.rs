@@ -66,6 +66,7 @@ impl Recorded {
             size: 0,
             queue,
             lane: None,
+            barrier: None,
             delivery,
             batch: None,
             accepted_at: when,

@@ -228,7 +228,7 @@ impl<'a> Rows<'a> {
     fn row(&self, table: Table, cell: &Cell) -> FoundRow {
         let damaged = |values, why| FoundRow { table, row: cell.row, values, worth: Worth::Damaged(why) };
         let Some(record) = &cell.record else { return damaged(Vec::new(), "record") };
-        let read = values(record, cell.row).filter(|values| values.len() == table.columns());
+        let read = values(record, cell.row).filter(|values| table.has_columns(values.len()));
         let fault = read.as_ref().map_or(Some("record"), |values| verdict(table, values));
         let Some(fault) = fault else {
             return FoundRow { table, row: cell.row, values: read.unwrap_or_default(), worth: Worth::Sound };

@@ -5,7 +5,7 @@ use rusqlite::types::{ToSql, Value};
 use super::page::{Cell, values};
 use crate::seal::{Owner, SALT_BYTES, Salt, Vault};
 use crate::sqlite::row::{
-    DELIVERY_COLUMNS, INDEXED_COLUMNS, KEYRING_COLUMNS, MESSAGE_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS,
+    DELIVERY_SUMMED, INDEXED_COLUMNS, KEYRING_COLUMNS, MESSAGE_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS,
 };
 use crate::sum;
 
@@ -33,8 +33,11 @@ pub(super) const MESSAGE_SALT: usize = MESSAGE_ATTRIBUTES + 1;
 pub(super) const MESSAGE_DATA: usize = MESSAGE_SALT + 1;
 /// The one column of a delivery that its sum does not cover.
 pub(super) const DELIVERY_READY: usize = 8;
-/// The last one that it covers.
-pub(super) const DELIVERY_SENDER: usize = DELIVERY_COLUMNS;
+/// The last one that every sum covers, and the sum.
+pub(super) const DELIVERY_SENDER: usize = DELIVERY_SUMMED;
+const DELIVERY_SUM: usize = DELIVERY_SENDER + 1;
+/// The column that the table got later: rows that are older end before it.
+const DELIVERY_BARRIER: usize = DELIVERY_SUM + 1;
 
 impl Table {
     pub(super) const ALL: [Self; 11] = [
@@ -72,11 +75,16 @@ impl Table {
             Self::Store => STORE_COLUMNS + 1,
             Self::Queue => QUEUE_COLUMNS + 1,
             Self::Message => MESSAGE_DATA + 1,
-            Self::Delivery => DELIVERY_COLUMNS + 2,
+            Self::Delivery => DELIVERY_BARRIER + 1,
             Self::Detail | Self::State | Self::Leaf => 3,
             Self::Keyring | Self::KeyringCopy => KEYRING_COLUMNS + 1,
             Self::Dedup | Self::Reply => 2,
         }
+    }
+
+    /// Whether a row may have so many: one that was written before the table got a column ends before that.
+    pub(super) const fn has_columns(self, count: usize) -> bool {
+        count == self.columns() || matches!(self, Self::Delivery) && count == DELIVERY_BARRIER
     }
 
     /// Whether its rows have a number; the others are kept in the order of their key.
@@ -97,7 +105,7 @@ pub(super) fn table_of(cell: &Cell) -> Option<(Table, Vec<Value>)> {
 
 /// The column that is not what was written, or none.
 pub(super) fn verdict(table: Table, values: &[Value]) -> Option<&'static str> {
-    if values.len() != table.columns() {
+    if !table.has_columns(values.len()) {
         return Some("record");
     }
     let opens = |sealed: &Value, owner| match sealed {
@@ -114,9 +122,10 @@ pub(super) fn verdict(table: Table, values: &[Value]) -> Option<&'static str> {
         Table::Delivery => {
             let covered: Vec<&Value> = values[..DELIVERY_READY]
                 .iter()
-                .chain(&values[DELIVERY_READY + 1..=DELIVERY_COLUMNS])
+                .chain(&values[DELIVERY_READY + 1..=DELIVERY_SENDER])
+                .chain(values.get(DELIVERY_BARRIER).filter(|barrier| **barrier != Value::Null))
                 .collect();
-            let summed = is_sum(&covered, &values[DELIVERY_COLUMNS + 1]);
+            let summed = is_sum(&covered, &values[DELIVERY_SUM]);
             let ready = &values[DELIVERY_READY];
             if summed && *ready != Value::Null && *ready != values[DELIVERY_READY - 1] {
                 return Some("ready");

@@ -201,7 +201,9 @@ fn lanes(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
         let session = queue.map_or(0, |queue| whole(queue.session));
         let widest = width.max(turn.width_before);
         if widest > 1 {
-            connection.prepare_cached(sql::LANE_CLEAR)?.execute(params![id, lane, widest])?;
+            for clear in [sql::LANE_CLEAR, sql::LANE_CLEAR_BESIDE] {
+                connection.prepare_cached(clear)?.execute(params![id, lane, widest])?;
+            }
         }
         connection.prepare_cached(sql::LANE_ADVANCE)?.execute(params![id, lane, width, session])?;
     }

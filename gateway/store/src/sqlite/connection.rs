@@ -185,6 +185,13 @@ impl<'r> Cells<'r> {
         crate::sum::holds(self.row, self.next, to).map_err(|error| StoreError::Database(error.to_string()))
     }
 
+    /// As [`Cells::next_hold`], with a column behind them that the table got later.
+    pub(crate) fn next_hold_with_added(&self, count: usize) -> Result<bool, StoreError> {
+        let to = self.next + count;
+        let holds = crate::sum::holds_with_added(self.row, self.next, to);
+        holds.map_err(|error| StoreError::Database(error.to_string()))
+    }
+
     /// The next column as text, borrowed.
     pub(crate) fn take_text(&mut self) -> Result<Option<&'r str>, StoreError> {
         let value = self.row.get_ref(self.next).map_err(|error| StoreError::Database(error.to_string()))?;

@@ -5,7 +5,7 @@ use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use rusqlite::{Connection, params};
 
 use super::connection::{Cells, rows};
-use super::row::{DELIVERY_COLUMNS, INDEXED_COLUMNS, MESSAGE_COLUMNS};
+use super::row::{DELIVERY_SUMMED, INDEXED_COLUMNS, MESSAGE_COLUMNS};
 use crate::backend::{CommitError, KeyUse, More};
 use crate::ops::StoreError;
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
@@ -41,7 +41,7 @@ pub(super) fn key_used(
 /// The deliveries of a message, each with its queue and the number of its state.
 fn deliveries_of(connection: &Connection, seq: i64) -> Result<Vec<(DeliveryId, i64, i64)>, CommitError> {
     rows(connection, sql::DELIVERIES_OF_MESSAGE, [seq], |mut cells| {
-        let sound = cells.next_hold(DELIVERY_COLUMNS)?;
+        let sound = cells.next_hold_with_added(DELIVERY_SUMMED)?;
         let pos = cells.take()?;
         if !sound {
             return Err(Place { table: "delivery", column: "sum", row: pos }.corrupt());

@@ -14,8 +14,11 @@ use crate::row::{Row, Standing, micros, reason_of, settled, state_code};
 use crate::seal::{Place, Salt};
 use crate::sum;
 
-/// Columns of a delivery that its sum covers, from the first one.
-pub(crate) const DELIVERY_COLUMNS: usize = 28;
+/// Columns of a delivery that its sum covers, from the first one, in every row.
+pub(crate) const DELIVERY_SUMMED: usize = 28;
+/// … and with the second lane, which only the sums of those that have one cover: the others are what they were before there was such a
+/// column.
+pub(crate) const DELIVERY_COLUMNS: usize = DELIVERY_SUMMED + 1;
 /// Columns of a message that its first sum covers, from the first one.
 pub(crate) const MESSAGE_COLUMNS: usize = 8;
 /// `seq` and the columns of a message that its second sum covers.
@@ -29,7 +32,7 @@ pub(crate) const STORE_COLUMNS: usize = 6;
 
 /// Reads the columns that `sql` lists as a delivery's, in that order. A row whose sum does not fit is corrupt, whatever is in it.
 pub(crate) fn load(mut cells: Cells<'_>) -> Result<Row, StoreError> {
-    let sound = cells.next_hold(DELIVERY_COLUMNS)?;
+    let sound = cells.next_hold_with_added(DELIVERY_SUMMED)?;
     let pos: i64 = cells.take()?;
     let place = |column| Place { table: "delivery", column, row: pos };
     if !sound {
@@ -51,7 +54,7 @@ pub(crate) fn load(mut cells: Cells<'_>) -> Result<Row, StoreError> {
     let (born, idle_at_birth, changed_at) = (cells.take()?, cells.take::<i64>()?, cells.take()?);
     let settled = settled(cells.take()?, cells.take_text()?, place("settled_as"))?;
     let leaves = cells.take()?;
-    let sender = cells.take()?;
+    let (sender, barrier) = (cells.take()?, cells.take()?);
     let _sum: i64 = cells.take()?;
     let ready: Option<i64> = cells.take()?;
     // The claim index says when it is ready, the row when it is due: an entry that leads to another row shows itself here.
@@ -83,6 +86,7 @@ pub(crate) fn load(mut cells: Cells<'_>) -> Result<Row, StoreError> {
         size: place("size").count(size)?,
         queue,
         lane,
+        barrier,
         delivery,
         batch,
         accepted_at: Timestamp::from_micros(accepted_at),
@@ -117,7 +121,7 @@ impl Row {
         self.with_columns(|columns| {
             bind(statement, columns)?;
             statement.raw_bind_parameter(DELIVERY_COLUMNS + 1, self.ready())?;
-            statement.raw_bind_parameter(DELIVERY_COLUMNS + 2, sum::of(columns)?)?;
+            statement.raw_bind_parameter(DELIVERY_COLUMNS + 2, sum_of(columns)?)?;
             statement.raw_execute()
         })
     }
@@ -129,7 +133,7 @@ impl Row {
             let late = matches!(delivery.state, State::Sending { proof: Proof::Late, .. });
             let counts = (delivery.series, delivery.crashes, late, delivery.doubt, delivery.suspect);
             let birth = (delivery.born, delivery.idle_at_birth, delivery.expires_at);
-            (row.queue, row.lane, counts, delivery.replayed, reason_of(&delivery.state), birth)
+            (row.queue, row.lane, row.barrier, counts, delivery.replayed, reason_of(&delivery.state), birth)
         };
         of(self) == of(was)
     }
@@ -140,7 +144,7 @@ impl Row {
         self.with_columns(|columns| {
             bind(statement, columns)?;
             statement.raw_bind_parameter(DELIVERY_COLUMNS + 1, self.ready())?;
-            statement.raw_bind_parameter(DELIVERY_COLUMNS + 2, sum::of(columns)?)?;
+            statement.raw_bind_parameter(DELIVERY_COLUMNS + 2, sum_of(columns)?)?;
             statement.raw_bind_parameter(DELIVERY_COLUMNS + 3, state_code(&was.delivery.state))?;
             let token = was.delivery.lease().map(|lease| lease.token);
             statement.raw_bind_parameter(DELIVERY_COLUMNS + 4, token.as_ref().map(LeaseToken::as_bytes))?;
@@ -182,8 +186,15 @@ impl Row {
             &delivery.settled.map(|(_, kind)| kind.as_str()),
             &self.leaves,
             &self.sender,
+            &self.barrier,
         ])
     }
+}
+
+/// The sum of a delivery's columns.
+pub(crate) fn sum_of(columns: &[&dyn ToSql; DELIVERY_COLUMNS]) -> rusqlite::Result<i64> {
+    let (summed, added) = columns.split_at(DELIVERY_SUMMED);
+    sum::of_with_added(summed, added)
 }
 
 fn bind(statement: &mut CachedStatement<'_>, columns: &[&dyn ToSql]) -> rusqlite::Result<()> {

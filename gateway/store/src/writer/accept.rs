@@ -14,7 +14,7 @@ use super::turn::{Extra, MessageRow, NewKey, Turn};
 use crate::ops::{Accept, AcceptError, Accepted, AcceptedDelivery, Emit, SenderFull, StoreError, UNROUTED};
 use crate::prepared::Prepared;
 use crate::row::Row;
-use crate::seal::{Domain, Index};
+use crate::seal::{Domain, Index, Vault};
 
 /// What is known of an idempotency key that was used before.
 pub(crate) struct KnownKey {
@@ -227,11 +227,8 @@ impl<'a> Turn<'a> {
             .map_err(|error| StoreError::Database(error.to_string()))?;
         let queue = self.queue_named(destination)?;
         let name = queue.setup.name.as_bytes();
-        let lane = match ordered_by(queue.setup.policy.order, message) {
-            Ordered::No => None,
-            Ordered::ByKey(key) => Some(self.vault.index(Domain::Lane, &[name, key.as_bytes()])),
-            Ordered::WithAll => Some(self.vault.index(Domain::Lane, &[name])),
-        };
+        let [lane, barrier] =
+            lanes_of(self.vault, name, ordered_by(queue.setup.policy.order, message.into()));
         let delivery = Delivery::accepted(self.now, queue.control.idle_total(self.now), message.expires_at);
         let row = Row {
             pos: self.next_pos,
@@ -242,6 +239,7 @@ impl<'a> Turn<'a> {
             size: prepared.size,
             queue: queue.id,
             lane,
+            barrier,
             delivery,
             batch: None,
             accepted_at: self.now,
@@ -296,9 +294,7 @@ impl<'a> Turn<'a> {
             let row = self.new_rows[position].clone();
             self.recount(None, &row)?;
             self.traffic.entry(row.queue).or_default().0 += 1;
-            if let Some(lane) = row.lane {
-                self.lanes.insert((row.queue, lane));
-            }
+            self.lanes.extend(row.lanes().map(|lane| (row.queue, lane)));
         }
         Ok(())
     }
@@ -310,16 +306,43 @@ pub(super) enum Ordered<'m> {
     No,
     /// With those of the same key.
     ByKey(&'m str),
+    /// With those of either key.
+    ByBoth(&'m str, &'m str),
     /// With all of its queue.
     WithAll,
 }
 
+/// The keys that a message is ordered by.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OrderKeys<'m> {
+    pub(super) partition: Option<&'m str>,
+    pub(super) barrier: Option<&'m str>,
+}
+
+impl<'m> From<&'m NewMessage> for OrderKeys<'m> {
+    fn from(message: &'m NewMessage) -> Self {
+        Self { partition: message.partition_key.as_deref(), barrier: message.barrier_key.as_deref() }
+    }
+}
+
 /// How a queue of this order takes a message.
-pub(super) fn ordered_by(order: Order, message: &NewMessage) -> Ordered<'_> {
-    match (order, &message.partition_key) {
-        (Order::None, _) | (Order::Key, None) => Ordered::No,
-        (Order::Key, Some(key)) => Ordered::ByKey(key),
-        (Order::Strict, _) => Ordered::WithAll,
+pub(super) fn ordered_by(order: Order, keys: OrderKeys<'_>) -> Ordered<'_> {
+    match (order, keys.partition, keys.barrier) {
+        (Order::None, ..) | (Order::Key, None, None) => Ordered::No,
+        (Order::Key, Some(key), Some(other)) if key != other => Ordered::ByBoth(key, other),
+        (Order::Key, Some(key), _) | (Order::Key, None, Some(key)) => Ordered::ByKey(key),
+        (Order::Strict, ..) => Ordered::WithAll,
+    }
+}
+
+/// The lanes of queue `name` in which it stands so.
+pub(super) fn lanes_of(vault: &Vault, name: &[u8], ordered: Ordered<'_>) -> [Option<Index>; 2] {
+    let of = |key: &str| Some(vault.index(Domain::Lane, &[name, key.as_bytes()]));
+    match ordered {
+        Ordered::No => [None, None],
+        Ordered::ByKey(key) => [of(key), None],
+        Ordered::ByBoth(key, other) => [of(key), of(other)],
+        Ordered::WithAll => [Some(vault.index(Domain::Lane, &[name])), None],
     }
 }
 

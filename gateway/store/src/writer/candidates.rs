@@ -27,7 +27,7 @@ pub(super) struct Candidates {
 }
 
 pub(super) enum Candidate {
-    /// Unordered, or the head of its lane.
+    /// Unordered, or the head of its lane, or of both.
     Head(Box<Row>),
     /// The first rows of a windowed lane, leased ones included.
     Lane(Vec<Row>),
@@ -128,7 +128,7 @@ impl<B: Backend> Writer<B> {
         let mut widened = Vec::with_capacity(ready.len());
         let mut lanes = HashSet::new();
         for row in ready {
-            let Some(lane) = row.lane else {
+            let (Some(lane), None) = (row.lane, row.barrier) else {
                 widened.push(Candidate::Head(Box::new(row)));
                 continue;
             };

@@ -59,10 +59,8 @@ impl Turn<'_> {
         let gateway = self.gateway.clone();
         for row in held {
             let id = row.id;
-            if let Some(lane) = row.lane {
-                // Even where the lease stays: what was ready behind it was so for the session that ends.
-                self.lanes.insert((queue, lane));
-            }
+            // Even where the lease stays: what was ready behind it was so for the session that ends.
+            self.lanes.extend(row.lanes().map(|lane| (queue, lane)));
             if let Ok(change) = self.at_moment(queue, |moment| row.delivery.apply(event, moment))? {
                 self.change(row, &change, &gateway, &Extra::default())?;
                 self.probe_lost(queue, id)?;
@@ -151,9 +149,8 @@ impl Turn<'_> {
         let mut row = row;
         if verb == Verb::Replay && !row.delivery.state.blocks_lane() {
             // Its place in the lane is gone: it goes when due, beside the lane.
-            if let Some(lane) = row.lane.take() {
-                self.lanes.insert((row.queue, lane));
-            }
+            self.lanes.extend(row.lanes().map(|lane| (row.queue, lane)));
+            (row.lane, row.barrier) = (None, None);
         } else if verb == Verb::Replay {
             // It kept its lane waiting, and now it is simply the lane's head again.
             change.delivery.replayed = false;

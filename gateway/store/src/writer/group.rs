@@ -262,7 +262,7 @@ impl<B: Backend> Writer<B> {
         (held, ended)
     }
 
-    /// Whether it only adds messages, in no lane of which several may be leased at once.
+    /// Whether it only adds messages, in no lane of which several may be leased at once, and none in two lanes.
     fn only_adds(&self, op: &Op) -> bool {
         let Op::Accept { accept, .. } = op else { return false };
         let is_simple = |message: &NewMessage| {
@@ -270,7 +270,11 @@ impl<B: Backend> Writer<B> {
             queues.all(|queue| {
                 queue.is_some_and(|queue| {
                     let policy = &queue.setup.policy;
-                    policy.window <= 1 || ordered_by(policy.order, message) == Ordered::No
+                    match ordered_by(policy.order, message.into()) {
+                        Ordered::No => true,
+                        Ordered::ByKey(_) | Ordered::WithAll => policy.window <= 1,
+                        Ordered::ByBoth(..) => false,
+                    }
                 })
             })
         };

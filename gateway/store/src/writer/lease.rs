@@ -243,7 +243,8 @@ impl Turn<'_> {
         Ok(Some(touched.now.clone()))
     }
 
-    /// Of a windowed lane's first rows, the consecutive ones that may be leased next to this session.
+    /// Of a windowed lane's first rows, the consecutive ones that may be leased next to this session. They end before one that
+    /// stands in another lane besides: it goes alone, once it is the first in both, and nothing goes with it.
     pub(crate) fn next_of_window(&self, request: &LeaseRequest, lane: &[Row]) -> Vec<Row> {
         let session = request.session.unwrap_or(0);
         let mut next = Vec::new();
@@ -251,6 +252,9 @@ impl Turn<'_> {
             let row = self.row(&row.id).unwrap_or(row);
             if !row.delivery.state.blocks_lane() {
                 continue;
+            }
+            if row.barrier.is_some() {
+                break;
             }
             match (&row.delivery.state, row.delivery.lease()) {
                 // One pipeline at a time: what stands before it must be leased to the same session.

@@ -150,7 +150,7 @@ impl<B: Backend> Writer<B> {
             .collect();
         turn.width_before = others.values().copied().max().unwrap_or(1);
         let leased = self.memory.hot.values().filter(|row| others.contains_key(&row.queue));
-        turn.lanes.extend(leased.filter_map(|row| Some((row.queue, row.lane?))));
+        turn.lanes.extend(leased.flat_map(|row| row.lanes().map(|lane| (row.queue, lane))));
         for queue in queues {
             turn.end_leases(*queue, Event::SessionEnded)?;
         }

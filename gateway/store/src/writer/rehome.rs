@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use super::accept::{OrderKeys, lanes_of, ordered_by};
 use super::candidates::WINDOW_MAX;
 use super::outcome::conclude;
 use super::turn::{Extra, Turn};
@@ -14,7 +15,7 @@ use super::{Writer, unavailable};
 use crate::backend::{Attributes, Backend, CommitError, ToMove};
 use crate::ops::{MoveError, MoveStep, Moved, QueueKind, StoreError};
 use crate::row::Row;
-use crate::seal::{Domain, Index, Owner, Place};
+use crate::seal::{Index, Owner, Place};
 use gatepost_core::Order;
 use gatepost_core::delivery::{Change, Event, Record};
 use gatepost_core::principal::Actor;
@@ -61,20 +62,22 @@ impl<B: Backend> Writer<B> {
         let mut stuck: HashMap<Index, bool> = HashMap::new();
         let mut going = Vec::with_capacity(found.len());
         for row in found {
-            if let Some(lane) = row.lane {
-                let stays = match stuck.get(&lane) {
-                    Some(stays) => *stays,
+            let mut stays = false;
+            for lane in row.lanes() {
+                stays |= match stuck.get(&lane) {
+                    Some(stuck) => *stuck,
                     // It may stand behind the ones looked at: to move those would be in order, but its lane is soon asked for
                     // again anyway.
-                    None => self.database.lane_stuck(from, &lane, through)?,
+                    None => self.database.lane_stuck(from, &lane, step.after, through)?,
                 };
-                stuck.insert(lane, stays);
-                if stays {
-                    continue;
-                }
             }
-            let lane = self.lane_at(to, &row)?;
-            going.push((row, lane));
+            // One that stays for one of its lanes keeps those behind it in the other.
+            stuck.extend(row.lanes().map(|lane| (lane, stays)));
+            if stays {
+                continue;
+            }
+            let lanes = self.lanes_at(to, &row)?;
+            going.push((row, lanes));
         }
         let now = self.number()?;
         let mut turn =
@@ -86,33 +89,32 @@ impl<B: Backend> Writer<B> {
         Ok(moved)
     }
 
-    /// The lane that the delivery has at its new destination, by that one's order.
-    fn lane_at(&mut self, to: i64, row: &Row) -> Result<Option<Index>, CommitError> {
-        let Some(queue) = self.memory.queues.get(&to) else { return Ok(None) };
+    /// The lanes that the delivery has at its new destination, by that one's order.
+    fn lanes_at(&mut self, to: i64, row: &Row) -> Result<[Option<Index>; 2], CommitError> {
+        let Some(queue) = self.memory.queues.get(&to) else { return Ok([None, None]) };
         let (order, name) = (queue.setup.policy.order, queue.setup.name.clone());
         // It has lost its place in a lane once, by a replay, and goes beside the others here too.
         if row.delivery.replayed && row.lane.is_none() {
-            return Ok(None);
+            return Ok([None, None]);
         }
-        Ok(match order {
-            Order::None => None,
-            Order::Strict => Some(self.vault.index(Domain::Lane, &[name.as_bytes()])),
-            Order::Key => self
-                .partition_key(row.message_seq)?
-                .map(|key| self.vault.index(Domain::Lane, &[name.as_bytes(), key.as_bytes()])),
-        })
+        let [partition, barrier] = match order {
+            Order::Key => self.order_keys(row.message_seq)?,
+            Order::None | Order::Strict => [None, None],
+        };
+        let keys = OrderKeys { partition: partition.as_deref(), barrier: barrier.as_deref() };
+        Ok(lanes_of(&self.vault, name.as_bytes(), ordered_by(order, keys)))
     }
 
-    /// The ordering key of a message. It stands in the sealed attributes only; a purged message has none any more.
-    fn partition_key(&mut self, seq: i64) -> Result<Option<String>, CommitError> {
+    /// The ordering keys of a message. They stand in the sealed attributes only; a purged message has none any more.
+    fn order_keys(&mut self, seq: i64) -> Result<[Option<String>; 2], CommitError> {
         let Some(Attributes { message, sealed, .. }) = self.database.attributes(seq)? else {
-            return Ok(None);
+            return Ok([None, None]);
         };
         let place = Place { table: "message", column: "attributes", row: seq };
         let attributes = self.vault.open(&sealed, Owner::Attributes { message: &message }, place)?;
         let attributes: serde_json::Value =
             serde_json::from_slice(&attributes).map_err(|_| place.corrupt())?;
-        Ok(attributes["partitionkey"].as_str().map(str::to_owned))
+        Ok(["partitionkey", "barrierkey"].map(|name| attributes[name].as_str().map(str::to_owned)))
     }
 }
 
@@ -121,12 +123,12 @@ impl Turn<'_> {
         &mut self,
         operator: &Actor,
         to: i64,
-        going: Vec<(Row, Option<Index>)>,
+        going: Vec<(Row, [Option<Index>; 2])>,
         reason: &str,
         moved: &mut Moved,
     ) -> Result<(), StoreError> {
         let mut widths: HashMap<Index, u32> = HashMap::new();
-        for (row, lane) in going {
+        for (row, lanes) in going {
             // What no partner can have is all that was read.
             let Ok(change) = self.at_moment(to, |moment| row.delivery.apply(Event::Move, moment))? else {
                 continue;
@@ -139,10 +141,10 @@ impl Turn<'_> {
                     } else {
                         moved.waiting += 1;
                     }
-                    if let Some(lane) = lane {
+                    for lane in lanes.into_iter().flatten() {
                         *widths.entry(lane).or_default() += 1;
                     }
-                    self.rehome_one(row, &change, to, lane, operator, &extra)?;
+                    self.rehome_one(row, &change, (to, lanes), operator, &extra)?;
                 }
                 _ => {
                     moved.expired += 1;
@@ -161,21 +163,20 @@ impl Turn<'_> {
         &mut self,
         was: Row,
         change: &Change,
-        to: i64,
-        lane: Option<Index>,
+        (to, [lane, barrier]): (i64, [Option<Index>; 2]),
         operator: &Actor,
         extra: &Extra<'_>,
     ) -> Result<(), StoreError> {
         let from = self.queue(was.queue)?.setup.name.clone();
-        let mut row = Row { delivery: change.delivery, queue: to, lane, ..was.clone() };
+        let mut row = Row { delivery: change.delivery, queue: to, lane, barrier, ..was.clone() };
         if let Some((record, reason)) = change.record {
             let index = self.moved_leaf(&row, record, reason, &from, operator)?;
             row.add_leaf(index);
             self.detail(index, &row, extra)?;
         }
         self.recount(Some(&was), &row)?;
-        for (queue, lane) in [(was.queue, was.lane), (to, lane)] {
-            self.lanes.extend(lane.map(|lane| (queue, lane)));
+        for row in [&was, &row] {
+            self.lanes.extend(row.lanes().map(|lane| (row.queue, lane)));
         }
         self.touch(was, row.clone());
         // It was accepted before those that have been leased there and have not begun: they wait behind it again.

@@ -195,7 +195,7 @@ impl<'a> Turn<'a> {
 }
 
 fn stands_behind(front: &Row, row: &Row) -> bool {
-    front.lane.is_some() && row.lane == front.lane && row.queue == front.queue && row.pos > front.pos
+    row.shares_lane(front) && row.pos > front.pos
 }
 
 /// An extended lease lasts as much longer than the client is told as a new one does.

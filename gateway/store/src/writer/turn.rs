@@ -227,9 +227,7 @@ impl<'a> Turn<'a> {
     /// Replaces a row by what it has become.
     pub(crate) fn replace(&mut self, was: Row, now: Row) -> Result<(), StoreError> {
         self.recount(Some(&was), &now)?;
-        if let Some(lane) = was.lane {
-            self.lanes.insert((was.queue, lane));
-        }
+        self.lanes.extend(was.lanes().map(|lane| (was.queue, lane)));
         if now.delivery.state.is_terminal() && !was.delivery.state.is_terminal() {
             self.traffic.entry(now.queue).or_default().1 += 1;
             self.ended.push(now.message);

@@ -127,6 +127,7 @@ async fn r13_13_everything_in_the_fingerprint_must_be_the_same() {
         ("subject", gatepost_core::message::NewMessage { subject: Some(String::new()), ..base() }),
         ("datacontenttype", gatepost_core::message::NewMessage { datacontenttype: None, ..base() }),
         ("partitionkey", gatepost_core::message::NewMessage { partition_key: None, ..base() }),
+        ("barrierkey", gatepost_core::message::NewMessage { barrier_key: Some("other".into()), ..base() }),
         ("data", gatepost_core::message::NewMessage { data: Vec::new(), ..base() }),
     ] {
         let refused = fixture.accept(vec![other]).await;

@@ -39,13 +39,13 @@ const STRANGERS: &str = "SELECT d.pos FROM delivery d JOIN message m ON m.seq = 
 
 /// Deliveries that could be claimed although another stands before them in their lane.
 const OVERTAKERS: &str = "SELECT d.pos FROM delivery d WHERE d.ready IS NOT NULL AND d.lane IS NOT NULL AND EXISTS \
-    (SELECT 1 FROM delivery e WHERE e.queue = d.queue AND e.lane = d.lane AND e.pos < d.pos AND e.blocks = 1 \
-    AND e.state NOT IN (1, 2))";
+    (SELECT 1 FROM delivery e WHERE e.queue = d.queue AND (e.lane IN (d.lane, d.barrier) OR e.barrier IN (d.lane, d.barrier)) \
+    AND e.pos < d.pos AND e.blocks = 1 AND (e.state NOT IN (1, 2) OR coalesce(d.barrier, e.barrier) IS NOT NULL))";
 
 /// Deliveries that nothing stands before and that could never be claimed all the same.
 const FORGOTTEN: &str = "SELECT d.pos FROM delivery d WHERE d.due IS NOT NULL AND d.ready IS NULL AND NOT EXISTS \
-    (SELECT 1 FROM delivery e WHERE d.lane IS NOT NULL AND e.queue = d.queue AND e.lane = d.lane AND e.pos < d.pos \
-    AND e.blocks = 1)";
+    (SELECT 1 FROM delivery e WHERE d.lane IS NOT NULL AND e.queue = d.queue AND e.pos < d.pos AND e.blocks = 1 \
+    AND (e.lane IN (d.lane, d.barrier) OR e.barrier IN (d.lane, d.barrier)))";
 
 /// The counts of every queue are those of its deliveries, and the claim index holds what may be claimed.
 pub(crate) async fn assert_sound(place: &Place, context: &str) {

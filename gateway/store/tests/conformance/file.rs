@@ -9,8 +9,8 @@ use gatepost_store::{Data, EraseWhat, LogFault, OpenError, StoreError};
 use sqlx::{Connection as _, Row as _};
 
 use crate::audit::grown;
-use crate::check::{assert_log, connect, entries};
-use crate::fixture::{Fixture, Place, queue, quick, until};
+use crate::check::{assert_log, assert_sound, connect, entries};
+use crate::fixture::{DELIVERED, Fixture, Place, keyed, queue, quick, text, texts, until};
 use crate::seal::{delivered, operator, payload};
 use crate::start::{assert_adopts, filled, place_with};
 
@@ -68,10 +68,16 @@ const DATABASE: [&str; 3] = ["gatepost.db", "gatepost.db-wal", "gatepost.db-shm"
 #[tokio::test]
 async fn a_database_of_a_newer_version_is_refused_untouched() {
     let place = place_with(1).await;
+    let mut connection = connect(&place).await;
+    let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
     tamper(&place, "PRAGMA user_version = 99").await;
     let refused = place.refusal().await;
     assert!(matches!(refused, OpenError::Newer { found: 99, .. }), "{refused:?}");
-    tamper(&place, "PRAGMA user_version = 1").await;
+    let mut connection = connect(&place).await;
+    let back = format!("PRAGMA user_version = {version}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(back)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
     place.open().await.unwrap();
 }
 
@@ -264,4 +270,40 @@ async fn a_copy_from_before_does_not_open() {
     fs::copy(&copy, &database).unwrap();
     let refused = place.refusal().await;
     assert!(refused.to_string().contains("there is no seal key 1"), "{refused}");
+}
+
+/// A file of before there were second lanes: its rows end before that column, and their sums cover nothing of it.
+#[tokio::test]
+async fn rows_from_before_a_column_was_added_are_what_they_were_and_new_ones_stand_beside_them() {
+    let fixture = Fixture::new(vec![queue("lab", keyed())]).await;
+    for (id, key) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
+        fixture.send(id, Some(key), "lab").await;
+    }
+    let place = fixture.stop().await;
+    tamper(
+        &place,
+        "DROP INDEX delivery_beside; ALTER TABLE delivery DROP COLUMN barrier; PRAGMA user_version = 2",
+    )
+    .await;
+    let fixture = place.open().await.unwrap();
+    fixture.merge("a+b", ["a", "b"], "lab").await;
+    let session = fixture.session("lab").await;
+    let first = fixture.lease("lab", session, 5).await;
+    assert_eq!(texts(&first), ["a1", "b1"]);
+    fixture.taken("lab", session, &first[0], DELIVERED).await;
+    // a2 and b1 stand there as they were written then, a1 and the merge as rows are written now.
+    let place = fixture.stop().await;
+    assert_sound(&place, "an older file").await;
+    let damage = gatepost_store::salvage::inspect(place.path(), &Default::default()).unwrap().damage;
+    assert!(damage.is_empty(), "{damage:?}");
+    let fixture = place.open().await.unwrap();
+    let session = fixture.session("lab").await;
+    let mut came = Vec::new();
+    while came.len() < 3 {
+        for one in fixture.lease_in_time("lab", session, 5).await {
+            came.push(text(&one));
+            fixture.taken("lab", session, &one, DELIVERED).await;
+        }
+    }
+    assert_eq!(came[2], "a+b", "{came:?}");
 }

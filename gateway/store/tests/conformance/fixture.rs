@@ -163,6 +163,12 @@ impl Fixture {
         accepted[0].deliveries[0].id
     }
 
+    /// … and one that is ordered by two keys.
+    pub(crate) async fn merge(&self, id: &str, keys: [&str; 2], destination: &str) -> DeliveryId {
+        let accepted = self.accept(vec![merge(id, keys, &[destination])]).await.unwrap();
+        accepted[0].deliveries[0].id
+    }
+
     // === lease ===
 
     pub(crate) async fn session(&self, adapter: &str) -> u64 {
@@ -416,6 +422,7 @@ pub(crate) fn message(id: &str, key: Option<&str>, data: &str, destinations: &[&
         source: "/test".into(),
         subject: None,
         partition_key: key.map(Into::into),
+        barrier_key: None,
         datacontenttype: Some("text/plain".into()),
         correlation_id: None,
         expires_at: None,
@@ -425,6 +432,18 @@ pub(crate) fn message(id: &str, key: Option<&str>, data: &str, destinations: &[&
         data: data.as_bytes().to_vec(),
         idempotency_key: id.into(),
         destinations: destinations.iter().map(|&name| name.into()).collect(),
+    }
+}
+
+/// A message that is ordered by two keys, as a merge of two patients is.
+pub(crate) fn merge(id: &str, [key, other]: [&str; 2], destinations: &[&str]) -> NewMessage {
+    let attributes = format!(
+        r#"{{"specversion":"1.0","id":"{id}","source":"/test","type":"t","partitionkey":"{key}","barrierkey":"{other}"}}"#
+    );
+    NewMessage {
+        barrier_key: Some(other.into()),
+        attributes: attributes.into_bytes(),
+        ..message(id, Some(key), id, destinations)
     }
 }
 

@@ -17,6 +17,7 @@ mod run;
 mod accept;
 mod audit;
 mod backup;
+mod barriers;
 mod begin;
 mod doubt;
 mod emit;

@@ -13,9 +13,21 @@ use crate::run::Run;
 
 /// After a run the order of each lane was kept, every count is right, the log verifies and says what happened.
 async fn laws_hold(seed: u64, policy: QueuePolicy, lanes: u64, per_lane: u64, mishaps: u64) {
+    laws_hold_with(0, seed, policy, [lanes, per_lane], mishaps).await;
+}
+
+/// … where some deliveries, in percent, stand in two lanes.
+async fn laws_hold_with(
+    merges: u64,
+    seed: u64,
+    policy: QueuePolicy,
+    [lanes, per_lane]: [u64; 2],
+    mishaps: u64,
+) {
     let seed = shifted(seed);
     let context = format!("seed {seed}");
-    let (fixture, names) = Run::new(seed, policy, lanes, per_lane, mishaps).await.finish().await;
+    let run = Run::new(seed, policy, lanes, per_lane, mishaps).await.with_merges(merges);
+    let (fixture, names) = run.finish().await;
     assert_eq!(names.len() as u64, lanes * per_lane, "{context}");
     let mut histories = HashMap::new();
     let mut ends = HashMap::new();
@@ -88,6 +100,23 @@ async fn laws_hold_with_a_window() {
 async fn laws_hold_with_a_window_and_held_lanes() {
     let policy = QueuePolicy { window: 4, on_dead: OnDead::HoldLane, ..doubting(OnDoubt::Hold) };
     laws_hold(0x5eed_0006, policy, 10, 10, 3).await;
+}
+
+#[tokio::test]
+async fn laws_hold_with_merges() {
+    laws_hold_with(25, 0x5eed_000a, keyed(), [12, 20], 4).await;
+}
+
+#[tokio::test]
+async fn laws_hold_with_merges_held_lanes_and_doubt() {
+    let policy = QueuePolicy { on_dead: OnDead::HoldLane, ..doubting(OnDoubt::Hold) };
+    laws_hold_with(25, 0x5eed_000b, policy, [12, 15], 4).await;
+}
+
+#[tokio::test]
+async fn laws_hold_with_merges_and_a_window() {
+    let policy = QueuePolicy { window: 4, on_dead: OnDead::HoldLane, ..doubting(OnDoubt::Query) };
+    laws_hold_with(20, 0x5eed_000c, policy, [8, 12], 3).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,9 @@ use gatepost_store::{DeliveryFilter, DeliveryRow, Leased, Pause, SessionEnd, Ver
 
 use crate::check::assert_sound;
 use crate::dice::Dice;
-use crate::fixture::{BEGIN, DELIVERED, Fixture, RETRY, TROUBLE, item, message, operator, queue, text};
+use crate::fixture::{
+    BEGIN, DELIVERED, Fixture, RETRY, TROUBLE, item, merge, message, operator, queue, text,
+};
 
 /// Longest that one run may take.
 const RUN_MAX: Duration = Duration::from_secs(50);
@@ -22,9 +24,14 @@ pub(crate) struct Run {
     session: u64,
     /// Lane and number of what is still to be accepted, in accept order.
     to_accept: Vec<(u64, u64)>,
+    lanes: u64,
+    /// Percent of the deliveries that stand in another lane besides.
+    merges: u64,
     names: HashMap<DeliveryId, (u64, u64)>,
-    /// Numbers in the order of their success, by lane; without those that a replay took out of their lane.
-    successes: HashMap<u64, Vec<u64>>,
+    /// The lanes of each, and when it was accepted: a count.
+    order: HashMap<DeliveryId, (Vec<u64>, usize)>,
+    /// When those were accepted that have succeeded, in the order of that, by lane; without those that a replay took out of their lane.
+    successes: HashMap<u64, Vec<usize>>,
     succeeded: HashSet<DeliveryId>,
     /// Those that a replay put beside their lane.
     beside: HashSet<DeliveryId>,
@@ -55,12 +62,19 @@ impl Run {
             policy,
             session,
             to_accept,
+            lanes,
+            merges: 0,
             names: HashMap::new(),
+            order: HashMap::new(),
             successes: HashMap::new(),
             succeeded: HashSet::new(),
             beside: HashSet::new(),
             mishaps,
         }
+    }
+
+    pub(crate) fn with_merges(self, percent: u64) -> Self {
+        Self { merges: percent, ..self }
     }
 
     fn store(&self) -> &Fixture {
@@ -114,13 +128,24 @@ impl Run {
         let count = usize::try_from(self.dice.below(60) + 1).unwrap().min(self.to_accept.len());
         let batch = self.to_accept.split_off(self.to_accept.len() - count);
         let batch: Vec<(u64, u64)> = batch.into_iter().rev().collect();
-        let messages = batch.iter().map(|(lane, number)| {
+        let mut messages = Vec::new();
+        let mut lanes = Vec::new();
+        for (lane, number) in &batch {
             let id = format!("{lane}:{number}");
-            message(&id, Some(&lane.to_string()), &id, &[QUEUE])
-        });
-        let accepted = self.store().accept(messages.collect()).await.unwrap();
-        for (name, accepted) in batch.into_iter().zip(accepted) {
-            self.names.insert(accepted.deliveries[0].id, name);
+            if self.merges > 0 && self.dice.chance(self.merges) {
+                let other = self.dice.below(self.lanes);
+                messages.push(merge(&id, [&lane.to_string(), &other.to_string()], &[QUEUE]));
+                lanes.push(if other == *lane { vec![*lane] } else { vec![*lane, other] });
+            } else {
+                messages.push(message(&id, Some(&lane.to_string()), &id, &[QUEUE]));
+                lanes.push(vec![*lane]);
+            }
+        }
+        let accepted = self.store().accept(messages).await.unwrap();
+        for ((name, lanes), accepted) in batch.into_iter().zip(lanes).zip(accepted) {
+            let id = accepted.deliveries[0].id;
+            self.order.insert(id, (lanes, self.names.len()));
+            self.names.insert(id, name);
         }
     }
 
@@ -223,9 +248,11 @@ impl Run {
 
     fn succeeded(&mut self, delivery: DeliveryId) {
         assert!(self.succeeded.insert(delivery), "{}: {delivery} succeeded twice", self.context());
-        let (lane, number) = self.names[&delivery];
+        let (lanes, accepted) = &self.order[&delivery];
         if !self.beside.contains(&delivery) {
-            self.successes.entry(lane).or_default().push(number);
+            for lane in lanes {
+                self.successes.entry(*lane).or_default().push(*accepted);
+            }
         }
     }
 

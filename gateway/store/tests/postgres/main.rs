@@ -30,6 +30,8 @@ mod accept;
 mod audit;
 #[path = "../conformance/backup.rs"]
 mod backup;
+#[path = "../conformance/barriers.rs"]
+mod barriers;
 #[path = "../conformance/begin.rs"]
 mod begin;
 #[path = "../conformance/doubt.rs"]

@@ -162,6 +162,76 @@ async fn consumers_on_both_nodes_share_a_queue_and_every_lane_keeps_its_order() 
     assert_both_sound(one, other).await;
 }
 
+/// What a node has had of a delivery: when it had leased it, when it began to settle it, and its name.
+type Had = (Instant, Instant, String);
+
+/// Two lanes of a merge may belong to two nodes.
+#[tokio::test]
+async fn merges_keep_the_order_of_both_lanes_whoever_owns_them() {
+    const LANES: usize = 12;
+    const MESSAGES: usize = 240;
+    let (one, other) = two(vec![inbox("in", keyed())]).await;
+    let (one, other) = (Arc::new(one), Arc::new(other));
+    let workers = [Arc::clone(&one), Arc::clone(&other)].map(|node| {
+        tokio::spawn(async move {
+            let (mut had, mut idle_since): (Vec<Had>, _) = (Vec::new(), Instant::now());
+            while idle_since.elapsed() < Duration::from_secs(3) {
+                let leased = node.lease("in", 0, 6).await;
+                let leased_at = Instant::now();
+                for (number, leased) in leased.iter().enumerate() {
+                    // Some go back, and stand where they stood.
+                    let goes_back = (had.len() + number) % 7 == 3 && leased.attempt == 1;
+                    if !goes_back {
+                        had.push((leased_at, Instant::now(), text(leased)));
+                    }
+                    node.taken("in", 0, leased, if goes_back { RETRY } else { DELIVERED }).await;
+                    idle_since = Instant::now();
+                }
+                if leased.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            had
+        })
+    });
+    let lanes_of = |number: usize| -> BTreeSet<usize> {
+        let lane = number * 7 % LANES;
+        let is_merge = number.is_multiple_of(3);
+        [lane].into_iter().chain(is_merge.then_some(number * 5 % 11)).collect()
+    };
+    for number in 0..MESSAGES {
+        let node = if number % 2 == 0 { &one } else { &other };
+        let name = number.to_string();
+        let lanes: Vec<String> = lanes_of(number).iter().map(ToString::to_string).collect();
+        match lanes.as_slice() {
+            [lane, barrier] => drop(node.merge(&name, [lane, barrier], "in").await),
+            lanes => drop(node.send(&name, lanes.first().map(String::as_str), "in").await),
+        }
+    }
+    let mut had: Vec<Had> = Vec::new();
+    let mut shares = Vec::new();
+    for worker in workers {
+        let of_worker = worker.await.unwrap();
+        shares.push(of_worker.len());
+        had.extend(of_worker);
+    }
+    assert_eq!(had.len(), MESSAGES, "each once: {shares:?}");
+    assert!(shares.iter().all(|share| *share > 0), "both had some: {shares:?}");
+    let mut by_number: Vec<(usize, Instant, Instant)> = had
+        .into_iter()
+        .map(|(leased_at, settled_at, name)| (name.parse().unwrap(), leased_at, settled_at))
+        .collect();
+    by_number.sort_unstable_by_key(|(number, ..)| *number);
+    for (behind, leased_at, _) in &by_number {
+        for (before, _, settled_at) in &by_number[..*behind] {
+            let meet = !lanes_of(*before).is_disjoint(&lanes_of(*behind));
+            assert!(!meet || leased_at >= settled_at, "{behind} was leased before {before} was settled");
+        }
+    }
+    let [one, other] = [one, other].map(|node| Arc::into_inner(node).unwrap());
+    assert_both_sound(one, other).await;
+}
+
 #[tokio::test]
 async fn twins_that_are_handed_to_both_nodes_at_once_are_one_message() {
     let (one, other) = two(vec![queue("lab", quick())]).await;

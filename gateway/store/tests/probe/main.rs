@@ -73,6 +73,7 @@ async fn send(store: &Store, id: &str) -> Result<(), AcceptError> {
         source: "/test".into(),
         subject: None,
         partition_key: None,
+        barrier_key: None,
         datacontenttype: Some("text/plain".into()),
         correlation_id: None,
         expires_at: None,

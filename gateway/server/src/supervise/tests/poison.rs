@@ -30,6 +30,7 @@ fn message(text: &str) -> NewMessage {
         source: "/test".into(),
         subject: None,
         partition_key: None,
+        barrier_key: None,
         datacontenttype: Some("text/plain".into()),
         correlation_id: None,
         expires_at: None,

@@ -5,24 +5,31 @@
 use std::collections::HashMap;
 
 use super::super::connection::Connection;
-use super::super::row::bucket_of_lane;
+use super::super::row::{BUCKETS, Cells, bucket_of_lane};
 use super::super::{Owned, sql};
 use super::script::Script;
-use super::{count, place_in_lane, queue_id, whole};
+use super::{count, queue_id, stands_in, whole};
 use crate::backend::CommitError;
-use crate::seal::Index;
+use crate::row::Row;
+use crate::seal::{Index, Place};
 use crate::writer::{Touched, Turn};
 
 /// The first of a lane is ready when nobody stood there before.
 const FIRST: &str = "first AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT l.queue, l.bucket, ?::bigint, f.base + l.pos, false \
      FROM valid f, (SELECT unnest(?::int[]) AS queue, unnest(?::bytea[]) AS lane, unnest(?::smallint[]) AS bucket, \
      unnest(?::bigint[]) AS pos) l WHERE NOT EXISTS (SELECT 1 FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane))";
-/// The first of a lane without the one that leaves it. One that is dead and holds its lane stays unready.
-const BEHIND: &str = "behind AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT l.queue, l.bucket, d.due, d.pos, d.suspect \
+/// The first of a lane without the one that leaves it. One that is dead and holds its lane stays unready. One that stands in two lanes
+/// may be behind another that leaves in this very statement, or in another node's: who owns its home looks, once this has come about.
+const BEHIND: &str = "next AS MATERIALIZED (SELECT l.queue, l.bucket, h.pos, h.home \
      FROM (SELECT unnest(?::int[]) AS queue, unnest(?::bytea[]) AS lane, unnest(?::smallint[]) AS bucket, unnest(?::bigint[]) AS leaves) l \
-     CROSS JOIN LATERAL (SELECT pos FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.pos <> l.leaves ORDER BY pos LIMIT 1) h \
-     CROSS JOIN LATERAL (SELECT pos, due, suspect, state FROM delivery WHERE pos = h.pos LIMIT 1) d \
-     WHERE d.due IS NOT NULL AND d.state IN (0, 3) ON CONFLICT DO NOTHING)";
+     CROSS JOIN LATERAL (SELECT pos, home FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.pos <> l.leaves ORDER BY pos LIMIT 1) h), \
+     behind AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT n.queue, n.bucket, d.due, d.pos, d.suspect FROM next n \
+     CROSS JOIN LATERAL (SELECT pos, due, suspect, state FROM delivery WHERE pos = n.pos LIMIT 1) d \
+     WHERE n.home IS NULL AND d.due IS NOT NULL AND d.state IN (0, 3) ON CONFLICT DO NOTHING), \
+     of_two AS (INSERT INTO lane_changed (queue, bucket, lane) SELECT queue, (get_byte(home, 0) % 64)::smallint, home FROM next \
+     WHERE home IS NOT NULL ON CONFLICT DO NOTHING RETURNING 1)";
+// As the statement reckons.
+const _: () = assert!(BUCKETS == 64);
 /// Notes for those who own the lanes.
 const NOTES: &str = "notes AS (INSERT INTO lane_changed (queue, bucket, lane) SELECT unnest(?::int[]), unnest(?::smallint[]), \
      unnest(?::bytea[]) ON CONFLICT DO NOTHING)";
@@ -44,7 +51,8 @@ pub(in crate::postgres) struct Simple<'t> {
 }
 
 impl<'t> Simple<'t> {
-    /// `None` if there is more to it: lanes of which several may be leased at once, or to which several things have happened.
+    /// `None` if there is more to it: lanes of which several may be leased at once, or to which several things have happened, and
+    /// messages that come to stand in two.
     pub(super) fn of(turn: &'t Turn<'_>, owned: &Owned) -> Option<Self> {
         let mut simple = Self::default();
         if turn.lanes.is_empty() {
@@ -52,17 +60,20 @@ impl<'t> Simple<'t> {
         }
         let mut touched: HashMap<Name, Vec<&Touched>> = HashMap::new();
         for one in turn.touched.values() {
-            if one.was.lane != one.now.lane || one.was.queue != one.now.queue {
+            let place = |row: &Row| (row.queue, row.lane, row.barrier);
+            if place(&one.was) != place(&one.now) {
                 return None;
             }
-            if let Some(lane) = one.was.lane {
+            for lane in one.was.lanes() {
                 touched.entry((one.was.queue, lane)).or_default().push(one);
             }
         }
         let mut first: HashMap<Name, i64> = HashMap::new();
         for row in &turn.new_rows {
-            if let Some((queue, lane)) = place_in_lane(row) {
-                first.entry((queue, lane)).or_insert(row.pos);
+            match stands_in(row) {
+                Some((_, _, Some(_))) => return None,
+                Some((queue, lane, None)) => drop(first.entry((queue, lane)).or_insert(row.pos)),
+                None => {}
             }
         }
         for lane in &turn.lanes {
@@ -76,9 +87,7 @@ impl<'t> Simple<'t> {
             }
             match (touched.get(lane).map(Vec::as_slice), first.get(lane)) {
                 (None, Some(pos)) => simple.entered.push((lane, *pos)),
-                (Some([one]), None)
-                    if place_in_lane(&one.was).is_some() && place_in_lane(&one.now).is_none() =>
-                {
+                (Some([one]), None) if stands_in(&one.was).is_some() && stands_in(&one.now).is_none() => {
                     simple.left.push((lane, one.was.pos));
                 }
                 (Some(all), None) if all.iter().all(|one| stays_leased(one)) => {}
@@ -109,6 +118,7 @@ impl<'t> Simple<'t> {
             let lanes = &self.left;
             let values = script.part(BEHIND).bind(queues(lanes)).bind(names(lanes));
             values.bind(buckets(lanes)).bind(positions(lanes));
+            script.tell_of("of_two");
         }
         if !self.others.is_empty() {
             script
@@ -122,7 +132,7 @@ impl<'t> Simple<'t> {
 
 /// Whether it stands at the front of its lane still, and is not ready.
 fn stays_leased(touched: &Touched) -> bool {
-    place_in_lane(&touched.was) == place_in_lane(&touched.now) && touched.now.delivery.lease().is_some()
+    stands_in(&touched.was) == stands_in(&touched.now) && touched.now.delivery.lease().is_some()
 }
 
 fn is_owned(owned: &Owned, (queue, lane): &Name) -> bool {
@@ -130,6 +140,7 @@ fn is_owned(owned: &Owned, (queue, lane): &Name) -> bool {
 }
 
 /// A lane that a turn has touched.
+#[derive(Clone, Copy)]
 pub(in crate::postgres) struct Lane<'l> {
     pub(in crate::postgres) queue: i64,
     pub(in crate::postgres) name: &'l Index,
@@ -146,33 +157,73 @@ pub(super) fn bring_in_line(
     turn: &Turn<'_>,
     owned: &Owned,
 ) -> Result<(), CommitError> {
-    let mut touched: Vec<&(i64, Index)> = turn.lanes.iter().collect();
+    let mut touched: Vec<&Name> = turn.lanes.iter().collect();
     touched.sort_unstable();
-    type Lanes<'t> = Vec<&'t (i64, Index)>;
-    let (owned, others): (Lanes<'_>, Lanes<'_>) = touched.into_iter().partition(|lane| is_owned(owned, lane));
-    if !others.is_empty() {
-        let statement = sqlx::query(sql::LANES_CHANGED_ADD)
-            .bind(others.iter().map(|(queue, _)| queue_id(*queue)).collect::<Vec<i32>>())
-            .bind(others.iter().map(|(_, lane)| bucket_of_lane(lane)).collect::<Vec<i16>>())
-            .bind(others.iter().map(|(_, lane)| lane.as_slice()).collect::<Vec<&[u8]>>());
-        connection.execute(statement)?;
-    }
-    let lanes = owned.into_iter().map(|(queue, name)| {
+    let (own, others): (Vec<&Name>, Vec<&Name>) = touched.into_iter().partition(|lane| is_owned(owned, lane));
+    leave_notes(connection, &others)?;
+    let lanes = own.into_iter().map(|(queue, name)| {
         let of = turn.queue(*queue).ok();
         let width = of.map_or(1, |of| of.setup.policy.window.max(1));
         let session = of.map_or(0, |of| of.session);
         Lane { queue: *queue, name, width, widest: width.max(turn.width_before), session }
     });
-    advance(connection, &lanes.collect::<Vec<_>>())
+    advance(connection, &lanes.collect::<Vec<_>>(), owned)
 }
 
+/// Tells the owners of lanes, in the open transaction.
+fn leave_notes(connection: &mut Connection, lanes: &[&Name]) -> Result<(), CommitError> {
+    if lanes.is_empty() {
+        return Ok(());
+    }
+    let statement = sqlx::query(sql::LANES_CHANGED_ADD)
+        .bind(lanes.iter().map(|(queue, _)| queue_id(*queue)).collect::<Vec<i32>>())
+        .bind(lanes.iter().map(|(_, lane)| bucket_of_lane(lane)).collect::<Vec<i16>>())
+        .bind(lanes.iter().map(|(_, lane)| lane.as_slice()).collect::<Vec<&[u8]>>());
+    connection.execute(statement).map(drop)
+}
+
+/// Looks who is ready in lanes of this node, and in those in which that is decided of whoever stands in these besides: their owners are
+/// told, if it is another.
 pub(in crate::postgres) fn advance(
     connection: &mut Connection,
     lanes: &[Lane<'_>],
+    owned: &Owned,
 ) -> Result<(), CommitError> {
     if lanes.is_empty() {
         return Ok(());
     }
+    advance_these(connection, lanes)?;
+    let homes = homes(connection, lanes)?;
+    let (own, others): (Vec<&Name>, Vec<&Name>) = homes.iter().partition(|lane| is_owned(owned, lane));
+    leave_notes(connection, &others)?;
+    // As wide as those beside which they were found.
+    let own: Vec<Lane<'_>> = own
+        .into_iter()
+        .filter_map(|(queue, name)| {
+            lanes.iter().find(|lane| lane.queue == *queue).map(|lane| Lane { name, ..*lane })
+        })
+        .collect();
+    if own.is_empty() { Ok(()) } else { advance_these(connection, &own) }
+}
+
+/// Lanes beside these, in which those are made ready that stand in both.
+fn homes(connection: &mut Connection, lanes: &[Lane<'_>]) -> Result<Vec<Name>, CommitError> {
+    let statement = sqlx::query(sql::LANES_OF_HOME)
+        .bind(lanes.iter().map(|lane| queue_id(lane.queue)).collect::<Vec<i32>>())
+        .bind(lanes.iter().map(|lane| lane.name.as_slice()).collect::<Vec<&[u8]>>())
+        .bind(lanes.iter().map(|lane| count(lane.widest)).collect::<Vec<i32>>());
+    let mut homes: Vec<Name> = Vec::new();
+    for row in connection.rows(statement)? {
+        let mut cells = Cells::new(&row);
+        let queue = i64::from(cells.take::<i32>()?);
+        homes.push((queue, cells.take_bytes(Place { table: "lane", column: "home", row: queue })?));
+    }
+    homes.retain(|home| !lanes.iter().any(|lane| (lane.queue, *lane.name) == *home));
+    homes.sort_unstable();
+    Ok(homes)
+}
+
+fn advance_these(connection: &mut Connection, lanes: &[Lane<'_>]) -> Result<(), CommitError> {
     let queues: Vec<i32> = lanes.iter().map(|lane| queue_id(lane.queue)).collect();
     let names: Vec<&[u8]> = lanes.iter().map(|lane| lane.name.as_slice()).collect();
     let buckets: Vec<i16> = lanes.iter().map(|lane| bucket_of_lane(lane.name)).collect();

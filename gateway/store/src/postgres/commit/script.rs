@@ -37,13 +37,15 @@ impl Values {
     }
 }
 
-/// A statement of common table expressions that all do what they do, or none. Its one row has column `base` of the first part, and a number
-/// that it has drawn for another turn.
+/// A statement of common table expressions that all do what they do, or none. Its one row has column `base` of the first part, a number
+/// that it has drawn for another turn, and whether it has left notes for its own node.
 pub(in crate::postgres) struct Script {
     text: String,
     parameters: usize,
     values: Values,
     refusals: Vec<Refusal>,
+    /// The part that returns a row for each note which it has left of a lane that may be this node's own.
+    notes: Option<&'static str>,
 }
 
 /// Another number of rows than these in a part refuses the statement.
@@ -61,6 +63,7 @@ impl Script {
             parameters: 0,
             values: Values::default(),
             refusals: Vec::new(),
+            notes: None,
         };
         script.text.push_str("/* turn */ WITH ");
         script.push(right);
@@ -83,6 +86,11 @@ impl Script {
         self.refusals.push(Refusal { part, rows, reason });
     }
 
+    /// Says in the end whether a part has returned rows.
+    pub(super) fn tell_of(&mut self, part: &'static str) {
+        self.notes = Some(part);
+    }
+
     pub(super) fn finish(mut self) -> Result<Statement<'static>, CommitError> {
         let text = self.text();
         debug_assert_eq!(self.parameters, self.values.values.len(), "{text}");
@@ -100,7 +108,11 @@ impl Script {
             self.values.bind(i64::try_from(rows).unwrap_or(i64::MAX));
         }
         // Drawn behind the CASE, which the server works out first: a part of it may look at the number that was drawn last.
-        self.push(&format!(" END, (SELECT base FROM valid), nextval('turn') << {TURN_BITS}"));
+        let notes = match self.notes {
+            Some(part) => format!("EXISTS (SELECT 1 FROM {part})"),
+            None => "false".to_owned(),
+        };
+        self.push(&format!(" END, (SELECT base FROM valid), nextval('turn') << {TURN_BITS}, {notes}"));
         std::mem::take(&mut self.text)
     }
 

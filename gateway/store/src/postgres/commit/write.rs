@@ -14,7 +14,7 @@ use super::super::sql::store_time;
 use super::keep::Days;
 use super::lanes::Simple;
 use super::script::{Script, Values};
-use super::{Context, day_of, due, each, place_in_lane, queue_id, small, token, whole};
+use super::{Context, day_of, due, each, in_lanes, queue_id, small, stands_in, token, whole};
 use crate::backend::CommitError;
 use crate::leaves::Run;
 use crate::prepared::Prepared;
@@ -63,9 +63,9 @@ const KEYS: &str = "keys AS (INSERT INTO dedup AS k (key, message, accepted_at) 
 const NEW_KEYS: &str = "new_keys AS (INSERT INTO dedup (key, message, accepted_at) SELECT unnest(?::bytea[]), f.base + unnest(?::bigint[]), \
      ?::bigint FROM valid f)";
 /// As they are accepted.
-const ACCEPTED: &str = "accepted AS (INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, late, attempts, series, \
+const ACCEPTED: &str = "accepted AS (INSERT INTO delivery (pos, id, message, queue, lane, barrier, state, blocks, due, late, attempts, series, \
      crashes, doubt, suspect, replayed, expires_at, born, idle_at_birth, changed_at, leaves, sender) SELECT f.base + unnest(?::bigint[]), \
-     unnest(?::bytea[]), f.base + unnest(?::bigint[]), unnest(?::int[]), unnest(?::bytea[]), 0, true, t.now, false, 0, 0, 0, false, false, \
+     unnest(?::bytea[]), f.base + unnest(?::bigint[]), unnest(?::int[]), unnest(?::bytea[]), unnest(?::bytea[]), 0, true, t.now, false, 0, 0, 0, false, false, \
      false, unnest(?::bigint[]), t.now, unnest(?::bigint[]), t.now, int8send(f.base + unnest(?::bigint[])), \
      unnest(?::int[]) FROM valid f, (SELECT ?::bigint AS now) t)";
 /// Of emitted events that no route takes.
@@ -74,8 +74,8 @@ const BORN_DEAD: &str = "born_dead AS (INSERT INTO delivery (pos, id, message, q
      unnest(?::bigint[]), unnest(?::int[]), 5, unnest(?::bool[]), false, 0, 0, 0, false, false, false, unnest(?::text[]), \
      unnest(?::bigint[]), t.now, unnest(?::bigint[]), t.now, unnest(?::bytea[]), unnest(?::int[]) FROM (SELECT ?::bigint AS now) t), \
      stuck AS (INSERT INTO stuck (state, pos, queue, held) SELECT 5, unnest(?::bigint[]), unnest(?::int[]), false)";
-const IN_LANES: &str = "in_lanes AS (INSERT INTO lane (queue, lane, pos) SELECT unnest(?::int[]), unnest(?::bytea[]), \
-     f.base + unnest(?::bigint[]) FROM valid f)";
+const IN_LANES: &str = "in_lanes AS (INSERT INTO lane (queue, lane, pos, home) SELECT unnest(?::int[]), unnest(?::bytea[]), \
+     f.base + unnest(?::bigint[]), unnest(?::bytea[]) FROM valid f)";
 const READY: &str = "ready_now AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT unnest(?::int[]), unnest(?::smallint[]), \
      ?::bigint, f.base + unnest(?::bigint[]), false FROM valid f)";
 const EXPIRING: &str = "expiring AS (INSERT INTO expiry (at, pos) SELECT unnest(?::bigint[]), f.base + unnest(?::bigint[]) FROM valid f)";
@@ -97,13 +97,13 @@ const CHANGED: &str = "changed AS (UPDATE delivery d SET queue = n.queue, lane =
      due = n.due, token = n.token, until = n.until, session = n.session, batch = n.batch, late = n.late, attempts = n.attempts, \
      series = n.series, crashes = n.crashes, doubt = n.doubt, suspect = n.suspect, replayed = n.replayed, reason = n.reason, \
      born = n.born, idle_at_birth = n.idle_at_birth, changed_at = n.changed_at, settled_token = n.settled_token, \
-     settled_as = n.settled_as, leaves = n.leaves FROM (SELECT unnest(?::bigint[]) AS pos, unnest(?::int[]) AS queue, \
+     settled_as = n.settled_as, leaves = n.leaves, barrier = n.barrier FROM (SELECT unnest(?::bigint[]) AS pos, unnest(?::int[]) AS queue, \
      unnest(?::bytea[]) AS lane, unnest(?::smallint[]) AS state, unnest(?::bool[]) AS blocks, unnest(?::bigint[]) AS due, \
      unnest(?::bytea[]) AS token, unnest(?::bigint[]) AS until, unnest(?::bigint[]) AS session, unnest(?::bytea[]) AS batch, \
      unnest(?::bool[]) AS late, unnest(?::int[]) AS attempts, unnest(?::int[]) AS series, unnest(?::int[]) AS crashes, \
      unnest(?::bool[]) AS doubt, unnest(?::bool[]) AS suspect, unnest(?::bool[]) AS replayed, unnest(?::text[]) AS reason, \
      unnest(?::bigint[]) AS born, unnest(?::bigint[]) AS idle_at_birth, unnest(?::bigint[]) AS changed_at, \
-     unnest(?::bytea[]) AS settled_token, unnest(?::text[]) AS settled_as, unnest(?::bytea[]) AS leaves, \
+     unnest(?::bytea[]) AS settled_token, unnest(?::text[]) AS settled_as, unnest(?::bytea[]) AS leaves, unnest(?::bytea[]) AS barrier, \
      unnest(?::smallint[]) AS was_state, unnest(?::bytea[]) AS was_token, unnest(?::bigint[]) AS was_until, unnest(?::int[]) AS was_queue, \
      unnest(?::bigint[]) AS was_due) n WHERE d.pos = n.pos AND d.state = n.was_state AND d.token IS NOT DISTINCT FROM n.was_token \
      AND d.until IS NOT DISTINCT FROM n.was_until AND d.queue = n.was_queue AND d.due IS NOT DISTINCT FROM n.was_due RETURNING 1)";
@@ -403,6 +403,7 @@ fn added(script: &mut Script, turn: &Turn<'_>, rows: &[Row]) {
             .bind(each(&accepted, |row| row.message_seq))
             .bind(each(&accepted, |row| queue_id(row.queue)))
             .bind(each(&accepted, lane_of))
+            .bind(each(&accepted, barrier_of))
             .bind(each(&accepted, expires_at))
             .bind(each(&accepted, |row| micros(row.delivery.idle_at_birth)))
             .bind(each(&accepted, |row| row.leaves.first_chunk().map(|leaf| i64::from_be_bytes(*leaf))))
@@ -427,13 +428,14 @@ fn added(script: &mut Script, turn: &Turn<'_>, rows: &[Row]) {
             .bind(each(&dead, |row| row.pos))
             .bind(each(&dead, |row| queue_id(row.queue)));
     }
-    let lanes = only(|row| place_in_lane(row).is_some());
+    let lanes = in_lanes(rows.iter());
     if !lanes.is_empty() {
         script
             .part(IN_LANES)
-            .bind(each(&lanes, |row| queue_id(row.queue)))
-            .bind(each(&lanes, lane_of))
-            .bind(each(&lanes, |row| row.pos));
+            .bind(lanes.iter().map(|row| row.queue).collect::<Vec<i32>>())
+            .bind(lanes.iter().map(|row| row.lane).collect::<Vec<&[u8]>>())
+            .bind(lanes.iter().map(|row| row.pos).collect::<Vec<i64>>())
+            .bind(lanes.iter().map(|row| row.home).collect::<Vec<Option<&[u8]>>>());
     }
     let ready: Vec<&Row> = accepted.iter().filter(|row| row.lane.is_none()).copied().collect();
     if !ready.is_empty() {
@@ -466,7 +468,7 @@ impl Kind {
             let delivery = &row.delivery;
             let counts =
                 (delivery.series, delivery.crashes, delivery.doubt, delivery.suspect, delivery.replayed);
-            (row.queue, row.lane, counts, delivery.born, delivery.idle_at_birth)
+            (row.queue, row.lane, row.barrier, counts, delivery.born, delivery.idle_at_birth)
         };
         if rest(was) != rest(now) || now.changed_at != turn.now {
             return Self::Other;
@@ -583,6 +585,7 @@ pub(in crate::postgres) fn bind_rows<'v>(values: &'v mut Values, rows: &[&Row]) 
         .bind(each(rows, |row| row.delivery.settled.as_ref().map(|(token, _)| token.as_bytes().as_slice())))
         .bind(each(rows, |row| row.delivery.settled.map(|(_, kind)| kind.as_str())))
         .bind(each(rows, |row| row.leaves.as_slice()))
+        .bind(each(rows, barrier_of))
 }
 
 /// What stood somewhere until now: ready, or in a lane.
@@ -597,15 +600,14 @@ fn left(script: &mut Script, touched: &[&Touched]) {
             .bind(each(&ready, due))
             .bind(each(&ready, |row| row.pos));
     }
-    let moved = touched.iter().filter(|touched| place_in_lane(&touched.was) != place_in_lane(&touched.now));
-    let leave: Vec<&Row> =
-        moved.map(|touched| &touched.was).filter(|was| place_in_lane(was).is_some()).collect();
+    let moved = touched.iter().filter(|touched| stands_in(&touched.was) != stands_in(&touched.now));
+    let leave = in_lanes(moved.map(|touched| &touched.was));
     if !leave.is_empty() {
         script
             .part(IN_LANES_NO_MORE)
-            .bind(each(&leave, |row| queue_id(row.queue)))
-            .bind(each(&leave, lane_of))
-            .bind(each(&leave, |row| row.pos));
+            .bind(leave.iter().map(|row| row.queue).collect::<Vec<i32>>())
+            .bind(leave.iter().map(|row| row.lane).collect::<Vec<&[u8]>>())
+            .bind(leave.iter().map(|row| row.pos).collect::<Vec<i64>>());
         script.expect("in_lanes_no_more", leave.len(), "a delivery stands in its lane no more");
     }
 }
@@ -697,4 +699,8 @@ pub(in crate::postgres) fn sender_of(row: &Row) -> Option<i32> {
 
 fn lane_of(row: &Row) -> Option<&[u8]> {
     row.lane.as_ref().map(Index::as_slice)
+}
+
+fn barrier_of(row: &Row) -> Option<&[u8]> {
+    row.barrier.as_ref().map(Index::as_slice)
 }

@@ -46,17 +46,18 @@ statements! {
     COPY_DELIVERIES = "/* copy_deliveries */ WITH n AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::int[], $3::bytea[], $4::smallint[], \
         $5::bool[], $6::bigint[], $7::bytea[], $8::bigint[], $9::bigint[], $10::bytea[], $11::bool[], $12::int[], $13::int[], $14::int[], \
         $15::bool[], $16::bool[], $17::bool[], $18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bytea[], $23::text[], \
-        $24::bytea[], $25::bytea[], $26::bigint[], $27::bigint[], $28::smallint[], $29::bool[], $30::int[]) AS n(pos, queue, lane, state, blocks, due, \
+        $24::bytea[], $25::bytea[], $26::bytea[], $27::bigint[], $28::bigint[], $29::smallint[], $30::bool[], $31::int[]) AS n(pos, queue, lane, state, blocks, due, \
         token, until, session, batch, late, attempts, series, crashes, doubt, suspect, replayed, reason, born, idle_at_birth, changed_at, \
-        settled_token, settled_as, leaves, id, message, expires_at, bucket, is_ready, sender)), \
-        l AS (INSERT INTO lane (queue, lane, pos) SELECT queue, lane, pos FROM n WHERE blocks AND lane IS NOT NULL), \
+        settled_token, settled_as, leaves, barrier, id, message, expires_at, bucket, is_ready, sender)), \
+        l AS (INSERT INTO lane (queue, lane, pos, home) SELECT queue, w.lane, pos, CASE WHEN barrier IS NOT NULL THEN n.lane END \
+        FROM n CROSS JOIN LATERAL (VALUES (n.lane), (n.barrier)) AS w(lane) WHERE blocks AND w.lane IS NOT NULL), \
         r AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT queue, bucket, due, pos, suspect FROM n WHERE is_ready), \
         e AS (INSERT INTO expiry (at, pos) SELECT expires_at, pos FROM n WHERE expires_at IS NOT NULL AND state = 0), \
         s AS (INSERT INTO stuck (state, pos, queue, held) SELECT state, pos, queue, state = 3 AND due IS NULL FROM n WHERE state IN (3, 5)) \
         INSERT INTO delivery (pos, queue, lane, state, blocks, due, token, until, session, batch, late, attempts, series, crashes, doubt, \
-        suspect, replayed, reason, born, idle_at_birth, changed_at, settled_token, settled_as, leaves, id, message, expires_at, sender) \
+        suspect, replayed, reason, born, idle_at_birth, changed_at, settled_token, settled_as, leaves, barrier, id, message, expires_at, sender) \
         SELECT pos, queue, lane, state, blocks, due, token, until, session, batch, late, attempts, series, crashes, doubt, suspect, \
-        replayed, reason, born, idle_at_birth, changed_at, settled_token, settled_as, leaves, id, message, expires_at, sender FROM n";
+        replayed, reason, born, idle_at_birth, changed_at, settled_token, settled_as, leaves, barrier, id, message, expires_at, sender FROM n";
     COPY_ENTRIES = "/* copy_entries */ WITH n AS MATERIALIZED (SELECT * FROM unnest($1::int[], $2::bigint[], $3::int[], $4::bytea[]) \
         AS n(day, number, count, bytes)), p AS (INSERT INTO leaf_place (first, number, day, count) SELECT number, number, day, count FROM n) \
         INSERT INTO leaf (day, number, bytes) SELECT day, number, bytes FROM n";

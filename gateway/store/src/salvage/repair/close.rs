@@ -42,7 +42,9 @@ impl Building<'_> {
         }
         self.connection.execute(
             "UPDATE delivery AS f SET ready = due WHERE f.lane IS NOT NULL AND f.due IS NOT NULL AND f.state IN (0, 3) \
-             AND NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = f.queue AND e.lane = f.lane AND e.blocks = 1 AND e.pos < f.pos)",
+             AND NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = f.queue AND e.lane IN (f.lane, f.barrier) AND e.blocks = 1 AND e.pos < f.pos) \
+             AND NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = f.queue AND e.barrier IN (f.lane, f.barrier) AND e.blocks = 1 \
+             AND e.pos < f.pos)",
             [],
         )?;
         self.name_senders()?;

@@ -104,6 +104,7 @@ impl Building<'_> {
                 if !(sound || worth == Worth::Damaged("ready")) {
                     return Ok(());
                 }
+                values.resize(table.columns(), Value::Null);
                 let unordered = values[4] == Value::Null;
                 values[DELIVERY_READY] =
                     if unordered { values[DELIVERY_READY - 1].clone() } else { Value::Null };

@@ -236,8 +236,10 @@ impl Sim {
             first.push(destinations.len());
             let text = format!("{}.{}", event.key, event.content);
             let lane = (event.key % 4 > 0).then(|| (event.key % 4).to_string());
+            // Some stand in two lanes, some of those in the same twice, and some have only the second key.
+            let barrier = (event.key % 5 == 4).then(|| (1 + event.key / 5 % 3).to_string());
             let id = format!("{}-{}", SENDERS[sender], event.key);
-            let mut message = message(&id, &text, lane, destinations);
+            let mut message = message(&id, &text, [lane, barrier], destinations);
             message.expires_at = expires.map(Timestamp::from_micros);
             prepared.push(self.prepare(&actor, &mut message));
             messages.push(message);
@@ -361,7 +363,7 @@ impl Sim {
             let routed = self.setups.iter().any(|setup| usize::from(setup.queue) == INBOX);
             let dead = (settle.emit == Emits::Unrouted || !routed).then_some(Reason::NoRoute);
             let to = if dead.is_some() { Vec::new() } else { vec![INBOX] };
-            let mut message = message(&name, &name, None, to);
+            let mut message = message(&name, &name, [None, None], to);
             let ready = self.prepare(&consumer, &mut message);
             settle.emitted = Some((ready.key, ready.fingerprint));
             prepared.push(ready);
@@ -545,16 +547,25 @@ fn queue_setup(setup: &Setup) -> QueueSetup {
     QueueSetup { name: QUEUES[queue].to_owned(), kind, sessions: Default::default(), policy }
 }
 
-fn message(id: &str, text: &str, lane: Option<String>, destinations: Vec<usize>) -> NewMessage {
+fn message(
+    id: &str,
+    text: &str,
+    [lane, barrier]: [Option<String>; 2],
+    destinations: Vec<usize>,
+) -> NewMessage {
     let mut attributes = serde_json::json!({"specversion": "1.0", "id": id, "source": "/sim", "type": "t"});
     if let Some(lane) = &lane {
         attributes["partitionkey"] = lane.as_str().into();
+    }
+    if let Some(barrier) = &barrier {
+        attributes["barrierkey"] = barrier.as_str().into();
     }
     NewMessage {
         kind: "t".into(),
         source: "/sim".into(),
         subject: None,
         partition_key: lane,
+        barrier_key: barrier,
         datacontenttype: Some("text/plain".into()),
         correlation_id: None,
         expires_at: None,

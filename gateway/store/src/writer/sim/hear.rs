@@ -444,17 +444,19 @@ impl Sim {
         law("nothing is sent past its expiry", !expired || (row.delivery.doubt && !begun), || {
             format!("{row:?}")
         })?;
-        let Some(lane) = row.lane else { return Ok(()) };
         let in_front: Vec<&Row> = self
             .snap
             .rows
             .values()
-            .filter(|other| other.queue == row.queue && other.lane == Some(lane))
-            .filter(|other| other.pos < row.pos && other.delivery.state.blocks_lane())
+            .filter(|other| laws::meet(other, row) && other.pos < row.pos)
+            .filter(|other| other.delivery.state.blocks_lane())
             .collect();
-        let window = queue.setup.policy.window.max(1) as usize;
-        let one_pipeline =
-            |row: &&Row| row.delivery.lease().is_some_and(|front| front.session == lease.session);
+        // Who stands in two lanes goes alone.
+        let alone = row.barrier.is_some();
+        let window = if alone { 1 } else { queue.setup.policy.window.max(1) as usize };
+        let one_pipeline = |row: &&Row| {
+            row.barrier.is_none() && row.delivery.lease().is_some_and(|front| front.session == lease.session)
+        };
         law(
             "nobody overtakes in a lane",
             in_front.len() < window && in_front.iter().all(one_pipeline),

@@ -102,7 +102,7 @@ impl Snap {
     fn lanes(&self) -> HashMap<(i64, Index), Vec<&Row>> {
         let mut lanes: HashMap<(i64, Index), Vec<&Row>> = HashMap::new();
         for row in self.rows.values().filter(|row| row.delivery.state.blocks_lane()) {
-            if let Some(lane) = row.lane {
+            for lane in [row.lane, row.barrier].into_iter().flatten() {
                 lanes.entry((row.queue, lane)).or_default().push(row);
             }
         }
@@ -288,11 +288,25 @@ pub(super) fn ready_is_right(snap: &Snap, memory: &Memory) -> Result<(), Broken>
     for row in snap.rows.values().filter(|row| row.lane.is_none()) {
         expected.extend(due(row).map(|due| (row.pos, due)));
     }
-    for ((id, _), lane) in snap.lanes() {
-        let Some(queue) = memory.queues.get(&id) else { continue };
+    let lanes = snap.lanes();
+    let is_first = |row: &Row| {
+        let of = |lane: Index| lanes.get(&(row.queue, lane)).and_then(|lane| lane.first());
+        [row.lane, row.barrier]
+            .into_iter()
+            .flatten()
+            .all(|lane| of(lane).is_some_and(|first| first.pos == row.pos))
+    };
+    for ((id, _), lane) in &lanes {
+        let Some(queue) = memory.queues.get(id) else { continue };
         let leased = lane.iter().take_while(|row| row.delivery.lease().is_some());
         let before: Vec<_> = leased.filter_map(|row| row.delivery.lease()).collect();
         let Some(first) = lane.get(before.len()) else { continue };
+        // Who stands in two lanes waits for all before it in both, and nobody goes with it.
+        if lane[..before.len()].iter().any(|row| row.barrier.is_some())
+            || first.barrier.is_some() && !is_first(first)
+        {
+            continue;
+        }
         let room = before.len() < queue.setup.policy.window.max(1) as usize;
         if room && before.iter().all(|lease| lease.session == queue.session) {
             expected.extend(due(first).map(|due| (first.pos, due)));
@@ -309,6 +323,13 @@ pub(super) fn ready_is_right(snap: &Snap, memory: &Memory) -> Result<(), Broken>
         })?;
     }
     Ok(())
+}
+
+/// Whether two deliveries have a lane in common, be it the first of one and the second of the other.
+pub(super) fn meet(one: &Row, other: &Row) -> bool {
+    let lanes = [one.lane, one.barrier].into_iter().flatten();
+    one.queue == other.queue
+        && lanes.into_iter().any(|lane| [other.lane, other.barrier].contains(&Some(lane)))
 }
 
 /// Nobody overtakes, and a suspect is alone.
@@ -413,7 +434,8 @@ pub(super) fn the_past_stays(was: &Snap, now: &Snap, time: i64) -> Result<(), Br
             law("an end is one", before.delivery == after.delivery, || format!("{before:?}, {after:?}"))?;
         }
         let told = after.leaves.len() - before.leaves.len().min(after.leaves.len());
-        let same = before.queue == after.queue && before.lane == after.lane;
+        let same =
+            before.queue == after.queue && (before.lane, before.barrier) == (after.lane, after.barrier);
         let silent = told > 0
             || same && before.delivery.state == after.delivery.state
             || same

@@ -106,7 +106,7 @@ pub(super) enum Op {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Ev {
-    /// Idempotency key; it determines the lane too, so that an honest repetition is one.
+    /// Idempotency key; it determines the lanes too, so that an honest repetition is one.
     pub(super) key: u8,
     pub(super) content: u8,
     /// Destinations, a bit each.

@@ -38,13 +38,15 @@ const UNSOUND: &[(&str, &str)] = &[
     (
         "could overtake",
         "SELECT r.pos FROM ready r JOIN delivery d ON d.pos = r.pos WHERE d.lane IS NOT NULL AND EXISTS (SELECT 1 FROM delivery e \
-         WHERE e.queue = d.queue AND e.lane = d.lane AND e.pos < d.pos AND e.blocks AND e.state NOT IN (1, 2))",
+         WHERE e.queue = d.queue AND (e.lane IN (d.lane, d.barrier) OR e.barrier IN (d.lane, d.barrier)) AND e.pos < d.pos AND e.blocks \
+         AND (e.state NOT IN (1, 2) OR coalesce(d.barrier, e.barrier) IS NOT NULL))",
     ),
     (
         "is forgotten",
         "SELECT d.pos FROM delivery d WHERE d.due IS NOT NULL AND NOT EXISTS (SELECT 1 FROM ready r WHERE r.pos = d.pos) \
-         AND NOT EXISTS (SELECT 1 FROM delivery e WHERE d.lane IS NOT NULL AND e.queue = d.queue AND e.lane = d.lane AND e.pos < d.pos \
-         AND e.blocks) AND NOT EXISTS (SELECT 1 FROM lane_changed c WHERE c.queue = d.queue AND c.lane = d.lane)",
+         AND NOT EXISTS (SELECT 1 FROM delivery e WHERE d.lane IS NOT NULL AND e.queue = d.queue AND e.pos < d.pos AND e.blocks \
+         AND (e.lane IN (d.lane, d.barrier) OR e.barrier IN (d.lane, d.barrier))) \
+         AND NOT EXISTS (SELECT 1 FROM lane_changed c WHERE c.queue = d.queue AND c.lane IN (d.lane, d.barrier))",
     ),
     (
         "is ready as another",
@@ -53,8 +55,10 @@ const UNSOUND: &[(&str, &str)] = &[
     ),
     (
         "does not stand in its lane",
-        "SELECT coalesce(d.pos, l.pos) FROM (SELECT * FROM delivery WHERE lane IS NOT NULL AND blocks) d FULL JOIN lane l \
-         ON l.queue = d.queue AND l.lane = d.lane AND l.pos = d.pos WHERE d.pos IS NULL OR l.pos IS NULL",
+        "SELECT coalesce(d.pos, l.pos) FROM (SELECT queue, lane, pos, CASE WHEN barrier IS NOT NULL THEN lane END AS home FROM delivery \
+         WHERE lane IS NOT NULL AND blocks UNION ALL SELECT queue, barrier, pos, lane FROM delivery WHERE barrier IS NOT NULL AND blocks) d \
+         FULL JOIN lane l ON l.queue = d.queue AND l.lane = d.lane AND l.pos = d.pos \
+         WHERE d.pos IS NULL OR l.pos IS NULL OR d.home IS DISTINCT FROM l.home",
     ),
     (
         "is stuck or not",

@@ -146,17 +146,18 @@ fn frame_sums(frame: &[u8]) -> (u32, u32) {
     })
 }
 
-/// Bits of a frame that do to its sums what this one does: itself alone where the checksum says which one has flipped.
+/// Bits of a frame one of which has to be flipped, once this one has, for its sums to be what they were: itself alone where the checksum
+/// says which one it was.
 fn alike(frame: &[u8], bit: usize) -> Vec<usize> {
     let sums = frame_sums(frame);
-    let effect = |bit: usize| {
-        let mut flipped = frame.to_vec();
-        flipped[bit / 8] ^= 1 << (bit % 8);
-        let after = frame_sums(&flipped);
-        (after.0.wrapping_sub(sums.0), after.1.wrapping_sub(sums.1))
+    let mut damaged = frame.to_vec();
+    damaged[bit / 8] ^= 1 << (bit % 8);
+    let mends = |other: &usize| {
+        let mut flipped = damaged.clone();
+        flipped[other / 8] ^= 1 << (other % 8);
+        frame_sums(&flipped) == sums
     };
-    let wanted = effect(bit);
-    (0..8 * frame.len()).filter(|other| effect(*other) == wanted).collect()
+    (0..8 * frame.len()).filter(mends).collect()
 }
 
 #[tokio::test]
