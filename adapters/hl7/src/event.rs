@@ -14,8 +14,9 @@ const ATTRIBUTE_CHARS_MAX: usize = 256;
 /// MSH-10 has up to 199 characters, and the digest behind it tells messages apart anyway.
 const CONTROL_ID_CHARS_MAX: usize = 64;
 
-/// The attribute that says, of a merge, which id the surviving one replaces: routes and applications can go by it.
-const MERGED_KEY: &str = "hl7mergedkey";
+/// The attribute that says how many merges a message holds, which as a rule is one: a delivery stands in two lanes, and where there are
+/// more those of the first are its two. Routes can go by it.
+const MERGES: &str = "hl7merges";
 /// Larger bodies travel beside their event, without being copied.
 const DATA_BYTES_MAX: usize = 1024 * 1024;
 
@@ -56,11 +57,13 @@ impl Origin<'_> {
             let value = message.value(path.0.as_ref()?)?;
             Some(attribute_text(value, charset, ATTRIBUTE_CHARS_MAX))
         };
-        let former = message.merged_path().and_then(|path| message.value(&path));
-        let former = former.map(|former| attribute_text(former, charset, ATTRIBUTE_CHARS_MAX));
-        let extensions = [("partitionkey", value(&self.settings.partition_key)), (MERGED_KEY, former)];
-        let extension =
-            |(name, value): (&str, Option<String>)| Some((name.to_owned(), Extension::Text(value?)));
+        let merges = message.merges();
+        let barrier = merges.and_then(|_| value(&self.settings.barrier_key));
+        let keys = [("partitionkey", value(&self.settings.partition_key)), ("barrierkey", barrier)];
+        let keys = keys.map(|(name, value)| value.map(|value| (name, Extension::Text(value))));
+        let merges = merges.and_then(|merges| i64::try_from(merges).ok());
+        let merges = merges.map(|merges| (MERGES, Extension::Integer(merges)));
+        let extensions = keys.into_iter().chain([merges]).flatten();
         let event = Event {
             id: idempotency_key.clone(),
             source: self.source.to_owned(),
@@ -69,7 +72,7 @@ impl Origin<'_> {
             dataschema: None,
             subject: value(&self.settings.subject),
             time: None,
-            extensions: extensions.into_iter().filter_map(extension).collect(),
+            extensions: extensions.map(|(name, value)| (name.to_owned(), value)).collect(),
             data: (body.len() <= DATA_BYTES_MAX).then(|| Data::Binary(body.to_vec())),
         };
         Ok(Received { event, idempotency_key })
@@ -95,6 +98,7 @@ fn printable(id: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::header::MERGE_EVENTS;
 
     fn received(body: &[u8], settings: &Settings) -> Received {
         let origin = Origin { settings, source: "/adapters/lab" };
@@ -131,11 +135,40 @@ mod tests {
     }
 
     #[test]
-    fn a_merge_says_both_ids_and_a_part_of_a_message_is_refused() {
-        let body = b"MSH|^~\\&|||||||ADT^A40|1|P|2.5\rPID|1||42\rMRG|41\r";
+    fn a_merge_is_ordered_by_both_ids_and_other_events_by_one() {
+        let event = |trigger: &str, rest: &str, settings: &str| {
+            let body = format!("MSH|^~\\&|||||||ADT^{trigger}|1|P|2.5\rPID|1||42^^^MR~7\r{rest}");
+            received(body.as_bytes(), &serde_json::from_str(settings).unwrap()).event
+        };
+        let keys = |event: &Event| ["partitionkey", "barrierkey"].map(|name| event.text_extension(name));
+        let both = [Some("42".to_owned()), Some("41".to_owned())];
+        for trigger in MERGE_EVENTS {
+            let merge = event(trigger, "MRG|41^^^MR~6|||9||8\r", "{}");
+            assert_eq!(keys(&merge), both, "{trigger}");
+            assert_eq!(merge.extensions.get("hl7merges"), Some(&Extension::Integer(1)));
+        }
+        for (trigger, rest) in [("A40", ""), ("A40", "MRG|\r"), ("A08", "MRG|41\r")] {
+            assert_eq!(keys(&event(trigger, rest, "{}")), [Some("42".to_owned()), None], "{trigger} {rest}");
+        }
+        let visit = event("A42", "MRG|41||||9\r", r#"{"partition_key":"","barrier_key":"MRG-5"}"#);
+        assert_eq!(keys(&visit), [None, Some("9".to_owned())]);
+        assert_eq!(keys(&event("A40", "MRG|41\r", r#"{"barrier_key":""}"#)), [both[0].clone(), None]);
+    }
+
+    /// A delivery has two lanes: the first merge's. The others are counted, so that a route can tell.
+    #[test]
+    fn several_merges_in_one_message_are_ordered_by_the_first_and_counted() {
+        let body =
+            b"MSH|^~\\&|||||||ADT^A40|1|P|2.5\rPID|1||42\rMRG|41\rPID|2||52\rMRG|51\rPID|3||62\rMRG|61\r";
         let event = received(body, &Settings::default()).event;
         assert_eq!(event.text_extension("partitionkey").as_deref(), Some("42"));
-        assert_eq!(event.text_extension("hl7mergedkey").as_deref(), Some("41"));
+        assert_eq!(event.text_extension("barrierkey").as_deref(), Some("41"));
+        assert_eq!(event.extensions.get("hl7merges"), Some(&Extension::Integer(3)));
+        event.validate().unwrap();
+    }
+
+    #[test]
+    fn a_part_of_a_message_is_refused() {
         let part = Bytes::from_static(b"MSH|^~\\&|||||||ORU^R01|1|P|2.5||P2\r");
         let settings = Settings::default();
         let origin = Origin { settings: &settings, source: "/adapters/lab" };

@@ -26,7 +26,7 @@ const MSH_APPLICATION_ACKNOWLEDGEMENT: usize = 16;
 const MSH_CHARACTER_SET: usize = 18;
 
 /// Merges and moves of patients, accounts and visits (chapter 3): MRG says whose they were.
-const MERGE_EVENTS: [&str; 18] = [
+pub(crate) const MERGE_EVENTS: [&str; 18] = [
     "A18", "A30", "A34", "A35", "A36", "A39", "A40", "A41", "A42", "A43", "A44", "A45", "A46", "A47", "A48",
     "A49", "A50", "A51",
 ];
@@ -172,12 +172,11 @@ impl<'a> Message<'a> {
             || self.segment(b"DSC").is_some_and(|dsc| present(nth(dsc, self.delimiters.field, 1)).is_some())
     }
 
-    /// For a message that merges or moves a patient's records: the path of the id that they had before.
-    pub(crate) fn merged_path(&self) -> Option<FieldPath> {
+    /// Of an event that merges or moves patients' records, or gives them other ids: how many, each of which has an MRG segment.
+    pub(crate) fn merges(&self) -> Option<usize> {
         let kind = self.message_type().ok()?;
         let merges = kind.code == "ADT" && kind.trigger.is_some_and(|event| MERGE_EVENTS.contains(&event));
-        let path = FieldPath { segment: *b"MRG", field: 1, component: Some(1), subcomponent: None };
-        merges.then_some(path)
+        merges.then(|| self.segments_named(b"MRG").count())
     }
 
     pub(crate) fn message_type(&self) -> Result<MessageType<'a>, HeaderError> {
@@ -251,7 +250,11 @@ impl<'a> Message<'a> {
     }
 
     fn segment(&self, name: &[u8; 3]) -> Option<&'a [u8]> {
-        self.segments().find(|segment| {
+        self.segments_named(name).next()
+    }
+
+    fn segments_named(&self, name: &[u8; 3]) -> impl Iterator<Item = &'a [u8]> {
+        self.segments().filter(|segment| {
             segment
                 .strip_prefix(name.as_slice())
                 .is_some_and(|rest| rest.first().is_none_or(|byte| *byte == self.delimiters.field))

@@ -94,6 +94,9 @@ pub(crate) struct Settings {
     /// The field that orders received messages, like `PID-3.1`; empty for no order.
     #[schemars(with = "String")]
     pub(crate) partition_key: OptionalPath,
+    /// The field that orders received merges besides, of which `partition_key` is the survivor's; empty for none.
+    #[schemars(with = "String")]
+    pub(crate) barrier_key: OptionalPath,
     /// The field that becomes the subject of received messages; empty for none.
     #[schemars(with = "String")]
     pub(crate) subject: OptionalPath,
@@ -131,6 +134,7 @@ impl Default for Settings {
             default_charset: Charset::Utf8,
             charset: None,
             partition_key: OptionalPath("PID-3.1".parse().ok()),
+            barrier_key: OptionalPath("MRG-1.1".parse().ok()),
             subject: OptionalPath("MSH-10".parse().ok()),
             source: None,
         }

@@ -142,17 +142,18 @@ fn parts_of_a_message_are_told_from_whole_ones() {
 }
 
 #[test]
-fn a_merge_names_the_former_id() {
-    let former = |kind: &str| {
-        let body = format!("MSH|^~\\&|A|B|C|D|||{kind}|1|P|2.5\rPID|1||42^^^MR\rMRG|41^^^MR\r");
-        let message = Message::parse(body.as_bytes()).unwrap();
-        message.merged_path().and_then(|path| message.value(&path)).map(<[u8]>::to_vec)
+fn merges_are_counted_in_events_that_have_them() {
+    let merges = |kind: &str, rest: &str| {
+        let body = format!("MSH|^~\\&|A|B|C|D|||{kind}|1|P|2.5\rPID|1||42^^^MR\r{rest}");
+        Message::parse(body.as_bytes()).unwrap().merges()
     };
     for kind in ["ADT^A18", "ADT^A34", "ADT^A40^ADT_A39"] {
-        assert_eq!(former(kind).as_deref(), Some(&b"41"[..]), "{kind}");
+        assert_eq!(merges(kind, "MRG|41^^^MR\r"), Some(1), "{kind}");
     }
-    assert_eq!(former("ADT^A08"), None);
-    assert_eq!(former("ORU^A40"), None);
+    assert_eq!(merges("ADT^A40", "MRG|41\rPID|2||52\rMRG|51\r"), Some(2));
+    assert_eq!(merges("ADT^A40", "MRGX|41\r"), Some(0));
+    assert_eq!(merges("ADT^A08", "MRG|41\r"), None);
+    assert_eq!(merges("ORU^A40", "MRG|41\r"), None);
 }
 
 #[test]
