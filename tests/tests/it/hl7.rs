@@ -16,24 +16,24 @@ const END: &[u8] = b"\x1c\r";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One connection, spoken by hand.
-struct Wire(BufReader<TcpStream>);
+pub(crate) struct Wire(BufReader<TcpStream>);
 
 impl Wire {
     fn accept(listener: &TcpListener) -> Self {
         Self::new(listener.accept().unwrap().0)
     }
 
-    fn connect(port: u16) -> Self {
+    pub(crate) fn connect(port: u16) -> Self {
         Self::new(until("the adapter listens", || TcpStream::connect(("127.0.0.1", port)).ok()))
     }
 
-    fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(BufReader::new(stream))
     }
 
     /// The next frame's body; `None` when the other side has closed.
-    fn read(&mut self) -> Option<String> {
+    pub(crate) fn read(&mut self) -> Option<String> {
         let mut frame = Vec::new();
         self.0.read_until(END[0], &mut frame).unwrap();
         if frame.is_empty() {
@@ -46,12 +46,12 @@ impl Wire {
     }
 
     /// Whether the other side has the connection still; an error is what a closed one gives.
-    fn write(&mut self, body: &str) -> std::io::Result<()> {
+    pub(crate) fn write(&mut self, body: &str) -> std::io::Result<()> {
         self.0.get_mut().write_all(&[&[START], body.as_bytes(), END].concat())
     }
 }
 
-fn ack(code: &str, control_id: &str) -> String {
+pub(crate) fn ack(code: &str, control_id: &str) -> String {
     format!("MSH|^~\\&|LAB|H|EHR|C|2026||ACK|A{control_id}{code}|P|2.5\rMSA|{code}|{control_id}\r")
 }
 
@@ -68,7 +68,7 @@ fn send(gateway: &Gateway, event: &Value) -> String {
     accepted["messages"][0]["id"].as_str().unwrap().to_owned()
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -13,6 +13,7 @@ mod keys;
 mod kills;
 mod lab;
 mod limits;
+mod merges;
 mod migrate;
 mod nodes;
 mod order;
