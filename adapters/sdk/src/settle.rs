@@ -119,7 +119,13 @@ impl Reporter {
                     resolve(sent, Ok(&settled), &held, answer);
                 }
             }
-            Err(error) if error.superseded() => self.lifetime.end(Ending::Superseded),
+            Err(error) if error.superseded() => {
+                // Nothing of these may be sent any more, and whoever waits for an answer must not wait for ever.
+                for (sent, (held, answer)) in request.results.iter().zip(followers) {
+                    conclude(sent.outcome, Err(LeaseLost), &held, answer);
+                }
+                self.lifetime.end(Ending::Superseded);
+            }
             Err(error) if request.results.len() == 1 => {
                 for (sent, (held, answer)) in request.results.iter().zip(followers) {
                     resolve(sent, Err(&error), &held, answer);
@@ -203,6 +209,15 @@ fn resolve(
             Err(LeaseLost)
         }
     };
+    conclude(outcome, verdict, held, answer);
+}
+
+fn conclude(
+    outcome: WireOutcome,
+    verdict: Result<(), LeaseLost>,
+    held: &Held,
+    answer: Option<oneshot::Sender<Result<(), LeaseLost>>>,
+) {
     if outcome == WireOutcome::Extend {
         held.end_prolonging();
     }

@@ -441,6 +441,21 @@ mod tests {
         assert!(later.is_err(), "prolonged after `sent`");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn of_a_superseded_session_everything_is_lost_and_nobody_waits_for_ever() {
+        let (mut gateway, session, _pipeline, taken) = in_hand(1).await;
+        let extend = gateway.next("/v1/settle").await;
+        assert_eq!(extend.outcomes(), [("t1", "extend")]);
+        let mut settlement = Settlement::default();
+        settlement.outcome(&taken[0], sent());
+        let settling = settle(&session, settlement);
+        extend.answer_problem("superseded");
+        gateway.superseded().await;
+        assert!(taken[0].is_lost(), "its bytes might still leave");
+        gateway.next("/v1/settle").await.answer_problem("superseded");
+        assert!(settling.await.unwrap().is_err());
+    }
+
     #[tokio::test]
     async fn what_the_gateway_would_refuse_as_too_much_is_told_before() {
         let (_gateway, session, _pipeline, taken) = in_hand(1).await;
