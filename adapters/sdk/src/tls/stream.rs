@@ -14,13 +14,15 @@ use super::name::{PeerName, names};
 
 /// A connection to or from a partner. What has been written leaves with a flush.
 ///
-/// A partner that closes without the goodbye of TLS has closed all the same: the protocol on it says whether something is missing.
+/// A partner that closes without the goodbye of TLS has closed all the same, as many do. Where its end says that something is whole, look at
+/// [`Stream::was_cut`]: anybody on the way can cut a connection.
 #[derive(Debug)]
 pub struct Stream {
     kind: Kind,
     peer_names: Vec<PeerName>,
     /// What the partner had said before the stream was handed out.
     early: Vec<u8>,
+    was_cut: bool,
 }
 
 #[derive(Debug)]
@@ -31,7 +33,7 @@ enum Kind {
 
 impl Stream {
     pub fn plain(stream: TcpStream) -> Self {
-        Self { kind: Kind::Plain(stream), peer_names: Vec::new(), early: Vec::new() }
+        Self { kind: Kind::Plain(stream), peer_names: Vec::new(), early: Vec::new(), was_cut: false }
     }
 
     /// `early` is what has been read of it.
@@ -39,7 +41,7 @@ impl Stream {
         let stream = stream.into();
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
         let peer_names = certificate.map(names).unwrap_or_default();
-        Self { kind: Kind::Tls(Box::new(stream)), peer_names, early }
+        Self { kind: Kind::Tls(Box::new(stream)), peer_names, early, was_cut: false }
     }
 
     pub fn is_tls(&self) -> bool {
@@ -49,6 +51,12 @@ impl Stream {
     /// The names in the partner's certificate, which has been verified; none without TLS, or of one that has shown none.
     pub fn peer_names(&self) -> &[PeerName] {
         &self.peer_names
+    }
+
+    /// The connection has ended without the goodbye of TLS (close_notify): it need not be the partner who ended it. Never so without TLS, where
+    /// nothing tells one from the other.
+    pub fn was_cut(&self) -> bool {
+        self.was_cut
     }
 
     /// The socket, for its addresses.
@@ -85,7 +93,10 @@ impl AsyncRead for Stream {
             return Poll::Ready(Ok(()));
         }
         match ready!(Pin::new(stream).poll_read(context, buffer)) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                this.was_cut = true;
+                Poll::Ready(Ok(()))
+            }
             read => Poll::Ready(read),
         }
     }

@@ -431,9 +431,25 @@ async fn who_closes_without_a_goodbye_has_closed() {
     });
     // The socket is closed under it.
     drop(theirs);
-    let mut heard = Vec::new();
-    ours.unwrap().read_to_end(&mut heard).await.unwrap();
+    let (mut ours, mut heard) = (ours.unwrap(), Vec::new());
+    ours.read_to_end(&mut heard).await.unwrap();
     assert!(heard.is_empty());
+    assert!(ours.was_cut(), "anybody on the way can do that");
+}
+
+#[tokio::test]
+async fn who_says_goodbye_was_not_cut_off() {
+    let authority = Authority::new();
+    let (listener, address) = listener().await;
+    let connector = Connector::new(&address.to_string(), Some(&authority.connect(json!({})))).unwrap();
+    let acceptor = Acceptor::new(Some(&authority.listen(json!({})))).unwrap();
+    let (ours, mut theirs) = tokio::join!(connector.connect(PATIENCE), async {
+        acceptor.accept(listener.accept().await.unwrap().0, PATIENCE).await.unwrap()
+    });
+    theirs.shutdown().await.unwrap();
+    let mut ours = ours.unwrap();
+    assert_eq!(ours.read(&mut [0]).await.unwrap(), 0);
+    assert!(!ours.was_cut());
 }
 
 #[tokio::test]
