@@ -6,11 +6,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use gatepost_api::event::Data;
 use gatepost_api::messages::Reply;
-use gatepost_api::settle::{Level, Outcome as WireOutcome, Scope, SettleItem};
+use gatepost_api::settle::{Level, Outcome as WireOutcome, SETTLE_BYTES_MAX, Scope, SettleItem};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
+
+/// Largest reply that a settlement carries, in bytes before they are written as base64: the gateway's limit for all of it, with room for
+/// what else is settled in the same call.
+pub const REPLY_BYTES_MAX: usize = (SETTLE_BYTES_MAX - 2 * 1024 * 1024) / 4 * 3;
 
 /// What proves an outcome: how much it proves, and what the protocol can show for it. Never a payload.
 #[derive(Debug, Clone, PartialEq)]

@@ -43,7 +43,7 @@ pub use calls::OperatorCall;
 pub use client::{CallError, Refusal};
 pub use delivery::{DataError, Delivery};
 pub use desk::Placement;
-pub use evidence::{Evidence, Outcome, binary_reply, digest, reply, reply_bytes};
+pub use evidence::{Evidence, Outcome, REPLY_BYTES_MAX, binary_reply, digest, reply, reply_bytes};
 pub use gatepost_api::calls::Offer;
 pub use gatepost_api::event::{Data, Event, Extension};
 pub use gatepost_api::messages::Reply;
