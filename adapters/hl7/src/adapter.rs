@@ -42,7 +42,7 @@ impl Adapter for Hl7 {
         let settings = Arc::new(settings);
         let (on_ack, confirm) = (settings.on_ack.clone(), session.confirm());
         let judge = move |answer: &Answer| answer::outcome(&on_ack, confirm, answer);
-        let (awaited, late) = Awaited::open(session.clone(), Box::new(judge));
+        let (awaited, late) = Awaited::open(session.clone(), settings.answerers(), Box::new(judge));
         let both = async {
             let sending = send(Arc::clone(&settings), session.clone(), Arc::clone(&awaited));
             let receiving = receive(Arc::clone(&settings), session.clone(), Arc::clone(&awaited));

@@ -1,7 +1,7 @@
 //! The partner's answer to a message: which one it answers, and what that means for the delivery.
 
 use bytes::Bytes;
-use gatepost_adapter::{Evidence, Level, Outcome, Scope, digest, reply};
+use gatepost_adapter::{Evidence, Level, Outcome, REPLY_BYTES_MAX, Scope, digest, reply};
 
 pub(crate) use crate::awaited::Answer;
 use crate::charset::Charset;
@@ -9,8 +9,6 @@ use crate::event::MEDIA_TYPE;
 use crate::header::{AckCode, Message, attribute_text};
 use crate::on_ack::OnAck;
 
-/// Larger answers are evidenced by their digest alone.
-const REPLY_BYTES_MAX: usize = 1024 * 1024;
 const CONTROL_ID_CHARS_MAX: usize = 200;
 const ERROR_CODE_CHARS_MAX: usize = 20;
 
@@ -34,10 +32,13 @@ pub(crate) fn read(body: &Bytes) -> Result<Answer, &'static str> {
 /// What the answer means. An application acknowledgement is `business` where that is asked for, since then it is the partner
 /// who says that AA means more than having stored the message.
 pub(crate) fn outcome(on_ack: &OnAck, confirm: Level, answer: &Answer) -> Outcome {
-    let is_application = !matches!(answer.code, AckCode::Ca | AckCode::Ce | AckCode::Cr);
+    let is_application = !answer.is_accept();
     let level = if is_application && confirm == Level::Business { Level::Business } else { Level::Transport };
+    let fits = answer.body.len() <= REPLY_BYTES_MAX;
+    let reply = fits.then(|| reply(MEDIA_TYPE, answer.body.to_vec()));
     let evidence = evidence(level, answer);
-    let reply = (answer.body.len() <= REPLY_BYTES_MAX).then(|| reply(MEDIA_TYPE, answer.body.to_vec()));
+    // Whoever waits for it must see that it is not empty.
+    let evidence = if fits { evidence } else { evidence.with("reply", "too large") };
     let Some(action) = on_ack.action(answer.code, answer.error.as_deref()) else {
         return Outcome::Delivered { evidence, reply };
     };

@@ -3,27 +3,37 @@
 //! A message is expected from before its bytes leave. Once the partner has accepted it (CA) and its application
 //! acknowledgement is what counts, the delivery is `sent`: its lease is kept in adapter state, committed with that, so that
 //! the acknowledgement settles it after a restart too. It must never settle a message that the acknowledgement does not
-//! name, nor one of two that it could mean.
+//! name, nor one of two that it could mean, nor one that went to somebody else than who answers.
 
-use std::collections::{BTreeMap, HashMap};
+mod kept;
+mod late;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gatepost_adapter::{Delivery, Evidence, Lease, Outcome, Session, SettleError, Settlement, Stop};
-use serde::{Deserialize, Serialize};
+use gatepost_adapter::{
+    Delivery, Evidence, Lease, Outcome, Session, SettleError, Settlement, StateChanges, Stop, digest,
+};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
 
+use self::kept::{Kept, new_key, restore};
+pub(crate) use self::late::LateDesk;
 use crate::header::AckCode;
+use crate::peer::{Answerers, Peer};
 
 /// Most messages at a time of which a partner owes an application acknowledgement; further ones are not sent before.
 pub(crate) const AWAITED_MAX: usize = 4096;
-const STATE_PREFIX: &str = "await/";
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// After its deadline has passed, the gateway has surely moved on.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// Answers of one message that other connections bring: an accept acknowledgement and the application's.
+const ANSWERS_MAX: usize = 2;
+
+/// A control id, which is foreign and of any length, by its digest.
+type Id = String;
 
 /// The partner's answer to one of our messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,25 +49,50 @@ pub(crate) struct Answer {
 /// What an answer means for its delivery.
 pub(crate) type Judge = dyn Fn(&Answer) -> Outcome + Send + Sync;
 
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum From<'a> {
+    /// Over a connection that we made to the partner.
+    Partner,
+    /// Over a connection that was made to us.
+    Caller(&'a Peer),
+}
+
 /// Shared by everything that reads what partners send.
 pub(crate) struct Awaited {
-    waiting: Mutex<HashMap<Vec<u8>, Vec<Waiting>>>,
+    all: Mutex<All>,
     places: Arc<Semaphore>,
     late: mpsc::UnboundedSender<Late>,
+    answerers: Answerers,
     session: Session,
+}
+
+struct All {
+    waiting: HashMap<Id, Vec<Waiting>>,
+    /// Keys of state that nothing waits for any more.
+    over: Vec<String>,
 }
 
 struct Waiting {
     lease: Lease,
+    /// Where it went.
+    peer: Option<Peer>,
     stage: Stage,
-    _place: OwnedSemaphorePermit,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 enum Stage {
-    /// Somebody is sending it, and hears of its answer from another connection here.
-    Sending(Option<oneshot::Sender<(Answer, Settling)>>),
-    /// The delivery is `sent`; the gateway waits for its proof until then.
-    Sent { until: OffsetDateTime },
+    /// Somebody is sending it, and hears of its answers from other connections here.
+    Sending { answers: mpsc::Sender<(Answer, Settling)>, accepted: bool, applied: bool },
+    /// The delivery is `sent`, and kept under this key of state; the gateway waits for its proof until then.
+    Sent { until: OffsetDateTime, key: String },
+}
+
+impl Stage {
+    /// The partner's application may answer it any time.
+    fn is_accepted(&self) -> bool {
+        matches!(self, Self::Sending { accepted: true, .. } | Self::Sent { .. })
+    }
 }
 
 /// Dropped when the gateway has said its last word on an answer, for whoever has brought that.
@@ -66,6 +101,7 @@ type Settling = oneshot::Sender<()>;
 /// An answer to a delivery that is `sent`.
 struct Late {
     lease: Lease,
+    key: String,
     answer: Answer,
     _settling: Settling,
 }
@@ -74,39 +110,23 @@ struct Late {
 pub(crate) struct Taken(oneshot::Receiver<()>);
 
 impl Taken {
-    /// Comes back once the gateway has what the answer says: before that its sender must not be told that it may forget it.
-    pub(crate) async fn settled(self) {
+    /// Comes back once the gateway has what the answer says: before that its sender must not be told that it may forget it. May be
+    /// dropped while it waits, and asked again.
+    pub(crate) async fn settled(&mut self) {
         // Nothing is ever sent.
-        let _ = self.0.await;
+        let _ = (&mut self.0).await;
     }
-}
-
-/// What adapter state holds of a `sent` delivery.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    control_id: Vec<u8>,
-    lease: Lease,
-    /// Seconds since 1970.
-    until: i64,
-}
-
-/// The task that settles late answers; ends once everybody who reads what partners send has ended.
-pub(crate) struct LateDesk {
-    awaited: std::sync::Weak<Awaited>,
-    session: Session,
-    late: mpsc::UnboundedReceiver<Late>,
-    judge: Box<Judge>,
 }
 
 impl Awaited {
     /// With what earlier sessions were still waiting for.
-    pub(crate) fn open(session: Session, judge: Box<Judge>) -> (Arc<Self>, LateDesk) {
+    pub(crate) fn open(session: Session, answerers: Answerers, judge: Box<Judge>) -> (Arc<Self>, LateDesk) {
         // Unbounded in form only: each message that is waited for is answered here once at most.
         let (sender, late) = mpsc::unbounded_channel();
         let places = Arc::new(Semaphore::new(AWAITED_MAX));
-        let waiting = restore(session.state(), &places);
-        let awaited =
-            Arc::new(Self { waiting: Mutex::new(waiting), places, late: sender, session: session.clone() });
+        let (waiting, over) = restore(session.state(), &places);
+        let all = Mutex::new(All { waiting, over });
+        let awaited = Arc::new(Self { all, places, late: sender, answerers, session: session.clone() });
         let desk = LateDesk { awaited: Arc::downgrade(&awaited), session, late, judge };
         (awaited, desk)
     }
@@ -114,43 +134,81 @@ impl Awaited {
     /// To be called before the first byte leaves. Waits while partners owe too many answers.
     pub(crate) async fn expect(self: &Arc<Self>, control_id: &[u8], delivery: &Delivery) -> Option<Ticket> {
         let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
-        let lease = delivery.lease();
-        let (sender, answer) = oneshot::channel();
-        let waiting = Waiting { lease: lease.clone(), stage: Stage::Sending(Some(sender)), _place: place };
+        let (id, lease) = (digest(control_id), delivery.lease());
+        let (sender, answers) = mpsc::channel(ANSWERS_MAX);
+        let stage = Stage::Sending { answers: sender, accepted: false, applied: false };
+        let waiting = Waiting { lease: lease.clone(), peer: None, stage, _place: Some(place) };
         let mut all = self.lock();
-        let same = all.entry(control_id.to_vec()).or_default();
+        let All { waiting: by_id, over } = &mut *all;
+        let same = by_id.entry(id.clone()).or_default();
         // An earlier attempt at the same delivery is over.
-        same.retain(|other| other.lease.delivery != lease.delivery);
+        let earlier = same.extract_if(.., |other| other.lease.delivery == lease.delivery);
+        over.extend(earlier.filter_map(|earlier| earlier.key()));
         same.push(waiting);
         drop(all);
-        let (awaited, control_id) = (Arc::clone(self), control_id.to_vec());
-        Some(Ticket { awaited, control_id, lease, answer, settling: None })
+        Some(Ticket { awaited: Arc::clone(self), id, lease, answers, settling: None })
     }
 
     /// An answer that came where nobody waits for exactly it. `None` when it is nobody's, or could be of several.
-    pub(crate) fn offer(&self, answer: Answer) -> Option<Taken> {
+    pub(crate) fn offer(&self, answer: Answer, from: From<'_>) -> Option<Taken> {
         let (settling, settled) = oneshot::channel();
-        self.give(answer, settling).then_some(Taken(settled))
+        self.give(answer, from, settling).then_some(Taken(settled))
     }
 
-    fn give(&self, answer: Answer, settling: Settling) -> bool {
+    /// Whether an answer would be taken now.
+    pub(crate) fn awaits(&self, answer: &Answer, from: From<'_>) -> bool {
         let mut all = self.lock();
-        let Some(same) = all.get_mut(&answer.control_id) else { return false };
-        let [one] = same.as_mut_slice() else {
-            tracing::warn!(messages = same.len(), "an answer could be to any of these; it settles none");
-            return false;
-        };
+        let same = all.waiting.get_mut(&digest(&answer.control_id));
+        let one = same.and_then(|same| self.only_one(same, from));
+        one.is_some_and(|one| match &one.stage {
+            Stage::Sending { accepted, applied, .. } => {
+                !if answer.is_accept() { *accepted } else { *applied }
+            }
+            Stage::Sent { .. } => true,
+        })
+    }
+
+    fn give(&self, answer: Answer, from: From<'_>, settling: Settling) -> bool {
+        let id = digest(&answer.control_id);
+        let mut all = self.lock();
+        let Some(same) = all.waiting.get_mut(&id) else { return false };
+        let Some(one) = self.only_one(same, from) else { return false };
+        let lease = one.lease.clone();
         match &mut one.stage {
-            Stage::Sending(sender) => match sender.take() {
-                Some(sender) => sender.send((answer, settling)).is_ok(),
-                None => false,
-            },
+            Stage::Sending { answers, accepted, applied } => {
+                let heard = if answer.is_accept() { accepted } else { applied };
+                // The same word twice: whoever is sending has it, and there must be room for the other one.
+                !std::mem::replace(heard, true) && answers.try_send((answer, settling)).is_ok()
+            }
             // The partner has said already that it has the message.
             Stage::Sent { .. } if answer.code == AckCode::Ca => true,
-            Stage::Sent { .. } => {
-                let late = Late { lease: one.lease.clone(), answer, _settling: settling };
-                all.remove(&late.answer.control_id);
+            Stage::Sent { key, .. } => {
+                let late = Late { lease, key: std::mem::take(key), answer, _settling: settling };
+                all.remove(&id, &late.lease);
                 self.late.send(late).is_ok()
+            }
+        }
+    }
+
+    /// The one message of these that an answer from there can mean.
+    fn only_one<'a>(&self, same: &'a mut [Waiting], from: From<'_>) -> Option<&'a mut Waiting> {
+        let messages = same.len();
+        let may = |waiting: &&mut Waiting| match from {
+            From::Partner => true,
+            From::Caller(peer) => self.answerers.include(peer, waiting.peer.as_ref()),
+        };
+        let mut those = same.iter_mut().filter(may);
+        match (those.next(), those.next()) {
+            (Some(one), None) => Some(one),
+            (Some(_), Some(_)) => {
+                tracing::warn!(messages, "an answer could be to any of these; it settles none");
+                None
+            }
+            (None, _) => {
+                tracing::warn!(
+                    "an answer comes from somebody else than the message went to (`answers_from`); it settles nothing"
+                );
+                None
             }
         }
     }
@@ -159,75 +217,119 @@ impl Awaited {
         self.session.stop()
     }
 
-    fn forget(&self, control_id: &[u8], lease: &Lease) {
+    /// The keys of what is not waited for any more: its time has passed, or a new attempt took its place.
+    fn take_over(&self, now: OffsetDateTime) -> Vec<String> {
         let mut all = self.lock();
-        if let Some(same) = all.get_mut(control_id) {
+        let All { waiting, over } = &mut *all;
+        waiting.retain(|_, same| {
+            let overdue = |waiting: &mut Waiting| {
+                matches!(waiting.stage, Stage::Sent { until, .. } if until + GRACE < now)
+            };
+            over.extend(same.extract_if(.., overdue).filter_map(|waiting| waiting.key()));
+            !same.is_empty()
+        });
+        std::mem::take(over)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, All> {
+        // Each change is one step, so a panic elsewhere leaves nothing half done.
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl All {
+    fn remove(&mut self, id: &Id, lease: &Lease) {
+        if let Some(same) = self.waiting.get_mut(id) {
             same.retain(|waiting| waiting.lease != *lease);
             if same.is_empty() {
-                all.remove(control_id);
+                self.waiting.remove(id);
             }
         }
     }
 
-    /// The leases whose time has passed; they are not waited for any more.
-    fn overdue(&self, now: OffsetDateTime) -> Vec<Lease> {
-        let mut overdue = Vec::new();
-        self.lock().retain(|_, same| {
-            same.retain(|waiting| {
-                let over = matches!(waiting.stage, Stage::Sent { until } if until + GRACE < now);
-                if over {
-                    overdue.push(waiting.lease.clone());
-                }
-                !over
-            });
-            !same.is_empty()
-        });
-        overdue
+    fn find(&mut self, id: &Id, lease: &Lease) -> Option<&mut Waiting> {
+        self.waiting.get_mut(id)?.iter_mut().find(|waiting| waiting.lease == *lease)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Vec<Waiting>>> {
-        // Each change is one step, so a panic elsewhere leaves nothing half done.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+impl Waiting {
+    fn key(self) -> Option<String> {
+        match self.stage {
+            Stage::Sending { .. } => None,
+            Stage::Sent { key, .. } => Some(key),
+        }
+    }
+}
+
+impl Answer {
+    /// An accept acknowledgement: the partner has it, or has it not; what its application says is another matter.
+    pub(crate) fn is_accept(&self) -> bool {
+        matches!(self.code, AckCode::Ca | AckCode::Ce | AckCode::Cr)
     }
 }
 
 /// One message that is being sent. Dropped, it is not waited for any more.
 pub(crate) struct Ticket {
     awaited: Arc<Awaited>,
-    control_id: Vec<u8>,
+    id: Id,
     lease: Lease,
-    answer: oneshot::Receiver<(Answer, Settling)>,
+    answers: mpsc::Receiver<(Answer, Settling)>,
     /// Of the answer that another connection has brought.
     settling: Option<Settling>,
 }
 
 impl Ticket {
+    /// Where its bytes are about to go.
+    pub(crate) fn goes_to(&self, peer: &Peer) {
+        if let Some(own) = self.awaited.lock().find(&self.id, &self.lease) {
+            own.peer = Some(peer.clone());
+        }
+    }
+
+    /// Whether an answer over its own connection that names its id is to this message and to no other one. An accept
+    /// acknowledgement is always: it comes where the message went. The application of the partner may mean an earlier message with
+    /// the same id, which it has accepted.
+    pub(crate) fn is_meant_by(&self, answer: &Answer) -> bool {
+        if answer.is_accept() {
+            return true;
+        }
+        let all = self.awaited.lock();
+        let others = all.waiting.get(&self.id).into_iter().flatten();
+        let accepted = others.filter(|other| other.lease != self.lease && other.stage.is_accepted()).count();
+        if accepted > 0 {
+            tracing::warn!(messages = accepted + 1, "an answer could be to any of these; it settles none");
+        }
+        accepted == 0
+    }
+
     /// The answer, if another connection brings it.
     pub(crate) async fn answer(&mut self) -> Answer {
-        match (&mut self.answer).await {
-            Ok((answer, settling)) => {
+        match self.answers.recv().await {
+            Some((answer, settling)) => {
                 self.settling = Some(settling);
                 answer
             }
             // Its place was taken by a newer attempt, which ends this one's lease.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 
-    /// Settles it here where another connection has brought its answer, so that this one can say so there.
-    pub(crate) async fn settle(self, delivery: &Delivery, outcome: Outcome) -> Outcome {
-        if self.settling.is_none() {
-            return outcome;
-        }
+    /// Whether somebody else waits for what this answer does.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.settling.is_some()
+    }
+
+    /// Settles it here, for whoever is to be told once the gateway has it.
+    pub(crate) async fn settle(
+        self,
+        delivery: &Delivery,
+        outcome: Outcome,
+        state: StateChanges,
+    ) -> Result<(), SettleError> {
         let mut settlement = Settlement::default();
         settlement.outcome(delivery, outcome);
-        match self.awaited.session.settle(settlement).await {
-            Ok(_) => Outcome::Settled,
-            Err(error) => {
-                tracing::warn!(delivery = %delivery.id(), %error, "answered by the partner, but the lease is over");
-                Outcome::LeaseLost
-            }
-        }
+        settlement.state = state;
+        self.awaited.session.settle(settlement).await.map(drop)
     }
 
     /// The partner has accepted it: the delivery is `sent`, and its answer settles it until `within` has passed.
@@ -236,108 +338,44 @@ impl Ticket {
         delivery: &Delivery,
         evidence: Evidence,
         within: Duration,
+        state: StateChanges,
     ) -> Result<(), SettleError> {
-        let until = OffsetDateTime::now_utc() + within;
-        let kept = Kept {
-            control_id: self.control_id.clone(),
-            lease: self.lease.clone(),
-            until: until.unix_timestamp(),
+        let (until, key) = (OffsetDateTime::now_utc() + within, new_key());
+        let peer = {
+            let mut all = self.awaited.lock();
+            let own = all.find(&self.id, &self.lease);
+            own.and_then(|own| {
+                if let Stage::Sending { accepted, .. } = &mut own.stage {
+                    *accepted = true;
+                }
+                own.peer.clone()
+            })
         };
+        let kept =
+            Kept { id: self.id.clone(), lease: self.lease.clone(), until: until.unix_timestamp(), peer };
         let mut settlement = Settlement::default();
         settlement.outcome(delivery, Outcome::Sent { evidence, within });
+        settlement.state = state;
         // What is kept has no part that JSON cannot say.
-        settlement.state.set(state_key(&self.lease), serde_json::to_vec(&kept).unwrap_or_default());
+        settlement.state.set(key.clone(), serde_json::to_vec(&kept).unwrap_or_default());
         self.awaited.session.settle(settlement).await?;
-        let mut all = self.awaited.lock();
-        let own = all
-            .get_mut(&self.control_id)
-            .and_then(|same| same.iter_mut().find(|waiting| waiting.lease == self.lease));
-        if let Some(own) = own {
-            own.stage = Stage::Sent { until };
+        if let Some(own) = self.awaited.lock().find(&self.id, &self.lease) {
+            own.stage = Stage::Sent { until, key };
         }
-        drop(all);
         // It may have come over another connection while that was being written.
-        if let Ok((answer, settling)) = self.answer.try_recv() {
-            self.awaited.give(answer, settling);
+        while let Ok((answer, settling)) = self.answers.try_recv() {
+            self.awaited.give(answer, From::Partner, settling);
         }
         // Kept, not forgotten.
-        self.control_id.clear();
+        self.id.clear();
         Ok(())
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if !self.control_id.is_empty() {
-            self.awaited.forget(&self.control_id, &self.lease);
+        if !self.id.is_empty() {
+            self.awaited.lock().remove(&self.id, &self.lease);
         }
     }
-}
-
-impl LateDesk {
-    pub(crate) async fn run(mut self) {
-        let mut sweep = interval(SWEEP_EVERY);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                late = self.late.recv() => match late {
-                    Some(late) => self.settle(late).await,
-                    None => return,
-                },
-                _ = sweep.tick() => {
-                    let Some(awaited) = self.awaited.upgrade() else { continue };
-                    let overdue = awaited.overdue(OffsetDateTime::now_utc());
-                    drop(awaited);
-                    for lease in overdue {
-                        self.drop_state(&lease).await;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn settle(&self, Late { lease, answer, _settling }: Late) {
-        let mut settlement = Settlement::default();
-        settlement.late(&lease, (self.judge)(&answer));
-        settlement.state.delete(state_key(&lease));
-        match self.session.settle(settlement).await {
-            Ok(_) => {
-                tracing::info!(delivery = %lease.delivery, code = answer.code.as_str(), "its application acknowledgement has come");
-            }
-            Err(error) => {
-                tracing::warn!(delivery = %lease.delivery, %error, "its application acknowledgement comes too late");
-                self.drop_state(&lease).await;
-            }
-        }
-    }
-
-    async fn drop_state(&self, lease: &Lease) {
-        let mut settlement = Settlement::default();
-        settlement.state.delete(state_key(lease));
-        if let Err(error) = self.session.settle(settlement).await {
-            // The next session drops it by its deadline.
-            tracing::warn!(%error, "cannot forget a message that is not waited for any more");
-        }
-    }
-}
-
-fn state_key(lease: &Lease) -> String {
-    format!("{STATE_PREFIX}{}", lease.delivery)
-}
-
-fn restore(state: &BTreeMap<String, Vec<u8>>, places: &Arc<Semaphore>) -> HashMap<Vec<u8>, Vec<Waiting>> {
-    let mut all: HashMap<Vec<u8>, Vec<Waiting>> = HashMap::new();
-    for (key, value) in state.iter().filter(|(key, _)| key.starts_with(STATE_PREFIX)) {
-        let kept = serde_json::from_slice::<Kept>(value).ok();
-        let kept = kept.and_then(|kept| Some((OffsetDateTime::from_unix_timestamp(kept.until).ok()?, kept)));
-        let Some((until, kept)) = kept else {
-            tracing::warn!(key, "the state of a sent message cannot be read; its delivery will be in doubt");
-            continue;
-        };
-        // There are no more than there were places, or the rest is left to its deadline.
-        let Ok(place) = Arc::clone(places).try_acquire_owned() else { break };
-        let waiting = Waiting { lease: kept.lease, stage: Stage::Sent { until }, _place: place };
-        all.entry(kept.control_id).or_default().push(waiting);
-    }
-    all
 }

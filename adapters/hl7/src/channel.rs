@@ -77,7 +77,10 @@ impl Channel {
             }
             match self.read().await {
                 Ok(0) => {
-                    if let Some(item) = self.decoder.take_open_end() {
+                    // An end that anybody on the way can make says nothing of the frame's.
+                    if !self.stream.was_cut()
+                        && let Some(item) = self.decoder.take_open_end()
+                    {
                         return Ok(Some(item));
                     }
                     self.decoder.finish()?;
@@ -131,16 +134,16 @@ impl Channel {
         Ok(written.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))?)
     }
 
-    /// Whether a message may be sent: the peer has not closed. What it sent unasked meanwhile is taken out of the way.
-    pub(crate) fn clear(&mut self, mut unasked: impl FnMut(Item)) -> Result<(), ChannelError> {
+    /// The next item if there is one without waiting.
+    pub(crate) fn next_now(&mut self) -> Result<Option<Item>, ChannelError> {
         loop {
-            while let Some(item) = self.decoder.next_item() {
-                unasked(item);
+            if let Some(item) = self.decoder.next_item() {
+                return Ok(Some(item));
             }
             let buffer = self.decoder.buffer();
             buffer.reserve(READ_BYTES);
             match at_once(self.stream.read_buf(buffer)) {
-                None => return Ok(()),
+                None => return Ok(None),
                 Some(Ok(0)) => return Err(ChannelError::Closed),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error.into()),

@@ -17,10 +17,14 @@ mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod header;
+mod line;
 mod listen_tool;
 mod mllp;
 mod on_ack;
+mod owed;
 mod path;
+mod peer;
+mod quiet;
 mod receive;
 mod send;
 mod send_tool;

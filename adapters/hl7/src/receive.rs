@@ -15,14 +15,16 @@ use gatepost_adapter::{AcceptError, Failure, Session, reply_bytes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::ack::{self, ErrorCode, Stamp, Trouble, Verdict};
+use crate::ack::{self, ErrorCode, Trouble, Verdict};
 use crate::answer;
-use crate::awaited::Awaited;
+use crate::awaited::{Awaited, From};
 use crate::batch;
 use crate::channel::{Channel, ChannelError};
 use crate::event::{Origin, Received};
 use crate::header::Message;
 use crate::mllp::{self, COMMITTED, Item, NOT_COMMITTED};
+use crate::owed::{self, acknowledgement, stamp};
+use crate::peer::Peer;
 use crate::settings::{ApplicationAck, OnUnreadable, Settings};
 use gatepost_adapter::listener::{self, Door};
 use gatepost_adapter::tls::Acceptor;
@@ -93,7 +95,7 @@ impl Receiver {
 
     pub(crate) async fn serve_listener(self, listener: TcpListener) {
         let door = Door {
-            allow_from: self.settings.allow_from.clone(),
+            allow_from: self.settings.allow_from(),
             connections_max: self.settings.max_connections,
             connections_per_source_max: self.settings.max_connections_per_source,
         };
@@ -119,9 +121,11 @@ impl Receiver {
         let name = stream.peer_names().first().map(tracing::field::display);
         tracing::info!(%peer, name, "a partner has connected");
         let mut tally = Tally::default();
-        let ended = match Channel::new(stream, self.settings.limits()) {
-            Ok(mut channel) => {
-                let ended = self.serve_channel(&mut channel, &mut tally).await;
+        let opened =
+            Peer::of(&stream).and_then(|peer| Ok((Channel::new(stream, self.settings.limits())?, peer)));
+        let ended = match opened {
+            Ok((mut channel, caller)) => {
+                let ended = self.serve_channel(&mut channel, &caller, &mut tally).await;
                 tally.junk_bytes = channel.junk_bytes();
                 if matches!(ended, Ok(Closing::AfterAnswer)) {
                     channel.close_after_answer().await;
@@ -136,7 +140,12 @@ impl Receiver {
         }
     }
 
-    async fn serve_channel(&self, channel: &mut Channel, tally: &mut Tally) -> Result<Closing, ChannelError> {
+    async fn serve_channel(
+        &self,
+        channel: &mut Channel,
+        caller: &Peer,
+        tally: &mut Tally,
+    ) -> Result<Closing, ChannelError> {
         let stop = self.session.stop();
         loop {
             let item = tokio::select! {
@@ -146,7 +155,7 @@ impl Receiver {
                 item = channel.next() => item?,
             };
             let Some(item) = item else { return Ok(Closing::Quietly) };
-            let Answer { frames, next } = self.answer(item, tally).await;
+            let Answer { frames, next } = self.answer(item, caller, tally).await;
             self.write(channel, frames).await?;
             match next {
                 Next::GoOn => {}
@@ -175,13 +184,13 @@ impl Receiver {
     }
 
     /// Stores what came and says what to answer, if anything.
-    async fn answer(&self, item: Item, tally: &mut Tally) -> Answer {
+    async fn answer(&self, item: Item, caller: &Peer, tally: &mut Tally) -> Answer {
         match item {
             // The partner's word on what we answered, in release 2 of MLLP; never a message.
             Item::Frame(body) if body == COMMITTED || body == NOT_COMMITTED => Answer::go_on(None),
-            Item::Frame(body) if batch::is_batch(&body) => self.answer_batch(&body, tally).await,
+            Item::Frame(body) if batch::is_batch(&body) => self.answer_batch(&body, caller, tally).await,
             Item::Frame(body) => match Message::parse(&body) {
-                Ok(message) => self.answer_message(&body, &message, tally).await,
+                Ok(message) => self.answer_message(&body, &message, caller, tally).await,
                 Err(error) => self.refuse_unreadable(&error, tally),
             },
             Item::Oversize { head, length } => {
@@ -210,11 +219,17 @@ impl Receiver {
         Answer::close(answer)
     }
 
-    async fn answer_message(&self, body: &Bytes, message: &Message<'_>, tally: &mut Tally) -> Answer {
+    async fn answer_message(
+        &self,
+        body: &Bytes,
+        message: &Message<'_>,
+        caller: &Peer,
+        tally: &mut Tally,
+    ) -> Answer {
         // Partners may answer what we sent over a connection of their own.
         if message.acknowledgement().is_some()
             && let Ok(answer) = answer::read(body)
-            && let Some(taken) = self.awaited.offer(answer)
+            && let Some(mut taken) = self.awaited.offer(answer, From::Caller(caller))
         {
             taken.settled().await;
             tally.answers += 1;
@@ -242,8 +257,7 @@ impl Receiver {
 
     /// The answer, behind the byte that release 2 of MLLP wants first.
     fn in_release(&self, verdict: Verdict, answer: Option<Bytes>) -> Answer {
-        let byte = if verdict == Verdict::Accepted { COMMITTED } else { NOT_COMMITTED };
-        let byte = self.settings.commit_bytes().then(|| Bytes::from_static(byte));
+        let byte = owed::commit_byte(&self.settings, verdict);
         Answer { frames: byte.into_iter().chain(answer).collect(), next: Next::GoOn }
     }
 
@@ -336,16 +350,6 @@ fn answers(reply: &Bytes, body: &[u8]) -> bool {
     let control_id = asked.as_ref().ok().and_then(|message| message.control_id().ok());
     let answer = Message::parse(reply).ok().and_then(|message| message.acknowledgement());
     mllp::frame(reply).is_ok() && answer.is_some_and(|answer| Some(answer.control_id) == control_id)
-}
-
-/// `None` where the sender wants no answer.
-fn acknowledgement(message: &Message<'_>, verdict: Verdict, trouble: Option<&Trouble>) -> Option<Bytes> {
-    let code = ack::code_owed(message, verdict)?;
-    Some(ack::build(message, code, trouble, &stamp()))
-}
-
-fn stamp() -> Stamp {
-    Stamp::new(uuid::Uuid::now_v7(), time::OffsetDateTime::now_utc())
 }
 
 /// How a connection ends when nothing has failed.

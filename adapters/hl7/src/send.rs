@@ -9,16 +9,18 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use gatepost_adapter::tls::Connector;
-use gatepost_adapter::{DataError, Delivery, Level, Outcome, Worker};
+use gatepost_adapter::{DataError, Delivery, Level, Outcome, StateChanges, Worker};
 use tokio::time::timeout;
 
 use crate::ack::{self, Verdict};
 use crate::answer::{self, Answer};
 use crate::awaited::{Awaited, Ticket};
-use crate::channel::{Channel, ChannelError};
+use crate::channel::ChannelError;
 use crate::charset::Declared;
 use crate::header::{AckCode, HeaderError, Message};
-use crate::mllp::{self, COMMITTED, Item, NOT_COMMITTED};
+use crate::line::{Heard, Line};
+use crate::mllp;
+use crate::owed;
 use crate::settings::Settings;
 
 /// One connection to the partner, made when it is first needed.
@@ -28,7 +30,7 @@ pub(crate) struct Link {
     awaited: Arc<Awaited>,
     /// What the destination counts as delivered.
     confirm: Level,
-    channel: Option<Channel>,
+    line: Option<Line>,
 }
 
 impl Link {
@@ -38,7 +40,7 @@ impl Link {
         awaited: Arc<Awaited>,
         confirm: Level,
     ) -> Self {
-        Self { connector, settings, awaited, confirm, channel: None }
+        Self { connector, settings, awaited, confirm, line: None }
     }
 
     /// A place among the messages whose answer is owed; `None` where the adapter is asked to stop before there is one. What the
@@ -56,16 +58,10 @@ impl Link {
 
     /// The kept connection if the partner still has it, else a new one. An error is the outcome of the attempt: the
     /// partner cannot be reached, and that is not the message's fault.
-    async fn channel(&mut self) -> Result<Channel, Outcome> {
-        if let Some(mut channel) = self.channel.take() {
-            let mut answers = 0;
-            let clear = channel.clear(|item| answers += usize::from(unasked(&self.awaited, item)));
-            let clear = match clear {
-                Ok(()) => self.confirm_answers(&mut channel, answers),
-                Err(error) => Err(error),
-            };
-            match clear {
-                Ok(()) => return Ok(channel),
+    async fn line(&mut self) -> Result<Line, Outcome> {
+        if let Some(mut line) = self.line.take() {
+            match line.clear(&self.awaited, &self.settings).await {
+                Ok(()) => return Ok(line),
                 Err(error) => {
                     tracing::info!(%error, "the partner has closed the connection; making a new one")
                 }
@@ -73,38 +69,61 @@ impl Link {
         }
         let stream = self.connector.connect(self.settings.connect_timeout()).await;
         let stream = stream.map_err(|error| Outcome::destination_down(error.to_string()))?;
-        Channel::new(stream, self.settings.link_limits()).map_err(|error| {
+        Line::new(stream, self.settings.link_limits()).map_err(|error| {
             Outcome::destination_down(format!("cannot use the connection: {}", error.kind()))
         })
     }
 
-    /// Says that answers which came unasked have been taken, where release 2 of MLLP wants that.
-    fn confirm_answers(&self, channel: &mut Channel, answers: usize) -> Result<(), ChannelError> {
-        let answers = if self.settings.commit_bytes() { answers } else { 0 };
-        (0..answers).try_for_each(|_| channel.write_now(committed()))
-    }
-
-    async fn outcome(&self, exchanged: Exchanged, delivery: &Delivery, ticket: Ticket) -> Outcome {
-        let answer = match exchanged {
-            Exchanged::Unanswered => return Outcome::Delivered { evidence: answer::sent(), reply: None },
+    /// What the partner's answer means. Where somebody is to be told that it has been taken, it is settled here and then told.
+    async fn conclude(
+        &mut self,
+        exchanged: Exchanged,
+        mut line: Line,
+        delivery: &Delivery,
+        ticket: Ticket,
+    ) -> Outcome {
+        let (answer, owed) = match exchanged {
+            Exchanged::Unanswered => {
+                self.line = Some(line);
+                return Outcome::Delivered { evidence: answer::sent(), reply: None };
+            }
             Exchanged::Committed => {
+                self.line = Some(line);
                 return Outcome::Delivered { evidence: answer::committed(), reply: None };
             }
-            Exchanged::NotCommitted => return answer::not_committed(),
-            Exchanged::Answered(answer) => answer,
-        };
-        if answer.code != AckCode::Ca || self.confirm < Level::Business {
-            let outcome = answer::outcome(&self.settings.on_ack, self.confirm, &answer);
-            return ticket.settle(delivery, outcome).await;
-        }
-        let evidence = answer::evidence(Level::Transport, &answer);
-        match ticket.sent(delivery, evidence, self.settings.application_ack_timeout()).await {
-            Ok(()) => Outcome::Settled,
-            Err(error) => {
-                tracing::warn!(delivery = %delivery.id(), %error, "accepted by the partner, but the lease is over");
-                Outcome::LeaseLost
+            Exchanged::NotCommitted => {
+                self.line = Some(line);
+                return answer::not_committed();
             }
+            Exchanged::Answered(answer) => {
+                let owed = owed::for_answer(&self.settings, &answer.body);
+                (answer, owed)
+            }
+            Exchanged::AnsweredElsewhere(answer) => (answer, Vec::new()),
+        };
+        let is_sent = answer.code == AckCode::Ca && self.confirm == Level::Business;
+        if !is_sent && owed.is_empty() && !ticket.is_watched() {
+            self.line = Some(line);
+            return answer::outcome(&self.settings.on_ack, self.confirm, &answer);
         }
+        let settled = if is_sent {
+            let evidence = answer::evidence(Level::Transport, &answer);
+            let within = self.settings.application_ack_timeout();
+            ticket.sent(delivery, evidence, within, StateChanges::default()).await
+        } else {
+            let outcome = answer::outcome(&self.settings.on_ack, self.confirm, &answer);
+            ticket.settle(delivery, outcome, StateChanges::default()).await
+        };
+        if let Err(error) = settled {
+            // The partner is told nothing, and the connection closed, since the gateway may not have its answer.
+            tracing::warn!(delivery = %delivery.id(), %error, "answered by the partner, but the lease is over");
+            return Outcome::LeaseLost;
+        }
+        match line.pay(owed).await {
+            Ok(()) => self.line = Some(line),
+            Err(error) => tracing::info!(%error, "the partner does not take its acknowledgement"),
+        }
+        Outcome::Settled
     }
 }
 
@@ -122,20 +141,18 @@ impl Worker for Link {
         let Some(mut ticket) = self.ticket(prepared.control_id, delivery).await else {
             return Outcome::Release;
         };
-        let mut channel = match self.channel().await {
-            Ok(channel) => channel,
+        let mut line = match self.line().await {
+            Ok(line) => line,
             Err(outcome) => return outcome,
         };
+        ticket.goes_to(&line.peer);
         if delivery.begin().await.is_err() {
-            self.channel = Some(channel);
+            self.line = Some(line);
             return Outcome::LeaseLost;
         }
-        let exchanging = exchange(&mut channel, prepared, &mut ticket, &self.awaited);
+        let exchanging = exchange(&mut line, prepared, &mut ticket, &self.awaited, &self.settings);
         match timeout(self.settings.ack_timeout(), exchanging).await {
-            Ok(Ok(exchanged)) => {
-                self.channel = Some(channel);
-                self.outcome(exchanged, delivery, ticket).await
-            }
+            Ok(Ok(exchanged)) => self.conclude(exchanged, line, delivery, ticket).await,
             // In both cases the connection is dropped here, and with it every late answer.
             Ok(Err(error)) => Outcome::in_doubt(format!("no acknowledgement: {error}")),
             Err(_) => {
@@ -146,15 +163,11 @@ impl Worker for Link {
 
     /// Application acknowledgements come when they come, and a partner that closes is noticed at once.
     async fn idle(&mut self) {
-        while let Some(channel) = &mut self.channel {
-            let Ok(Some(item)) = channel.next().await else {
-                self.channel = None;
-                break;
-            };
-            let answers = usize::from(unasked(&self.awaited, item));
-            if let Some(mut channel) = self.channel.take() {
-                let goes_on = self.confirm_answers(&mut channel, answers).is_ok();
-                self.channel = goes_on.then_some(channel);
+        while let Some(line) = &mut self.line {
+            match line.hear().await {
+                Ok(Heard::Answer(answer)) => line.pass_on(answer, &self.awaited, &self.settings),
+                Ok(Heard::Committed(_) | Heard::Nothing) => {}
+                Err(_) => self.line = None,
             }
         }
         std::future::pending().await
@@ -168,31 +181,6 @@ fn no_data(error: &DataError) -> Outcome {
             Outcome::Release
         }
         _ => Outcome::reject(error.to_string()),
-    }
-}
-
-/// What the partner sends while no answer from it is due here; whether it is an answer to something.
-fn unasked(awaited: &Awaited, item: Item) -> bool {
-    let Item::Frame(body) = item else {
-        tracing::warn!(?item, "the partner sent something that is no message");
-        return false;
-    };
-    if body == COMMITTED || body == NOT_COMMITTED {
-        return false;
-    }
-    match answer::read(&body) {
-        Ok(answer) => {
-            if awaited.offer(answer).is_none() {
-                tracing::warn!(
-                    "the partner answered a message that is not waiting for it; this settles nothing"
-                );
-            }
-            true
-        }
-        Err(reason) => {
-            tracing::warn!(reason, "the partner sent something that answers no message");
-            false
-        }
     }
 }
 
@@ -247,53 +235,39 @@ enum Exchanged {
     /// The partner could not store it.
     NotCommitted,
     Answered(Answer),
+    /// Over another connection.
+    AnsweredElsewhere(Answer),
 }
 
 async fn exchange(
-    channel: &mut Channel,
+    line: &mut Line,
     prepared: Prepared<'_, impl Buf>,
     ticket: &mut Ticket,
     awaited: &Awaited,
+    settings: &Settings,
 ) -> Result<Exchanged, ChannelError> {
     let Prepared { frame, control_id, wants_answer, commit_bytes } = prepared;
-    channel.write(frame).await?;
+    line.channel().write(frame).await?;
     if !wants_answer && !commit_bytes {
         return Ok(Exchanged::Unanswered);
     }
     loop {
-        let item = tokio::select! {
-            answer = ticket.answer() => return Ok(Exchanged::Answered(answer)),
-            item = channel.next() => item?.ok_or(ChannelError::Closed)?,
+        let heard = tokio::select! {
+            answer = ticket.answer() => return Ok(Exchanged::AnsweredElsewhere(answer)),
+            heard = line.hear() => heard?,
         };
-        let Item::Frame(body) = item else {
-            tracing::warn!(?item, "passing over an answer that did not come whole");
-            continue;
-        };
-        if body == COMMITTED || body == NOT_COMMITTED {
-            match (body == COMMITTED, commit_bytes, wants_answer) {
-                (false, true, _) => return Ok(Exchanged::NotCommitted),
-                (true, true, false) => return Ok(Exchanged::Committed),
-                _ => continue,
+        match heard {
+            Heard::Committed(false) if commit_bytes => return Ok(Exchanged::NotCommitted),
+            Heard::Committed(true) if commit_bytes && !wants_answer => return Ok(Exchanged::Committed),
+            Heard::Answer(answer) if answer.control_id == control_id && ticket.is_meant_by(&answer) => {
+                return Ok(Exchanged::Answered(answer));
             }
-        }
-        if commit_bytes {
-            channel.write(committed()).await?;
-        }
-        match answer::read(&body) {
-            Ok(answer) if answer.control_id == control_id => return Ok(Exchanged::Answered(answer)),
-            Ok(answer) => {
-                if awaited.offer(answer).is_none() {
-                    tracing::warn!("waiting on: this answer names another message");
-                }
-            }
-            Err(reason) => tracing::warn!(reason, "waiting on: this answer settles nothing"),
+            // One that could be to this message or to an earlier one with the same id settles neither.
+            Heard::Answer(answer) if answer.control_id == control_id => {}
+            Heard::Answer(answer) => line.pass_on(answer, awaited, settings),
+            Heard::Committed(_) | Heard::Nothing => {}
         }
     }
-}
-
-/// What release 2 says when something has been taken.
-fn committed() -> impl Buf {
-    mllp::enclosed(Bytes::from_static(COMMITTED))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use crate::channel::Limits;
 use crate::charset::Charset;
 use crate::on_ack::OnAck;
 use crate::path::{FieldPath, FieldPathError};
+use crate::peer::{Answerer, Answerers};
 use gatepost_adapter::Network;
 
 const CONNECTIONS_MAX: usize = 64;
@@ -54,8 +55,12 @@ pub(crate) struct Settings {
     /// TLS on partners' connections to us, and which certificates they need. Default: plain TCP.
     pub(crate) listen_tls: Option<ListenTls>,
     /// Partners' addresses (`10.1.2.3`) and networks (`10.1.0.0/16`). Others are turned away. Default: this host.
-    #[schemars(with = "Vec<String>")]
-    pub(crate) allow_from: Vec<Network>,
+    #[schemars(with = "Option<Vec<String>>")]
+    pub(crate) allow_from: Option<Vec<Network>>,
+    /// Who may answer, over a connection that it makes to us, what we have sent: addresses, networks, and names in certificates
+    /// (`dns:`, `uri:`, `cn:`). Default: the partner that the message went to, by its certificate where both connections show one,
+    /// else by its address.
+    pub(crate) answers_from: Option<Vec<Answerer>>,
     /// Largest message either way, in bytes without the framing.
     pub(crate) max_frame_bytes: usize,
     /// Partners' connections at a time.
@@ -117,7 +122,8 @@ impl Default for Settings {
             mllp_release: 1,
             listen: None,
             listen_tls: None,
-            allow_from: Network::loopback(),
+            allow_from: None,
+            answers_from: None,
             max_frame_bytes: 16 * 1024 * 1024,
             max_connections: 64,
             max_connections_per_source: 16,
@@ -199,6 +205,17 @@ impl Settings {
                 None => faults.push(Fault::new("listen_tls", "goes with `listen`, which is not set")),
             }
         }
+        let of_listen = [
+            ("allow_from", self.allow_from.is_some()),
+            ("answers_from", self.answers_from.is_some()),
+            ("reply_from_app", !self.reply_from_app.is_empty()),
+        ];
+        for (key, _) in of_listen.iter().filter(|(_, is_set)| *is_set && self.listen.is_none()) {
+            faults.push(Fault::new(*key, "goes with `listen`, which is not set"));
+        }
+        if self.answers_from.is_some() && self.connect.is_none() {
+            faults.push(Fault::new("answers_from", "goes with `connect`, which is not set"));
+        }
         if self.source.as_deref() == Some("") {
             faults.push(Fault::new("source", "must not be empty"));
         }
@@ -209,6 +226,14 @@ impl Settings {
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         let connect = self.tls.iter().flat_map(ConnectTls::files);
         connect.chain(self.listen_tls.iter().flat_map(ListenTls::files))
+    }
+
+    pub(crate) fn allow_from(&self) -> Vec<Network> {
+        self.allow_from.clone().unwrap_or_else(Network::loopback)
+    }
+
+    pub(crate) fn answerers(&self) -> Answerers {
+        self.answers_from.clone().map(Answerers::Listed).unwrap_or_default()
     }
 
     pub(crate) fn connect_timeout(&self) -> Duration {
@@ -375,6 +400,14 @@ mod tests {
             ["ack_timeout_ms", "max_frame_bytes", "connect"]
         );
         assert_eq!(faults(r#"{"listen":"127.0.0.1:1","tls":{}}"#), ["tls"]);
+        // What would do nothing is not what was meant.
+        assert_eq!(
+            faults(
+                r#"{"connect":"lab:1","allow_from":["::1"],"answers_from":["cn:lab"],"reply_from_app":["QBP"]}"#
+            ),
+            ["allow_from", "answers_from", "reply_from_app"]
+        );
+        assert_eq!(faults(r#"{"listen":"127.0.0.1:1","answers_from":["10.0.0.1"]}"#), ["answers_from"]);
         let listen_tls = r#""listen_tls":{"cert_file":"/nonexistent/c","key_file":"/nonexistent/k"}"#;
         assert_eq!(faults(&format!(r#"{{"connect":"lab:1",{listen_tls}}}"#)), ["listen_tls"]);
         assert_eq!(

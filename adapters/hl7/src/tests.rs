@@ -1,6 +1,7 @@
 //! Both directions over real sockets, between a played gateway and a played partner.
 
 mod enhanced;
+mod over_tls;
 mod receiving;
 mod release_2;
 mod sending;
@@ -63,5 +64,5 @@ fn channel(stream: TcpStream) -> Channel {
 fn awaited(settings: &Arc<Settings>, session: &Session) -> (Arc<Awaited>, LateDesk) {
     let (on_ack, confirm) = (settings.on_ack.clone(), session.confirm());
     let judge = move |answer: &Answer| answer::outcome(&on_ack, confirm, answer);
-    Awaited::open(session.clone(), Box::new(judge))
+    Awaited::open(session.clone(), settings.answerers(), Box::new(judge))
 }

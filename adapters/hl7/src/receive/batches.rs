@@ -3,22 +3,25 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use gatepost_adapter::{ACCEPT_EVENTS_MAX, Data, Event, Extension};
 
-use super::{Answer, Receiver, Tally, acknowledgement, stamp};
+use super::{Answer, Receiver, Tally};
 use crate::ack::{self, ErrorCode, Trouble, Verdict};
 use crate::answer;
+use crate::awaited::From;
 use crate::batch::{self, Batch, BatchError, Head, Member};
 use crate::event::Origin;
 use crate::header::{Message, attribute_text};
 use crate::mllp::CR;
+use crate::owed::{acknowledgement, stamp};
+use crate::peer::Peer;
 use crate::settings::BatchAck;
 
 const ID_CHARS_MAX: usize = 256;
 
 impl Receiver {
-    pub(super) async fn answer_batch(&self, body: &Bytes, tally: &mut Tally) -> Answer {
+    pub(super) async fn answer_batch(&self, body: &Bytes, caller: &Peer, tally: &mut Tally) -> Answer {
         let (batch, verdict, trouble) = match batch::split(body, ACCEPT_EVENTS_MAX) {
             Ok(batch) => {
-                let (verdict, trouble) = self.store_batch(&batch, tally).await;
+                let (verdict, trouble) = self.store_batch(&batch, caller, tally).await;
                 (batch, verdict, trouble)
             }
             Err(error) => {
@@ -37,31 +40,52 @@ impl Receiver {
         answer
     }
 
-    /// One accept for all. Answers to messages of ours are taken out before.
-    async fn store_batch(&self, batch: &Batch, tally: &mut Tally) -> (Verdict, Option<Trouble>) {
+    /// One accept for all but answers that somebody waits for. Those are given out only after that, so that a batch which could not
+    /// be stored settles nothing; what nobody waits for any more by then is stored too.
+    async fn store_batch(
+        &self,
+        batch: &Batch,
+        caller: &Peer,
+        tally: &mut Tally,
+    ) -> (Verdict, Option<Trouble>) {
+        let from = From::Caller(caller);
         let mut events = Vec::with_capacity(batch.messages.len());
         let mut answers = Vec::new();
         for (index, member) in batch.messages.iter().enumerate() {
-            match self.event(batch, member, index) {
-                Ok(event) => events.push(event),
+            let event = match self.event(batch, member, index) {
+                Ok(event) => event,
                 Err(error) => {
                     tally.unreadable += 1;
                     return (Verdict::Refused, Some(trouble(&error)));
                 }
-            }
-            answers.extend(answer::read(&member.body).ok().map(|answer| (index, answer)));
-        }
-        for (index, answer) in answers.into_iter().rev() {
-            if let Some(taken) = self.awaited.offer(answer) {
-                taken.settled().await;
-                tally.answers += 1;
-                events.remove(index);
+            };
+            match answer::read(&member.body) {
+                Ok(answer) if self.awaited.awaits(&answer, from) => answers.push((answer, event)),
+                _ => events.push(event),
             }
         }
+        let stored = self.accept_events(&events, tally).await;
+        if stored.0 != Verdict::Accepted {
+            return stored;
+        }
+        let mut left_over = Vec::new();
+        for (answer, event) in answers {
+            match self.awaited.offer(answer, from) {
+                Some(mut taken) => {
+                    taken.settled().await;
+                    tally.answers += 1;
+                }
+                None => left_over.push(event),
+            }
+        }
+        self.accept_events(&left_over, tally).await
+    }
+
+    async fn accept_events(&self, events: &[Event], tally: &mut Tally) -> (Verdict, Option<Trouble>) {
         if events.is_empty() {
             return (Verdict::Accepted, None);
         }
-        let accepted = self.session.accept_all(&events).await.map(|_| ());
+        let accepted = self.session.accept_all(events).await.map(|_| ());
         if accepted.is_ok() {
             tally.accepted += events.len() as u64;
         }

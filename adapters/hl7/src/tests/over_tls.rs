@@ -1,0 +1,130 @@
+//! What only a connection with certificates can show: who answers, and who has ended it.
+
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gatepost_adapter::testing::Gateway;
+use gatepost_adapter::tls::{Acceptor, Connector, Stream};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair,
+};
+use serde_json::{Value, json};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::{HANG, adt, awaited, framed};
+use crate::peer::{Answerers, Peer};
+use crate::receive::Receiver;
+use crate::settings::Settings;
+
+struct Authority {
+    dir: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "Test Authority");
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
+        Self { dir, issuer }
+    }
+
+    /// `cert_file` and `key_file` of a new certificate for this name.
+    fn certify(&self, name: &str) -> Value {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let file = |end: &str| self.dir.path().join(format!("{name}.{end}"));
+        std::fs::write(file("pem"), params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
+        std::fs::write(file("key"), key.serialize_pem()).unwrap();
+        std::fs::set_permissions(file("key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        json!({"cert_file": file("pem"), "key_file": file("key")})
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
+    }
+
+    /// A connection as `name` sees the partner `lab.example`, and as that one sees `name`.
+    async fn connected(&self, name: &str) -> (Stream, Stream) {
+        let mut listen = self.certify("lab.example");
+        listen["client_ca_files"] = json!([self.ca()]);
+        let mut connect = self.certify(name);
+        connect["ca_files"] = json!([self.ca()]);
+        connect["server_name"] = "lab.example".into();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let connect = serde_json::from_value(connect).unwrap();
+        let listen = serde_json::from_value(listen).unwrap();
+        let connector = Connector::new(&address, Some(&connect)).unwrap();
+        let acceptor = Acceptor::new(Some(&listen)).unwrap();
+        let (ours, theirs) = tokio::join!(connector.connect(HANG), async {
+            acceptor.accept(listener.accept().await.unwrap().0, HANG).await.unwrap()
+        });
+        (ours.unwrap(), theirs)
+    }
+}
+
+#[tokio::test]
+async fn behind_one_address_each_answers_only_for_its_own_certificate() {
+    let authority = Authority::new();
+    let (lab, ward) = authority.connected("ward.example").await;
+    let (sent_to, ward) = (Peer::of(&lab).unwrap(), Peer::of(&ward).unwrap());
+    assert!(!Answerers::Partner.include(&ward, Some(&sent_to)));
+    let (_, lab) = authority.connected("lab.example").await;
+    assert!(Answerers::Partner.include(&Peer::of(&lab).unwrap(), Some(&sent_to)));
+}
+
+/// Sends the adapter a frame without its CR over TLS and ends the connection, with or without the goodbye; what comes back.
+async fn cut_at_its_end(goodbye: bool) -> (Gateway, Vec<u8>) {
+    let authority = Authority::new();
+    let listen_tls = authority.certify("ehr.example");
+    let settings: Settings = serde_json::from_value(
+        json!({"listen": "127.0.0.1:1", "lenient_end_ms": 5000, "listen_tls": listen_tls}),
+    )
+    .unwrap();
+    let settings = std::sync::Arc::new(settings);
+    let (gateway, session) = Gateway::open(json!({})).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (awaited, _late) = awaited(&settings, &session);
+    let receiver = Receiver::new(settings, session, awaited).unwrap();
+    tokio::spawn(receiver.serve_listener(listener));
+    let connect = json!({"ca_files": [authority.ca()], "server_name": "ehr.example"});
+    let connect = serde_json::from_value(connect).unwrap();
+    let connector = Connector::new(&address.to_string(), Some(&connect)).unwrap();
+    let mut stream = connector.connect(HANG).await.unwrap();
+    let frame = framed(&adt("M1"));
+    stream.write_all(&frame[..frame.len() - 1]).await.unwrap();
+    stream.flush().await.unwrap();
+    if goodbye {
+        stream.shutdown().await.unwrap();
+    } else {
+        // As who cuts the connection can do it, without the keys.
+        SockRef::from(&stream).shutdown(Shutdown::Write).unwrap();
+    }
+    (gateway, {
+        let mut heard = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_millis(500), stream.read_to_end(&mut heard)).await;
+        heard
+    })
+}
+
+#[tokio::test]
+async fn a_cut_connection_ends_no_frame_and_one_that_its_sender_has_ended_does() {
+    let (mut gateway, _) = cut_at_its_end(true).await;
+    assert_eq!(gateway.next("/v1/messages").await.body["subject"], "M1");
+    let (mut gateway, heard) = cut_at_its_end(false).await;
+    let taken = tokio::time::timeout(Duration::from_millis(300), gateway.next("/v1/messages")).await;
+    assert!(taken.is_err() && heard.is_empty(), "the half that came was taken for the message");
+}
