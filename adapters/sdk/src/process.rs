@@ -76,7 +76,7 @@ pub struct Manifest {
     pub ordered_pipeline: bool,
 }
 
-/// What a process reaches besides its gateway.
+/// What a process reaches besides its gateway, and what else its settings need of the gateway's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Access {
     /// Partners, each `host:port`.
@@ -89,6 +89,9 @@ pub struct Access {
     pub write: Vec<PathBuf>,
     /// It connects by itself, so that only its ports can be enforced: not through [`connect`](crate::egress::connect).
     pub direct: bool,
+    /// Its deliveries must be one lane: `order = "strict"`, which the gateway then asks for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub strict_order: bool,
 }
 
 #[derive(Serialize)]

@@ -53,6 +53,7 @@ struct Inner {
     name: String,
     on_doubt: OnDoubt,
     confirm: Level,
+    order: Option<String>,
     window: u32,
     max_in_flight: u32,
     state: BTreeMap<String, Vec<u8>>,
@@ -112,6 +113,7 @@ impl Session {
                 "business" => Level::Business,
                 _ => return Err(OpenError::Unknown("confirm")),
             },
+            order: opened.order,
             window: opened.window,
             max_in_flight: opened.max_in_flight,
             sizes: Sizes::of(&state),
@@ -136,6 +138,11 @@ impl Session {
     /// The level of evidence that counts as delivered.
     pub fn confirm(&self) -> Level {
         self.0.confirm
+    }
+
+    /// Whether all deliveries are one lane (`order = "strict"`); `false` also where the gateway does not say.
+    pub fn is_strictly_ordered(&self) -> bool {
+        self.0.order.as_deref() == Some("strict")
     }
 
     /// Most consecutive deliveries of one lane that are leased at a time.

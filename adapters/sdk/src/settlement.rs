@@ -165,12 +165,32 @@ pub enum SettleError {
     Call(#[source] CallError),
 }
 
+/// How long a settlement is said again while the gateway cannot take it.
+enum Patience {
+    Endless,
+    None,
+}
+
 impl Session {
     /// Commits a settlement. Repeated until the gateway answers, also over its restart; an error is its final word. Whoever drops the future
     /// does not learn whether the settlement was written.
     ///
     /// Deliveries of an answer `stale` are lost ([`Delivery::is_lost`]).
     pub async fn settle(&self, settlement: Settlement) -> Result<SettleResponse, SettleError> {
+        self.commit(settlement, Patience::Endless).await
+    }
+
+    /// The same, but the gateway is asked once: for what a partner will send again. An error that is retryable leaves open whether it was
+    /// written, so the same settlement must be able to follow, as that of an event under its idempotency key is.
+    pub async fn try_settle(&self, settlement: Settlement) -> Result<SettleResponse, SettleError> {
+        self.commit(settlement, Patience::None).await
+    }
+
+    async fn commit(
+        &self,
+        settlement: Settlement,
+        patience: Patience,
+    ) -> Result<SettleResponse, SettleError> {
         if !self.state_sizes().fit(&settlement.state) {
             return Err(SettleError::OverLimit { what: "bytes of state in all", max: STATE_BYTES_MAX });
         }
@@ -188,7 +208,10 @@ impl Session {
                 held.prolonging_over().await;
             }
         }
-        let answer: Result<SettleResponse, CallError> = persist(self.client(), &call).await;
+        let answer: Result<SettleResponse, CallError> = match patience {
+            Patience::Endless => persist(self.client(), &call).await,
+            Patience::None => self.client().call(&call).await,
+        };
         gatepost_faults::point("sdk.after_settle");
         self.end_if_superseded(answer.as_ref().err());
         match answer {
@@ -439,6 +462,22 @@ mod tests {
         settling.await.unwrap().unwrap();
         let later = tokio::time::timeout(Duration::from_secs(60), gateway.next("/v1/settle")).await;
         assert!(later.is_err(), "prolonged after `sent`");
+    }
+
+    #[tokio::test]
+    async fn what_is_tried_once_says_that_it_was_not_taken_now() {
+        let (mut gateway, session, _pipeline, _taken) = in_hand(1).await;
+        let trying = tokio::spawn({
+            let session = session.clone();
+            async move {
+                let mut settlement = Settlement::default();
+                settlement.state.set("seq", *b"9");
+                session.try_settle(settlement).await
+            }
+        });
+        gateway.next("/v1/settle").await.answer_problem("queue_full");
+        let Err(SettleError::Call(error)) = trying.await.unwrap() else { panic!("taken") };
+        assert!(error.retryable());
     }
 
     #[tokio::test(start_paused = true)]

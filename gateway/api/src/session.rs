@@ -30,6 +30,9 @@ pub struct SessionResponse {
     pub on_doubt: String,
     /// The level of evidence that counts as delivered: `sent`, `transport` or `business`.
     pub confirm: String,
+    /// `none`, `key` or `strict`: what deliveries wait for one another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
     /// Most consecutive deliveries of one lane leased at a time.
     pub window: u32,
     pub max_in_flight: u32,

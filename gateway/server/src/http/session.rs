@@ -54,6 +54,7 @@ pub(crate) async fn open(
         state: session.state.into_iter().map(|(key, value)| (key, BASE64.encode(value))).collect(),
         on_doubt: adapter.policy.on_doubt.to_string(),
         confirm: adapter.policy.confirm.unwrap_or(Level::Sent).to_string(),
+        order: Some(adapter.policy.order.to_string()),
         window: adapter.policy.window,
         max_in_flight: adapter.policy.max_in_flight,
     }))

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use gatepost_core::policy::{Level, OnDoubt};
+use gatepost_core::policy::{Level, OnDoubt, Order};
 use nix::unistd::geteuid;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -176,7 +176,10 @@ impl Question {
         let mut misfits = can.misfits(&self.adapter);
         if can.access {
             match self.access(&command).await {
-                Ok(implied) => can.implied = implied,
+                Ok(implied) => {
+                    misfits.extend(implied.misfit(&self.adapter));
+                    can.implied = implied.access;
+                }
                 Err(misfit) => misfits.push(misfit),
             }
         }
@@ -201,11 +204,11 @@ impl Question {
     }
 
     /// What the settings imply; nothing for settings that are wrong, as --check will say.
-    async fn access(&self, command: &Command) -> Result<Access, Misfit> {
+    async fn access(&self, command: &Command) -> Result<Implied, Misfit> {
         let settings = serde_json::to_vec(&self.adapter.settings).unwrap_or_default();
         let answer = match self.run(command, Asked::Access, &settings, &Access::default()).await {
             Ok(answer) if answer.status.success() => answer.stdout,
-            Ok(answer) if answer.status.code() == Some(EXIT_FAULTS) => return Ok(Access::default()),
+            Ok(answer) if answer.status.code() == Some(EXIT_FAULTS) => return Ok(Implied::default()),
             Ok(answer) => {
                 return Err(Misfit::of_program(format!("the program's --access failed ({})", answer.status)));
             }
@@ -213,7 +216,7 @@ impl Question {
         };
         let implied = read_access(&answer)
             .ok_or_else(|| Misfit::of_program("the program's --access cannot be understood"))?;
-        let paths = implied.read.iter().chain(&implied.write);
+        let paths = implied.access.read.iter().chain(&implied.access.write);
         match paths.into_iter().find(|path| reaches(path, &self.data_dir)) {
             None => Ok(implied),
             Some(path) => {
@@ -290,7 +293,7 @@ impl Question {
     /// What the settings imply, as far as the program can say it.
     pub(super) async fn implied(&self, command: &Command) -> Result<Access, String> {
         let said = match self.manifest(command).await {
-            Ok(Some(manifest)) if manifest.access => self.access(command).await,
+            Ok(Some(manifest)) if manifest.access => self.access(command).await.map(|implied| implied.access),
             Ok(_) => Ok(Access::default()),
             Err(misfit) => Err(misfit),
         };
@@ -355,11 +358,31 @@ struct AccessDocument {
     write: Vec<PathBuf>,
     /// Left out by programs that do not know how to ask the gateway for a connection.
     direct: Option<bool>,
+    /// Its settings make sense in one lane only.
+    strict_order: bool,
 }
 
-fn read_access(text: &[u8]) -> Option<Access> {
-    let AccessDocument { connect, bind, read, write, direct } = serde_json::from_slice(text).ok()?;
-    Access::of_lists(&connect, &bind, read, write, direct)
+/// What an adapter's settings imply for the rest of its configuration.
+#[derive(Debug, Default)]
+struct Implied {
+    access: Access,
+    strict_order: bool,
+}
+
+impl Implied {
+    fn misfit(&self, adapter: &Adapter) -> Option<Misfit> {
+        let order = adapter.policy.order;
+        let text =
+            || format!("\"{order}\", but its settings need \"strict\": its deliveries must be one lane");
+        (self.strict_order && order != Order::Strict).then(|| Misfit::new("order", text()))
+    }
+}
+
+fn read_access(text: &[u8]) -> Option<Implied> {
+    let AccessDocument { connect, bind, read, write, direct, strict_order } =
+        serde_json::from_slice(text).ok()?;
+    let access = Access::of_lists(&connect, &bind, read, write, direct)?;
+    Some(Implied { access, strict_order })
 }
 
 /// The manifest as programs print it.
