@@ -197,7 +197,15 @@ impl Stamp {
 }
 
 /// The acknowledgement of a message whose header could be read.
-pub(crate) fn build(message: &Message<'_>, code: AckCode, trouble: Option<&Trouble>, stamp: &Stamp) -> Bytes {
+///
+/// `expected`: MSA-4, where transactions are numbered.
+pub(crate) fn build(
+    message: &Message<'_>,
+    code: AckCode,
+    trouble: Option<&Trouble>,
+    expected: Option<i64>,
+    stamp: &Stamp,
+) -> Bytes {
     let delimiters = message.delimiters();
     let kind = acknowledgement_type(message);
     let header: [&[u8]; 17] = [
@@ -221,7 +229,9 @@ pub(crate) fn build(message: &Message<'_>, code: AckCode, trouble: Option<&Troub
     ];
     let text = trouble.map(|trouble| trouble.text.as_str()).unwrap_or_default();
     let text = plain_text(text, delimiters, message.encoding_characters());
-    let verdict: [&[u8]; 3] = [code.as_str().as_bytes(), message.control_id().unwrap_or_default(), &text];
+    let expected = expected.map(|number| number.to_string()).unwrap_or_default();
+    let verdict: [&[u8]; 4] =
+        [code.as_str().as_bytes(), message.control_id().unwrap_or_default(), &text, expected.as_bytes()];
     let mut bytes = BytesMut::new();
     put_segment(&mut bytes, delimiters.field, b"MSH", &header);
     put_segment(&mut bytes, delimiters.field, b"MSA", &verdict);

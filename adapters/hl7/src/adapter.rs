@@ -8,6 +8,7 @@ use gatepost_adapter::{Access, Adapter, Crew, Failure, Fault, Level, Manifest, P
 
 use crate::answer::{self, Answer};
 use crate::awaited::Awaited;
+use crate::numbers::Numbers;
 use crate::receive::Receiver;
 use crate::send::Link;
 use crate::settings::Settings;
@@ -33,6 +34,7 @@ impl Adapter for Hl7 {
         Access {
             connect: settings.connect.iter().cloned().collect(),
             bind: settings.listen.iter().cloned().collect(),
+            strict_order: settings.sequence_numbers.send,
             read: settings.files().map(Path::to_owned).collect(),
             ..Access::default()
         }
@@ -57,11 +59,18 @@ impl Adapter for Hl7 {
 
 async fn send(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Result<(), Failure> {
     let Some(address) = settings.connect.clone() else { return Ok(()) };
-    let crew = Crew { workers: settings.connections, placement: Placement::ByKey };
+    let crew = Crew { workers: settings.connections(), placement: Placement::ByKey };
     let connector = Arc::new(Connector::new(&address, settings.tls.as_ref())?);
-    let link =
-        |_| Link::new(Arc::clone(&connector), Arc::clone(&settings), Arc::clone(&awaited), session.confirm());
-    session.work(crew, link).await
+    let sequence = settings.sequence_numbers;
+    let numbers = sequence.send.then(|| Numbers::open(&session, sequence.on_mismatch)).transpose()?;
+    let link = |_| {
+        let (connector, settings) = (Arc::clone(&connector), Arc::clone(&settings));
+        Link::new(connector, settings, Arc::clone(&awaited), session.confirm(), numbers.clone())
+    };
+    match &numbers {
+        None => session.work(crew, link).await,
+        Some(numbers) => tokio::join!(session.work(crew, link), Arc::clone(numbers).answer_calls()).0,
+    }
 }
 
 async fn receive(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Result<(), Failure> {

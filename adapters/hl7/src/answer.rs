@@ -6,7 +6,7 @@ use gatepost_adapter::{Evidence, Level, Outcome, REPLY_BYTES_MAX, Scope, digest,
 pub(crate) use crate::awaited::Answer;
 use crate::charset::Charset;
 use crate::event::MEDIA_TYPE;
-use crate::header::{AckCode, Message, attribute_text};
+use crate::header::{Message, attribute_text};
 use crate::on_ack::OnAck;
 
 const CONTROL_ID_CHARS_MAX: usize = 200;
@@ -25,6 +25,7 @@ pub(crate) fn read(body: &Bytes) -> Result<Answer, &'static str> {
         code,
         control_id: acknowledgement.control_id.to_vec(),
         error: error.map(str::to_owned),
+        expected: acknowledgement.expected,
         body: body.clone(),
     })
 }
@@ -82,6 +83,7 @@ pub(crate) fn not_committed() -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::header::AckCode;
 
     fn ack(rest: &str) -> Bytes {
         Bytes::from(format!("MSH|^~\\&|B||A||2026||ACK|9|P|2.5\r{rest}"))

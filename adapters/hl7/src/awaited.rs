@@ -18,11 +18,13 @@ use gatepost_adapter::{
 };
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 use self::kept::{Kept, new_key, restore};
 pub(crate) use self::late::LateDesk;
 use crate::header::AckCode;
 use crate::peer::{Answerers, Peer};
+use crate::quiet::Quiet;
 
 /// Most messages at a time of which a partner owes an application acknowledgement; further ones are not sent before.
 pub(crate) const AWAITED_MAX: usize = 4096;
@@ -43,6 +45,8 @@ pub(crate) struct Answer {
     pub(crate) control_id: Vec<u8>,
     /// ERR: the code of table 0357, where the answer has one.
     pub(crate) error: Option<String>,
+    /// MSA-4, where it has one.
+    pub(crate) expected: Option<i64>,
     pub(crate) body: Bytes,
 }
 
@@ -64,6 +68,7 @@ pub(crate) struct Awaited {
     places: Arc<Semaphore>,
     late: mpsc::UnboundedSender<Late>,
     answerers: Answerers,
+    unclear: Mutex<Quiet>,
     session: Session,
 }
 
@@ -126,7 +131,9 @@ impl Awaited {
         let places = Arc::new(Semaphore::new(AWAITED_MAX));
         let (waiting, over) = restore(session.state(), &places);
         let all = Mutex::new(All { waiting, over });
-        let awaited = Arc::new(Self { all, places, late: sender, answerers, session: session.clone() });
+        let unclear = Mutex::default();
+        let awaited =
+            Arc::new(Self { all, places, late: sender, answerers, unclear, session: session.clone() });
         let desk = LateDesk { awaited: Arc::downgrade(&awaited), session, late, judge };
         (awaited, desk)
     }
@@ -192,7 +199,6 @@ impl Awaited {
 
     /// The one message of these that an answer from there can mean.
     fn only_one<'a>(&self, same: &'a mut [Waiting], from: From<'_>) -> Option<&'a mut Waiting> {
-        let messages = same.len();
         let may = |waiting: &&mut Waiting| match from {
             From::Partner => true,
             From::Caller(peer) => self.answerers.include(peer, waiting.peer.as_ref()),
@@ -201,15 +207,21 @@ impl Awaited {
         match (those.next(), those.next()) {
             (Some(one), None) => Some(one),
             (Some(_), Some(_)) => {
-                tracing::warn!(messages, "an answer could be to any of these; it settles none");
+                self.tell("it could be to several");
                 None
             }
             (None, _) => {
-                tracing::warn!(
-                    "an answer comes from somebody else than the message went to (`answers_from`); it settles nothing"
-                );
+                self.tell("it comes from somebody else than the message went to (`answers_from`)");
                 None
             }
+        }
+    }
+
+    /// Of an answer that settles nothing though its message waits.
+    fn tell(&self, reason: &str) {
+        let mut unclear = self.unclear.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answers) = unclear.count(Instant::now()) {
+            tracing::warn!(answers, reason, "an answer to a message that waits settles nothing");
         }
     }
 
@@ -295,11 +307,12 @@ impl Ticket {
         }
         let all = self.awaited.lock();
         let others = all.waiting.get(&self.id).into_iter().flatten();
-        let accepted = others.filter(|other| other.lease != self.lease && other.stage.is_accepted()).count();
-        if accepted > 0 {
-            tracing::warn!(messages = accepted + 1, "an answer could be to any of these; it settles none");
+        let mut others = others.filter(|other| other.lease != self.lease);
+        let is_clear = !others.any(|other| other.stage.is_accepted());
+        if !is_clear {
+            self.awaited.tell("it could be to several");
         }
-        accepted == 0
+        is_clear
     }
 
     /// The answer, if another connection brings it.

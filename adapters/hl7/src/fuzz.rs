@@ -258,6 +258,7 @@ fn acknowledgement(input: &[u8]) {
             &message,
             code,
             Some(&Trouble::internal("a reason | with ^~\\& \r\n everything")),
+            None,
             &stamp,
         );
         assert!(mllp::frame(&ack).is_ok(), "an answer that cannot be sent");

@@ -3,9 +3,12 @@
 //! Works on the bytes as received, whatever their character set, and never changes them. It must never guess: a field
 //! that is not there is `None`, a header that cannot be read is an error.
 
+pub(crate) use self::number::{SEQUENCE_NUMBER_MAX, SequenceNumber, inquiry, numbered};
 use crate::charset::{Charset, Declared, looks_wide};
 use crate::mllp::CR;
 use crate::path::FieldPath;
+
+mod number;
 
 const LF: u8 = 0x0a;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -196,6 +199,9 @@ impl<'a> Message<'a> {
         Some(Acknowledgement {
             code: AckCode::from_bytes(nth(segment, self.delimiters.field, 1).trim_ascii()),
             control_id: nth(segment, self.delimiters.field, 2).trim_ascii(),
+            expected: std::str::from_utf8(nth(segment, self.delimiters.field, 4).trim_ascii())
+                .ok()
+                .and_then(|number| number.parse().ok()),
         })
     }
 
@@ -351,6 +357,8 @@ pub(crate) struct Acknowledgement<'a> {
     /// `None` for a code that HL7 does not know.
     pub(crate) code: Option<AckCode>,
     pub(crate) control_id: &'a [u8],
+    /// MSA-4, where transactions are numbered: the number that it accepts next, or has accepted.
+    pub(crate) expected: Option<i64>,
 }
 
 impl std::fmt::Debug for Acknowledgement<'_> {

@@ -4,7 +4,8 @@
 //! send. `listen` and `send` are a partner and a sender for people at the bench, `view` shows them a message. A library only so that its parsers can be
 //! fuzzed; the program is all there is to use.
 //!
-//! **Architecture invariant:** message bytes pass through unchanged. Only acknowledgements are written here.
+//! **Architecture invariant:** message bytes pass through unchanged, but for MSH-13 where the configuration has it numbered. Only acknowledgements
+//! are written here.
 
 mod ack;
 mod adapter;
@@ -20,6 +21,7 @@ mod header;
 mod line;
 mod listen_tool;
 mod mllp;
+mod numbers;
 mod on_ack;
 mod owed;
 mod path;
@@ -28,6 +30,7 @@ mod quiet;
 mod receive;
 mod send;
 mod send_tool;
+mod sequence;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -239,7 +239,7 @@ fn acknowledge(body: &[u8], answer: Answer) -> (Option<AckCode>, Option<Bytes>) 
         Answer::Code(code) => Some(code),
         Answer::Silence | Answer::Close => None,
     };
-    (code, code.map(|code| ack::build(&message, code, None, &stamp)))
+    (code, code.map(|code| ack::build(&message, code, None, None, &stamp)))
 }
 
 /// A line for the person at the bench; nobody reading it is no reason to stop.

@@ -299,6 +299,12 @@ pub(crate) fn frame(body: &Bytes) -> Result<impl Buf + use<>, Unframeable> {
     Ok(enclosed(body.clone()))
 }
 
+/// The frame around a body in two parts, the first of which may be empty; what is put into one that fits must fit too.
+pub(crate) fn framed_in_parts(head: Bytes, rest: Bytes) -> impl Buf + use<> {
+    const START: &[u8] = &[VT];
+    START.chain(head).chain(rest).chain(&END[..])
+}
+
 /// The frame around bytes of our own that are known to fit.
 pub(crate) fn enclosed(body: Bytes) -> impl Buf + use<> {
     const START: &[u8] = &[VT];

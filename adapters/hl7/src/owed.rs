@@ -19,8 +19,18 @@ pub(crate) fn acknowledgement(
     verdict: Verdict,
     trouble: Option<&Trouble>,
 ) -> Option<Bytes> {
+    numbered_acknowledgement(message, verdict, trouble, None)
+}
+
+/// With the sequence number that is expected (MSA-4).
+pub(crate) fn numbered_acknowledgement(
+    message: &Message<'_>,
+    verdict: Verdict,
+    trouble: Option<&Trouble>,
+    expected: Option<i64>,
+) -> Option<Bytes> {
     let code = ack::code_owed(message, verdict)?;
-    Some(ack::build(message, code, trouble, &stamp()))
+    Some(ack::build(message, code, trouble, expected, &stamp()))
 }
 
 /// For the partner's answer to a message of ours: the byte, and an accept acknowledgement where it asks for one, as the answer to

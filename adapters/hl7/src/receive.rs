@@ -4,6 +4,8 @@
 //! cannot be stored now is answered with a code that asks for it again, and the connection stays open.
 
 mod batches;
+mod numbered;
+mod tally;
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,8 +15,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use gatepost_adapter::{AcceptError, Failure, Session, reply_bytes};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use self::numbered::Streams;
+use self::tally::Tally;
 use crate::ack::{self, ErrorCode, Trouble, Verdict};
 use crate::answer;
 use crate::awaited::{Awaited, From};
@@ -23,7 +27,7 @@ use crate::channel::{Channel, ChannelError};
 use crate::event::{Origin, Received};
 use crate::header::Message;
 use crate::mllp::{self, COMMITTED, Item, NOT_COMMITTED};
-use crate::owed::{self, acknowledgement, stamp};
+use crate::owed::{self, acknowledgement, numbered_acknowledgement, stamp};
 use crate::peer::Peer;
 use crate::settings::{ApplicationAck, OnUnreadable, Settings};
 use gatepost_adapter::listener::{self, Door};
@@ -41,6 +45,8 @@ pub(crate) struct Receiver {
     source: String,
     awaited: Arc<Awaited>,
     acceptor: Acceptor,
+    /// Where partners' transactions are numbered.
+    streams: Option<Streams>,
 }
 
 /// What goes back over the connection, and how it goes on after that.
@@ -62,6 +68,22 @@ struct Question {
     received: Received,
 }
 
+/// What became of a message.
+struct Stored {
+    verdict: Verdict,
+    trouble: Option<Trouble>,
+    /// As it was handed in, if it was.
+    received: Option<Received>,
+    /// MSA-4, where transactions are numbered.
+    expected: Option<i64>,
+}
+
+impl Stored {
+    fn refused(trouble: Trouble) -> Self {
+        Self { verdict: Verdict::Refused, trouble: Some(trouble), received: None, expected: None }
+    }
+}
+
 impl Answer {
     fn go_on(frame: Option<Bytes>) -> Self {
         Self { frames: frame.into_iter().collect(), next: Next::GoOn }
@@ -80,7 +102,8 @@ impl Receiver {
     ) -> Result<Self, Failure> {
         let acceptor = Acceptor::new(settings.listen_tls.as_ref())?;
         let source = settings.source.clone().unwrap_or_else(|| format!("/adapters/{}", session.name()));
-        Ok(Self { settings, session, source, awaited, acceptor })
+        let streams = settings.sequence_numbers.receive.then(|| Streams::open(&session));
+        Ok(Self { settings, session, source, awaited, acceptor, streams })
     }
 
     /// Takes connections until the adapter is asked to stop; then finishes the messages that have come in whole.
@@ -204,7 +227,13 @@ impl Receiver {
             }
             Item::Abandoned { length } => {
                 tally.abandoned += 1;
-                tracing::warn!(length, "framing error: a message was broken off by the start of another");
+                if let Some(messages) = tally.quiet_frames.count(Instant::now()) {
+                    tracing::warn!(
+                        messages,
+                        length,
+                        "framing error: a message was broken off by the start of another"
+                    );
+                }
                 Answer::go_on(None)
             }
         }
@@ -235,19 +264,30 @@ impl Receiver {
             tally.answers += 1;
             return self.in_release(Verdict::Accepted, acknowledgement(message, Verdict::Accepted, None));
         }
-        let (verdict, trouble, received) = self.store(body, message, tally).await;
+        let stored = match &self.streams {
+            // What answers us is numbered by nobody.
+            Some(streams) if message.acknowledgement().is_none() => {
+                match self.store_numbered(streams, body, message, tally).await {
+                    Ok(stored) => stored,
+                    Err(answer) => return answer,
+                }
+            }
+            _ => self.store(body, message, tally).await,
+        };
+        let Stored { verdict, trouble, received, expected } = stored;
         let mut answer = self.in_release(verdict, None);
         let by_application = received.filter(|received| {
             verdict == Verdict::Accepted && received.event.data.is_some() && self.asks(message)
         });
         if by_application.is_none() || ack::is_two_phase(message) {
-            answer.frames.extend(acknowledgement(message, verdict, trouble.as_ref()));
+            let acknowledgement = numbered_acknowledgement(message, verdict, trouble.as_ref(), expected);
+            answer.frames.extend(acknowledgement);
         }
         match by_application {
             Some(received) => answer.next = Next::Ask(Box::new(Question { body: body.clone(), received })),
             None if self.settings.application_ack == ApplicationAck::OnCommit => {
                 let code = ack::application_code_owed(message, verdict);
-                let build = |code| ack::build(message, code, trouble.as_ref(), &stamp());
+                let build = |code| ack::build(message, code, trouble.as_ref(), None, &stamp());
                 answer.frames.extend(code.map(build));
             }
             None => {}
@@ -291,23 +331,17 @@ impl Receiver {
             true => ack::application_code_owed(&message, Verdict::TryLater),
             false => ack::code_owed(&message, Verdict::TryLater),
         };
-        code.map(|code| ack::build(&message, code, Some(&trouble), &stamp())).into_iter().collect()
+        code.map(|code| ack::build(&message, code, Some(&trouble), None, &stamp())).into_iter().collect()
     }
 
-    /// What became of it; with what was stored, if it was.
-    async fn store(
-        &self,
-        body: &Bytes,
-        message: &Message<'_>,
-        tally: &mut Tally,
-    ) -> (Verdict, Option<Trouble>, Option<Received>) {
+    async fn store(&self, body: &Bytes, message: &Message<'_>, tally: &mut Tally) -> Stored {
         let origin = Origin { settings: &self.settings, source: &self.source };
         let received = match origin.event(body, message) {
             Ok(received) => received,
             Err(error) => {
                 tally.unreadable += 1;
-                tracing::warn!(%error, "refusing a message");
-                return (Verdict::Refused, Some(Trouble::from(&error)), None);
+                tally.tell_refusal(&error);
+                return Stored::refused(Trouble::from(&error));
             }
         };
         let Received { event, idempotency_key } = &received;
@@ -318,7 +352,7 @@ impl Receiver {
         let accepted = accepted.map(|_| ());
         tally.accepted += u64::from(accepted.is_ok());
         let (verdict, trouble) = self.judge(accepted, tally);
-        (verdict, trouble, Some(received))
+        Stored { verdict, trouble, received: Some(received), expected: None }
     }
 
     /// What the gateway's answer means for whoever sent what it was asked to store.
@@ -327,7 +361,14 @@ impl Receiver {
             Ok(()) => (Verdict::Accepted, None),
             Err(AcceptError::Refused(problem)) => {
                 tally.refused += 1;
-                tracing::warn!(code = problem.code, detail = problem.detail, "the gateway refuses a message");
+                if let Some(messages) = tally.quiet_refusals.count(Instant::now()) {
+                    tracing::warn!(
+                        messages,
+                        code = problem.code,
+                        detail = problem.detail,
+                        "the gateway refuses a message"
+                    );
+                }
                 let code = match problem.code.as_str() {
                     "type_not_allowed" | "no_route" => ErrorCode::UnsupportedMessageType,
                     "idempotency_mismatch" => ErrorCode::DuplicateKey,
@@ -337,7 +378,9 @@ impl Receiver {
             }
             Err(error) => {
                 tally.postponed += 1;
-                tracing::warn!(%error, "asking the partner to send a message again");
+                if let Some(messages) = tally.quiet_postponed.count(Instant::now()) {
+                    tracing::warn!(messages, %error, "asking the partner to send a message again");
+                }
                 (Verdict::TryLater, Some(Trouble::internal("not stored; send again later")))
             }
         }
@@ -358,17 +401,4 @@ enum Closing {
     Quietly,
     /// By us, and the peer should get our last words.
     AfterAnswer,
-}
-
-/// What came over one connection, told when it ends.
-#[derive(Debug, Default)]
-struct Tally {
-    accepted: u64,
-    answers: u64,
-    postponed: u64,
-    refused: u64,
-    unreadable: u64,
-    oversize: u64,
-    abandoned: u64,
-    junk_bytes: u64,
 }

@@ -5,11 +5,14 @@
 //! one. Anything else closes the connection first, so that a late answer cannot be taken for the next message's, and leaves
 //! the delivery in doubt.
 
+mod numbering;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use gatepost_adapter::tls::Connector;
-use gatepost_adapter::{DataError, Delivery, Level, Outcome, StateChanges, Worker};
+use gatepost_adapter::{DataError, Delivery, Evidence, Level, Outcome, SettleError, Worker};
 use tokio::time::timeout;
 
 use crate::ack::{self, Verdict};
@@ -17,10 +20,12 @@ use crate::answer::{self, Answer};
 use crate::awaited::{Awaited, Ticket};
 use crate::channel::ChannelError;
 use crate::charset::Declared;
-use crate::header::{AckCode, HeaderError, Message};
+use crate::header::{AckCode, HeaderError, Message, numbered};
 use crate::line::{Heard, Line};
 use crate::mllp;
+use crate::numbers::{Given, Numbers};
 use crate::owed;
+use crate::sequence::outgoing::Judged;
 use crate::settings::Settings;
 
 /// One connection to the partner, made when it is first needed.
@@ -30,6 +35,8 @@ pub(crate) struct Link {
     awaited: Arc<Awaited>,
     /// What the destination counts as delivered.
     confirm: Level,
+    /// Where transactions are numbered.
+    numbers: Option<Arc<Numbers>>,
     line: Option<Line>,
 }
 
@@ -39,8 +46,9 @@ impl Link {
         settings: Arc<Settings>,
         awaited: Arc<Awaited>,
         confirm: Level,
+        numbers: Option<Arc<Numbers>>,
     ) -> Self {
-        Self { connector, settings, awaited, confirm, line: None }
+        Self { connector, settings, awaited, confirm, numbers, line: None }
     }
 
     /// A place among the messages whose answer is owed; `None` where the adapter is asked to stop before there is one. What the
@@ -74,14 +82,9 @@ impl Link {
         })
     }
 
-    /// What the partner's answer means. Where somebody is to be told that it has been taken, it is settled here and then told.
-    async fn conclude(
-        &mut self,
-        exchanged: Exchanged,
-        mut line: Line,
-        delivery: &Delivery,
-        ticket: Ticket,
-    ) -> Outcome {
+    /// What came of it on the wire. Where somebody is to be told that an answer has been taken, or a number goes with it, it is settled
+    /// here.
+    async fn conclude(&mut self, exchanged: Exchanged, mut line: Line, attempt: Attempt<'_>) -> Outcome {
         let (answer, owed) = match exchanged {
             Exchanged::Unanswered => {
                 self.line = Some(line);
@@ -93,7 +96,7 @@ impl Link {
             }
             Exchanged::NotCommitted => {
                 self.line = Some(line);
-                return answer::not_committed();
+                return attempt.not_committed().await;
             }
             Exchanged::Answered(answer) => {
                 let owed = owed::for_answer(&self.settings, &answer.body);
@@ -101,29 +104,110 @@ impl Link {
             }
             Exchanged::AnsweredElsewhere(answer) => (answer, Vec::new()),
         };
-        let is_sent = answer.code == AckCode::Ca && self.confirm == Level::Business;
-        if !is_sent && owed.is_empty() && !ticket.is_watched() {
-            self.line = Some(line);
-            return answer::outcome(&self.settings.on_ack, self.confirm, &answer);
-        }
-        let settled = if is_sent {
-            let evidence = answer::evidence(Level::Transport, &answer);
-            let within = self.settings.application_ack_timeout();
-            ticket.sent(delivery, evidence, within, StateChanges::default()).await
-        } else {
-            let outcome = answer::outcome(&self.settings.on_ack, self.confirm, &answer);
-            ticket.settle(delivery, outcome, StateChanges::default()).await
-        };
-        if let Err(error) = settled {
-            // The partner is told nothing, and the connection closed, since the gateway may not have its answer.
-            tracing::warn!(delivery = %delivery.id(), %error, "answered by the partner, but the lease is over");
-            return Outcome::LeaseLost;
+        let judged = attempt.judge(&answer);
+        let meaning = self.meaning(&answer, judged);
+        let is_watched = attempt.given.is_some() || attempt.ticket.is_watched() || !owed.is_empty();
+        match meaning {
+            Meaning::Outcome(outcome) if !is_watched => {
+                self.line = Some(line);
+                return outcome;
+            }
+            meaning => {
+                let within = self.settings.application_ack_timeout();
+                if let Err(error) = attempt.settle(meaning, judged, within).await {
+                    // The partner is told nothing, and the connection closed, since the gateway may not have its answer.
+                    tracing::warn!(%error, "answered by the partner, but the lease is over");
+                    return Outcome::LeaseLost;
+                }
+            }
         }
         match line.pay(owed).await {
             Ok(()) => self.line = Some(line),
             Err(error) => tracing::info!(%error, "the partner does not take its acknowledgement"),
         }
         Outcome::Settled
+    }
+
+    fn meaning(&self, answer: &Answer, judged: Option<Judged>) -> Meaning {
+        let evidence = |level| {
+            let evidence = answer::evidence(level, answer);
+            match answer.expected {
+                Some(expected) => evidence.with("expected_sequence_number", expected),
+                None => evidence,
+            }
+        };
+        match judged {
+            Some(Judged::OutOfStep(expected)) => Meaning::Outcome(Outcome::destination_down(format!(
+                "the partner refuses its sequence number and expects {expected}"
+            ))),
+            // Refused, since it has it.
+            Some(Judged::AcceptedBefore) if self.confirm < Level::Business => {
+                let evidence = evidence(Level::Transport).with("accepted", "before");
+                Meaning::Outcome(Outcome::Delivered { evidence, reply: None })
+            }
+            Some(Judged::AcceptedBefore) => Meaning::Sent(evidence(Level::Transport)),
+            Some(Judged::Accepted | Judged::Refused) | None => {
+                if answer.code == AckCode::Ca && self.confirm == Level::Business {
+                    Meaning::Sent(evidence(Level::Transport))
+                } else {
+                    Meaning::Outcome(answer::outcome(&self.settings.on_ack, self.confirm, answer))
+                }
+            }
+        }
+    }
+}
+
+/// What an answer comes to.
+enum Meaning {
+    Outcome(Outcome),
+    /// The partner has it, and its application's word is to come.
+    Sent(Evidence),
+}
+
+/// One message that has left.
+struct Attempt<'a> {
+    delivery: &'a Delivery,
+    ticket: Ticket,
+    given: Option<Given>,
+}
+
+impl Attempt<'_> {
+    fn judge(&self, answer: &Answer) -> Option<Judged> {
+        self.given.as_ref().map(|given| given.judge(answer.code, answer.expected))
+    }
+
+    async fn settle(
+        self,
+        meaning: Meaning,
+        judged: Option<Judged>,
+        within: Duration,
+    ) -> Result<(), SettleError> {
+        let numbered = self.given.zip(judged);
+        let state = numbered.as_ref().map(|(given, judged)| given.state_after(*judged));
+        let state = state.unwrap_or_default();
+        let settled = match meaning {
+            Meaning::Outcome(outcome) => self.ticket.settle(self.delivery, outcome, state).await,
+            Meaning::Sent(evidence) => self.ticket.sent(self.delivery, evidence, within, state).await,
+        };
+        if let Some((given, judged)) = numbered {
+            match &settled {
+                Ok(()) => given.settled(judged),
+                Err(_) => given.unsettled(),
+            }
+        }
+        settled
+    }
+
+    /// The partner says by its byte that it has not stored it.
+    async fn not_committed(self) -> Outcome {
+        if self.given.is_none() {
+            return answer::not_committed();
+        }
+        let meaning = Meaning::Outcome(answer::not_committed());
+        match self.settle(meaning, Some(Judged::Refused), Duration::ZERO).await {
+            Ok(()) => Outcome::Settled,
+            Err(_) => Outcome::LeaseLost,
+        }
     }
 }
 
@@ -133,10 +217,11 @@ impl Worker for Link {
             Ok(body) => body,
             Err(error) => return no_data(&error),
         };
-        let prepared = match prepare(&body, self.confirm, self.settings.commit_bytes()) {
-            Ok(prepared) => prepared,
-            Err(reason) => return Outcome::reject(reason),
-        };
+        let prepared =
+            match prepare(&body, self.confirm, self.settings.commit_bytes(), self.numbers.is_some()) {
+                Ok(prepared) => prepared,
+                Err(reason) => return Outcome::reject(reason),
+            };
         // Before a byte leaves: the answer may come over another connection, faster than this task goes on.
         let Some(mut ticket) = self.ticket(prepared.control_id, delivery).await else {
             return Outcome::Release;
@@ -146,13 +231,29 @@ impl Worker for Link {
             Err(outcome) => return outcome,
         };
         ticket.goes_to(&line.peer);
-        if delivery.begin().await.is_err() {
-            self.line = Some(line);
-            return Outcome::LeaseLost;
-        }
-        let exchanging = exchange(&mut line, prepared, &mut ticket, &self.awaited, &self.settings);
+        let numbers = self.numbers.clone().filter(|_| prepared.is_transaction);
+        let given = match numbers {
+            None => match delivery.begin().await {
+                Ok(()) => None,
+                Err(_) => {
+                    self.line = Some(line);
+                    return Outcome::LeaseLost;
+                }
+            },
+            Some(numbers) => match self.number(&numbers, &mut line, &body, delivery).await {
+                Ok(given) => Some(given),
+                Err(outcome) => return outcome,
+            },
+        };
+        let number = given.as_ref().map(Given::number);
+        let (head, rest) = match number.map(|number| numbered(&body, number)).transpose() {
+            Ok(parts) => parts.unwrap_or_else(|| (Bytes::new(), body.clone())),
+            Err(error) => return Outcome::reject(error.to_string()),
+        };
+        let frame = mllp::framed_in_parts(head, rest);
+        let exchanging = exchange(&mut line, frame, prepared, &mut ticket, &self.awaited, &self.settings);
         match timeout(self.settings.ack_timeout(), exchanging).await {
-            Ok(Ok(exchanged)) => self.conclude(exchanged, line, delivery, ticket).await,
+            Ok(Ok(exchanged)) => self.conclude(exchanged, line, Attempt { delivery, ticket, given }).await,
             // In both cases the connection is dropped here, and with it every late answer.
             Ok(Err(error)) => Outcome::in_doubt(format!("no acknowledgement: {error}")),
             Err(_) => {
@@ -185,26 +286,28 @@ fn no_data(error: &DataError) -> Outcome {
 }
 
 /// A message ready for the wire.
-struct Prepared<'a, B> {
-    frame: B,
+struct Prepared<'a> {
     /// What its acknowledgement must name.
     control_id: &'a [u8],
     wants_answer: bool,
     /// The partner says by a byte that it has stored what came (MLLP release 2).
     commit_bytes: bool,
+    /// Not an acknowledgement, which nobody numbers.
+    is_transaction: bool,
 }
 
 fn prepare(
     body: &Bytes,
     confirm: Level,
     commit_bytes: bool,
-) -> Result<Prepared<'_, impl Buf + use<>>, String> {
+    is_numbered: bool,
+) -> Result<Prepared<'_>, String> {
     let message = Message::parse(body).map_err(|error| error.to_string())?;
     let control_id = message.control_id().map_err(|error| error.to_string())?;
     if message.charset() == Declared::Wide {
         return Err(HeaderError::Wide.to_string());
     }
-    let frame = mllp::frame(body).map_err(|error| error.to_string())?;
+    mllp::frame(body).map_err(|error| error.to_string())?;
     // Who is asked to say only that it failed (MSH-15 is ER) says that it worked by its application acknowledgement.
     let wants_answer = ack::code_owed(&message, Verdict::Accepted).is_some()
         || (confirm > Level::Sent && ack::application_code_owed(&message, Verdict::Accepted).is_some());
@@ -223,7 +326,11 @@ fn prepare(
             "the message {what} cannot be confirmed; set `confirm = \"{lower}\"` for such messages"
         ));
     }
-    Ok(Prepared { frame, control_id, wants_answer, commit_bytes })
+    let is_transaction = message.acknowledgement().is_none();
+    if is_numbered && is_transaction && !wants_answer {
+        return Err("the message asks for no acknowledgement, and its sequence number needs one".to_owned());
+    }
+    Ok(Prepared { control_id, wants_answer, commit_bytes, is_transaction })
 }
 
 /// How it went on the wire.
@@ -241,12 +348,13 @@ enum Exchanged {
 
 async fn exchange(
     line: &mut Line,
-    prepared: Prepared<'_, impl Buf>,
+    frame: impl Buf,
+    prepared: Prepared<'_>,
     ticket: &mut Ticket,
     awaited: &Awaited,
     settings: &Settings,
 ) -> Result<Exchanged, ChannelError> {
-    let Prepared { frame, control_id, wants_answer, commit_bytes } = prepared;
+    let Prepared { control_id, wants_answer, commit_bytes, .. } = prepared;
     line.channel().write(frame).await?;
     if !wants_answer && !commit_bytes {
         return Ok(Exchanged::Unanswered);
@@ -275,7 +383,7 @@ mod tests {
     use super::*;
 
     fn reason(body: &'static [u8], confirm: Level) -> String {
-        prepare(&Bytes::from_static(body), confirm, false).err().unwrap()
+        prepare(&Bytes::from_static(body), confirm, false, false).err().unwrap()
     }
 
     #[test]
@@ -292,7 +400,8 @@ mod tests {
     #[test]
     fn what_the_message_does_not_ask_for_cannot_be_confirmed() {
         let message = |modes: &str| Bytes::from(format!("MSH|^~\\&|A|B|C|D|||ADT^A01|1|P|2.5|||{modes}\r"));
-        let confirmable = |modes, confirm, release_2| prepare(&message(modes), confirm, release_2).is_ok();
+        let confirmable =
+            |modes, confirm, release_2| prepare(&message(modes), confirm, release_2, false).is_ok();
         // MSH-15 and MSH-16, and whether `sent`, `transport` and `business` can be shown.
         for (modes, can) in [
             ("|", [true, true, true]),

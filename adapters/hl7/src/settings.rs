@@ -14,6 +14,7 @@ use crate::charset::Charset;
 use crate::on_ack::OnAck;
 use crate::path::{FieldPath, FieldPathError};
 use crate::peer::{Answerer, Answerers};
+use crate::sequence::SequenceNumbers;
 use gatepost_adapter::Network;
 
 const CONNECTIONS_MAX: usize = 64;
@@ -81,6 +82,8 @@ pub(crate) struct Settings {
     pub(crate) reply_from_app: Vec<String>,
     /// How long a partner waits for such a reply. Whole seconds.
     pub(crate) reply_timeout_ms: u64,
+    /// The sequence number protocol. Default: off, both ways.
+    pub(crate) sequence_numbers: SequenceNumbers,
     /// A control id that comes again with another message.
     pub(crate) on_reused_id: OnReusedId,
     /// How the messages of a batch (FHS, BHS) are acknowledged.
@@ -133,6 +136,7 @@ impl Default for Settings {
             application_ack: ApplicationAck::default(),
             reply_from_app: Vec::new(),
             reply_timeout_ms: 20_000,
+            sequence_numbers: SequenceNumbers::default(),
             on_reused_id: OnReusedId::default(),
             batch_ack: BatchAck::default(),
             on_unreadable: OnUnreadable::default(),
@@ -209,12 +213,17 @@ impl Settings {
             ("allow_from", self.allow_from.is_some()),
             ("answers_from", self.answers_from.is_some()),
             ("reply_from_app", !self.reply_from_app.is_empty()),
+            ("sequence_numbers.receive", self.sequence_numbers.receive),
         ];
         for (key, _) in of_listen.iter().filter(|(_, is_set)| *is_set && self.listen.is_none()) {
             faults.push(Fault::new(*key, "goes with `listen`, which is not set"));
         }
-        if self.answers_from.is_some() && self.connect.is_none() {
-            faults.push(Fault::new("answers_from", "goes with `connect`, which is not set"));
+        let of_connect = [
+            ("answers_from", self.answers_from.is_some()),
+            ("sequence_numbers.send", self.sequence_numbers.send),
+        ];
+        for (key, _) in of_connect.iter().filter(|(_, is_set)| *is_set && self.connect.is_none()) {
+            faults.push(Fault::new(*key, "goes with `connect`, which is not set"));
         }
         if self.source.as_deref() == Some("") {
             faults.push(Fault::new("source", "must not be empty"));
@@ -226,6 +235,11 @@ impl Settings {
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         let connect = self.tls.iter().flat_map(ConnectTls::files);
         connect.chain(self.listen_tls.iter().flat_map(ListenTls::files))
+    }
+
+    /// Connections to the partner. What is numbered goes over one.
+    pub(crate) fn connections(&self) -> usize {
+        if self.sequence_numbers.send { 1 } else { self.connections }
     }
 
     pub(crate) fn allow_from(&self) -> Vec<Network> {
@@ -408,6 +422,9 @@ mod tests {
             ["allow_from", "answers_from", "reply_from_app"]
         );
         assert_eq!(faults(r#"{"listen":"127.0.0.1:1","answers_from":["10.0.0.1"]}"#), ["answers_from"]);
+        let both = r#""sequence_numbers":{"send":true,"receive":true}"#;
+        assert_eq!(faults(&format!(r#"{{"connect":"lab:1",{both}}}"#)), ["sequence_numbers.receive"]);
+        assert_eq!(faults(&format!(r#"{{"listen":"127.0.0.1:1",{both}}}"#)), ["sequence_numbers.send"]);
         let listen_tls = r#""listen_tls":{"cert_file":"/nonexistent/c","key_file":"/nonexistent/k"}"#;
         assert_eq!(faults(&format!(r#"{{"connect":"lab:1",{listen_tls}}}"#)), ["listen_tls"]);
         assert_eq!(

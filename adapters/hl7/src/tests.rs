@@ -1,10 +1,12 @@
 //! Both directions over real sockets, between a played gateway and a played partner.
 
+mod answering;
 mod enhanced;
 mod over_tls;
 mod receiving;
 mod release_2;
 mod sending;
+mod sequence;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,7 +12,7 @@ fn message(header_tail: &str) -> Vec<u8> {
 
 fn built(body: &[u8], code: AckCode) -> String {
     let message = Message::parse(body).unwrap();
-    String::from_utf8(build(&message, code, None, &stamp()).to_vec()).unwrap()
+    String::from_utf8(build(&message, code, None, None, &stamp()).to_vec()).unwrap()
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn it_is_written_in_the_senders_delimiters_and_its_text_cannot_break_out() {
     let body = b"MSH:;~\\&:A:B:C:D:::ADT;A01:M^1:P:2.4\r";
     let parsed = Message::parse(body).unwrap();
     let trouble = Trouble::internal("queue: full;\r\nMSA");
-    let ack = build(&parsed, AckCode::Ae, Some(&trouble), &stamp());
+    let ack = build(&parsed, AckCode::Ae, Some(&trouble), None, &stamp());
     assert_eq!(
         &ack[..],
         b"MSH:;~\\&:C:D:A:B:20260102030405+0000::ACK;A01;ACK:G1:P:2.4\rMSA:AE:M^1:queue  full   MSA\rERR:;;;207&Application internal error&HL70357\r"
@@ -63,7 +63,7 @@ fn it_is_written_in_the_senders_delimiters_and_its_text_cannot_break_out() {
 fn the_error_segment_has_the_shape_of_the_version() {
     let err = |version: &str, trouble: &Trouble| {
         let body = message(&format!("ADT^A01|MSG1|P|{version}"));
-        let ack = build(&Message::parse(&body).unwrap(), AckCode::Ar, Some(trouble), &stamp());
+        let ack = build(&Message::parse(&body).unwrap(), AckCode::Ar, Some(trouble), None, &stamp());
         let told = Message::parse(&ack).unwrap().error_code().map(str::to_owned);
         let text = String::from_utf8(ack.to_vec()).unwrap();
         let segment = text.split('\r').nth(2).unwrap().to_owned();
@@ -96,7 +96,7 @@ fn a_field_that_ends_in_fs_does_not_end_the_frame() {
     let body = Bytes::from_static(b"MSH|^~\\&|A|B|C|D|||ADT^A01|M1\x1c|P|2.5\x1c\nPID|1\n");
     assert!(crate::mllp::frame(&body).is_ok(), "such a message can come in");
     let parsed = Message::parse(&body).unwrap();
-    let ack = build(&parsed, AckCode::Aa, None, &stamp());
+    let ack = build(&parsed, AckCode::Aa, None, None, &stamp());
     assert!(crate::mllp::frame(&ack).is_ok(), "and so its answer must go out");
     let read = Message::parse(&ack).unwrap().acknowledgement().unwrap();
     assert_eq!((read.code, read.control_id), (Some(AckCode::Aa), &b"M1\x1c"[..]));

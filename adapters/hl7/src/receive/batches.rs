@@ -20,6 +20,10 @@ const ID_CHARS_MAX: usize = 256;
 impl Receiver {
     pub(super) async fn answer_batch(&self, body: &Bytes, caller: &Peer, tally: &mut Tally) -> Answer {
         let (batch, verdict, trouble) = match batch::split(body, ACCEPT_EVENTS_MAX) {
+            Ok(batch) if self.streams.is_some() && !is_answer(&batch) => {
+                let text = "batches are not taken where transactions are numbered (MSH-13)";
+                (batch, Verdict::Refused, Some(Trouble::internal(text)))
+            }
             Ok(batch) => {
                 let (verdict, trouble) = self.store_batch(&batch, caller, tally).await;
                 (batch, verdict, trouble)
@@ -33,7 +37,7 @@ impl Receiver {
             }
         };
         if let (Some(trouble), Verdict::Refused) = (&trouble, verdict) {
-            tracing::warn!(reason = trouble.text, "refusing a batch as a whole");
+            tally.tell_refusal(&trouble.text);
         }
         let mut answer = self.in_release(verdict, None);
         answer.frames.extend(self.acknowledge(&batch, verdict, trouble.as_ref()));

@@ -41,7 +41,7 @@ impl Partner {
         let connector = Arc::new(Connector::new(&address, settings.tls.as_ref()).unwrap());
         let (gateway, session) = Gateway::open(session).await;
         let working = tokio::spawn(async move {
-            let crew = Crew { workers: settings.connections, placement: Placement::ByKey };
+            let crew = Crew { workers: settings.connections(), placement: Placement::ByKey };
             let (awaited, late) = awaited(&settings, &session);
             let work = async {
                 let link = |_| {
@@ -50,6 +50,7 @@ impl Partner {
                         Arc::clone(&settings),
                         Arc::clone(&awaited),
                         session.confirm(),
+                        None,
                     )
                 };
                 let worked = session.work(crew, link).await;
