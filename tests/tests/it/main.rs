@@ -8,6 +8,7 @@ mod disk;
 mod faults;
 mod fix;
 mod hl7;
+mod hl7_numbers;
 mod hl7_speed;
 mod keys;
 mod kills;
