@@ -5,6 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use gatepost_tests::{Dice, Gateway, program, python, settle_item, skipped, source, until};
 use serde_json::{Value, json};
 
@@ -166,6 +168,36 @@ fn a_query_gets_the_applications_reply() {
     item["reply"] = json!({"datacontenttype": "text/plain", "data": reply});
     gateway.app().post("/v1/settle", &json!({ "results": [item] })).expect(200);
     assert_eq!(wire.read().unwrap(), reply);
+}
+
+/// What the partner answers to a query goes back to whoever waits for it, however long it is.
+#[test]
+fn whoever_sent_a_query_gets_an_answer_of_many_megabytes() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = Gateway::builder()
+        .app("ehr", &["org.hl7.v2.*"], &[])
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"",
+            &format!("connect = \"{}\"", listener.local_addr().unwrap()),
+        )
+        .route("ehr", &["lab"])
+        .start();
+    let answering = std::thread::spawn(move || {
+        let mut wire = Wire::accept(&listener);
+        assert!(wire.read().unwrap().contains("|Q1|"));
+        let rows = "PID|1||4711^^^LAB^MR||DOE^JANE\r".repeat(160_000);
+        let answer = format!("MSH|^~\\&|LAB|H|EHR|C|2026||RSP^K22|R1|P|2.5\rMSA|AA|Q1\r{rows}");
+        wire.write(&answer).unwrap();
+        (answer, wire)
+    });
+    let headers = ["content-type: application/cloudevents+json", "prefer: wait=20"];
+    let query = event("Q1", "one", "").to_string();
+    let answered = gateway.app().send("POST", "/v1/messages", &headers, query.as_bytes()).unwrap();
+    let (sent, _wire) = answering.join().unwrap();
+    let delivery = answered.expect(200)["messages"][0]["deliveries"][0].clone();
+    assert_eq!(delivery["reply"]["datacontenttype"], "application/hl7-v2+er7");
+    assert!(delivery["reply"]["data_base64"] == BASE64.encode(sent), "it is the whole answer");
 }
 
 /// A batch goes in whole, and its messages to where each belongs.

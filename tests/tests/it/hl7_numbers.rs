@@ -166,7 +166,7 @@ fn numbers_at_the_partner_are_consecutive_and_none_stands_for_two_contents_whoev
     }
     gateway.until_settled("lab");
     let kept = partner.kept();
-    println!("{kills} kills, {} came again", kept.again);
+    gatepost_tests::note(&format!("{kills} kills, {} came again", kept.again));
     assert!(kills >= 20, "only {kills} kills");
     let numbers: Vec<i64> = kept.accepted.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, (1..=MESSAGES as i64).collect::<Vec<_>>(), "consecutive, and none too many");
