@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """A FIX partner that others wrote, QuickFIX C++: fix_partner.py acceptor|initiator PORT DIRECTORY [answer] [CERTIFICATE KEY AUTHORITY].
 
-It is SELL and talks to BUY, keeps its files in DIRECTORY, and with `answer` confirms every order (35=D) with an
-ExecutionReport. It prints a line for each thing that happens: `logon`, `logout`, and `app` or `admin` with the message, `|`
-for SOH. Lines on its standard input tell it what to do: `send FIRST LAST` sends ExecutionReports E<FIRST> to E<LAST> and
-says `sent LAST` once it has stored them, `expect N` makes it expect MsgSeqNum N next, `quit` ends it."""
+It is SELL and talks to BUY in FIX 4.4, or has the sessions that FIX_SESSIONS names: `COMPID=BEGINSTRING` or
+`COMPID=FIXT.1.1/APPLVER`, with spaces between. It keeps its files in DIRECTORY, and with `answer` confirms every order (35=D)
+with an ExecutionReport. It prints a line for each thing that happens: `logon`, `logout`, and `app` or `admin` with the message,
+`|` for SOH. Lines on its standard input tell it what to do, in each session: `send FIRST LAST` sends ExecutionReports E<FIRST>
+to E<LAST> and says `sent LAST` once it has stored them, `expect N` makes it expect MsgSeqNum N next, `quit` ends it."""
 
 import os
 import sys
@@ -14,7 +15,7 @@ import quickfix as fix
 ROLE, PORT, DIRECTORY, *MORE = sys.argv[1:]
 ANSWER = "answer" in MORE
 TLS = [word for word in MORE if word != "answer"]
-BEGIN_STRING = os.environ.get("FIX_BEGIN_STRING", "FIX.4.4")
+SESSIONS = os.environ.get("FIX_SESSIONS", "BUY=FIX.4.4").split()
 
 
 def say(*words):
@@ -32,7 +33,7 @@ def tag(message, number):
 
 class Partner(fix.Application):
     def onCreate(self, session):
-        self.session = session
+        self.sessions.append(session)
 
     def onLogon(self, session):
         say("logon")
@@ -54,15 +55,16 @@ class Partner(fix.Application):
         header = message.getHeader()
         if ANSWER and header.getField(35) == "D":
             possibly_known = header.isSetField(43) and header.getField(43) == "Y"
-            if not possibly_known or tag(message, 11) not in self.answered:
-                self.answered.add(tag(message, 11))
+            order = (session.toString(), tag(message, 11))
+            if not possibly_known or order not in self.answered:
+                self.answered.add(order)
                 fix.Session.sendToTarget(self.report("X" + tag(message, 11), tag(message, 11)), session)
 
+    sessions = []
     answered = set()
 
     def report(self, execution, order):
         message = fix.Message()
-        message.getHeader().setField(8, BEGIN_STRING)
         message.getHeader().setField(35, "8")
         for number, value in [(37, order or execution), (17, execution), (150, "0"), (39, "0"), (55, "X")]:
             message.setField(number, value)
@@ -100,9 +102,12 @@ def settings():
             f"CertificationAuthoritiesFile={authority}",
             "CertificateVerifyLevel=1",
         ]
-    lines += ["[SESSION]", f"BeginString={BEGIN_STRING}", "SenderCompID=SELL", "TargetCompID=BUY"]
-    if BEGIN_STRING == "FIXT.1.1":
-        lines.append("DefaultApplVerID=FIX.5.0SP2")
+    for session in SESSIONS:
+        target, _, version = session.partition("=")
+        begin_string, _, application = version.partition("/")
+        lines += ["[SESSION]", f"BeginString={begin_string}", "SenderCompID=SELL", f"TargetCompID={target}"]
+        if application:
+            lines.append(f"DefaultApplVerID={application}")
     file = os.path.join(DIRECTORY, "settings")
     with open(file, "w") as out:
         out.write("\n".join(lines) + "\n")
@@ -122,10 +127,12 @@ def main():
         match line.split():
             case ["send", first, last]:
                 for number in range(int(first), int(last) + 1):
-                    fix.Session.sendToTarget(partner.report(f"E{number}", ""), partner.session)
+                    for session in partner.sessions:
+                        fix.Session.sendToTarget(partner.report(f"E{number}", ""), session)
                 say("sent", last)
             case ["expect", number]:
-                fix.Session.lookupSession(partner.session).setNextTargetMsgSeqNum(int(number))
+                for session in partner.sessions:
+                    fix.Session.lookupSession(session).setNextTargetMsgSeqNum(int(number))
                 say("expecting", number)
             case ["quit"]:
                 break

@@ -79,7 +79,7 @@ fn kills(role: &'static str, confirm: &str, answer: bool) {
 }
 
 /// ExecID (17) of a report that the test itself sent, not of an answer to an order.
-fn execution(event: &Value) -> Option<String> {
+pub(crate) fn execution(event: &Value) -> Option<String> {
     use base64::Engine as _;
     let raw = base64::engine::general_purpose::STANDARD.decode(event["data_base64"].as_str()?).ok()?;
     let text = String::from_utf8(raw).ok()?;

@@ -5,6 +5,7 @@ mod kills;
 mod operators;
 mod partner;
 mod strangers;
+mod versions;
 
 use std::net::TcpListener;
 use std::time::{Duration, SystemTime};
@@ -22,7 +23,6 @@ fn free_port() -> u16 {
 /// A gateway whose app `desk` sends orders to the adapter `venue`, and reads from `fills` what comes back.
 fn gateway(builder: Builder, lines: &str, session: &str) -> Gateway {
     let names = "name = \"main\", sender_comp_id = \"BUY\", target_comp_id = \"SELL\", heartbeat_s = 5";
-    let version = if session.contains("begin_string") { "" } else { "begin_string = \"FIX.4.4\"," };
     builder
         .app("desk", &["orders.new"], &["fills"])
         .inbox("fills", "order = \"strict\"\nwindow = 200")
@@ -31,7 +31,7 @@ fn gateway(builder: Builder, lines: &str, session: &str) -> Gateway {
             &format!(
                 "run = \"gatepost-fix\"\norder = \"strict\"\nwindow = 64\nsend = [\"org.fixtrading.*\"]\n{lines}"
             ),
-            &format!("sessions = [{{ {names}, {version} {session} }}]"),
+            &format!("sessions = [{{ {names}, begin_string = \"FIX.4.4\", {session} }}]"),
         )
         .route("desk", &["venue"])
         .route("venue", &["fills"])
@@ -106,30 +106,6 @@ fn orders_go_out_and_reports_come_in() {
     until("QuickFIX has been logged out", || partner.lines().contains(&"logout".to_owned()).then_some(()));
     gateway.restart();
     gateway.audit_verifies();
-}
-
-#[test]
-fn every_version_logs_on_and_confirms() {
-    for (version, session) in [
-        ("FIX.4.0", "begin_string = \"FIX.4.0\""),
-        ("FIX.4.2", "begin_string = \"FIX.4.2\""),
-        ("FIXT.1.1", "begin_string = \"FIXT.1.1\", default_appl_ver = \"FIX.5.0SP2\""),
-    ] {
-        let port = free_port();
-        let builder = Gateway::builder();
-        let directory = builder.dir().join("partner");
-        let Some(partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
-        let mut partner = partner.version(version);
-        partner.start();
-        let gateway = gateway(builder, "", &format!("connect = \"127.0.0.1:{port}\", {session}"));
-        send_orders(&gateway, 1..=5);
-        gateway.until_settled("venue");
-        assert_eq!(partner.took().len(), 5, "{version}");
-        partner.send_reports(1, 3);
-        until("the reports are there", || (gateway.unsettled("fills") == 3).then_some(()));
-        let reports = drain_fills(&gateway);
-        assert_eq!(reports[0]["type"], format!("org.fixtrading.{version}.8"));
-    }
 }
 
 /// An order that is past its `expirytime` when the partner asks for it is filled over, and told as not delivered.

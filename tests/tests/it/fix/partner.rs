@@ -39,8 +39,9 @@ impl Partner {
         })
     }
 
-    pub(crate) fn version(mut self, begin_string: &str) -> Self {
-        self.environment.push(("FIX_BEGIN_STRING", begin_string.to_owned()));
+    /// Other sessions than the one, as `fix_partner.py` wants them.
+    pub(crate) fn sessions(mut self, sessions: &[String]) -> Self {
+        self.environment.push(("FIX_SESSIONS", sessions.join(" ")));
         self
     }
 
