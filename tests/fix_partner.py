@@ -5,7 +5,8 @@ It is SELL and talks to BUY in FIX 4.4, or has the sessions that FIX_SESSIONS na
 `COMPID=FIXT.1.1/APPLVER`, with spaces between. It keeps its files in DIRECTORY, and with `answer` confirms every order (35=D)
 with an ExecutionReport. It prints a line for each thing that happens: `logon`, `logout`, and `app` or `admin` with the message,
 `|` for SOH. Lines on its standard input tell it what to do, in each session: `send FIRST LAST` sends ExecutionReports E<FIRST>
-to E<LAST> and says `sent LAST` once it has stored them, `expect N` makes it expect MsgSeqNum N next, `quit` ends it."""
+to E<LAST> and says `sent LAST` once it has stored them, `expect N` makes it expect MsgSeqNum N next, `reset` sends a Logon
+with ResetSeqNumFlag, `quit` ends it."""
 
 import os
 import sys
@@ -134,6 +135,13 @@ def main():
                 for session in partner.sessions:
                     fix.Session.lookupSession(session).setNextTargetMsgSeqNum(int(number))
                 say("expecting", number)
+            case ["reset"]:
+                for session in partner.sessions:
+                    logon = fix.Message()
+                    logon.getHeader().setField(35, "A")
+                    for number, value in [(98, "0"), (108, "5"), (141, "Y")]:
+                        logon.setField(number, value)
+                    fix.Session.sendToTarget(logon, session)
             case ["quit"]:
                 break
     engine.stop()

@@ -20,6 +20,8 @@ pub(crate) enum Wish {
         next_out: Option<u64>,
         next_in: Option<u64>,
     },
+    /// A reset within the session.
+    BeginAnew,
     Logout,
     Logon,
 }
@@ -103,6 +105,11 @@ fn offers() -> Vec<Offer> {
             true,
             "Begins both sequence numbers of a session that is logged out at 1, in a new epoch; messages that wait for proof go as `after_reset` says.",
         ),
+        offer(
+            "reset_in_session",
+            true,
+            "Begins both sequence numbers of a session that is logged on at 1, in a new epoch, without logging out: a Logon with ResetSeqNumFlag (141), once the partner has confirmed all that it was sent.",
+        ),
         offer("logout", true, "Logs a session out; it stays so until `logon` or the adapter's next start."),
         offer("logon", true, "Lets a session log on again after `logout`, or after its numbers did not fit."),
     ]
@@ -118,6 +125,7 @@ fn read(call: &str, arguments: Map<String, Value>) -> Result<(Wish, Option<Strin
         }
         "set_numbers" => Wish::SetNumbers { next_out, next_in },
         "reset" => Wish::SetNumbers { next_out: Some(1), next_in: Some(1) },
+        "reset_in_session" => Wish::BeginAnew,
         "logout" => Wish::Logout,
         "logon" => Wish::Logon,
         _ => return Err("the adapter does not offer that".to_owned()),
@@ -149,7 +157,9 @@ mod tests {
             read("reset", json!({})),
             Ok((Wish::SetNumbers { next_out: Some(1), next_in: Some(1) }, None))
         );
+        assert_eq!(read("reset_in_session", json!({})), Ok((Wish::BeginAnew, None)));
         for (call, arguments) in [
+            ("reset_in_session", json!({"next_in": 1})),
             ("set_numbers", json!({})),
             ("set_numbers", json!({"next_out": 0})),
             ("set_numbers", json!({"next_in": 1_000_000_000})),

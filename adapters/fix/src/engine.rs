@@ -18,6 +18,7 @@ mod logon;
 mod numbers;
 mod outbox;
 mod outgoing;
+mod reset;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -33,7 +34,7 @@ use crate::message::Message;
 pub(crate) use config::{AfterReset, Config, Credentials, Role};
 pub(crate) use confirm::BUSINESS_IDS;
 pub(crate) use keys::Unreadable;
-pub(crate) use numbers::Numbers;
+pub(crate) use numbers::{Numbers, Renewal};
 pub(crate) use outbox::Place;
 pub(crate) use outgoing::Outgoing;
 pub(crate) use turn::{Alarm, Closing, Commit, Effect, Proof, Received, Turn, Verdict};
@@ -81,6 +82,11 @@ enum Link {
         reset: bool,
     },
     Up,
+    /// Our Logon with ResetSeqNumFlag has left within the session. Until it is answered nothing more leaves, and what comes
+    /// is still numbered as before.
+    ResetSent {
+        since: Duration,
+    },
     /// Our Logout has left first.
     LogoutSent {
         since: Duration,
@@ -157,6 +163,7 @@ impl Engine {
     pub(crate) fn can_send(&self) -> bool {
         let unconfirmed = (self.numbers.last_out() - self.numbers.confirmed) as usize;
         self.link == Link::Up
+            && self.numbers.renewal != Some(Renewal::Wanted)
             && self.answer.is_none()
             && self.orphans_from.is_none()
             && self.outbox.pending() < self.config.unconfirmed_max
@@ -188,6 +195,8 @@ impl Engine {
             }
         }
         if std::mem::take(&mut self.numbers_changed) {
+            let outbox = &self.outbox;
+            self.numbers.earlier.retain(|epoch, _| outbox.holds(*epoch));
             let value = serde_json::json!(&self.numbers).to_string().into_bytes();
             self.turn.commit.state.insert(keys::numbers_key(&self.config.name), Some(value));
         }
@@ -214,7 +223,7 @@ impl Engine {
             Link::Down | Link::Closing => {}
             Link::Arrived { .. } => self.logon_received(message, now),
             Link::LogonSent { reset, .. } => self.logon_answered(message, reset, now),
-            Link::Up | Link::LogoutSent { .. } => self.in_session(message, now),
+            Link::Up | Link::ResetSent { .. } | Link::LogoutSent { .. } => self.in_session(message, now),
         }
     }
 
@@ -231,6 +240,9 @@ impl Engine {
 
     /// Sequence numbers begin at 1 again, both ways, in a new epoch. What waits for proof waits on as an orphan.
     fn reset(&mut self, window: Option<i64>) {
+        if let Some(confirming) = &self.confirming {
+            self.numbers.confirmed = confirming.through;
+        }
         self.numbers.reset(window);
         self.numbers_changed = true;
         self.outbox.begin_epoch(self.numbers.epoch);

@@ -37,6 +37,41 @@ fn yes() -> bool {
     true
 }
 
+/// A moment of the day, as it stands in the settings.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MomentSettings {
+    /// IANA time zone of `time`, like `America/New_York`.
+    zone: String,
+    /// `HH:MM` or `HH:MM:SS`.
+    time: String,
+    /// On which days. Default: every day.
+    #[serde(default)]
+    days: Option<Vec<Day>>,
+}
+
+impl MomentSettings {
+    /// The days that begin with these moments: a moment is the beginning of such a window.
+    pub(crate) fn windows(&self) -> Result<Schedule, Vec<ScheduleFault>> {
+        let days = ScheduleSettings {
+            zone: self.zone.clone(),
+            start: self.time.clone(),
+            end: self.time.clone(),
+            days: self.days.clone(),
+            start_day: None,
+            end_day: None,
+            reset: false,
+        };
+        let named = |fault: ScheduleFault| match fault.key {
+            "start" => Some(ScheduleFault { key: "time", ..fault }),
+            // The same once more.
+            "end" => None,
+            _ => Some(fault),
+        };
+        Schedule::try_from(&days).map_err(|faults| faults.into_iter().filter_map(named).collect())
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Day {

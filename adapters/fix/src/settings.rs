@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::message::Tag;
-use crate::schedule::ScheduleSettings;
+use crate::schedule::{MomentSettings, ScheduleSettings};
 
 pub(crate) use read::{Entrance, Plan, Way, plans};
 
@@ -75,6 +75,9 @@ pub(crate) struct SessionSettings {
     /// When both sides' sequence numbers begin at 1 again, besides with a new window of `schedule`.
     #[serde(default)]
     pub(crate) reset_on: Vec<ResetOn>,
+    /// When this side begins both at 1 again within the session, without logging out (Logon with 141=Y). Only one of the two
+    /// sides should. Not with FIX.4.0.
+    pub(crate) reset_at: Option<MomentSettings>,
     /// When the session is open. Default: always.
     pub(crate) schedule: Option<ScheduleSettings>,
     /// Messages whose proof had not come when numbers began at 1 again: send them again marked with PossResend, or leave it

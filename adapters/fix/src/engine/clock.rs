@@ -10,7 +10,7 @@ impl Engine {
         let passed = |since: Duration| now.tick.saturating_sub(since);
         match self.link {
             Link::Down | Link::Closing => {}
-            Link::Arrived { since } | Link::LogonSent { since, .. } => {
+            Link::Arrived { since } | Link::LogonSent { since, .. } | Link::ResetSent { since } => {
                 if passed(since) >= self.config.logon_timeout {
                     self.close(Closing::NoLogon);
                 }
@@ -27,6 +27,7 @@ impl Engine {
                 self.keep_alive(now);
                 self.watch_gap(now);
                 self.watch_barrier(now);
+                self.watch_reset(now);
             }
         }
     }

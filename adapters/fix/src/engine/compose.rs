@@ -1,9 +1,11 @@
 //! Writing messages: the header that is ours, and the session's own messages.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::outbox::Record;
-use super::{Closing, Effect, Engine, Now};
+use super::{Closing, Config, Effect, Engine, Now};
 use crate::message::{Message, Tag, tag};
 use crate::value::write_timestamp;
 use crate::version::BeginString;
@@ -50,6 +52,10 @@ impl Engine {
 
     /// Adds what is ours in every header.
     pub(super) fn dress(&self, draft: Draft, seq: u64, now: Now) -> Draft {
+        self.dress_after(draft, seq, self.numbers.next_in, now)
+    }
+
+    fn dress_after(&self, draft: Draft, seq: u64, next_in: u64, now: Now) -> Draft {
         let config = &self.config;
         let mut draft = draft
             .header_number(tag::MSG_SEQ_NUM, seq)
@@ -60,7 +66,7 @@ impl Engine {
             draft = draft.header(*tag, value);
         }
         if config.last_processed {
-            draft = draft.header_number(tag::LAST_MSG_SEQ_NUM_PROCESSED, self.numbers.next_in - 1);
+            draft = draft.header_number(tag::LAST_MSG_SEQ_NUM_PROCESSED, next_in - 1);
         }
         draft
     }
@@ -71,6 +77,9 @@ impl Engine {
 
     /// Gives a message of the session its number and sends it.
     fn send_own(&mut self, msg_type: &[u8], now: Now, fill: impl FnOnce(Draft) -> Draft) {
+        if self.is_silent() {
+            return;
+        }
         let seq = self.numbers.next_out;
         match fill(self.draft(msg_type, seq, now)).encode() {
             Ok(bytes) => {
@@ -95,23 +104,17 @@ impl Engine {
 
     pub(super) fn send_logon(&mut self, reset: bool, now: Now) {
         let config = std::sync::Arc::clone(&self.config);
-        let (heartbeat, next_in) = (self.heartbeat.as_secs(), self.numbers.next_in);
-        self.send_own(b"A", now, |mut draft| {
-            draft = draft.field(tag::ENCRYPT_METHOD, "0").number(tag::HEART_BT_INT, heartbeat);
-            if reset {
-                draft = draft.field(tag::RESET_SEQ_NUM_FLAG, "Y");
-            }
-            if config.next_expected {
-                draft = draft.number(tag::NEXT_EXPECTED_MSG_SEQ_NUM, next_in);
-            }
-            if let Some(credentials) = &config.credentials {
-                draft = draft.field(USERNAME, &credentials.username).field(PASSWORD, &credentials.password);
-            }
-            match config.appl_ver_id {
-                Some(version) => draft.field(tag::DEFAULT_APPL_VER_ID, version.code()),
-                None => draft,
-            }
-        });
+        let (heartbeat, next_in) = (self.heartbeat, self.numbers.next_in);
+        self.send_own(b"A", now, |draft| logon(&config, draft, heartbeat, reset, next_in));
+    }
+
+    /// A Logon with ResetSeqNumFlag before the numbers have begun anew: it has number 1 of those to come.
+    pub(super) fn send_reset_logon(&mut self, now: Now) {
+        let draft = self.dress_after(Draft::new(self.config.begin_string, b"A"), 1, 1, now);
+        match logon(&self.config, draft, self.heartbeat, true, 1).encode() {
+            Ok(bytes) => self.write(bytes, now),
+            Err(_) => self.close(Closing::Unencodable),
+        }
     }
 
     pub(super) fn send_heartbeat(&mut self, test_req_id: Option<&[u8]>, now: Now) {
@@ -192,6 +195,9 @@ impl Engine {
     }
 
     fn send_kept(&mut self, draft: Draft, now: Now) {
+        if self.is_silent() {
+            return;
+        }
         match draft.encode() {
             Ok(bytes) => {
                 let place = (self.numbers.epoch, self.allocate());
@@ -213,6 +219,24 @@ impl Engine {
             |tag| !is_sessions_own(tag) && !self.config.header_tags.contains(&tag) || tag == tag::POSS_RESEND;
         draft = draft.header_of(message, keep);
         draft.body(&message.body_bytes(), self.config.validator.data_fields()).encode()
+    }
+}
+
+/// What a Logon says besides its header.
+fn logon(config: &Config, draft: Draft, heartbeat: Duration, reset: bool, next_in: u64) -> Draft {
+    let mut draft = draft.field(tag::ENCRYPT_METHOD, "0").number(tag::HEART_BT_INT, heartbeat.as_secs());
+    if reset {
+        draft = draft.field(tag::RESET_SEQ_NUM_FLAG, "Y");
+    }
+    if config.next_expected {
+        draft = draft.number(tag::NEXT_EXPECTED_MSG_SEQ_NUM, next_in);
+    }
+    if let Some(credentials) = &config.credentials {
+        draft = draft.field(USERNAME, &credentials.username).field(PASSWORD, &credentials.password);
+    }
+    match config.appl_ver_id {
+        Some(version) => draft.field(tag::DEFAULT_APPL_VER_ID, version.code()),
+        None => draft,
     }
 }
 

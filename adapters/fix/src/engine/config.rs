@@ -65,6 +65,8 @@ pub(crate) struct Config {
     pub(crate) reset_on_logon: bool,
     pub(crate) reset_on_logout: bool,
     pub(crate) reset_on_disconnect: bool,
+    /// When this side begins anew within the session; a moment is the beginning of a window.
+    pub(crate) reset_at: Option<Schedule>,
     /// NextExpectedMsgSeqNum (789) in the Logon in place of ResendRequests for what was lost before.
     pub(crate) next_expected: bool,
     /// LastMsgSeqNumProcessed (369) in every message.

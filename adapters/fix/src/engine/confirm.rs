@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::outbox::{BusinessId, Pending, Record};
 use super::{Alarm, Engine, Link, Now, Place, Proof, Verdict, keys};
-use crate::message::{Message, Tag, tag};
+use crate::message::{Message, SOH, Tag, tag};
 
 const CL_ORD_ID: Tag = 11;
 const EXEC_ID: Tag = 17;
@@ -17,6 +17,10 @@ const EXEC_TYPE: Tag = 150;
 const BUSINESS_ID_BYTES_MAX: usize = 256;
 /// Longest text of a partner that goes into a reason, characters.
 const REASON_CHARS_MAX: usize = 300;
+
+/// Types of messages that ask for something: orders of all kinds, changes and cancels of them, requests for their status, for
+/// quotes and for market data.
+const ASKING: [&[u8]; 12] = [b"D", b"E", b"F", b"G", b"H", b"AB", b"AC", b"s", b"t", b"u", b"R", b"V"];
 
 /// A TestRequest whose answer proves that the partner has processed everything before it. A partner processes in order, so a
 /// Heartbeat that names it cannot come before.
@@ -31,7 +35,7 @@ pub(super) struct Barrier {
 /// What the partner has confirmed and is not settled yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Confirming {
-    through: u64,
+    pub(super) through: u64,
     how: &'static str,
 }
 
@@ -90,7 +94,7 @@ impl Engine {
         }
     }
 
-    fn raise_barrier(&mut self, through: u64, now: Now) {
+    pub(super) fn raise_barrier(&mut self, through: u64, now: Now) {
         let id = format!("GP{}-{through}", self.numbers.epoch);
         self.send_test_request(&id, now);
         self.barrier = Some(Barrier { id, seq: through + 1, since: now.tick });
@@ -180,23 +184,26 @@ impl Engine {
     }
 
     /// Which of our messages it answers, if one waits for an answer.
+    ///
+    /// Never one that asks for something itself, like an order of the partner's: its ids are the partner's own, and may be
+    /// the same as ours.
     fn answered_place(&self, message: &Message) -> Option<Place> {
-        if message.msg_type() == b"j" {
-            let by_number = message.get(tag::REF_SEQ_NUM).and_then(crate::value::unsigned);
-            if let Some(seq) = by_number {
-                return Some((self.numbers.epoch, seq));
-            }
-            let id = message.get(tag::BUSINESS_REJECT_REF_ID)?;
-            return self
-                .config
-                .business_ids
-                .iter()
-                .find_map(|tag| self.outbox.answered_by(&business_id(*tag, id)?));
+        if ASKING.contains(&message.msg_type()) {
+            return None;
         }
-        self.config.business_ids.iter().find_map(|tag| {
-            let id = business_id(*tag, message.get(*tag)?)?;
-            self.outbox.answered_by(&id)
-        })
+        let mut ids = self.config.business_ids.iter();
+        let place = if message.msg_type() == b"j" {
+            let by_number = message.get(tag::REF_SEQ_NUM).and_then(crate::value::unsigned);
+            by_number.map(|seq| (self.numbers.epoch, seq)).or_else(|| {
+                let id = message.get(tag::BUSINESS_REJECT_REF_ID)?;
+                ids.find_map(|tag| self.outbox.answered_by(&business_id(*tag, id)?))
+            })
+        } else {
+            ids.find_map(|tag| self.outbox.answered_by(&business_id(*tag, message.get(*tag)?)?))
+        }?;
+        let of_ours = msg_type_of(&self.outbox.get(place)?.bytes);
+        let about_another = message.get(tag::REF_MSG_TYPE).is_some_and(|refused| refused != of_ours);
+        (message.msg_type() != of_ours && !about_another).then_some(place)
     }
 
     /// A session-level Reject (35=3) has come, in order.
@@ -232,7 +239,13 @@ impl Engine {
 
     pub(super) fn settle_pending(&mut self, place: Place) -> Option<Pending> {
         let pending = self.outbox.settle(place)?;
-        self.turn.commit.state.insert(keys::pending_key(&self.config.name, place), None);
+        let (name, state) = (&self.config.name, &mut self.turn.commit.state);
+        state.insert(keys::pending_key(name, place), None);
+        // Nobody will ask for what an earlier epoch had.
+        if place.0 != self.numbers.epoch && self.outbox.remove(place).is_some() {
+            state.insert(keys::message_key(name, place), None);
+            self.numbers_changed = true;
+        }
         Some(pending)
     }
 
@@ -247,6 +260,13 @@ impl Engine {
     pub(super) fn business_id_of(&self, message: &Message) -> Option<BusinessId> {
         self.config.business_ids.iter().find_map(|tag| business_id(*tag, message.get(*tag)?))
     }
+}
+
+/// MsgType (35) of a message of ours; it stands in front.
+fn msg_type_of(bytes: &[u8]) -> &[u8] {
+    let begin = memchr::memmem::find(bytes, b"\x0135=").map_or(bytes.len(), |at| at + 4);
+    let rest = &bytes[begin..];
+    &rest[..memchr::memchr(SOH, rest).unwrap_or(rest.len())]
 }
 
 fn business_id(tag: Tag, value: &[u8]) -> Option<BusinessId> {

@@ -37,7 +37,8 @@ impl Engine {
             self.confirm_through(processed, "last_msg_seq_num_processed");
         }
         match message.msg_type() {
-            b"A" if message.flag(tag::RESET_SEQ_NUM_FLAG) => self.reset_in_session(message, now),
+            // Whoever begins anew begins at 1. With another number it is an answer to an answer, as some partners give it.
+            b"A" if message.flag(tag::RESET_SEQ_NUM_FLAG) && seq == 1 => self.reset_in_session(message, now),
             b"4" if !message.flag(tag::GAP_FILL_FLAG) => self.sequence_reset(message, now),
             b"5" => self.logout_received(seq, now),
             b"2" => self.resend_request_received(seq, message, now),
@@ -131,6 +132,7 @@ impl Engine {
 
     /// A message whose turn it is.
     pub(super) fn in_turn(&mut self, message: &Message, now: Now) {
+        self.goes_on();
         let seq = self.numbers.next_in;
         if let Err(violation) = self.config.validator.check(message) {
             self.refuse_invalid(message, &violation, now);
@@ -158,6 +160,7 @@ impl Engine {
                 }
             },
             b"3" => self.rejected(message),
+            b"A" if message.flag(tag::RESET_SEQ_NUM_FLAG) => {}
             b"A" => self.send_reject(message, RejectReason::Other(99), None, "logged on already", now),
             _ => self.take_in(seq, message),
         }

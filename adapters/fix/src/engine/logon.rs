@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use subtle::ConstantTimeEq as _;
 
-use super::{Alarm, Closing, Engine, Link, Now, Role};
+use super::{Alarm, Closing, Engine, Link, Now, Renewal, Role};
 use crate::message::{Message, Tag, tag};
 use crate::value;
 
@@ -25,9 +25,14 @@ impl Engine {
             return;
         }
         self.begin_window(now);
-        let reset = self.config.reset_on_logon;
-        if reset && self.numbers.next_out + self.numbers.next_in > 2 {
-            self.reset(None);
+        let reset = self.config.reset_on_logon || self.numbers.renewal == Some(Renewal::Asked);
+        if reset {
+            if self.numbers.next_out + self.numbers.next_in > 2 {
+                self.reset(None);
+            }
+            // Whether the partner has heard of it is not known before it answers.
+            self.numbers.renewal = Some(Renewal::Asked);
+            self.numbers_changed = true;
         }
         self.link = Link::LogonSent { since: now.tick, reset };
         self.send_logon(reset, now);
@@ -55,9 +60,12 @@ impl Engine {
         };
         let asked = message.flag(tag::RESET_SEQ_NUM_FLAG);
         self.begin_window(now);
-        let reset = asked || self.config.reset_on_logon;
+        let reset = asked || self.config.reset_on_logon || self.numbers.renewal == Some(Renewal::Asked);
         if reset {
             self.reset(None);
+        }
+        if reset && !asked {
+            return self.welcome_anew(heartbeat, now);
         }
         if seq < self.numbers.next_in {
             return self.too_low(seq, now);
@@ -85,6 +93,10 @@ impl Engine {
         if message.flag(tag::RESET_SEQ_NUM_FLAG) && !reset {
             // It has begun anew without being asked. Our Logon's number went with the old ones.
             self.reset(None);
+        }
+        if self.numbers.renewal == Some(Renewal::Asked) {
+            self.numbers.renewal = None;
+            self.numbers_changed = true;
         }
         if seq < self.numbers.next_in {
             return self.too_low(seq, now);
@@ -140,25 +152,8 @@ impl Engine {
         self.send_orphans(now);
     }
 
-    /// A Logon with ResetSeqNumFlag within a session: both begin anew and go on (FIX 4.4 volume 2, "24 hour trading").
-    pub(super) fn reset_in_session(&mut self, message: &Message, now: Now) {
-        let Ok((seq, heartbeat)) = self.check_logon(message, now) else {
-            return self.log_out("the Logon is not acceptable", now);
-        };
-        self.reset(None);
-        self.heartbeat = heartbeat;
-        if seq == 1 {
-            self.advance_in(2);
-        }
-        self.send_logon(true, now);
-        if seq > 1 {
-            self.ahead(seq, message, now);
-        }
-        self.send_orphans(now);
-    }
-
     /// The Logon's number and HeartBtInt, or what is wrong with it.
-    fn check_logon(&self, message: &Message, now: Now) -> Result<(u64, Duration), &'static str> {
+    pub(super) fn check_logon(&self, message: &Message, now: Now) -> Result<(u64, Duration), &'static str> {
         if message.msg_type() != b"A" {
             return Err("the first message is no Logon");
         }
@@ -208,7 +203,9 @@ impl Engine {
     pub(crate) fn log_out_now(&mut self, text: &str, now: Now) {
         match self.link {
             Link::Up => self.log_out(text, now),
-            Link::Arrived { .. } | Link::LogonSent { .. } => self.close(Closing::LoggedOut),
+            Link::Arrived { .. } | Link::LogonSent { .. } | Link::ResetSent { .. } => {
+                self.close(Closing::LoggedOut);
+            }
             Link::Down | Link::LogoutSent { .. } | Link::Closing => {}
         }
     }

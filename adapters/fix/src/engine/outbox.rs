@@ -105,6 +105,11 @@ impl Outbox {
         Some(pending)
     }
 
+    /// Whether a message of this epoch is kept.
+    pub(crate) fn holds(&self, epoch: u64) -> bool {
+        self.records.range((epoch, 0)..=(epoch, u64::MAX)).next().is_some()
+    }
+
     pub(crate) fn place_of(&self, delivery: Uuid) -> Option<Place> {
         self.by_delivery.get(&delivery).copied()
     }

@@ -49,7 +49,7 @@ impl Engine {
                     self.turn.commit.begins.push(lease.clone());
                     self.turn.then.push(Effect::Begun(lease.clone()));
                 }
-                Some(place) if place.0 == self.numbers.epoch => self.adopt(place, lease),
+                Some(place) if self.is_on_its_way(place, now) => self.adopt(place, lease),
                 Some(place) => self.send_orphan_again(place, lease, &mut undo, now),
                 None if outgoing.expires.is_some_and(|at| at <= now.unix_ms()) => {
                     let late = Verdict::Retry("its expirytime had passed before it could be sent".to_owned());
@@ -107,6 +107,14 @@ impl Engine {
         self.turn.then.push(Effect::Write { bytes: record.bytes.clone(), carries: Some(place) });
         self.keep(place, record);
         place
+    }
+
+    /// Whether the partner has a message that was given its number before, or will ask for it; or nobody may send it any more.
+    fn is_on_its_way(&self, place: Place, now: Now) -> bool {
+        let is_late = |record: &Record| record.expires.is_some_and(|at| at <= now.unix_ms());
+        place.0 == self.numbers.epoch
+            || self.numbers.has_confirmed(place.0, place.1)
+            || self.outbox.get(place).is_some_and(is_late)
     }
 
     /// The delivery has its number already, from an earlier lease: it is not sent again, only its proof is still to come.
@@ -178,15 +186,22 @@ impl Engine {
             _ => {}
         }
         for place in places {
+            if self.numbers.has_confirmed(place.0, place.1) {
+                // The partner has it; a business answer is still to come.
+                if self.config.confirm < Level::Business {
+                    self.deliver(place, "before_reset");
+                }
+                continue;
+            }
             let Some(record) = self.outbox.get(place) else { continue };
             let expired = record.expires.is_some_and(|at| at <= now.unix_ms());
             match self.config.after_reset {
                 AfterReset::Resend if expired => {
-                    if let Some(pending) = self.outbox.settle(place) {
-                        let late = "its expirytime had passed when the sequence numbers began anew";
-                        self.turn.commit.outcomes.push((pending.lease, Verdict::InDoubt(late.to_owned())));
-                    }
-                    self.drop_orphan(place);
+                    // It stays: a later lease must find that it may have left.
+                    let lease = record.pending.as_ref().map(|pending| pending.lease.clone());
+                    let late = "its expirytime had passed when the sequence numbers began anew";
+                    let verdict = |lease| (lease, Verdict::InDoubt(late.to_owned()));
+                    self.turn.commit.outcomes.extend(lease.map(verdict));
                 }
                 AfterReset::Resend => {
                     self.resend_orphan(place, now);

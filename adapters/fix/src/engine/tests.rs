@@ -2,6 +2,7 @@
 
 mod lossy;
 mod proof;
+mod reset;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ fn config(role: Role) -> Config {
         reset_on_logon: false,
         reset_on_logout: false,
         reset_on_disconnect: false,
+        reset_at: None,
         next_expected: false,
         last_processed: false,
         resend_chunk: 0,

@@ -20,6 +20,14 @@ impl Driver {
                 self.flush().await?;
                 self.halted = None;
             }
+            Wish::BeginAnew => {
+                let now = self.now();
+                if let Err(why) = self.engine.begin_anew(now) {
+                    return Ok(Err(why.to_owned()));
+                }
+                self.gather().await?;
+                self.flush().await?;
+            }
             Wish::Logout => {
                 self.enabled = false;
                 self.connecting.shutdown().await;
@@ -40,6 +48,7 @@ impl Driver {
     fn state(&self) -> Value {
         let numbers = self.engine.numbers();
         let link = match () {
+            () if self.link.is_some() && self.engine.begins_anew() => "resetting",
             () if self.engine.is_up() => "logged_on",
             () if self.link.is_some() => "connected",
             () if !self.enabled => "logged_out",

@@ -14,7 +14,7 @@ use crate::content::Keys;
 use crate::engine::{AfterReset, BUSINESS_IDS, Config, Credentials, Role};
 use crate::event::Origin;
 use crate::message::{SOH, tag};
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, ScheduleFault};
 use crate::version::{ApplVerId, BeginString};
 
 const SESSIONS_MAX: usize = 1000;
@@ -133,6 +133,7 @@ impl Reader {
         let header = self.header(session);
         let credentials = self.credentials(session, begin_string);
         let schedule = self.schedule(session);
+        let reset_at = self.reset_at(session, begin_string);
         let validator = self.validator(session, begin_string, appl_ver_id);
         if session.next_expected_seq_num && begin_string.is_some_and(|version| version < BeginString::Fix44) {
             self.fault("next_expected_seq_num", "came with FIX.4.4; leave it out");
@@ -163,6 +164,7 @@ impl Reader {
             reset_on_logon: resets(ResetOn::Logon),
             reset_on_logout: resets(ResetOn::Logout),
             reset_on_disconnect: resets(ResetOn::Disconnect),
+            reset_at,
             next_expected: session.next_expected_seq_num,
             last_processed: session.last_seq_num_processed,
             resend_chunk: session.resend_chunk,
@@ -354,14 +356,21 @@ impl Reader {
     }
 
     fn schedule(&mut self, session: &SessionSettings) -> Option<Schedule> {
-        match Schedule::try_from(session.schedule.as_ref()?) {
-            Ok(schedule) => Some(schedule),
-            Err(faults) => {
-                for fault in faults {
-                    self.fault(&format!("schedule.{}", fault.key), &fault.message);
-                }
-                None
-            }
+        let read = Schedule::try_from(session.schedule.as_ref()?);
+        read.map_err(|faults| self.schedule_faults("schedule", &faults)).ok()
+    }
+
+    fn reset_at(&mut self, session: &SessionSettings, version: Option<BeginString>) -> Option<Schedule> {
+        let moments = session.reset_at.as_ref()?;
+        if version == Some(BeginString::Fix40) {
+            self.fault("reset_at", "needs ResetSeqNumFlag (141), which came with FIX.4.1; leave it out");
+        }
+        moments.windows().map_err(|faults| self.schedule_faults("reset_at", &faults)).ok()
+    }
+
+    fn schedule_faults(&mut self, key: &str, faults: &[ScheduleFault]) {
+        for fault in faults {
+            self.fault(&format!("{key}.{}", fault.key), &fault.message);
         }
     }
 }

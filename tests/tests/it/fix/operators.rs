@@ -3,14 +3,14 @@
 use super::*;
 
 /// Once the adapter can be called.
-fn state(gateway: &Gateway) -> Value {
+pub(crate) fn state(gateway: &Gateway) -> Value {
     until("the adapter answers", || {
         let said = gateway.admin().post("/v1/adapters/venue/calls", &json!({ "call": "sessions" })).json();
         Some(said["answer"]["main"].clone()).filter(Value::is_object)
     })
 }
 
-fn call(gateway: &Gateway, arguments: &[&str]) {
+pub(crate) fn call(gateway: &Gateway, arguments: &[&str]) {
     let all = [&["adapter", "call", "venue"], arguments, &["--reason", "agreed with the venue"]].concat();
     gateway.cli_ok(&all);
 }

@@ -32,6 +32,10 @@ enum Op {
     },
     /// With the next logon all begins at 1 again.
     Reset,
+    /// This side's operator wants that within the session.
+    BeginAnew {
+        side: usize,
+    },
 }
 
 /// A side, what its gateway still has to hand over, and what is on its way to it.
@@ -188,8 +192,7 @@ impl Pair {
         self.connected = true;
         for which in [1, 0] {
             self.ends[which].inbound.clear();
-            let reset = std::mem::take(&mut self.reset) && which == 0;
-            self.reset &= which == 0;
+            let reset = self.reset && which == 0;
             let end = &mut self.ends[which];
             let config = Config { reset_on_logon: reset, ..Config::clone(&end.side.config) };
             end.side.engine.config = Arc::new(config);
@@ -197,6 +200,7 @@ impl Pair {
             self.ends[which].side.engine.connected(now);
             self.settle(which);
         }
+        self.reset = false;
     }
 
     fn send(&mut self, which: usize, now: Now) {
@@ -253,6 +257,12 @@ impl Pair {
                 self.reset = true;
                 self.break_off(true);
             }
+            Op::BeginAnew { side } => {
+                let now = self.now();
+                // It may be logged out.
+                let _ = self.ends[side].side.engine.begin_anew(now);
+                self.settle(side);
+            }
         }
         self.connect();
         let now = self.now();
@@ -279,7 +289,8 @@ impl Pair {
             let done = |end: &End| {
                 let engine = &end.side.engine;
                 let quiet = end.todo.is_empty() && end.inbound.is_empty();
-                quiet && engine.is_up() && engine.outbox.pending() == 0 && engine.gap.is_none()
+                let settled = engine.outbox.pending() == 0 && !engine.begins_anew();
+                quiet && engine.is_up() && settled && engine.gap.is_none()
             };
             if self.connected && self.ends.iter().all(done) {
                 return Ok(());
@@ -350,6 +361,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => (0..2usize, 0..6u8, any::<bool>()).prop_map(|(side, commits, before)| Op::Die { side, commits, before }),
         2 => (0..40_000u32).prop_map(|ms| Op::Wait { ms }),
         1 => Just(Op::Reset),
+        1 => (0..2usize).prop_map(|side| Op::BeginAnew { side }),
     ];
     prop::collection::vec(op, 1..60)
 }
@@ -384,7 +396,9 @@ proptest! {
     }
 
     #[test]
-    fn nor_where_written_is_enough(ops in ops()) {
+    fn nor_where_written_is_enough(mut ops in ops()) {
+        // What is delivered when it is written, and has not arrived, goes with the numbers.
+        ops.retain(|op| !matches!(op, Op::Reset | Op::BeginAnew { .. }));
         run(&ops, None, |config| config.confirm = Level::Sent).map_err(TestCaseError::fail)?;
     }
 }
@@ -411,4 +425,24 @@ fn repro_two_requests_whose_own_numbers_are_missing_on_the_other_side() {
     let (early, late) = (Op::Wait { ms: 10_000 }, Op::Wait { ms: 30_000 });
     let ops = [early, send(0), Op::Break, arrive(1), send(0), send(1), arrive(0), late, send(1)];
     assert_eq!(run(&ops, None, |config| config.confirm = Level::Sent), Ok(()));
+}
+
+/// A reset at a logon that was never answered: the next logon has to say so too.
+#[test]
+fn repro_a_reset_that_the_partner_has_not_heard_of() {
+    let send = |side| Op::Send { side, count: 1 };
+    let arrive = |side| Op::Arrive { side, count: 1 };
+    let die = |side, commits, before| Op::Die { side, commits, before };
+    let first = [send(0), die(1, 0, false), Op::Break, Op::Reset, send(1), die(0, 2, true)];
+    let then = [arrive(1), die(1, 3, true), arrive(1), Op::Reset, arrive(1)];
+    assert_eq!(run(&[&first[..], &then[..]].concat(), None, |_| {}), Ok(()));
+}
+
+/// The partner's order has the ClOrdID of one of ours, and is no answer to it.
+#[test]
+fn repro_an_order_of_the_same_name_is_no_answer() {
+    let send = |side| Op::Send { side, count: 1 };
+    let arrive = |side| Op::Arrive { side, count: 1 };
+    let ops = [send(1), send(0), arrive(1), arrive(0), arrive(0), send(0), Op::Break, Op::Reset];
+    assert_eq!(run(&ops, None, |_| {}), Ok(()));
 }
