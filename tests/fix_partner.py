@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""A FIX partner that others wrote, QuickFIX C++: fix_partner.py acceptor|initiator PORT DIRECTORY [answer] [CERTIFICATE KEY AUTHORITY].
+"""A FIX partner that others wrote, QuickFIX C++: fix_partner.py acceptor|initiator PORT DIRECTORY [answer] [status] [CERTIFICATE KEY AUTHORITY].
 
 It is SELL and talks to BUY in FIX 4.4, or has the sessions that FIX_SESSIONS names: `COMPID=BEGINSTRING` or
 `COMPID=FIXT.1.1/APPLVER`, with spaces between. It keeps its files in DIRECTORY, and with `answer` confirms every order (35=D)
-with an ExecutionReport. It prints a line for each thing that happens: `logon`, `logout`, and `app` or `admin` with the message,
-`|` for SOH. Lines on its standard input tell it what to do, in each session: `send FIRST LAST` sends ExecutionReports E<FIRST>
-to E<LAST> and says `sent LAST` once it has stored them, `expect N` makes it expect MsgSeqNum N next, `reset` sends a Logon
-with ResetSeqNumFlag, `quit` ends it."""
+with an ExecutionReport, with `status` every OrderStatusRequest (35=H). It prints a line for each thing that happens: `logon`,
+`logout`, and `app` or `admin` with the message, `|` for SOH. Lines on its standard input tell it what to do, in each session:
+`send FIRST LAST` sends ExecutionReports E<FIRST> to E<LAST> and says `sent LAST` once it has stored them, `expect N` makes it
+expect MsgSeqNum N next, `reset` sends a Logon with ResetSeqNumFlag, `forget ORDER` lets it forget that it has seen an order,
+`fill ORDER STATUS` sends a report on one, `quit` ends it."""
 
 import os
 import sys
@@ -15,7 +16,8 @@ import quickfix as fix
 
 ROLE, PORT, DIRECTORY, *MORE = sys.argv[1:]
 ANSWER = "answer" in MORE
-TLS = [word for word in MORE if word != "answer"]
+STATUS = "status" in MORE
+TLS = [word for word in MORE if word not in ("answer", "status")]
 SESSIONS = os.environ.get("FIX_SESSIONS", "BUY=FIX.4.4").split()
 
 
@@ -54,6 +56,16 @@ class Partner(fix.Application):
     def fromApp(self, message, session):
         say("app", shown(message))
         header = message.getHeader()
+        kind, order = header.getField(35), tag(message, 11)
+        if kind == "D":
+            self.seen.add(order)
+        if STATUS and kind == "H":
+            report = self.report("S" + order, order)
+            report.setField(150, "I")
+            if order not in self.seen:
+                report.setField(39, "8")
+                report.setField(103, "5")
+            fix.Session.sendToTarget(report, session)
         if ANSWER and header.getField(35) == "D":
             possibly_known = header.isSetField(43) and header.getField(43) == "Y"
             order = (session.toString(), tag(message, 11))
@@ -63,6 +75,8 @@ class Partner(fix.Application):
 
     sessions = []
     answered = set()
+    seen = set()
+    fills = 0
 
     def report(self, execution, order):
         message = fix.Message()
@@ -142,6 +156,15 @@ def main():
                     for number, value in [(98, "0"), (108, "5"), (141, "Y")]:
                         logon.setField(number, value)
                     fix.Session.sendToTarget(logon, session)
+            case ["forget", order]:
+                partner.seen.discard(order)
+                say("forgotten", order)
+            case ["fill", order, status]:
+                for session in partner.sessions:
+                    partner.fills += 1
+                    report = partner.report(f"F{partner.fills}", order)
+                    report.setField(39, status)
+                    fix.Session.sendToTarget(report, session)
             case ["quit"]:
                 break
     engine.stop()

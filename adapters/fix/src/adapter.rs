@@ -24,7 +24,7 @@ impl Adapter for Fix {
     const MANIFEST: Manifest = Manifest {
         version: env!("CARGO_PKG_VERSION"),
         levels: &[Level::Sent, Level::Transport, Level::Business],
-        query: false,
+        query: true,
         ordered_pipeline: true,
     };
 

@@ -16,8 +16,10 @@ mod keys;
 mod known;
 mod logon;
 mod numbers;
+mod orders;
 mod outbox;
 mod outgoing;
+mod query;
 mod reset;
 #[cfg(test)]
 mod tests;
@@ -28,10 +30,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::message::Message;
 
-pub(crate) use config::{AfterReset, Config, Credentials, Role};
+pub(crate) use config::{AfterReset, AskFor, Config, Credentials, Role};
 pub(crate) use confirm::BUSINESS_IDS;
 pub(crate) use keys::Unreadable;
 pub(crate) use numbers::{Numbers, Renewal};
@@ -43,6 +46,7 @@ use answer::Answer;
 use confirm::{Barrier, Confirming};
 use gap::{Gap, Held};
 use known::Known;
+use orders::Orders;
 use outbox::Outbox;
 
 /// Most messages that one commit deletes from the adapter's state.
@@ -101,6 +105,7 @@ pub(crate) struct Engine {
     numbers_changed: bool,
     outbox: Outbox,
     known: Known,
+    orders: Orders,
     link: Link,
     heartbeat: Duration,
     last_received: Duration,
@@ -123,7 +128,7 @@ impl Engine {
         config: Arc<Config>,
         state: &BTreeMap<String, Vec<u8>>,
     ) -> Result<Self, Unreadable> {
-        let (numbers, outbox, known) = keys::restore(&config.name, state)?;
+        let keys::Restored { numbers, outbox, known, orders } = keys::restore(&config.name, state)?;
         Ok(Self {
             heartbeat: config.heartbeat,
             config,
@@ -131,6 +136,7 @@ impl Engine {
             numbers_changed: false,
             outbox,
             known,
+            orders,
             link: Link::Down,
             last_received: Duration::ZERO,
             last_sent: Duration::ZERO,
@@ -152,6 +158,11 @@ impl Engine {
     /// Deliveries that wait for proof.
     pub(crate) fn pending(&self) -> usize {
         self.outbox.pending()
+    }
+
+    /// Whether the delivery may have left already.
+    pub(crate) fn knows(&self, delivery: Uuid) -> bool {
+        self.known.contains(delivery) || self.outbox.place_of(delivery).is_some()
     }
 
     /// Logged on, both ways.

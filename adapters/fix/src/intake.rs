@@ -93,7 +93,8 @@ impl Intake {
             .map_err(|error| Outcome::reject(error.to_string()))?;
         let message = event.text_extension("gatepostid").unwrap_or_default();
         let expires = event.text_extension("expirytime").and_then(|text| unix_ms(&text));
-        Ok((desk, Outgoing { lease: delivery.lease(), message, content, expires }))
+        let in_doubt = delivery.in_doubt();
+        Ok((desk, Outgoing { lease: delivery.lease(), message, content, expires, in_doubt }))
     }
 
     fn desk(&self, delivery: &Delivery) -> Result<&Desk, Outcome> {

@@ -381,7 +381,11 @@ impl Driver {
         if self.waiting.is_empty() || self.engine.can_send() {
             return Ok(());
         }
-        let late = |outgoing: &Outgoing| outgoing.expires.is_some_and(|at| at <= now.unix_ms());
+        // What may have left begins, with the next logon, or is refused: then a person decides.
+        let engine = &self.engine;
+        let late = |outgoing: &Outgoing| {
+            outgoing.expires.is_some_and(|at| at <= now.unix_ms()) && !engine.knows(outgoing.lease.delivery)
+        };
         let (expired, kept): (VecDeque<_>, VecDeque<_>) = self.waiting.drain(..).partition(late);
         self.waiting = kept;
         for outgoing in expired {

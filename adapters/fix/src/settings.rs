@@ -101,6 +101,9 @@ pub(crate) struct SessionSettings {
     pub(crate) confirm_timeout_ms: u64,
     /// Fields by which a business answer names the message that it answers. Default: ClOrdID and the ids of quotes and such.
     pub(crate) business_ids: Option<Vec<Tag>>,
+    /// With `confirm = "business"`: what the partner is asked about an order in doubt, besides whether it has got it.
+    #[serde(default)]
+    pub(crate) query: QuerySetting,
     /// How much of a received message is checked; all but `none` want a dictionary to do so wholly.
     #[serde(default)]
     pub(crate) validation: Validation,
@@ -149,6 +152,16 @@ pub(crate) enum AfterResetSetting {
     #[default]
     PossResend,
     Doubt,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum QuerySetting {
+    /// Nothing more.
+    #[default]
+    Session,
+    /// How it stands: OrderStatusRequest (35=H) by ClOrdID.
+    OrderStatus,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]

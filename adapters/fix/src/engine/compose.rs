@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::outbox::Record;
-use super::{Closing, Config, Effect, Engine, Now};
+use super::{Closing, Config, Effect, Engine, Now, Place};
 use crate::message::{Message, Tag, tag};
 use crate::value::write_timestamp;
 use crate::version::BeginString;
@@ -177,7 +177,7 @@ impl Engine {
                 draft = draft.number(tag::SESSION_REJECT_REASON, u64::from(code));
             }
         }
-        self.send_kept(with_text(draft, text), now);
+        let _ = self.send_kept(with_text(draft, text), now);
     }
 
     /// A BusinessMessageReject (35=j), or before FIX 4.2 a Reject. Kept like any application message.
@@ -191,20 +191,25 @@ impl Engine {
             .number(tag::REF_SEQ_NUM, refused.seq_num().unwrap_or(0))
             .field(tag::REF_MSG_TYPE, refused.msg_type())
             .number(tag::BUSINESS_REJECT_REASON, u64::from(reason));
-        self.send_kept(with_text(draft, text), now);
+        let _ = self.send_kept(with_text(draft, text), now);
     }
 
-    fn send_kept(&mut self, draft: Draft, now: Now) {
+    /// Gives the place that it got.
+    pub(super) fn send_kept(&mut self, draft: Draft, now: Now) -> Option<Place> {
         if self.is_silent() {
-            return;
+            return None;
         }
         match draft.encode() {
             Ok(bytes) => {
                 let place = (self.numbers.epoch, self.allocate());
                 self.keep(place, Record { bytes: bytes.clone(), expires: None, pending: None });
                 self.write(bytes, now);
+                Some(place)
             }
-            Err(_) => self.close(Closing::Unencodable),
+            Err(_) => {
+                self.close(Closing::Unencodable);
+                None
+            }
         }
     }
 

@@ -26,6 +26,15 @@ pub(crate) enum AfterReset {
     Doubt,
 }
 
+/// What a partner is asked about a delivery in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AskFor {
+    /// Whether it has processed the message: by the session's own means.
+    Proof,
+    /// That, and how the order stands, where a business answer is what counts.
+    OrderStatus,
+}
+
 /// User name and password of the Logon (FIX 4.3 and later).
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Credentials {
@@ -86,6 +95,7 @@ pub(crate) struct Config {
     pub(crate) after_reset: AfterReset,
     /// Fields by which a business answer names the message it answers.
     pub(crate) business_ids: Vec<Tag>,
+    pub(crate) ask_for: AskFor,
     pub(crate) schedule: Option<Schedule>,
     pub(crate) validator: Validator,
 }

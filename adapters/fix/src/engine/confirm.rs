@@ -5,11 +5,13 @@ use std::time::Duration;
 use gatepost_adapter::Level;
 use serde_json::{Map, Value};
 
-use super::outbox::{BusinessId, Pending, Record};
+use super::orders::Order;
+use super::outbox::{BusinessId, Pending, Query, Record};
 use super::{Alarm, Engine, Link, Now, Place, Proof, Verdict, keys};
 use crate::message::{Message, SOH, Tag, tag};
 
 const CL_ORD_ID: Tag = 11;
+const ORIG_CL_ORD_ID: Tag = 41;
 const EXEC_ID: Tag = 17;
 const ORD_STATUS: Tag = 39;
 const EXEC_TYPE: Tag = 150;
@@ -39,6 +41,8 @@ pub(super) struct Confirming {
     how: &'static str,
 }
 
+/// What orders that live on may take, as a part of what messages may take.
+const ORDERS_SHARE: usize = 8;
 /// Most deliveries that are settled in one turn because the partner has confirmed them.
 const CONFIRMED_PER_TURN: usize = 256;
 /// How long the answer to a barrier may take; then it is asked for again.
@@ -51,7 +55,7 @@ impl Engine {
         let Some(pending) = self.outbox.get(place).and_then(|record| record.pending.clone()) else { return };
         let proof = proof(Level::Sent, seq);
         if self.config.confirm == Level::Sent {
-            self.settle_pending(place);
+            self.live_on(place);
             self.turn.commit.outcomes.push((pending.lease, Verdict::Delivered(proof)));
         } else if epoch == self.numbers.epoch
             && seq <= self.numbers.confirmed
@@ -147,7 +151,7 @@ impl Engine {
     }
 
     pub(super) fn deliver(&mut self, place: Place, how: &'static str) {
-        if let Some(pending) = self.settle_pending(place) {
+        if let Some(pending) = self.live_on(place) {
             let mut proof = proof(Level::Transport, place.1);
             proof.shown.insert("confirmed_by".to_owned(), how.into());
             self.turn.commit.outcomes.push((pending.lease, Verdict::Delivered(proof)));
@@ -156,8 +160,26 @@ impl Engine {
 
     /// A business message has come: does it answer one of ours? Gives the gateway's id of that message.
     pub(super) fn business_answer(&mut self, message: &Message) -> Option<String> {
-        let place = self.answered_place(message)?;
-        let pending = self.outbox.get(place)?.pending.clone()?;
+        let waiting = self.answered_place(message).and_then(|place| {
+            let pending = self.outbox.get(place)?.pending.clone()?;
+            Some((place, pending))
+        });
+        let answers = match waiting {
+            Some((place, pending)) => Some(self.settle_answered(place, pending, message)),
+            None => self.order_answered(message),
+        };
+        self.end_orders(message);
+        answers
+    }
+
+    fn settle_answered(&mut self, place: Place, pending: Pending, message: &Message) -> String {
+        let answers = pending.message.clone();
+        if self.says_unknown(pending.query, message) {
+            self.mark(place, Query::Unknown);
+            let verdict = Verdict::Retry(reason("the partner does not know the order", message));
+            self.turn.commit.outcomes.push((pending.lease, verdict));
+            return answers;
+        }
         let mut proof = proof(Level::Business, place.1);
         proof.shown.insert("msg_type".to_owned(), shown(message.msg_type()));
         for (name, tag) in [("exec_id", EXEC_ID), ("ord_status", ORD_STATUS), ("exec_type", EXEC_TYPE)] {
@@ -171,16 +193,54 @@ impl Engine {
             b"j" | b"Y" | b"AG" => true,
             _ => false,
         };
-        let verdict = if refused {
+        let verdict = if refused && self.says_duplicate(place, message) {
+            proof.shown.insert("duplicate".to_owned(), true.into());
+            self.live_on(place);
+            Verdict::Delivered(proof)
+        } else if refused {
+            self.settle_pending(place);
             Verdict::Reject(reason("the partner rejected it", message), proof)
         } else {
+            self.live_on(place);
             Verdict::Delivered(proof)
         };
-        // A weaker proof has been enough, and settled it; a refusal is news all the same.
-        self.settle_pending(place);
-        let answers = pending.message.clone();
         self.turn.commit.outcomes.push((pending.lease, verdict));
-        Some(answers)
+        answers
+    }
+
+    /// The gateway's id of the message of ours that began the order which this is about, where that lives on.
+    fn order_answered(&self, message: &Message) -> Option<String> {
+        if ASKING.contains(&message.msg_type()) {
+            return None;
+        }
+        let mut ids = self.config.business_ids.iter();
+        let by_id = ids.find_map(|tag| self.orders.named(&business_id(*tag, message.get(*tag)?)?));
+        // Of an order that was changed or canceled otherwise the partner may name its own ClOrdID, and ours as the first.
+        let by_first = || self.orders.named(&business_id(CL_ORD_ID, message.get(ORIG_CL_ORD_ID)?)?);
+        let place = by_id.or_else(by_first)?;
+        Some(self.orders.get(place)?.message.clone())
+    }
+
+    /// A report that an order has ended, or a cancel been dealt with: nothing more is to come for it.
+    fn end_orders(&mut self, message: &Message) {
+        let is_replaced = message.get(ORD_STATUS) == Some(b"5") || message.get(EXEC_TYPE) == Some(b"5");
+        let ended: &[Tag] = match message.msg_type() {
+            b"8" if is_replaced => &[ORIG_CL_ORD_ID],
+            // Filled, canceled, rejected, expired.
+            b"8" if matches!(message.get(ORD_STATUS), Some(b"2" | b"4" | b"8" | b"C")) => {
+                &[CL_ORD_ID, ORIG_CL_ORD_ID]
+            }
+            b"9" => &[CL_ORD_ID],
+            _ => return,
+        };
+        for tag in ended {
+            let id = message.get(*tag).and_then(|value| business_id(CL_ORD_ID, value));
+            if let Some(place) = id.and_then(|id| self.orders.named(&id))
+                && self.orders.remove(place)
+            {
+                self.turn.commit.state.insert(keys::order_key(&self.config.name, place), None);
+            }
+        }
     }
 
     /// Which of our messages it answers, if one waits for an answer.
@@ -249,6 +309,30 @@ impl Engine {
         Some(pending)
     }
 
+    /// The delivery is settled, and what comes about its order later is to be told as such.
+    fn live_on(&mut self, place: Place) -> Option<Pending> {
+        let pending = self.settle_pending(place)?;
+        if let Some(business_id) = pending.business_id.clone() {
+            let order = Order { message: pending.message.clone(), business_id };
+            let (name, state) = (&self.config.name, &mut self.turn.commit.state);
+            state.insert(keys::order_key(name, place), Some(keys::order_value(&order)));
+            let replaced = self.orders.insert(place, order);
+            let most = self.config.keep_bytes / ORDERS_SHARE;
+            let forgotten = std::iter::from_fn(|| self.orders.forget_one(most));
+            for gone in replaced.into_iter().chain(forgotten) {
+                state.insert(keys::order_key(name, gone), None);
+            }
+        }
+        Some(pending)
+    }
+
+    fn mark(&mut self, place: Place, query: Query) {
+        if let Some(pending) = self.outbox.set_query(place, query) {
+            let value = keys::pending_value(pending);
+            self.turn.commit.state.insert(keys::pending_key(&self.config.name, place), Some(value));
+        }
+    }
+
     pub(super) fn forget(&mut self, place: Place) {
         self.settle_pending(place);
         if self.outbox.remove(place).is_some() {
@@ -263,7 +347,7 @@ impl Engine {
 }
 
 /// MsgType (35) of a message of ours; it stands in front.
-fn msg_type_of(bytes: &[u8]) -> &[u8] {
+pub(super) fn msg_type_of(bytes: &[u8]) -> &[u8] {
     let begin = memchr::memmem::find(bytes, b"\x0135=").map_or(bytes.len(), |at| at + 4);
     let rest = &bytes[begin..];
     &rest[..memchr::memchr(SOH, rest).unwrap_or(rest.len())]

@@ -5,6 +5,7 @@
 //! | `n/SESSION` | [`Numbers`] as JSON |
 //! | `m/SESSION/EPOCH/SEQ` | a sent message: expiry in milliseconds since 1970 or nothing, a line feed, the message |
 //! | `p/SESSION/EPOCH/SEQ` | [`Pending`] as JSON: the delivery that waits for proof of that message |
+//! | `o/SESSION/EPOCH/SEQ` | [`Order`] as JSON: that delivery has been settled, and the order that it began lives on |
 //! | `k/SESSION/DELIVERY` | [`Verdict`] as JSON: an outcome that the gateway has not taken yet |
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use super::Verdict;
 use super::known::Known;
 use super::numbers::Numbers;
+use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Pending, Place, Record};
 
 /// The state of one session cannot be read: somebody else wrote it, or a newer version of this program.
@@ -35,6 +37,10 @@ pub(crate) fn pending_key(session: &str, (epoch, seq): Place) -> String {
     format!("p/{session}/{epoch}/{seq}")
 }
 
+pub(super) fn order_key(session: &str, (epoch, seq): Place) -> String {
+    format!("o/{session}/{epoch}/{seq}")
+}
+
 pub(crate) fn known_key(session: &str, delivery: Uuid) -> String {
     format!("k/{session}/{delivery}")
 }
@@ -50,6 +56,10 @@ pub(crate) fn pending_value(pending: &Pending) -> Vec<u8> {
     serde_json::json!(pending).to_string().into_bytes()
 }
 
+pub(super) fn order_value(order: &Order) -> Vec<u8> {
+    serde_json::json!(order).to_string().into_bytes()
+}
+
 fn read_message(value: &[u8]) -> Option<Record> {
     let end = memchr::memchr(b'\n', value)?;
     let (expires, bytes) = (std::str::from_utf8(&value[..end]).ok()?, &value[end + 1..]);
@@ -57,18 +67,27 @@ fn read_message(value: &[u8]) -> Option<Record> {
     Some(Record { bytes: Bytes::copy_from_slice(bytes), expires, pending: None })
 }
 
-/// What a session left behind, read from the adapter's state; numbers that begin where there is nothing yet.
-pub(crate) fn restore(
-    session: &str,
-    state: &BTreeMap<String, Vec<u8>>,
-) -> Result<(Numbers, Outbox, Known), Unreadable> {
+/// What a session left behind.
+pub(super) struct Restored {
+    pub(super) numbers: Numbers,
+    pub(super) outbox: Outbox,
+    pub(super) known: Known,
+    pub(super) orders: Orders,
+}
+
+/// Reads it from the adapter's state; numbers that begin where there is nothing yet.
+pub(super) fn restore(session: &str, state: &BTreeMap<String, Vec<u8>>) -> Result<Restored, Unreadable> {
     let unreadable = |key: &str| Unreadable(key.to_owned());
     let key = numbers_key(session);
     let numbers: Numbers = match state.get(&key) {
         Some(value) => serde_json::from_slice(value).map_err(|_| unreadable(&key))?,
         None => Numbers::default(),
     };
-    let mut outbox = Outbox::default();
+    let (mut outbox, mut orders) = (Outbox::default(), Orders::default());
+    for (rest, key, value) in under(state, &format!("o/{session}/")) {
+        let place = place(rest).ok_or_else(|| unreadable(key))?;
+        orders.insert(place, serde_json::from_slice(value).map_err(|_| unreadable(key))?);
+    }
     for (rest, key, value) in under(state, &format!("m/{session}/")) {
         let place = place(rest).ok_or_else(|| unreadable(key))?;
         let mut record = read_message(value).ok_or_else(|| unreadable(key))?;
@@ -85,7 +104,7 @@ pub(crate) fn restore(
         let verdict: Verdict = serde_json::from_slice(value).map_err(|_| unreadable(key))?;
         known.insert(delivery, verdict);
     }
-    Ok((numbers, outbox, known))
+    Ok(Restored { numbers, outbox, known, orders })
 }
 
 fn place(text: &str) -> Option<Place> {

@@ -34,6 +34,24 @@ pub(crate) struct Pending {
     /// What the partner's answer will name: the field and its value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) business_id: Option<BusinessId>,
+    #[serde(default, skip_serializing_if = "Query::is_none")]
+    pub(crate) query: Query,
+}
+
+/// Whether the partner has been asked about it by name, and has said that it does not know it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Query {
+    #[default]
+    None,
+    Asked,
+    Unknown,
+}
+
+impl Query {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// A field that a business answer repeats, like ClOrdID (11), and its value.
@@ -108,6 +126,12 @@ impl Outbox {
     /// Whether a message of this epoch is kept.
     pub(crate) fn holds(&self, epoch: u64) -> bool {
         self.records.range((epoch, 0)..=(epoch, u64::MAX)).next().is_some()
+    }
+
+    pub(crate) fn set_query(&mut self, place: Place, query: Query) -> Option<&Pending> {
+        let pending = self.records.get_mut(&place)?.pending.as_mut()?;
+        pending.query = query;
+        Some(pending)
     }
 
     pub(crate) fn place_of(&self, delivery: Uuid) -> Option<Place> {

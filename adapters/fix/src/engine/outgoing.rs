@@ -5,7 +5,7 @@ use gatepost_adapter::{Lease, Level};
 
 use super::compose::is_sessions_own;
 use super::confirm::proof;
-use super::outbox::{Pending, Record};
+use super::outbox::{Pending, Query, Record};
 use super::{AfterReset, Commit, Effect, Engine, Link, Now, Numbers, Place, Verdict};
 use crate::content;
 use crate::message::tag;
@@ -25,6 +25,8 @@ pub(crate) struct Outgoing {
     pub(crate) content: content::Outgoing,
     /// When it must not be sent any more, milliseconds since 1970.
     pub(crate) expires: Option<i64>,
+    /// An earlier lease may have brought it to the partner.
+    pub(crate) in_doubt: bool,
 }
 
 /// What [`Engine::send`] has changed, for the case that its commit is refused.
@@ -48,6 +50,18 @@ impl Engine {
                 _ if self.known.contains(lease.delivery) => {
                     self.turn.commit.begins.push(lease.clone());
                     self.turn.then.push(Effect::Begun(lease.clone()));
+                }
+                Some(place) if self.is_unknown(place) => {
+                    if outgoing.expires.is_some_and(|at| at <= now.unix_ms()) {
+                        let late = "its expirytime had passed, and the partner does not know it";
+                        self.turn.commit.outcomes.push((lease.clone(), Verdict::Retry(late.to_owned())));
+                    } else {
+                        self.send_orphan_again(place, lease, &mut undo, now);
+                    }
+                }
+                Some(place) if outgoing.in_doubt && self.asks(place) => {
+                    undo.added.extend(self.ask_for_status(place, now));
+                    self.adopt(place, lease);
                 }
                 Some(place) if self.is_on_its_way(place, now) => self.adopt(place, lease),
                 Some(place) => self.send_orphan_again(place, lease, &mut undo, now),
@@ -82,8 +96,8 @@ impl Engine {
                 let business_id = wire::parse(bytes.clone(), self.config.validator.data_fields())
                     .ok()
                     .and_then(|message| self.business_id_of(&message));
-                let pending =
-                    Pending { lease: outgoing.lease.clone(), message: outgoing.message.clone(), business_id };
+                let (lease, message) = (outgoing.lease.clone(), outgoing.message.clone());
+                let pending = Pending { lease, message, business_id, query: Query::None };
                 let record = Record { bytes, expires: outgoing.expires, pending: Some(pending) };
                 self.turn.commit.begins.push(outgoing.lease.clone());
                 undo.added.push(self.send_record(record, now));
@@ -230,7 +244,8 @@ impl Engine {
         draft = draft.header_of(&message, keep);
         let bytes = draft.body(&message.body_bytes(), self.config.validator.data_fields()).encode().ok()?;
         self.drop_orphan(place);
-        Some(self.send_record(Record { bytes, ..record }, now))
+        let pending = record.pending.map(|pending| Pending { query: Query::None, ..pending });
+        Some(self.send_record(Record { bytes, pending, ..record }, now))
     }
 
     fn drop_orphan(&mut self, place: Place) {

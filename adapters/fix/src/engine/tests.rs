@@ -1,6 +1,7 @@
 //! The session layer without sockets: rows after the specification's test cases, and two engines that talk to each other.
 
 mod lossy;
+mod orders;
 mod proof;
 mod reset;
 mod rows;
@@ -54,6 +55,7 @@ fn config(role: Role) -> Config {
         confirm_within: Duration::from_secs(600),
         after_reset: AfterReset::Resend,
         business_ids: confirm::BUSINESS_IDS.to_vec(),
+        ask_for: AskFor::Proof,
         schedule: None,
         validator: Validator::new(crate::validate::Level::None, None).unwrap(),
     }
@@ -192,6 +194,7 @@ fn order(number: u128) -> Outgoing {
         message: format!("m{number}"),
         content: content(&format!("35=D|11=O{number}|55=X|")),
         expires: None,
+        in_doubt: false,
     }
 }
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use gatepost_adapter::tls::{ConnectTls, ListenTls};
 use gatepost_adapter::{Fault, Level, Network, element};
 
-use super::{AfterResetSetting, ResetOn, SessionSettings, Settings};
+use super::{AfterResetSetting, QuerySetting, ResetOn, SessionSettings, Settings};
 use crate::content::Keys;
-use crate::engine::{AfterReset, BUSINESS_IDS, Config, Credentials, Role};
+use crate::engine::{AfterReset, AskFor, BUSINESS_IDS, Config, Credentials, Role};
 use crate::event::Origin;
 use crate::message::{SOH, tag};
 use crate::schedule::{Schedule, ScheduleFault};
@@ -178,6 +178,10 @@ impl Reader {
                 AfterResetSetting::Doubt => AfterReset::Doubt,
             },
             business_ids: session.business_ids.clone().unwrap_or_else(|| BUSINESS_IDS.to_vec()),
+            ask_for: match session.query {
+                QuerySetting::Session => AskFor::Proof,
+                QuerySetting::OrderStatus => AskFor::OrderStatus,
+            },
             schedule,
             validator,
         };

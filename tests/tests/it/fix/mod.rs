@@ -4,6 +4,7 @@ mod certificates;
 mod kills;
 mod operators;
 mod partner;
+mod query;
 mod reset;
 mod strangers;
 mod versions;

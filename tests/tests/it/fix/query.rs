@@ -1,0 +1,78 @@
+//! Orders in doubt: the partner is asked, and later reports find their order.
+
+use super::*;
+
+#[test]
+fn orders_in_doubt_are_asked_for_and_sent_again_only_if_they_are_unknown() {
+    let port = free_port();
+    let builder = Gateway::builder();
+    let directory = builder.dir().join("partner");
+    // It answers no order, but says how one stands.
+    let Some(mut partner) = Partner::new("acceptor", port, &directory, &["status"]) else {
+        return skipped(PACKAGE);
+    };
+    partner.start();
+    let lines = "confirm = \"business\"\non_doubt = \"query\"\nretry = { initial = \"50ms\", max = \"1s\" }";
+    let session =
+        format!("connect = \"127.0.0.1:{port}\", query = \"order_status\", confirm_timeout_ms = 1500");
+    let gateway = gateway(builder, lines, &session);
+    let known = accept(&gateway, 1, &json!({}));
+    let unknown = accept(&gateway, 2, &json!({}));
+    until("both have arrived", || (partner.took().len() == 2).then_some(()));
+    partner.tell("forget O2");
+    gateway.until_state(&known, "delivered");
+    gateway.until_state(&unknown, "delivered");
+    let took = partner.took();
+    let of = |kind: &str, order: &str| {
+        took.iter().filter(|taken| taken.field(35) == Some(kind) && taken.order() == order).count()
+    };
+    assert_eq!((of("D", "O1"), of("D", "O2")), (1, 2), "{took:?}");
+    assert!(of("H", "O1") >= 1 && of("H", "O2") >= 2, "{took:?}");
+    kills::assert_all_came(
+        "orders",
+        2,
+        &took.into_iter().filter(|taken| taken.field(35) == Some("D")).collect::<Vec<_>>(),
+    );
+    // The answers to the questions are reports, and belong to the orders.
+    until("the reports are there", || (gateway.unsettled("fills") >= 3).then_some(()));
+    for report in drain_fills(&gateway) {
+        let order = if report["subject"] == "O1" { &known } else { &unknown };
+        assert_eq!(report["correlationid"], **order, "{report}");
+    }
+    gateway.audit_verifies();
+}
+
+/// Partial fills come while the order is long settled, over a restart of everything.
+#[test]
+fn every_report_on_an_order_names_its_message() {
+    let port = free_port();
+    let builder = Gateway::builder();
+    let directory = builder.dir().join("partner");
+    let Some(mut partner) = Partner::new("acceptor", port, &directory, &["answer"]) else {
+        return skipped(PACKAGE);
+    };
+    partner.start();
+    let mut gateway = gateway(builder, "confirm = \"business\"", &format!("connect = \"127.0.0.1:{port}\""));
+    let message = accept(&gateway, 1, &json!({}));
+    gateway.until_state(&message, "delivered");
+    partner.tell("fill O1 1");
+    until("two reports are there", || (gateway.unsettled("fills") == 2).then_some(()));
+    gateway.kill();
+    partner.kill();
+    partner.start();
+    gateway.restart();
+    until("it has logged on", || (partner.logons() == 2).then_some(()));
+    for status in ["1", "2", "1"] {
+        partner.tell(&format!("fill O1 {status}"));
+    }
+    until("five reports are there", || (gateway.unsettled("fills") == 5).then_some(()));
+    let named: Vec<Value> =
+        drain_fills(&gateway).iter().map(|report| report["correlationid"].clone()).collect();
+    let message = Value::from(message);
+    // The last one comes after the order has ended.
+    assert_eq!(
+        named,
+        [&[message.clone(), message.clone(), message.clone(), message][..], &[Value::Null]].concat()
+    );
+    gateway.audit_verifies();
+}
