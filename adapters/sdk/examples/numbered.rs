@@ -246,3 +246,96 @@ fn key(number: u64) -> String {
 fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(value).map_err(|error| Failure::new("state cannot be written", error))
 }
+
+#[cfg(test)]
+mod tests {
+    use gatepost_adapter::testing::{Gateway, Partner, leased, lines};
+    use serde_json::json;
+
+    use super::*;
+
+    /// The adapter at work for `gateway`, connected to `partner`.
+    fn at_work(partner: &Partner, session: Session) -> tokio::task::JoinHandle<Result<(), Failure>> {
+        tokio::spawn(Numbered::run(Settings { connect: partner.address() }, session))
+    }
+
+    /// The next settlement: token and outcome of each result, and the names of what is set and taken from the state.
+    async fn settled(gateway: &mut Gateway, status: &str) -> (Vec<(String, String)>, Vec<String>) {
+        let call = gateway.next("/v1/settle").await;
+        let outcomes = call.outcomes().into_iter().map(|(token, outcome)| (token.into(), outcome.into()));
+        let outcomes: Vec<(String, String)> = outcomes.collect();
+        let state = call.body["state"].as_object().cloned().unwrap_or_default();
+        call.settled(status);
+        (outcomes, state.keys().cloned().collect())
+    }
+
+    fn pair(token: &str, outcome: &str) -> (String, String) {
+        (token.to_owned(), outcome.to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_number_is_durable_before_its_line_leaves_and_its_confirmation_delivers() {
+        let partner = Partner::listen().await.framed(lines);
+        let (mut gateway, session) = Gateway::open(json!({"on_doubt": "query", "window": 8})).await;
+        let running = at_work(&partner, session);
+        let mut connection = partner.accept().await;
+        gateway.lease(&[leased(1, Some("k")), leased(2, Some("k"))]).await;
+        let begin = gateway.next("/v1/settle").await;
+        assert_eq!(begin.outcomes(), [("t1", "begin"), ("t2", "begin")]);
+        connection.nothing_for(Duration::from_millis(50)).await;
+        begin.settled("ok");
+        assert_eq!(connection.frame().await, format!("1 once {}", Uuid::from_u128(1)));
+        assert_eq!(connection.frame().await, format!("2 once {}", Uuid::from_u128(2)));
+        let (outcomes, _) = settled(&mut gateway, "ok").await;
+        assert_eq!(outcomes, [pair("t1", "sent"), pair("t2", "sent")]);
+        // One confirmation for both, in two pieces.
+        connection.send_in_pieces("ok 2\n", 3).await;
+        let (outcomes, _) = settled(&mut gateway, "ok").await;
+        assert_eq!(outcomes, [pair("t1", "delivered"), pair("t2", "delivered")]);
+        let (_, forgotten) = settled(&mut gateway, "ok").await;
+        assert_eq!(forgotten, [key(1), key(2)]);
+        gateway.drain();
+        running.await.unwrap().unwrap();
+        connection.closed().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_not_confirmed_when_a_connection_breaks_is_sent_again_and_says_so() {
+        let partner = Partner::listen().await.framed(lines);
+        let (mut gateway, session) = Gateway::open(json!({"on_doubt": "query", "window": 8})).await;
+        let _running = at_work(&partner, session);
+        let mut connection = partner.accept().await;
+        gateway.lease(&[leased(1, None)]).await;
+        settled(&mut gateway, "ok").await;
+        connection.frame().await;
+        settled(&mut gateway, "ok").await;
+        connection.reset();
+        let mut connection = partner.accept().await;
+        assert_eq!(connection.frame().await, format!("1 again {}", Uuid::from_u128(1)));
+        connection.send("ok 1\n").await;
+        let (outcomes, _) = settled(&mut gateway, "ok").await;
+        assert_eq!(outcomes, [pair("t1", "delivered")]);
+    }
+
+    #[tokio::test]
+    async fn a_later_session_knows_the_numbers_of_the_one_before() {
+        let partner = Partner::listen().await.framed(lines);
+        let (mut gateway, session) = Gateway::open(json!({"on_doubt": "query"})).await;
+        let running = at_work(&partner, session);
+        let mut connection = partner.accept().await;
+        gateway.lease(&[leased(1, None)]).await;
+        let begin = gateway.next("/v1/settle").await;
+        let state = begin.body["state"].clone();
+        begin.settled("ok");
+        connection.frame().await;
+        // Killed before it could say that the line was sent.
+        running.abort();
+        let (mut gateway, session) = Gateway::open(json!({"on_doubt": "query", "state": state})).await;
+        let _running = at_work(&partner, session);
+        let mut connection = partner.accept().await;
+        assert_eq!(connection.frame().await, format!("1 again {}", Uuid::from_u128(1)));
+        gateway.lease(&[leased(2, None)]).await;
+        settled(&mut gateway, "ok").await;
+        assert_eq!(connection.frame().await, format!("2 once {}", Uuid::from_u128(2)));
+    }
+}

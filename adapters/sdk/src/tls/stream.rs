@@ -37,7 +37,7 @@ impl Stream {
     }
 
     /// `early` is what has been read of it.
-    pub(super) fn tls(stream: impl Into<TlsStream<TcpStream>>, early: Vec<u8>) -> Self {
+    pub(crate) fn tls(stream: impl Into<TlsStream<TcpStream>>, early: Vec<u8>) -> Self {
         let stream = stream.into();
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
         let peer_names = certificate.map(names).unwrap_or_default();
