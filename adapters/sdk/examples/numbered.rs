@@ -338,4 +338,15 @@ mod tests {
         settled(&mut gateway, "ok").await;
         assert_eq!(connection.frame().await, format!("2 once {}", Uuid::from_u128(2)));
     }
+
+    #[test]
+    fn the_page_that_explains_it_shows_this_code() {
+        let page = include_str!("../../../docs/adapters/writing.md");
+        let shown: Vec<&str> =
+            page.split("```rust\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        assert!(shown.len() > 5, "the page shows no code");
+        for code in shown {
+            assert!(include_str!("numbered.rs").contains(code), "this is not the code:\n{code}");
+        }
+    }
 }
