@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::ServerConfig;
@@ -13,8 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use super::explain::explain;
 use super::settings::ListenTls;
 use super::stream::Stream;
-use crate::client::locked;
-use crate::files::Stamp;
+use crate::files::Live;
 use crate::process::Failure;
 
 /// Makes streams of accepted connections.
@@ -22,13 +20,7 @@ pub struct Acceptor(Option<Tls>);
 
 struct Tls {
     settings: ListenTls,
-    live: Mutex<Live>,
-}
-
-struct Live {
-    config: Arc<ServerConfig>,
-    /// The files as they were when they were last read.
-    stamps: Vec<Option<Stamp>>,
+    config: Live<ServerConfig>,
 }
 
 impl fmt::Debug for Acceptor {
@@ -51,12 +43,9 @@ pub enum AcceptError {
 impl Acceptor {
     pub fn new(tls: Option<&ListenTls>) -> Result<Self, Failure> {
         let Some(settings) = tls else { return Ok(Self(None)) };
-        // Before they are read: what changes in between is read once more.
-        let stamps = Stamp::all(settings.files());
-        let config =
-            settings.config().map_err(|misset| Failure::new("the settings of TLS cannot be used", misset))?;
-        let live = Mutex::new(Live { config: Arc::new(config), stamps });
-        Ok(Self(Some(Tls { settings: settings.clone(), live })))
+        let config = Live::new(settings.files(), || settings.config())
+            .map_err(|misset| Failure::new("the settings of TLS cannot be used", misset))?;
+        Ok(Self(Some(Tls { settings: settings.clone(), config })))
     }
 
     /// The connection as the adapter speaks on it, once a TLS handshake is over, which may take as long as `within`. To be called in the
@@ -65,31 +54,11 @@ impl Acceptor {
         // Messages are written whole, and their sender waits for an answer: holding them back gains nothing.
         stream.set_nodelay(true).map_err(AcceptError::Io)?;
         let Some(tls) = &self.0 else { return Ok(Stream::plain(stream)) };
-        match timeout(within, TlsAcceptor::from(tls.current()).accept(stream)).await {
+        let config = tls.config.current(tls.settings.files(), || tls.settings.config());
+        match timeout(within, TlsAcceptor::from(config).accept(stream)).await {
             Ok(Ok(stream)) => Ok(Stream::tls(stream, Vec::new())),
             Ok(Err(error)) => Err(AcceptError::Handshake(explain(&error))),
             Err(_) => Err(AcceptError::HandshakeLate(within)),
         }
-    }
-}
-
-impl Tls {
-    fn current(&self) -> Arc<ServerConfig> {
-        let stamps = Stamp::all(self.settings.files());
-        let mut live = locked(&self.live);
-        if live.stamps != stamps {
-            // Told once per change: a bad file is looked at again when it changes again.
-            live.stamps = stamps;
-            match self.settings.config() {
-                Ok(config) => {
-                    live.config = Arc::new(config);
-                    tracing::info!("certificates have changed and were read again");
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "certificates have changed and cannot be used; going on with those before");
-                }
-            }
-        }
-        Arc::clone(&live.config)
     }
 }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,9 +22,8 @@ use tokio_rustls::client::TlsStream;
 use super::explain::explain;
 use super::settings::{ConnectTls, Misset};
 use super::stream::Stream;
-use crate::client::locked;
 use crate::egress;
-use crate::files::Stamp;
+use crate::files::Live;
 use crate::process::Failure;
 
 /// How long a partner that asks for our certificate gets to say that it refuses it.
@@ -41,13 +40,9 @@ pub struct Connector {
 struct Tls {
     settings: ConnectTls,
     name: ServerName<'static>,
-    live: Mutex<Live>,
-}
-
-struct Live {
-    config: Arc<ClientConfig>,
-    /// The files as they were when they were last read.
-    stamps: Vec<Option<Stamp>>,
+    /// What is offered to be spoken on TLS, if anything (ALPN).
+    protocols: Vec<Vec<u8>>,
+    config: Live<ClientConfig>,
 }
 
 impl fmt::Debug for Connector {
@@ -59,7 +54,7 @@ impl fmt::Debug for Connector {
 /// Why there is no connection. Nothing of a message can have left.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("cannot connect: {}", .0.kind())]
+    #[error("cannot connect: {}", plainly(.0))]
     Unreachable(#[source] io::Error),
     #[error("no connection within {} ms", .0.as_millis())]
     Late(Duration),
@@ -69,12 +64,25 @@ pub enum ConnectError {
     Handshake(String),
 }
 
+/// What the gateway or a resolver says of it in words, else the kernel's reason without its number.
+fn plainly(error: &io::Error) -> String {
+    error.get_ref().map_or_else(|| error.kind().to_string(), ToString::to_string)
+}
+
 impl Connector {
     /// `address` is `host:port`.
     pub fn new(address: &str, tls: Option<&ConnectTls>) -> Result<Self, Failure> {
         let tls = tls.map(|tls| Tls::new(address, tls)).transpose();
         let tls = tls.map_err(|misset| Failure::new("the settings of TLS cannot be used", misset))?;
         Ok(Self { address: address.to_owned(), tls })
+    }
+
+    /// Offers these protocols to a partner with TLS (ALPN, RFC 7301), the one that is preferred first.
+    pub fn offering(mut self, protocols: &[&[u8]]) -> Self {
+        if let Some(tls) = &mut self.tls {
+            tls.protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        }
+        self
     }
 
     pub fn address(&self) -> &str {
@@ -91,7 +99,7 @@ impl Connector {
         // Messages are written whole, and their sender waits for an answer: holding them back gains nothing.
         stream.set_nodelay(true).map_err(ConnectError::Unreachable)?;
         let Some(tls) = &self.tls else { return Ok(Stream::plain(stream)) };
-        let (config, asked) = asking(&tls.current());
+        let (config, asked) = tls.asking();
         let handshake = async {
             let stream = TlsConnector::from(config).connect(tls.name.clone(), stream).await?;
             if asked.yes() { verdict(stream).await } else { Ok(Stream::tls(stream, Vec::new())) }
@@ -127,14 +135,6 @@ impl ResolvesClientCert for Asked {
     }
 }
 
-fn asking(config: &ClientConfig) -> (Arc<ClientConfig>, Arc<Asked>) {
-    let resolver = Arc::clone(&config.client_auth_cert_resolver);
-    let asked = Arc::new(Asked { resolver, asked: AtomicBool::new(false) });
-    let mut config = config.clone();
-    config.client_auth_cert_resolver = asked.clone();
-    (Arc::new(config), asked)
-}
-
 /// With TLS 1.3 our handshake is over before the partner has looked at our certificate. If a message were written before its verdict, a
 /// refusal would look like a message that is in doubt. Most partners send a ticket once they are content; for the others it is enough to
 /// have waited a moment, and one that refuses later than that leaves a doubt.
@@ -160,28 +160,19 @@ async fn verdict(mut stream: TlsStream<TcpStream>) -> io::Result<Stream> {
 
 impl Tls {
     fn new(address: &str, settings: &ConnectTls) -> Result<Self, Misset> {
-        // Before they are read: what changes in between is read once more.
-        let stamps = Stamp::all(settings.files());
-        let live = Live { config: Arc::new(settings.config()?), stamps };
-        Ok(Self { settings: settings.clone(), name: settings.name(address)?, live: Mutex::new(live) })
+        let config = Live::new(settings.files(), || settings.config())?;
+        let name = settings.name(address)?;
+        Ok(Self { settings: settings.clone(), name, protocols: Vec::new(), config })
     }
 
-    fn current(&self) -> Arc<ClientConfig> {
-        let stamps = Stamp::all(self.settings.files());
-        let mut live = locked(&self.live);
-        if live.stamps != stamps {
-            // Told once per change: a bad file is looked at again when it changes again.
-            live.stamps = stamps;
-            match self.settings.config() {
-                Ok(config) => {
-                    live.config = Arc::new(config);
-                    tracing::info!("certificates have changed and were read again");
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "certificates have changed and cannot be used; going on with those before");
-                }
-            }
-        }
-        Arc::clone(&live.config)
+    /// One connection's, which notes whether the partner asks for a certificate.
+    fn asking(&self) -> (Arc<ClientConfig>, Arc<Asked>) {
+        let config = self.config.current(self.settings.files(), || self.settings.config());
+        let resolver = Arc::clone(&config.client_auth_cert_resolver);
+        let asked = Arc::new(Asked { resolver, asked: AtomicBool::new(false) });
+        let mut config = (*config).clone();
+        config.client_auth_cert_resolver = asked.clone();
+        config.alpn_protocols.clone_from(&self.protocols);
+        (Arc::new(config), asked)
     }
 }

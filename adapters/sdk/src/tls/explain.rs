@@ -18,6 +18,9 @@ fn tls(error: &Error) -> String {
     let said = match error {
         Error::NoCertificatesPresented => "it shows no certificate",
         Error::InvalidCertificate(fault) => return certificate(fault),
+        Error::InvalidCertRevocationList(_) => {
+            "whether its certificate has been revoked cannot be told: a list in crl_files is not what its authority has signed"
+        }
         Error::InvalidMessage(_) => "it does not speak TLS",
         Error::PeerIncompatible(what) => return incompatible(what),
         Error::AlertReceived(alert) => return told(*alert),
@@ -33,6 +36,12 @@ fn certificate(fault: &CertificateError) -> String {
             "its certificate is not valid yet"
         }
         CertificateError::Revoked => "its certificate has been revoked",
+        CertificateError::UnknownRevocationStatus => {
+            "whether its certificate has been revoked cannot be told: its authority's list is not in crl_files"
+        }
+        CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
+            "whether its certificate has been revoked cannot be told: a list in crl_files is out of date"
+        }
         CertificateError::UnknownIssuer => "its certificate is from an authority that is not trusted here",
         CertificateError::BadSignature => "its certificate is not signed by the authority that it names",
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {

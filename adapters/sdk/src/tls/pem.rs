@@ -1,4 +1,4 @@
-//! Certificates and keys from files in PEM form.
+//! Certificates, keys and lists of revoked certificates from files.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -6,12 +6,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 use super::settings::Misset;
 
 /// Larger files hold no certificates.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
+/// Larger files are not revocation lists: room for some 400,000 revoked certificates.
+const CRL_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Everybody on this host must not read a key. Its group may: the adapter can run as a user of its own.
 const KEY_MODE_FORBIDDEN: u32 = 0o007;
 
@@ -38,11 +40,25 @@ pub(super) fn mismatch(error: &rustls::Error) -> Misset {
 }
 
 pub(super) fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, Misset> {
-    let pem = read(key, file)?;
+    let pem = read(key, file, PEM_BYTES_MAX)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         _ => Err(Misset::new(key, format!("{} holds no certificate in PEM form", file.display()))),
+    }
+}
+
+/// In PEM, or one in DER, as most authorities publish theirs. Whether they are lists is seen when they are used.
+pub(super) fn revocations(file: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, Misset> {
+    let bytes = read("crl_files", file, CRL_BYTES_MAX)?;
+    // A sequence, which no text begins with.
+    if bytes.first() == Some(&0x30) {
+        return Ok(vec![bytes.into()]);
+    }
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        _ => Err(Misset::new("crl_files", format!("{} holds no revocation list", file.display()))),
     }
 }
 
@@ -53,7 +69,7 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Misset> {
     if meta.mode() & KEY_MODE_FORBIDDEN != 0 {
         return Err(fault("can be read by everybody on this host; take that away (chmod o= FILE)"));
     }
-    let pem = read(KEY, file)?;
+    let pem = read(KEY, file, PEM_BYTES_MAX)?;
     // What was wrong inside a key is not repeated: the parser's message may quote it.
     PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
         let is_encrypted = memchr::memmem::find(&pem, b"ENCRYPTED").is_some();
@@ -65,14 +81,14 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Misset> {
     })
 }
 
-fn read(key: &'static str, file: &Path) -> Result<Vec<u8>, Misset> {
+fn read(key: &'static str, file: &Path, bytes_max: u64) -> Result<Vec<u8>, Misset> {
     let mut bytes = Vec::new();
     File::open(file)
-        .and_then(|open| open.take(PEM_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .and_then(|open| open.take(bytes_max + 1).read_to_end(&mut bytes))
         .map_err(|error| unreadable(key, file, &error))?;
-    // Cut off, a file of several authorities would be taken for a shorter one.
-    if bytes.len() as u64 > PEM_BYTES_MAX {
-        return Err(Misset::new(key, format!("{} is larger than {PEM_BYTES_MAX} bytes", file.display())));
+    // Cut off, a file of several authorities or lists would be taken for a shorter one.
+    if bytes.len() as u64 > bytes_max {
+        return Err(Misset::new(key, format!("{} is larger than {bytes_max} bytes", file.display())));
     }
     Ok(bytes)
 }

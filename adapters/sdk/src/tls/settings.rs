@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::ServerName;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateRevocationListDer, ServerName};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use rustls_platform_verifier::Verifier;
@@ -24,6 +24,9 @@ use crate::process::Fault;
 pub struct ConnectTls {
     /// Files with the certificates, in PEM, of the only authorities that are trusted. Without any: the system's.
     pub ca_files: Vec<PathBuf>,
+    /// Files with lists of revoked certificates, in PEM or DER. With any, a partner is trusted only if the lists of every authority between
+    /// it and `ca_files` are there, are not out of date, and do not name its chain.
+    pub crl_files: Vec<PathBuf>,
     /// The name, or address, that the partner's certificate must be for. Default: the host that is connected to.
     pub server_name: Option<String>,
     /// Our certificate and the ones between it and its authority, in PEM, for partners that ask for one. Goes with `key_file`.
@@ -45,6 +48,10 @@ pub struct ListenTls {
     /// Files with the certificates, in PEM, of authorities for partners' certificates. With any, every partner must show one.
     #[serde(default)]
     pub client_ca_files: Vec<PathBuf>,
+    /// Files with lists of revoked certificates, in PEM or DER. With any, a partner is let in only if the lists of every authority between
+    /// it and `client_ca_files` are there, are not out of date, and do not name its chain.
+    #[serde(default)]
+    pub crl_files: Vec<PathBuf>,
     /// Names of which a partner's certificate must have one: `uri:spiffe://clinic/lab`, `dns:lab.example.org` or `cn:Lab 1`. Without any,
     /// every certificate of `client_ca_files` is let in.
     #[serde(default)]
@@ -88,7 +95,8 @@ impl ConnectTls {
 
     /// All files, for what the process must be able to read.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.ca_files.iter().chain(&self.cert_file).chain(&self.key_file).map(PathBuf::as_path)
+        let trusted = self.ca_files.iter().chain(&self.crl_files);
+        trusted.chain(&self.cert_file).chain(&self.key_file).map(PathBuf::as_path)
     }
 
     /// What the partner's certificate must be for.
@@ -122,36 +130,52 @@ impl ConnectTls {
             .dangerous()
             // One that verifies fully; rustls has this name for each verifier that is handed in.
             .with_custom_certificate_verifier(self.verifier(provider)?);
-        match own {
-            None => Ok(builder.with_no_client_auth()),
+        let mut config = match own {
+            None => builder.with_no_client_auth(),
             Some(own) => {
-                builder.with_client_auth_cert(own.chain, own.key).map_err(|error| pem::mismatch(&error))
+                let config = builder.with_client_auth_cert(own.chain, own.key);
+                config.map_err(|error| pem::mismatch(&error))?
             }
-        }
+        };
+        // Nothing is resumed: every connection is judged by the certificates and lists that hold now.
+        config.resumption = Resumption::disabled();
+        Ok(config)
     }
 
     fn verifier(&self, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, Misset> {
-        let unusable =
-            |error: &dyn std::fmt::Display| Misset::new("ca_files", format!("cannot be used: {error}"));
+        if self.ca_files.is_empty() && !self.crl_files.is_empty() {
+            let what = "means nothing without `ca_files`: name the authorities that the lists are of";
+            return Err(Misset::new("crl_files", what));
+        }
         if self.ca_files.is_empty() {
             let system = Verifier::new(provider).map_err(|error| {
-                unusable(&format_args!(
-                    "the system's authorities cannot be read ({error}); name files of your own"
-                ))
+                let what = format!(
+                    "cannot be used: the system's authorities cannot be read ({error}); name files of your own"
+                );
+                Misset::new("ca_files", what)
             })?;
             return Ok(Arc::new(system));
         }
         let roots = Arc::new(authorities("ca_files", &self.ca_files)?);
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
-        Ok(verifier.map_err(|error| unusable(&error))?)
+        let mut verifier = WebPkiServerVerifier::builder_with_provider(roots, provider);
+        if !self.crl_files.is_empty() {
+            verifier = verifier.with_crls(revocations(&self.crl_files)?).enforce_revocation_expiration();
+        }
+        Ok(verifier.build().map_err(|error| unfit("ca_files", &error))?)
     }
 }
 
 impl ListenTls {
     /// With this certificate, for whoever connects.
     pub fn new(cert_file: PathBuf, key_file: PathBuf) -> Self {
-        let (client_ca_files, allow_names) = (Vec::new(), Vec::new());
-        Self { cert_file, key_file, client_ca_files, allow_names, min_version: MinVersion::default() }
+        Self {
+            cert_file,
+            key_file,
+            client_ca_files: Vec::new(),
+            crl_files: Vec::new(),
+            allow_names: Vec::new(),
+            min_version: MinVersion::default(),
+        }
     }
 
     /// What is wrong with them; keys begin with `key`, the setting that holds them.
@@ -163,13 +187,18 @@ impl ListenTls {
 
     /// All files, for what the process must be able to read.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        [&self.cert_file, &self.key_file].into_iter().chain(&self.client_ca_files).map(PathBuf::as_path)
+        let own = [&self.cert_file, &self.key_file].into_iter();
+        own.chain(&self.client_ca_files).chain(&self.crl_files).map(PathBuf::as_path)
     }
 
     pub(super) fn config(&self) -> Result<ServerConfig, Misset> {
         if self.client_ca_files.is_empty() && !self.allow_names.is_empty() {
             let what = "lets nobody in without `client_ca_files`: name the authorities of the partners' certificates";
             return Err(Misset::new("allow_names", what));
+        }
+        if self.client_ca_files.is_empty() && !self.crl_files.is_empty() {
+            let what = "means nothing without `client_ca_files`: name the authorities that the lists are of";
+            return Err(Misset::new("crl_files", what));
         }
         let own = OwnCertificate::read(&self.cert_file, &self.key_file)?;
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -180,9 +209,11 @@ impl ListenTls {
             builder.with_no_client_auth()
         } else {
             let roots = Arc::new(authorities("client_ca_files", &self.client_ca_files)?);
-            let webpki = WebPkiClientVerifier::builder_with_provider(roots, provider)
-                .build()
-                .map_err(|error| Misset::new("client_ca_files", format!("cannot be used: {error}")))?;
+            let mut webpki = WebPkiClientVerifier::builder_with_provider(roots, provider);
+            if !self.crl_files.is_empty() {
+                webpki = webpki.with_crls(revocations(&self.crl_files)?).enforce_revocation_expiration();
+            }
+            let webpki = webpki.build().map_err(|error| unfit("client_ca_files", &error))?;
             builder.with_client_cert_verifier(Arc::new(Admission::new(webpki, self.allow_names.clone())))
         };
         let mut config =
@@ -208,6 +239,25 @@ fn authorities(key: &'static str, files: &[PathBuf]) -> Result<RootCertStore, Mi
         }
     }
     Ok(roots)
+}
+
+/// The lists of all files.
+fn revocations(files: &[PathBuf]) -> Result<Vec<CertificateRevocationListDer<'static>>, Misset> {
+    let mut lists = Vec::new();
+    for file in files {
+        lists.extend(pem::revocations(file)?);
+    }
+    Ok(lists)
+}
+
+/// `authorities` is the setting that names them.
+fn unfit(authorities: &'static str, error: &VerifierBuilderError) -> Misset {
+    match error {
+        VerifierBuilderError::InvalidCrl(what) => {
+            Misset::new("crl_files", format!("hold a list that cannot be used: {what:?}"))
+        }
+        error => Misset::new(authorities, format!("cannot be used: {error}")),
+    }
 }
 
 /// One setting that cannot be used.

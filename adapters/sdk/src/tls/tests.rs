@@ -7,23 +7,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    SanType, date_time_ymd,
-};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, SanType, date_time_ymd};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::testing::{self, Certificate};
+
+mod revocation;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An authority, and a directory for its certificates.
-struct Authority {
-    dir: tempfile::TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
+/// An authority whose certificates are told as the settings that name them.
+struct Authority(testing::Authority);
 
 impl Authority {
     fn new() -> Self {
@@ -31,32 +30,15 @@ impl Authority {
     }
 
     fn named(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
-        Self { dir, issuer }
+        Self(testing::Authority::new(name))
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.0.path(name)
     }
 
-    /// A certificate and its key, as the settings that name them.
     fn certify(&self, file: &str, change: impl FnOnce(&mut CertificateParams)) -> Value {
-        let mut params = CertificateParams::default();
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let (cert_file, key_file) = (self.path(&format!("{file}.pem")), self.path(&format!("{file}.key")));
-        std::fs::write(&cert_file, certificate.pem()).unwrap();
-        std::fs::write(&key_file, key.serialize_pem()).unwrap();
-        std::fs::set_permissions(&key_file, Permissions::from_mode(0o600)).unwrap();
-        json!({"cert_file": cert_file, "key_file": key_file})
+        told(&self.0.certify_with(file, change))
     }
 
     fn server(&self) -> Value {
@@ -89,6 +71,10 @@ impl Authority {
         extend(&mut settings, more);
         self.listen(settings)
     }
+}
+
+fn told(certificate: &Certificate) -> Value {
+    json!({"cert_file": certificate.cert_file, "key_file": certificate.key_file})
 }
 
 fn dns(name: &str) -> SanType {
@@ -194,7 +180,8 @@ async fn each_version_that_is_allowed_is_spoken() {
 async fn who_speaks_1_2_at_most_is_taken_unless_1_3_is_asked_for() {
     let authority = Authority::new();
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.issuer.der().clone()).unwrap();
+    let ca = std::fs::read(authority.path("ca.pem")).unwrap();
+    roots.add(CertificateDer::from_pem_slice(&ca).unwrap()).unwrap();
     let old =
         rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS12])
