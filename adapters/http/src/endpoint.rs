@@ -2,10 +2,11 @@
 //! files that change are read again at the next attempt, so that a secret is rotated without a restart. A file that cannot be
 //! used keeps what was there before.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
-use gatepost_adapter::files::Stamp;
+use gatepost_adapter::files::Live;
 use gatepost_adapter::{Failure, Fault};
 use http::header::{ACCEPT, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request};
@@ -23,13 +24,7 @@ const IDLE_MAX: Duration = Duration::from_secs(90);
 /// Shared by all workers.
 pub(crate) struct Endpoint {
     pub(crate) settings: Settings,
-    live: Mutex<Live>,
-}
-
-struct Live {
-    access: Arc<Access>,
-    /// The files as they were when they were last read.
-    stamps: Vec<Option<Stamp>>,
+    live: Live<Access>,
 }
 
 /// What an attempt needs. One attempt keeps to one.
@@ -43,44 +38,27 @@ pub(crate) struct Access {
 enum AccessError {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Files(Vec<Fault>),
-    #[error("cannot set up TLS: {0}")]
-    Tls(#[from] rustls::Error),
+    #[error("{}", .0.source().map_or_else(|| .0.to_string(), ToString::to_string))]
+    Tls(#[from] Failure),
 }
 
 impl Endpoint {
     pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
-        // Before they are read: what changes in between is read once more.
-        let stamps = stamps(&settings);
-        let access = Access::read(&settings)
+        let live = Live::new(settings.files(), || Access::read(&settings))
             .map_err(|error| Failure::new("what the settings point to cannot be used", error))?;
-        Ok(Self { settings, live: Mutex::new(Live { access: Arc::new(access), stamps }) })
+        Ok(Self { settings, live })
     }
 
     /// The secrets as they are now.
     pub(crate) fn access(&self) -> Arc<Access> {
-        let stamps = stamps(&self.settings);
-        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        if live.stamps != stamps {
-            // Told once per change: a bad file is looked at again when it changes again.
-            live.stamps = stamps;
-            match Access::read(&self.settings) {
-                Ok(access) => {
-                    live.access = Arc::new(access);
-                    tracing::info!("files of the settings have changed and were read again");
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "files of the settings have changed and cannot be used; going on with what they held before");
-                }
-            }
-        }
-        Arc::clone(&live.access)
+        self.live.current(self.settings.files(), || Access::read(&self.settings))
     }
 }
 
 impl Access {
     fn read(settings: &Settings) -> Result<Self, AccessError> {
         let target = settings.target().map_err(AccessError::Files)?;
-        let connector = Connector::new(&target.authorities, settings.connect_timeout())?;
+        let connector = Connector::new(&target.address, settings.tls_spoken(), settings.connect_timeout())?;
         let client = Client::builder(TokioExecutor::new())
             // A kept connection that has ended before any of a request was written is no attempt: the request goes out by another.
             // Whatever else fails is for the gateway to try again.
@@ -106,10 +84,6 @@ impl Access {
         }
         request
     }
-}
-
-fn stamps(settings: &Settings) -> Vec<Option<Stamp>> {
-    Stamp::all(settings.files())
 }
 
 #[cfg(test)]

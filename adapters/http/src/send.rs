@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use gatepost_adapter::tls::ConnectError;
 use gatepost_adapter::{DataError, Delivery, Outcome, Worker};
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt as _;
@@ -86,9 +87,9 @@ fn failed(error: &Error) -> Outcome {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;
-    }
-    if error.is_connect() {
-        return Outcome::destination_down(format!("cannot connect: {cause}"));
+        if let Some(error) = cause.downcast_ref::<ConnectError>() {
+            return Outcome::destination_down(error.to_string());
+        }
     }
     Outcome::in_doubt(format!("no answer: {cause}"))
 }

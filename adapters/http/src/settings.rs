@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use gatepost_adapter::Fault;
+use gatepost_adapter::tls::ConnectTls;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use url::Url;
@@ -51,9 +51,9 @@ pub(crate) struct Settings {
     /// Headers whose values stand in files, like `Authorization`.
     #[serde(default)]
     pub(crate) header_files: BTreeMap<String, PathBuf>,
-    /// A file with the certificates, in PEM, of authorities that are trusted on top of the system's.
+    /// Whom to trust, and who to be, over `https`.
     #[serde(default)]
-    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) tls: Option<ConnectTls>,
     /// How long to wait for a connection.
     #[serde(default = "connect_timeout_ms")]
     pub(crate) connect_timeout_ms: u64,
@@ -80,9 +80,10 @@ fn concurrency() -> usize {
 /// Settings with everything read that they point to.
 pub(crate) struct Target {
     pub(crate) uri: Uri,
+    /// `host:port`
+    pub(crate) address: String,
     pub(crate) secrets: Vec<Secret>,
     pub(crate) headers: HeaderMap,
-    pub(crate) authorities: Vec<CertificateDer<'static>>,
 }
 
 impl Settings {
@@ -105,16 +106,34 @@ impl Settings {
         let uri = self.uri(&mut faults);
         let secrets = self.secrets(&mut faults);
         let headers = self.header_map(&mut faults);
-        let authorities = self.authorities(&mut faults);
-        match uri {
-            Some(uri) if faults.is_empty() => Ok(Target { uri, secrets, headers, authorities }),
+        let address = self.host_and_port();
+        match (&self.tls, &address) {
+            (Some(_), _) if !self.is_https() => {
+                faults.push(Fault::new("tls", "means nothing: `url` is not https"));
+            }
+            (Some(tls), Some(address)) => faults.extend(tls.faults("tls", address)),
+            _ => {}
+        }
+        match uri.zip(address) {
+            Some((uri, address)) if faults.is_empty() => Ok(Target { uri, address, secrets, headers }),
             _ => Err(faults),
         }
     }
 
+    fn is_https(&self) -> bool {
+        Url::parse(&self.url).is_ok_and(|url| url.scheme() == "https")
+    }
+
+    /// What is spoken over `https`; nothing for plain HTTP.
+    pub(crate) fn tls_spoken(&self) -> Option<&ConnectTls> {
+        static USUAL: LazyLock<ConnectTls> = LazyLock::new(ConnectTls::default);
+        self.is_https().then(|| self.tls.as_ref().unwrap_or(&USUAL))
+    }
+
     /// The files that [`Settings::target`] reads.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
-        self.secret_files.iter().chain(self.header_files.values()).chain(&self.ca_file).map(PathBuf::as_path)
+        let secrets = self.secret_files.iter().chain(self.header_files.values()).map(PathBuf::as_path);
+        secrets.chain(self.tls.iter().flat_map(ConnectTls::files))
     }
 
     /// Where the endpoint is; nothing if the URL is none.
@@ -185,19 +204,6 @@ impl Settings {
         }
         headers
     }
-
-    fn authorities(&self, faults: &mut Vec<Fault>) -> Vec<CertificateDer<'static>> {
-        let Some(path) = &self.ca_file else { return Vec::new() };
-        let mut fault =
-            |message: String| faults.push(Fault::new("ca_file", format!("{} {message}", path.display())));
-        let certificates = |pem: Vec<u8>| CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-        match std::fs::read(path).map(certificates) {
-            Ok(Ok(certificates)) if !certificates.is_empty() => return certificates,
-            Ok(_) => fault("holds no certificate in PEM".to_owned()),
-            Err(error) => fault(format!("cannot be read: {error}")),
-        }
-        Vec::new()
-    }
 }
 
 fn add_header(headers: &mut HeaderMap, name: &str, value: &str, key: String, faults: &mut Vec<Fault>) {
@@ -266,10 +272,21 @@ mod tests {
     }
 
     #[test]
+    fn settings_of_tls_are_for_https_and_their_files_are_looked_at() {
+        let tls = |url: &str| faults(&format!(r#"{{"url":"{url}","tls":{{"ca_files":["/nonexistent"]}}}}"#));
+        assert_eq!(tls("http://localhost/"), ["tls: means nothing: `url` is not https"]);
+        let https = tls("https://p/");
+        assert!(
+            https.len() == 1 && https[0].starts_with("tls.ca_files: /nonexistent cannot be read"),
+            "{https:?}"
+        );
+    }
+
+    #[test]
     fn every_fault_is_told_at_once() {
         let found = faults(
             r#"{"url":"ftp://u:p@h/","secret_files":["/nonexistent/s"],"headers":{"Authorization":"x","webhook-id":"x","a b":"x","X-A":"1"},
-                "header_files":{"x-a":"/nonexistent/h"},"ca_file":"/nonexistent/ca","timeout_ms":0,"concurrency":0}"#,
+                "header_files":{"x-a":"/nonexistent/h"},"tls":{"ca_files":["/nonexistent/ca"]},"timeout_ms":0,"concurrency":0}"#,
         );
         let keys: Vec<&str> = found.iter().map(|fault| fault.split(':').next().unwrap()).collect();
         assert_eq!(
@@ -282,7 +299,7 @@ mod tests {
                 "headers.a b",
                 "headers.webhook-id",
                 "header_files.x-a",
-                "ca_file",
+                "tls",
                 "timeout_ms",
                 "concurrency",
             ]

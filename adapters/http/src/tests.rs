@@ -4,7 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatepost_adapter::testing::{Gateway, leased_event};
+use bytes::BytesMut;
+use gatepost_adapter::testing::{Authority, Connection, Gateway, Partner, leased_event};
 use gatepost_adapter::{Crew, Failure, Placement};
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt as _, Full};
@@ -12,8 +13,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls;
@@ -226,44 +226,49 @@ async fn the_answer_is_awaited_no_longer_than_its_own_patience() {
     }
 }
 
+/// A request whose body comes with its length.
+fn requests(buffer: &mut BytesMut) -> Option<Bytes> {
+    let head = buffer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+    let text = std::str::from_utf8(&buffer[..head]).unwrap().to_ascii_lowercase();
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let end = head + length.parse::<usize>().unwrap();
+    (buffer.len() >= end).then(|| buffer.split_to(end).freeze())
+}
+
+/// An endpoint that is played byte by byte, and the adapter for it.
+async fn byte_by_byte(settings: Value) -> (Partner, Gateway, JoinHandle<Result<(), Failure>>) {
+    let endpoint = Partner::listen().await.framed(requests);
+    let (gateway, working) = adapter(&format!("http://{}/", endpoint.address()), settings).await;
+    (endpoint, gateway, working)
+}
+
+async fn lease(gateway: &mut Gateway, number: u128) {
+    gateway.lease(&[leased_event(number, None, "application/json", json!({"data": 1}))]).await;
+}
+
 #[tokio::test]
 async fn a_body_that_never_ends_does_not_take_the_status_back() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/", listener.local_addr().unwrap());
-    let (mut gateway, _working) = adapter(&url, json!({"timeout_ms": 200})).await;
-    gateway.lease(&[leased_event(1, None, "application/json", json!({"data": 1}))]).await;
-    let (mut stream, _) = listener.accept().await.unwrap();
-    stream
-        .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 10\r\n\r\nhalf")
-        .await
-        .unwrap();
+    let (endpoint, mut gateway, _working) = byte_by_byte(json!({"timeout_ms": 200})).await;
+    lease(&mut gateway, 1).await;
+    let mut connection = endpoint.accept().await;
+    connection.send("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 10\r\n\r\nhalf").await;
     let result = settled(&mut gateway).await;
     assert_eq!(result["outcome"], "delivered");
     assert_eq!(result["evidence"]["body_cut"], true);
 }
 
-/// Reads a request whose body comes with its head.
-async fn take(stream: &mut TcpStream) {
-    let mut seen = Vec::new();
-    while !seen.windows(4).any(|window| window == b"\r\n\r\n") {
-        assert_ne!(stream.read_buf(&mut seen).await.unwrap(), 0);
-    }
-}
-
 /// The second delivery does not go out by what is left of the first one's connection, nor is it in doubt for that.
 #[tokio::test]
 async fn a_kept_connection_that_the_endpoint_has_closed_is_no_attempt() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/", listener.local_addr().unwrap());
-    let (mut gateway, _working) = adapter(&url, json!({})).await;
+    let (endpoint, mut gateway, _working) = byte_by_byte(json!({})).await;
     for number in 1..=3 {
-        gateway.lease(&[leased_event(number, None, "application/json", json!({"data": 1}))]).await;
-        let (mut stream, _) = listener.accept().await.unwrap();
-        take(&mut stream).await;
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        lease(&mut gateway, number).await;
+        let mut connection = endpoint.accept().await;
+        connection.frame().await;
+        connection.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
         let result = settled(&mut gateway).await;
         assert_eq!(result["outcome"], "delivered", "{number}: {result}");
-        drop(stream);
+        connection.hang_up();
     }
 }
 
@@ -314,14 +319,13 @@ async fn a_kept_connection_that_ends_just_then_is_no_attempt_either() {
 /// Who takes the connection and closes it at once may have read what was in it.
 #[tokio::test]
 async fn a_new_connection_that_ends_is_doubt_and_not_tried_again() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/", listener.local_addr().unwrap());
-    let (mut gateway, _working) = adapter(&url, json!({})).await;
-    for number in 1..=3 {
-        gateway.lease(&[leased_event(number, None, "application/json", json!({"data": 1}))]).await;
-        let (mut stream, _) = listener.accept().await.unwrap();
-        take(&mut stream).await;
-        drop(stream);
+    let (endpoint, mut gateway, _working) = byte_by_byte(json!({})).await;
+    let ends = [Connection::hang_up, Connection::reset, Connection::hang_up];
+    for (number, end) in (1..).zip(ends) {
+        lease(&mut gateway, number).await;
+        let mut connection = endpoint.accept().await;
+        connection.frame().await;
+        end(connection);
         let result = settled(&mut gateway).await;
         assert_eq!(result["outcome"], "in_doubt", "{number}: {result}");
     }
@@ -377,7 +381,7 @@ async fn an_authority_from_the_settings_is_trusted() {
         let dir = tempfile::tempdir().unwrap();
         let ca = dir.path().join("ca.pem");
         std::fs::write(&ca, certificate).unwrap();
-        let (mut gateway, _working) = adapter(&url, json!({ "ca_file": ca })).await;
+        let (mut gateway, _working) = adapter(&url, json!({"tls": {"ca_files": [ca]}})).await;
         gateway.lease(&[leased_event(1, None, "application/json", json!({"data": 1}))]).await;
         calls.recv().await.unwrap().answer(200, &[], "");
         assert_eq!(settled(&mut gateway).await["outcome"], "delivered", "{version:?}");
@@ -392,6 +396,34 @@ async fn an_endpoint_that_cannot_prove_itself_gets_nothing() {
     let result = settled(&mut gateway).await;
     assert_eq!((&result["outcome"], &result["scope"]), (&json!("retry"), &json!("destination")));
     assert!(calls.try_recv().is_err());
+}
+
+/// The first answers come from an endpoint that wants our certificate, and then the certificate is revoked.
+#[tokio::test]
+async fn it_shows_its_certificate_and_heeds_lists_of_revoked_ones() {
+    let authority = Authority::new("Authority");
+    let (server, own) =
+        (authority.certify("server", &["127.0.0.1"]), authority.certify("own", &["ehr.example"]));
+    let list = authority.revoke("list", &[]);
+    let mut endpoint = Partner::listen().await.framed(requests);
+    endpoint.present_and_demand(&server, &authority);
+    let tls = json!({
+        "ca_files": [authority.ca_file()], "crl_files": [list], "cert_file": own.cert_file, "key_file": own.key_file,
+    });
+    let url = format!("https://{}/", endpoint.address());
+    let (mut gateway, _working) = adapter(&url, json!({ "tls": tls })).await;
+    lease(&mut gateway, 1).await;
+    let mut connection = endpoint.accept().await;
+    connection.frame().await;
+    connection.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    assert_eq!(settled(&mut gateway).await["outcome"], "delivered");
+    std::fs::rename(authority.revoke("new", &[&server]), &list).unwrap();
+    lease(&mut gateway, 2).await;
+    // Not even by the connection that was kept.
+    endpoint.handshake_fails().await;
+    let result = settled(&mut gateway).await;
+    assert_eq!((&result["outcome"], &result["scope"]), (&json!("retry"), &json!("destination")));
+    assert_eq!(result["reason"], "no TLS with the partner: its certificate has been revoked");
 }
 
 #[tokio::test]

@@ -123,7 +123,7 @@ async fn it_asks_the_gateway_for_its_endpoint_keeps_the_connection_and_follows_n
 
 fn is_out_of_reach(result: &Value, reason: &str) {
     assert_eq!((&result["outcome"], &result["scope"]), (&json!("retry"), &json!("destination")), "{result}");
-    assert_eq!(result["reason"], format!("cannot connect: {reason}"));
+    assert_eq!(result["reason"], reason);
 }
 
 #[tokio::test]
@@ -131,12 +131,16 @@ async fn without_a_connection_nothing_can_have_left() {
     let url = "https://partner.example/hook?token=s3cret";
     let (mut gateway, desk, _child) = adapter(json!({ "url": url })).await;
     for (number, answer, reason) in [
-        (1, "refused: not_allowed", "the configuration does not allow this adapter to connect there"),
-        (2, "refused: too_many", "too many connections are being made"),
-        (3, "failed: connection_refused", "connection refused"),
-        (4, "failed: name_not_known", "the host's name is not known"),
-        (5, "failed: timed_out", "timed out"),
-        (6, "ok", "the gateway gave no answer"),
+        (
+            1,
+            "refused: not_allowed",
+            "cannot connect: the configuration does not allow this adapter to connect there",
+        ),
+        (2, "refused: too_many", "cannot connect: too many connections are being made"),
+        (3, "failed: connection_refused", "cannot connect: connection refused"),
+        (4, "failed: name_not_known", "cannot connect: the host's name is not known"),
+        (5, "failed: timed_out", "cannot connect: timed out"),
+        (6, "ok", "cannot connect: the gateway gave no answer"),
     ] {
         lease(&mut gateway, number).await;
         let asked = desk.asked().await;
@@ -157,7 +161,10 @@ async fn a_connection_is_awaited_no_longer_than_the_settings_say() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     lease(&mut gateway, 2).await;
     desk.asked().await.connect(silent.local_addr().unwrap()).await;
-    is_out_of_reach(&settled(&mut gateway).await, "no connection within 200 ms");
+    is_out_of_reach(
+        &settled(&mut gateway).await,
+        "connected, but the TLS handshake was not over within 200 ms",
+    );
 }
 
 /// The gateway can connect it to whatever it likes: what proves itself as somebody else gets nothing.
@@ -168,7 +175,7 @@ async fn the_certificate_is_for_the_urls_name_and_not_for_whom_the_gateway_has_r
     for (name, delivered) in [("partner.example", true), ("localhost", false), ("127.0.0.1", false)] {
         let endpoint = Endpoint::default();
         let at = endpoint.clone().tls(name, &ca).await;
-        let settings = json!({"url": "https://partner.example/hook", "ca_file": ca});
+        let settings = json!({"url": "https://partner.example/hook", "tls": {"ca_files": [ca]}});
         let (mut gateway, desk, _child) = adapter(settings).await;
         lease(&mut gateway, 1).await;
         let asked = desk.asked().await;
@@ -180,7 +187,7 @@ async fn the_certificate_is_for_the_urls_name_and_not_for_whom_the_gateway_has_r
         } else {
             assert_eq!((&result["outcome"], &result["scope"]), (&json!("retry"), &json!("destination")));
             let reason = result["reason"].as_str().unwrap();
-            assert!(reason.contains("not valid for name") && reason.contains("partner.example"), "{reason}");
+            assert!(reason.contains("its certificate is not for partner.example but for"), "{reason}");
             assert_eq!(endpoint.answered.load(Ordering::Relaxed), 0);
         }
     }

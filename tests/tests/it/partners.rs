@@ -125,7 +125,8 @@ fn webhooks_verify(name: Option<&str>) {
     let files = [("new", "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="), ("old", secret)]
         .map(|(name, secret)| file(name, secret));
     let (scheme, host) = name.map_or(("http", "127.0.0.1"), |name| ("https", name));
-    let authority = certificate.map(|[file, _]| format!("ca_file = {file:?}")).unwrap_or_default();
+    let authority =
+        certificate.map(|[file, _]| format!("tls = {{ ca_files = [{file:?}] }}")).unwrap_or_default();
     let gateway = builder
         .app("shop", &["*"], &[])
         .adapter(

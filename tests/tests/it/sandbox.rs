@@ -350,7 +350,7 @@ fn r5_the_shipped_adapters_say_what_their_settings_imply() {
         (
             "gatepost-http",
             // Files are not looked at before they may be read.
-            json!({ "url": "https://x.example/", "secret_files": ["/none"], "ca_file": "/neither" }),
+            json!({ "url": "https://x.example/", "secret_files": ["/none"], "tls": { "ca_files": ["/neither"] } }),
             json!({ "connect": ["x.example:443"], "bind": [], "read": ["/none", "/neither"], "write": [], "direct": false }),
         ),
     ] {
