@@ -33,7 +33,8 @@ const SECRET_NAMES: [&str; 16] = [
 pub(super) fn read(table: &DeTable<'_>, key: &str, report: &mut Report<'_>) -> Map<String, Value> {
     let entry = |(name, value): (&Spanned<std::borrow::Cow<'_, str>>, &Spanned<DeValue<'_>>)| {
         let spot = Spot::new(&value.span(), child(key, name.get_ref()));
-        if names_a_secret(name.get_ref()) && holds_text(value.get_ref()) {
+        let is_named_file = names_files(key) && is_absolute(value.get_ref());
+        if names_a_secret(name.get_ref()) && holds_text(value.get_ref()) && !is_named_file {
             report.add(&spot, SECRET_ADVICE);
         }
         (name.get_ref().to_string(), json(value.get_ref(), &spot, report))
@@ -46,6 +47,15 @@ pub(super) fn names_a_secret(key: &str) -> bool {
     let plain: String =
         key.chars().filter(char::is_ascii_alphanumeric).map(|char| char.to_ascii_lowercase()).collect();
     SECRET_NAMES.iter().any(|secret| plain.ends_with(secret))
+}
+
+/// Whether a table of this name holds the paths of what its keys name, as `header_files = { authorization = "/etc/…" }` does.
+fn names_files(key: &str) -> bool {
+    key.ends_with("_files") || key.ends_with("-files")
+}
+
+fn is_absolute(value: &DeValue<'_>) -> bool {
+    matches!(value, DeValue::String(text) if text.starts_with('/'))
 }
 
 /// Whether a text is a private key or an address with a password in it.
@@ -121,6 +131,19 @@ mod tests {
             ["password_file", "token_sha256", "partition_key", "key", "secret_path", "connect", "token_url"]
         {
             assert!(!names_a_secret(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_files_names_secrets_and_holds_none() {
+        assert!(names_files("adapters.hook.settings.header_files"));
+        assert!(!names_files("adapters.hook.settings.headers"));
+        for (value, is_path) in [
+            (DeValue::String("/etc/gatepost/token".into()), true),
+            (DeValue::String("Bearer abc".into()), false),
+            (DeValue::Boolean(true), false),
+        ] {
+            assert_eq!(is_absolute(&value), is_path);
         }
     }
 
