@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use url::Url;
 
-use crate::signature::Secret;
+use crate::signature::{Secret, text};
 
 const TIMEOUT_MS_MAX: u64 = 600_000;
 const CONCURRENCY_MAX: usize = 256;
@@ -195,7 +195,7 @@ impl Settings {
         }
         for (name, path) in &self.header_files {
             let key = format!("header_files.{name}");
-            match std::fs::read_to_string(path) {
+            match text(path) {
                 Ok(value) => add_header(&mut headers, name, value.trim(), key, faults),
                 Err(error) => {
                     faults.push(Fault::new(key, format!("{} cannot be read: {error}", path.display())))

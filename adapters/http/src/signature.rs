@@ -6,9 +6,12 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use gatepost_adapter::files;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
+/// Longer files hold no secret and no header.
+const TEXT_BYTES_MAX: u64 = 64 * 1024;
 const PREFIX: &str = "whsec_";
 /// The bounds of the specification.
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
@@ -33,7 +36,7 @@ pub(crate) enum SecretError {
 
 impl Secret {
     pub(crate) fn from_file(path: &Path) -> Result<Self, SecretError> {
-        Self::parse(std::fs::read_to_string(path)?.trim())
+        Self::parse(text(path)?.trim())
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self, SecretError> {
@@ -50,6 +53,12 @@ impl Secret {
         mac.update(body);
         format!("v1,{}", BASE64.encode(mac.finalize().into_bytes()))
     }
+}
+
+/// What stands in a file of the settings.
+pub(crate) fn text(path: &Path) -> io::Result<String> {
+    let bytes = files::read(path, TEXT_BYTES_MAX)?;
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no text"))
 }
 
 /// The header `webhook-signature`: one signature for each secret, so that the endpoint may change from one to the next.

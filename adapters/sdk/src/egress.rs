@@ -3,7 +3,7 @@
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::process::SOCKET_VARIABLE;
 /// The socket's name, beside the gateway's.
 pub(crate) const SOCKET_NAME: &str = "egress";
 /// Longest answer, bytes.
-const ANSWER_BYTES_MAX: usize = 64;
+pub(crate) const ANSWER_BYTES_MAX: usize = 64;
 /// Addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 16;
 /// How long an address has before the next one is tried beside it.
@@ -27,8 +27,12 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// Connects to `host:port` or `[address]:port`: through the gateway where that has started this process, else directly. Dropping the
 /// future gives the attempt up; it has no limit of its own but the gateway's.
 pub async fn connect(to: &str) -> io::Result<TcpStream> {
-    let beside = |socket| Some(Path::new(&socket).parent()?.join(SOCKET_NAME));
-    through(std::env::var_os(SOCKET_VARIABLE).and_then(beside), to).await
+    through(desk(), to).await
+}
+
+/// Where the gateway that has started this process is asked.
+pub(crate) fn desk() -> Option<PathBuf> {
+    Some(Path::new(&std::env::var_os(SOCKET_VARIABLE)?).parent()?.join(SOCKET_NAME))
 }
 
 async fn through(desk: Option<PathBuf>, to: &str) -> io::Result<TcpStream> {
@@ -88,7 +92,8 @@ async fn ask(mut desk: UnixStream, to: &str) -> io::Result<TcpStream> {
     }
 }
 
-fn receive(desk: &UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+/// A piece of the answer, and what came with it.
+pub(crate) fn receive(desk: impl AsFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut bytes = [0; ANSWER_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -22,6 +22,7 @@ mod partners;
 mod pipeline;
 mod pressure;
 mod refused;
+mod renewed;
 mod rules;
 mod sandbox;
 mod secrecy;

@@ -1,7 +1,5 @@
 //! Certificates, keys and lists of revoked certificates from files.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -9,6 +7,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 use super::settings::Misset;
+use crate::files;
 
 /// Larger files hold no certificates.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
@@ -65,11 +64,12 @@ pub(super) fn revocations(file: &Path) -> Result<Vec<CertificateRevocationListDe
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Misset> {
     const KEY: &str = "key_file";
     let fault = |what: &str| Misset::new(KEY, format!("{} {what}", file.display()));
-    let meta = std::fs::metadata(file).map_err(|error| unreadable(KEY, file, &error))?;
+    let open = files::open(file).map_err(|error| unreadable(KEY, file, &error))?;
+    let meta = open.metadata().map_err(|error| unreadable(KEY, file, &error))?;
     if meta.mode() & KEY_MODE_FORBIDDEN != 0 {
         return Err(fault("can be read by everybody on this host; take that away (chmod o= FILE)"));
     }
-    let pem = read(KEY, file, PEM_BYTES_MAX)?;
+    let pem = files::read_open(open, PEM_BYTES_MAX).map_err(|error| unreadable(KEY, file, &error))?;
     // What was wrong inside a key is not repeated: the parser's message may quote it.
     PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
         let is_encrypted = memchr::memmem::find(&pem, b"ENCRYPTED").is_some();
@@ -82,15 +82,7 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, Misset> {
 }
 
 fn read(key: &'static str, file: &Path, bytes_max: u64) -> Result<Vec<u8>, Misset> {
-    let mut bytes = Vec::new();
-    File::open(file)
-        .and_then(|open| open.take(bytes_max + 1).read_to_end(&mut bytes))
-        .map_err(|error| unreadable(key, file, &error))?;
-    // Cut off, a file of several authorities or lists would be taken for a shorter one.
-    if bytes.len() as u64 > bytes_max {
-        return Err(Misset::new(key, format!("{} is larger than {bytes_max} bytes", file.display())));
-    }
-    Ok(bytes)
+    files::read(file, bytes_max).map_err(|error| unreadable(key, file, &error))
 }
 
 fn unreadable(key: &'static str, file: &Path, error: &std::io::Error) -> Misset {

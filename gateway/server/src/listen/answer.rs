@@ -44,6 +44,7 @@ pub(super) fn refusal(code: RefusalCode) -> &'static [u8] {
         | RefusalCode::NoCredentials
         | RefusalCode::NotTheAdapter
         | RefusalCode::HostNotAllowed
+        | RefusalCode::FileNotAllowed
         | RefusalCode::RequestMalformed
         | RefusalCode::RequestLimit
         | RefusalCode::TlsFailed

@@ -112,7 +112,10 @@ impl Refusal {
 impl RefusalCode {
     /// Whether it is the adapter itself, recognised, that was refused something.
     pub(crate) const fn is_the_adapters(self) -> bool {
-        matches!(self, Self::HostNotAllowed | Self::RequestMalformed | Self::RequestLimit)
+        matches!(
+            self,
+            Self::HostNotAllowed | Self::FileNotAllowed | Self::RequestMalformed | Self::RequestLimit
+        )
     }
 }
 
@@ -147,6 +150,8 @@ refusal_codes! {
     NotTheAdapter, "not_the_adapter";
     /// The adapter asked to be connected to what it may not reach.
     HostNotAllowed, "host_not_allowed";
+    /// The adapter asked for a file that it may not read.
+    FileNotAllowed, "file_not_allowed";
     /// It asked for nothing that could be understood, or not in time.
     RequestMalformed, "request_malformed";
     /// It asked for more at a time than it may.

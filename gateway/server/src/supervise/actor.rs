@@ -4,6 +4,7 @@
 //! **Invariant:** what a process had leased is settled in the store (`session_end`) before the next process can start, and its
 //! pid opens no socket any more before it is reaped.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +17,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::chain;
+use super::egress::Rules;
 use super::exit::{Cause, Exit};
+use super::handover::Handover;
 use super::launch::{Launch, Launcher, Purpose};
 use super::output::Output;
 use super::process::Process;
@@ -63,6 +66,7 @@ pub(super) struct World {
     pub(super) gateway: Actor,
     /// What control groups are known by.
     pub(super) mark: Option<String>,
+    pub(super) data_dir: PathBuf,
     pub(super) deadlines: Deadlines,
     /// The digest of the configuration in force.
     pub(super) config: Mutex<String>,
@@ -237,7 +241,10 @@ impl Supervision {
             self.world.mark.as_ref().and_then(|mark| Control::new(name, mark, sandbox.resources));
         let launch = Launch { name, config, command: &command, purpose, policy: &policy };
         let mut process = self.world.launcher.launch(launch).await?;
-        socket.allow(sandbox.allow.and(implied).connect);
+        socket.allow(Rules {
+            connect: sandbox.allow.and(implied).connect,
+            files: Handover::new(sandbox, implied, &self.world.data_dir),
+        });
         socket.admit(Some(process.pid()));
         {
             let mut status = self.shared.status();

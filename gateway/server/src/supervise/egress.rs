@@ -1,14 +1,18 @@
 //! The way out of adapters that do not connect by themselves: beside its socket each supervised adapter finds another, `egress`. It
 //! connects, writes `host:port` and an end of line, and gets one line back: `ok` together with the connected socket, or why there is
-//! none. So hosts are enforced, which the kernel cannot do, and the adapter needs neither names nor a network.
+//! none. So hosts are enforced, which the kernel cannot do, and the adapter needs neither names nor a network. An absolute path in place
+//! of that is a file to be opened (`handover.rs`).
 //!
 //! This module must never connect to what the adapter's configuration and settings do not name, never look a name up before that is
 //! decided, and never wait without a deadline.
 
+use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,12 +23,15 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::handover::Handover;
 use super::output::printable;
 use crate::config::{Connect, Host};
 use crate::listen::{EgressSocket, RefusalCode, Server};
 
 /// Longest request, bytes: a host name, a colon, a port and the end of the line, with room.
 const REQUEST_BYTES_MAX: usize = 300;
+/// The same of one for a file: the longest path, and the end of the line.
+const PATH_REQUEST_BYTES_MAX: usize = 4097;
 /// How long the request may take.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// Connections that one adapter may ask for at a time.
@@ -46,9 +53,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The log tells of an adapter's refusals this often; the audit log counts all.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
+/// What the process that is let in may ask for.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) connect: Vec<Connect>,
+    pub(super) files: Handover,
+}
+
 /// Serves one adapter's way out until it is closed or dropped.
 pub(super) struct Egress {
-    allowed: watch::Sender<Arc<[Connect]>>,
+    allowed: watch::Sender<Arc<Rules>>,
     serving: JoinHandle<()>,
 }
 
@@ -66,21 +80,22 @@ enum Failed {
     TimedOut,
     Unreachable,
     NameNotKnown,
+    NotOpened,
     Other,
 }
 
 impl Egress {
     /// Nothing is allowed yet.
     pub(super) fn open(socket: EgressSocket, server: Arc<Server>) -> Self {
-        let (allowed, rules) = watch::channel(Arc::from([]));
+        let (allowed, rules) = watch::channel(Arc::default());
         let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
         let desk = Arc::new(Desk { server, rules, lookups, told: Mutex::default(), socket });
         Self { allowed, serving: tokio::spawn(desk.serve()) }
     }
 
-    /// What the process that is let in next may be connected to.
-    pub(super) fn allow(&self, to: Vec<Connect>) {
-        self.allowed.send_replace(to.into());
+    /// What the process that is let in next may ask for.
+    pub(super) fn allow(&self, rules: Rules) {
+        self.allowed.send_replace(Arc::new(rules));
     }
 
     pub(super) fn is_broken(&self) -> bool {
@@ -104,7 +119,7 @@ impl Drop for Egress {
 struct Desk {
     server: Arc<Server>,
     socket: EgressSocket,
-    rules: watch::Receiver<Arc<[Connect]>>,
+    rules: watch::Receiver<Arc<Rules>>,
     lookups: Arc<Semaphore>,
     told: Mutex<Option<Instant>>,
 }
@@ -144,27 +159,50 @@ impl Desk {
             Err(_) => Vec::new(),
         };
         let rules = Arc::clone(&self.rules.borrow());
-        let answer = match decide(&request, &rules) {
+        let answer = match asked(&request, &rules) {
             Err(code) => {
                 self.refuse(code, &request);
                 return drop(timeout(ANSWER_DEADLINE, answer(&stream, refusal(code), None)).await);
             }
-            Ok(target) => tokio::select! {
+            Ok(asked) => tokio::select! {
                 biased;
                 // Nothing more is to come, so whatever comes means that nobody waits.
                 _ = stream.readable() => return,
-                connected = timeout(CONNECT_DEADLINE, connect(&target, &self.lookups)) => connected.unwrap_or(Err(Failed::TimedOut)),
+                had = timeout(CONNECT_DEADLINE, self.have(asked, rules)) => had.unwrap_or(Err(Failed::TimedOut)),
             },
         };
         let sent = match answer {
-            Ok(socket) => timeout(ANSWER_DEADLINE, self::answer(&stream, "ok\n", Some(&socket))).await,
+            Ok(had) => timeout(ANSWER_DEADLINE, self::answer(&stream, "ok\n", Some(had.as_fd()))).await,
             Err(failed) => {
                 let line = format!("failed: {}\n", failed.as_str());
                 timeout(ANSWER_DEADLINE, self::answer(&stream, &line, None)).await
             }
         };
         if let Ok(Err(error)) = sent {
-            tracing::debug!(adapter = self.socket.adapter(), %error, "an adapter did not take its connection");
+            tracing::debug!(adapter = self.socket.adapter(), %error, "an adapter did not take what it asked for");
+        }
+    }
+
+    async fn have(&self, asked: Asked, rules: Arc<Rules>) -> Result<OwnedFd, Failed> {
+        match asked {
+            Asked::Connection(target) => {
+                let socket = connect(&target, &self.lookups).await?;
+                let socket = socket.into_std().map_err(|error| Failed::of(&error))?;
+                // What stands in the file description goes with it, and most programs expect a socket that blocks.
+                socket.set_nonblocking(false).map_err(|error| Failed::of(&error))?;
+                Ok(socket.into())
+            }
+            Asked::File(path) => {
+                // On a thread apart: it may lie on another host.
+                let named = path.clone();
+                let opened = spawn_blocking(move || rules.files.open(&named)).await;
+                opened.map_err(|_| Failed::Other)?.map(OwnedFd::from).map_err(|error| {
+                    let adapter = self.socket.adapter();
+                    let path = printable(path.as_os_str().as_encoded_bytes());
+                    tracing::warn!(adapter, path, %error, "a file cannot be opened for an adapter");
+                    Failed::NotOpened
+                })
+            }
         }
     }
 
@@ -179,7 +217,8 @@ impl Desk {
                 adapter,
                 asked,
                 code = code.as_str(),
-                "an adapter asked for a connection that it may not have; further ones are counted in the audit log"
+                "an adapter asked for a {} that it may not have; further ones are counted in the audit log",
+                if asked.starts_with('/') { "file" } else { "connection" }
             );
         }
     }
@@ -189,7 +228,7 @@ impl Desk {
 async fn read_request(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let mut request = Vec::new();
     let mut piece = [0; REQUEST_BYTES_MAX];
-    while request.len() <= REQUEST_BYTES_MAX {
+    while request.len() <= longest(&request) {
         let read = stream.read(&mut piece).await?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -202,7 +241,27 @@ async fn read_request(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     Ok(request)
 }
 
-/// What the adapter asked for, if it may have that.
+fn longest(request: &[u8]) -> usize {
+    if request.first() == Some(&b'/') { PATH_REQUEST_BYTES_MAX } else { REQUEST_BYTES_MAX }
+}
+
+/// What was asked for, if the adapter may have that.
+enum Asked {
+    Connection(Target),
+    File(PathBuf),
+}
+
+fn asked(request: &[u8], rules: &Rules) -> Result<Asked, RefusalCode> {
+    if request.first() != Some(&b'/') {
+        return decide(request, &rules.connect).map(Asked::Connection);
+    }
+    let line = request.strip_suffix(b"\n").filter(|line| line.len() < PATH_REQUEST_BYTES_MAX);
+    let path = line.filter(|line| !line.contains(&b'\n')).ok_or(RefusalCode::RequestMalformed)?;
+    let path = PathBuf::from(OsStr::from_bytes(path));
+    if rules.files.names(&path) { Ok(Asked::File(path)) } else { Err(RefusalCode::FileNotAllowed) }
+}
+
+/// Where the adapter asked to be connected to, if it may be.
 pub(super) fn decide(request: &[u8], allowed: &[Connect]) -> Result<Target, RefusalCode> {
     let line = request.strip_suffix(b"\n").filter(|line| line.len() < REQUEST_BYTES_MAX);
     let line = line.and_then(|line| std::str::from_utf8(line).ok());
@@ -218,7 +277,7 @@ pub(super) fn decide(request: &[u8], allowed: &[Connect]) -> Result<Target, Refu
 
 const fn refusal(code: RefusalCode) -> &'static str {
     match code {
-        RefusalCode::HostNotAllowed => "refused: not_allowed\n",
+        RefusalCode::HostNotAllowed | RefusalCode::FileNotAllowed => "refused: not_allowed\n",
         RefusalCode::RequestLimit => "refused: too_many\n",
         _ => "refused: malformed\n",
     }
@@ -293,21 +352,18 @@ impl Failed {
             Self::TimedOut => "timed_out",
             Self::Unreachable => "unreachable",
             Self::NameNotKnown => "name_not_known",
+            Self::NotOpened => "not_opened",
             Self::Other => "other",
         }
     }
 }
 
-async fn answer(stream: &UnixStream, line: &str, socket: Option<&TcpStream>) -> io::Result<()> {
-    if let Some(socket) = socket {
-        // What stands in the file description goes with it, and most programs expect a socket that blocks.
-        rustix::io::ioctl_fionbio(socket, false)?;
-    }
+async fn answer(stream: &UnixStream, line: &str, handed: Option<BorrowedFd<'_>>) -> io::Result<()> {
     stream
         .async_io(Interest::WRITABLE, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = SendAncillaryBuffer::new(&mut space);
-            let passed = socket.map(|socket| [socket.as_fd()]);
+            let passed = handed.map(|handed| [handed]);
             if let Some(passed) = &passed
                 && !control.push(SendAncillaryMessage::ScmRights(passed))
             {

@@ -16,6 +16,7 @@ mod exec;
 mod exit;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod handover;
 mod instance;
 mod launch;
 mod manifest;
@@ -111,6 +112,7 @@ impl Supervisor {
             sockets,
             gateway: gateway.clone(),
             mark: launcher.mark(&config.gateway.data_dir).await,
+            data_dir: config.gateway.data_dir.clone(),
             deadlines: self.0.deadlines,
             config: Mutex::default(),
         };

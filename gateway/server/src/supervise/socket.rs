@@ -8,9 +8,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::egress::Egress;
+use super::egress::{Egress, Rules};
 use super::spawner::Spawner;
-use crate::config::{Connect, RunAs};
+use crate::config::RunAs;
 use crate::listen::{AdapterSockets, Server, UnixBindError, adopt_adapter_sockets, bind_adapter_sockets};
 
 const RUN_DIRECTORY: &str = "/run";
@@ -99,9 +99,9 @@ impl Socket {
         &self.path
     }
 
-    /// What the next process may be connected to.
-    pub(super) fn allow(&self, connect: Vec<Connect>) {
-        self.egress.allow(connect);
+    /// What the next process may ask for.
+    pub(super) fn allow(&self, rules: Rules) {
+        self.egress.allow(rules);
     }
 
     /// Lets this process in and no other. With `None`, nobody; connections of the one before are cut.

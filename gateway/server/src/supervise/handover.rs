@@ -1,0 +1,244 @@
+//! Files that the gateway opens for an adapter: those that it may read by name, as they are now. Landlock knows a file by what it was when the
+//! adapter started, so that one which has been put in its place since, as certificates are renewed, is closed to it.
+//!
+//! What is opened is opened with the gateway's rights, so this module must never open anything that an adapter could have put in a file's
+//! place: nothing that lies where an adapter may write, nor what is reached by a link that does, and nothing of the gateway's own.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use crate::config::{Access, Level, Sandbox};
+
+/// Symbolic links on the way to one file; as many as the kernel follows.
+const LINKS_MAX: usize = 40;
+
+/// What one adapter may have opened.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Handover {
+    readable: Vec<PathBuf>,
+    /// Where it may write, without links.
+    writable: Vec<PathBuf>,
+    /// The gateway's data, without links.
+    kept: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HandoverError {
+    #[error("it may not read that")]
+    NotAllowed,
+    #[error("an adapter may write to where it lies, or to where a link to it lies")]
+    Changeable,
+    #[error("it is the gateway's own")]
+    Kept,
+    #[error("it is no file")]
+    NoFile,
+    #[error("too many links lead there")]
+    Links,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Handover {
+    /// For a process with what the configuration allows and `implied`, of the gateway on `data_dir`. Nothing where its files are not
+    /// limited in any case: what it can write to is not known then, and it needs nobody to open what its user may read.
+    pub(super) fn new(sandbox: &Sandbox, implied: &Access, data_dir: &Path) -> Self {
+        match sandbox.level {
+            Level::Strict | Level::Standard => {}
+            Level::Minimal | Level::Off => return Self::default(),
+        }
+        let Access { read, write, .. } = sandbox.allow.and(implied);
+        let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        Self { readable: read, writable: write.iter().map(|path| real(path)).collect(), kept: real(data_dir) }
+    }
+
+    /// Whether the adapter may read what has this name, as it is spelled. What lies in a directory that it may read it can open by itself.
+    pub(super) fn names(&self, path: &Path) -> bool {
+        self.readable.iter().any(|readable| readable.as_os_str() == path.as_os_str())
+    }
+
+    /// Opens what stands at `path` now, which must be one of the names.
+    pub(super) fn open(&self, path: &Path) -> Result<File, HandoverError> {
+        if !self.names(path) {
+            return Err(HandoverError::NotAllowed);
+        }
+        let real = self.resolve(path)?;
+        let mut options = fs::OpenOptions::new();
+        // A pipe without a writer would be waited for.
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let file = options.read(true).custom_flags(flags.bits()).open(&real)?;
+        if !file.metadata()?.is_file() {
+            return Err(HandoverError::NoFile);
+        }
+        // Somebody else may have exchanged a directory meanwhile.
+        if fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))? != real {
+            return Err(HandoverError::Changeable);
+        }
+        Ok(file)
+    }
+
+    /// Where `path` leads, without links. Each step is looked at: one that lies where an adapter may write leads wherever it likes.
+    fn resolve(&self, path: &Path) -> Result<PathBuf, HandoverError> {
+        let mut at = PathBuf::from("/");
+        let mut left = steps(path);
+        let mut links = 0;
+        while let Some(step) = left.pop_front() {
+            if step == ".." {
+                at.pop();
+                continue;
+            }
+            let next = at.join(&step);
+            if self.writable.iter().any(|writable| next.starts_with(writable)) {
+                return Err(HandoverError::Changeable);
+            }
+            if next.starts_with(&self.kept) {
+                return Err(HandoverError::Kept);
+            }
+            match fs::read_link(&next) {
+                Ok(target) => {
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return Err(HandoverError::Links);
+                    }
+                    if target.is_absolute() {
+                        at = PathBuf::from("/");
+                    }
+                    let further = std::mem::replace(&mut left, steps(&target));
+                    left.extend(further);
+                }
+                // It is no link.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => at = next,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(at)
+    }
+}
+
+fn steps(path: &Path) -> VecDeque<OsString> {
+    let parts = path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    });
+    parts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Host {
+        _dir: tempfile::TempDir,
+        root: PathBuf,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let root = fs::canonicalize(dir.path()).unwrap();
+            for name in ["certs", "archive", "adapter", "data"] {
+                fs::create_dir(root.join(name)).unwrap();
+            }
+            fs::write(root.join("data/key"), "the gateway's").unwrap();
+            Self { _dir: dir, root }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.root.join(name)
+        }
+
+        fn handover(&self, level: Level) -> Handover {
+            let mut sandbox = Sandbox { level, ..Sandbox::default() };
+            sandbox.allow.write = vec![self.path("adapter")];
+            let implied = Access { read: vec![self.path("certs/cert.pem")], ..Access::default() };
+            Handover::new(&sandbox, &implied, &self.path("data"))
+        }
+
+        fn read(&self, name: &str) -> Result<String, HandoverError> {
+            let mut text = String::new();
+            self.handover(Level::Standard).open(&self.path(name))?.read_to_string(&mut text)?;
+            Ok(text)
+        }
+    }
+
+    #[test]
+    fn a_file_is_opened_as_it_is_now_however_it_is_renewed() {
+        let host = Host::new();
+        let (cert, new) = (host.path("certs/cert.pem"), host.path("certs/new"));
+        fs::write(&cert, "one").unwrap();
+        assert_eq!(host.read("certs/cert.pem").unwrap(), "one");
+        fs::write(&new, "two").unwrap();
+        fs::rename(&new, &cert).unwrap();
+        assert_eq!(host.read("certs/cert.pem").unwrap(), "two");
+        // As certbot does it, and as Kubernetes does.
+        for (number, text) in [("1", "three"), ("2", "four")] {
+            fs::write(host.path("archive").join(number), text).unwrap();
+            symlink(format!("../archive/{number}"), &new).unwrap();
+            fs::rename(&new, &cert).unwrap();
+            assert_eq!(host.read("certs/cert.pem").unwrap(), text);
+        }
+        fs::remove_file(&cert).unwrap();
+        symlink("..data/cert.pem", &cert).unwrap();
+        for version in ["v1", "v2"] {
+            fs::create_dir(host.path("certs").join(version)).unwrap();
+            fs::write(host.path("certs").join(version).join("cert.pem"), version).unwrap();
+            symlink(version, host.path("certs/..new")).unwrap();
+            fs::rename(host.path("certs/..new"), host.path("certs/..data")).unwrap();
+            assert_eq!(host.read("certs/cert.pem").unwrap(), version);
+        }
+        fs::remove_file(&cert).unwrap();
+        let gone = host.read("certs/cert.pem").unwrap_err();
+        assert!(matches!(gone, HandoverError::Io(error) if error.kind() == io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn nothing_is_opened_but_what_is_named_and_only_where_files_are_limited() {
+        let host = Host::new();
+        fs::write(host.path("certs/cert.pem"), "one").unwrap();
+        fs::write(host.path("certs/other.pem"), "other").unwrap();
+        for other in ["certs/other.pem", "certs", "certs/../certs/cert.pem", "data/key"] {
+            assert!(matches!(host.read(other), Err(HandoverError::NotAllowed)), "{other}");
+        }
+        for level in [Level::Minimal, Level::Off] {
+            let opened = host.handover(level).open(&host.path("certs/cert.pem"));
+            assert!(matches!(opened, Err(HandoverError::NotAllowed)), "{level:?}");
+        }
+    }
+
+    #[test]
+    fn no_link_of_an_adapters_leads_anywhere_and_none_to_the_gateways_own() {
+        let host = Host::new();
+        let cert = host.path("certs/cert.pem");
+        let lead = |target: &Path| {
+            let _ = fs::remove_file(&cert);
+            symlink(target, &cert).unwrap();
+            host.read("certs/cert.pem")
+        };
+        fs::write(host.path("archive/1"), "good").unwrap();
+        fs::write(host.path("adapter/own"), "own").unwrap();
+        symlink(host.path("data/key"), host.path("adapter/link")).unwrap();
+        symlink(host.path("archive"), host.path("adapter/dir")).unwrap();
+        for changeable in ["adapter/own", "adapter/link", "adapter/dir/1", "adapter/../archive/1"] {
+            let opened = lead(&host.path(changeable));
+            assert!(matches!(opened, Err(HandoverError::Changeable)), "{changeable}: {opened:?}");
+        }
+        for kept in [host.path("data/key"), host.path("archive/../data/key")] {
+            assert!(matches!(lead(&kept), Err(HandoverError::Kept)), "{}", kept.display());
+        }
+        assert_eq!(lead(&host.path("archive/1")).unwrap(), "good");
+        assert!(matches!(lead(&host.path("archive")), Err(HandoverError::NoFile)));
+        assert!(matches!(lead(&cert), Err(HandoverError::Links)));
+        nix::unistd::mkfifo(&host.path("archive/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(lead(&host.path("archive/pipe")), Err(HandoverError::NoFile)));
+    }
+}
