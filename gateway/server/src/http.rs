@@ -62,6 +62,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use calls::forget_calls;
 pub(crate) use consumers::EXTERNAL;
 pub(crate) use problem::Refusal;
 pub(crate) use state::{AdapterControl, AppState, RestartError};

@@ -303,6 +303,8 @@ struct Gateway {
     watching: tokio::task::JoinHandle<()>,
     /// Looks whether tokens were made or revoked.
     following: tokio::task::JoinHandle<()>,
+    /// Removes what is past its retention beside the store.
+    forgetting: tokio::task::JoinHandle<()>,
     trail: tokio::task::JoinHandle<()>,
 }
 
@@ -363,11 +365,22 @@ impl Gateway {
         let trail = tokio::spawn(state.trail.clone().run(trail_stopping));
         let follow = http::follow_tokens(state.clone(), gateway.clone(), stopping.clone());
         let following = tokio::spawn(follow);
+        let forgetting = tokio::spawn(http::forget_calls(state.clone(), stopping.clone()));
         let taken = async move |listener| note_certificates(&store, &gateway, listener).await;
         let watching = tokio::spawn(keep_current(tls, taken, stopping.clone()));
         let listening = tokio::spawn(server.serve_all(listeners, stopping));
-        let gateway =
-            Self { config, state, supervisor, stop, stop_trail, listening, watching, following, trail };
+        let gateway = Self {
+            config,
+            state,
+            supervisor,
+            stop,
+            stop_trail,
+            listening,
+            watching,
+            following,
+            forgetting,
+            trail,
+        };
         Ok((gateway, reloader, hangups))
     }
 
@@ -376,9 +389,11 @@ impl Gateway {
         if let Err(error) = self.listening.await {
             tracing::error!(%error, "the listeners did not end well");
         }
-        for (what, task) in [("certificates", self.watching), ("tokens", self.following)] {
+        let tasks =
+            [("certificates", self.watching), ("tokens", self.following), ("retention", self.forgetting)];
+        for (what, task) in tasks {
             if let Err(error) = task.await {
-                tracing::error!(%error, what, "what watches changes did not end well");
+                tracing::error!(%error, what, "a task in the background did not end well");
             }
         }
         self.state.tasks.drained().await;

@@ -2,6 +2,7 @@
 //! be called is the adapter's affair; that it is asked by somebody who may, for a reason, and provably, is the gateway's.
 
 mod desk;
+mod texts;
 
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use super::state::AppState;
 use desk::{Answer, NoCall, Superseded};
 
 pub(crate) use desk::Calls;
+pub(crate) use texts::forget_calls;
 
 /// How long an operator waits for an adapter's answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
@@ -151,7 +153,7 @@ async fn note_asked(
     let text = text.to_string();
     let digest = digest_of(&text);
     let dir = state.config.load().gateway.data_dir.join("audit");
-    let file = format!("call-{id}.json");
+    let file = texts::file_name(*id);
     let written =
         tokio::task::spawn_blocking(move || gatepost_audit::write_file_durable(&dir, &file, text.as_bytes()));
     written.await.map_err(Refusal::internal)?.map_err(Refusal::internal)?;
