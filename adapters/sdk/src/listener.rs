@@ -45,12 +45,16 @@ where
 {
     let mut open = Open::default();
     let mut turned_away = TurnedAway::default();
+    let mut failure_told_at: Option<Instant> = None;
     loop {
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if failure_told_at.is_none_or(|told_at| told_at.elapsed() >= TELL_EVERY) {
+                        tracing::warn!(%error, "cannot accept connections; trying again");
+                        failure_told_at = Some(Instant::now());
+                    }
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

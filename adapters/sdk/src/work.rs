@@ -6,9 +6,11 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::delivery::Delivery;
 use crate::desk::{Desk, Placement, prolong};
@@ -20,6 +22,9 @@ use crate::session::Session;
 
 /// Deliveries held for each worker, the one it works on included. Enough that a worker never waits for a lease call.
 const IN_HAND_PER_WORKER: usize = 32;
+/// How long the others may take to finish what they have under way after one has panicked.
+const OTHERS_DEADLINE: Duration = Duration::from_secs(8);
+
 /// Who does the work.
 #[derive(Debug, Clone, Copy)]
 pub struct Crew {
@@ -41,7 +46,8 @@ pub trait Worker: Send + 'static {
 
 impl Session {
     /// Works until the adapter is asked to stop, then finishes what has begun, gives the rest back, and returns once the
-    /// gateway knows every outcome.
+    /// gateway knows every outcome. The same when a worker panics, whose delivery stays leased for the gateway to see what the process
+    /// died of.
     pub async fn work<W: Worker>(
         &self,
         crew: Crew,
@@ -74,20 +80,28 @@ impl Session {
 
 async fn attend(desk: Desk, mut tasks: JoinSet<()>, in_hand_max: usize) -> Result<(), Failure> {
     let stop = desk.session.stop();
-    tokio::select! {
-        () = desk.keep_leasing() => {}
-        () = stop.requested() => {}
-        _ = tasks.join_next() => return Err(Failure::WorkerPanicked),
+    let mut panicked = tokio::select! {
+        () = desk.keep_leasing() => false,
+        () = stop.requested() => false,
+        _ = tasks.join_next() => true,
+    };
+    if panicked {
+        // What the others have under way is no part of it: unless they report it, it would be sent twice.
+        desk.session.lifetime().drain();
     }
     let Desk { own, shared, room, .. } = desk;
     // The workers end once their queues are closed and empty.
     drop((own, shared));
-    while let Some(ended) = tasks.join_next().await {
-        ended.map_err(|_| Failure::WorkerPanicked)?;
-    }
-    // All room is free again when every outcome has been answered. The semaphore is never closed.
-    let _ = room.acquire_many(u32::try_from(in_hand_max).unwrap_or(u32::MAX)).await;
-    Ok(())
+    let patience = if panicked { OTHERS_DEADLINE } else { Duration::MAX };
+    let ended = timeout(patience, async {
+        while let Some(ended) = tasks.join_next().await {
+            panicked |= ended.is_err();
+        }
+        // All room is free again when every outcome has been answered. The semaphore is never closed.
+        let _ = room.acquire_many(u32::try_from(in_hand_max).unwrap_or(u32::MAX)).await;
+    });
+    let in_time = ended.await.is_ok();
+    if panicked || !in_time { Err(Failure::WorkerPanicked) } else { Ok(()) }
 }
 
 struct Queues {
@@ -127,5 +141,59 @@ async fn serve<W: Worker>(mut worker: W, mut queues: Queues, stop: Stop) {
         } else {
             delivery.finish(Outcome::LeaseLost);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::evidence::Evidence;
+    use crate::testing::{Gateway, leased};
+    use gatepost_api::settle::Level;
+
+    /// Panics at the first delivery, once another has got the second, and delivers that when it is told to.
+    struct Fragile {
+        begun: Arc<Notify>,
+        answered: Arc<Notify>,
+    }
+
+    impl Worker for Fragile {
+        async fn deliver(&mut self, delivery: &Delivery) -> Outcome {
+            delivery.begin().await.unwrap();
+            if delivery.id().as_u128() == 1 {
+                self.begun.notified().await;
+                panic!("a fault of the adapter");
+            }
+            self.begun.notify_one();
+            self.answered.notified().await;
+            Outcome::Delivered { evidence: Evidence::new(Level::Transport), reply: None }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_panics_costs_the_others_nothing() {
+        let (mut gateway, session) = Gateway::open(json!({})).await;
+        let (begun, answered) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let fragile = {
+            let answered = Arc::clone(&answered);
+            move |_| Fragile { begun: Arc::clone(&begun), answered: Arc::clone(&answered) }
+        };
+        let stop = session.stop();
+        let working = tokio::spawn(async move {
+            session.work(Crew { workers: 2, placement: Placement::Anywhere }, fragile).await
+        });
+        gateway.lease(&[leased(1, None), leased(2, None)]).await;
+        stop.requested().await;
+        answered.notify_one();
+        let call = gateway.next("/v1/settle").await;
+        assert_eq!(call.outcomes(), [("t2", "delivered")], "and nothing of the one that it panicked over");
+        assert!(!working.is_finished());
+        call.settled("ok");
+        assert!(matches!(working.await.unwrap(), Err(Failure::WorkerPanicked)));
     }
 }
