@@ -1,14 +1,11 @@
 //! TLS both ways, with Python's `ssl` as the partner and with the tools.
 
-use std::fs::Permissions;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use gatepost_adapter::testing::{Gateway, leased_event};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use gatepost_adapter::testing::{Authority, Gateway, leased_event};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
@@ -20,43 +17,27 @@ const HANG: Duration = Duration::from_secs(30);
 const ADT: &str = "MSH|^~\\&|EHR|C|LAB|H|2026||ADT^A01^ADT_A01|M1|P|2.5\rPID|1||42\r";
 
 /// Certificates of one authority, each with its key beside it.
-struct Certificates {
-    dir: tempfile::TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
+struct Certificates(Authority);
 
 impl Certificates {
     fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Another name than those whom it certifies, which OpenSSL would take for certificates of their own making.
-        params.distinguished_name.push(DnType::CommonName, "Test Authority");
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
-        let certificates = Self { dir, issuer };
-        ["lab.example", "ehr.example", "other.example"].iter().for_each(|name| certificates.issue(name));
-        certificates
-    }
-
-    fn issue(&self, name: &str) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([name.to_owned()]).unwrap();
-        std::fs::write(self.cert(name), params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
-        std::fs::write(self.key(name), key.serialize_pem()).unwrap();
-        std::fs::set_permissions(self.key(name), Permissions::from_mode(0o600)).unwrap();
+        let authority = Authority::new("Test Authority");
+        for name in ["lab.example", "ehr.example", "other.example"] {
+            authority.certify(name, &[name]);
+        }
+        Self(authority)
     }
 
     fn ca(&self) -> PathBuf {
-        self.dir.path().join("ca.pem")
+        self.0.ca_file()
     }
 
     fn cert(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.pem"))
+        self.0.path(&format!("{name}.pem"))
     }
 
     fn key(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("{name}.key"))
+        self.0.path(&format!("{name}.key"))
     }
 
     fn python(&self, kind: &str, name: &str) -> Command {
@@ -166,7 +147,7 @@ async fn it_takes_from_pythons_ssl_and_only_from_whom_the_settings_name() {
 #[tokio::test]
 async fn the_tools_speak_it_too() {
     let certificates = Certificates::new();
-    let file = certificates.dir.path().join("adt.hl7");
+    let file = certificates.0.path("adt.hl7");
     std::fs::write(&file, ADT).unwrap();
     let mut listen = program();
     listen.args(["listen", "--port", "0", "--tls-cert"]).arg(certificates.cert("lab.example"));

@@ -1,16 +1,12 @@
 //! What only a connection with certificates can show: who answers, and who has ended it.
 
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use gatepost_adapter::testing::Gateway;
+use gatepost_adapter::testing::rcgen::{DistinguishedName, SanType};
+use gatepost_adapter::testing::{self, Gateway};
 use gatepost_adapter::tls::{Acceptor, Connector, Stream};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair,
-};
 use serde_json::{Value, json};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,38 +17,24 @@ use crate::peer::{Answerers, Peer};
 use crate::receive::Receiver;
 use crate::settings::Settings;
 
-struct Authority {
-    dir: tempfile::TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
+struct Authority(testing::Authority);
 
 impl Authority {
     fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "Test Authority");
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
-        Self { dir, issuer }
+        Self(testing::Authority::new("Test Authority"))
     }
 
-    /// `cert_file` and `key_file` of a new certificate for this name.
+    /// `cert_file` and `key_file` of a new certificate for this name, and no other.
     fn certify(&self, name: &str) -> Value {
-        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-        params.distinguished_name = DistinguishedName::new();
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().unwrap();
-        let file = |end: &str| self.dir.path().join(format!("{name}.{end}"));
-        std::fs::write(file("pem"), params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
-        std::fs::write(file("key"), key.serialize_pem()).unwrap();
-        std::fs::set_permissions(file("key"), std::fs::Permissions::from_mode(0o600)).unwrap();
-        json!({"cert_file": file("pem"), "key_file": file("key")})
+        let certificate = self.0.certify_with(name, |params| {
+            params.subject_alt_names = vec![SanType::DnsName(name.try_into().unwrap())];
+            params.distinguished_name = DistinguishedName::new();
+        });
+        json!({"cert_file": certificate.cert_file, "key_file": certificate.key_file})
     }
 
     fn ca(&self) -> PathBuf {
-        self.dir.path().join("ca.pem")
+        self.0.ca_file()
     }
 
     /// A connection as `name` sees the partner `lab.example`, and as that one sees `name`.
