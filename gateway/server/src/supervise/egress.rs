@@ -246,12 +246,13 @@ fn longest(request: &[u8]) -> usize {
 }
 
 /// What was asked for, if the adapter may have that.
-enum Asked {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Asked {
     Connection(Target),
     File(PathBuf),
 }
 
-fn asked(request: &[u8], rules: &Rules) -> Result<Asked, RefusalCode> {
+pub(super) fn asked(request: &[u8], rules: &Rules) -> Result<Asked, RefusalCode> {
     if request.first() != Some(&b'/') {
         return decide(request, &rules.connect).map(Asked::Connection);
     }
@@ -378,7 +379,10 @@ async fn answer(stream: &UnixStream, line: &str, handed: Option<BorrowedFd<'_>>)
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::{Access, Sandbox};
 
     use tokio::net::{TcpListener, TcpSocket};
 
@@ -444,6 +448,30 @@ mod tests {
         let long = format!("{}:1\n", "a".repeat(REQUEST_BYTES_MAX));
         assert_eq!(decide(long.as_bytes(), &any), Err(RefusalCode::RequestMalformed));
         assert_eq!(decide(b"lab:1\n", &[]), Err(RefusalCode::HostNotAllowed));
+    }
+
+    #[test]
+    fn a_file_is_what_is_named_in_one_line_of_bounded_length() {
+        let name = format!("/etc/{}", "n".repeat(1000));
+        let read = vec!["/etc/lab cert.pem".into(), PathBuf::from(&name)];
+        let implied = Access { read, ..Access::default() };
+        let files = Handover::new(&Sandbox::default(), &implied, Path::new("/var/lib/gatepost"));
+        let rules = Rules { connect: vec![Connect::Anywhere], files };
+        let asked = |request: &str| asked(request.as_bytes(), &rules);
+        for named in ["/etc/lab cert.pem", &name] {
+            assert_eq!(asked(&format!("{named}\n")), Ok(Asked::File(named.into())));
+        }
+        for other in
+            ["/etc/other.pem\n", "/etc//lab cert.pem\n", "/etc/lab cert.pem/\n", "/etc/../etc/lab cert.pem\n"]
+        {
+            assert_eq!(asked(other), Err(RefusalCode::FileNotAllowed), "{other}");
+        }
+        let long = format!("/{}\n", "n".repeat(PATH_REQUEST_BYTES_MAX));
+        for wrong in ["/etc/lab cert.pem", "/etc/lab cert.pem\n\n", "/\n/etc/lab cert.pem\n", &long] {
+            assert_eq!(asked(wrong), Err(RefusalCode::RequestMalformed), "{wrong}");
+        }
+        assert_eq!(longest(b"/"), PATH_REQUEST_BYTES_MAX);
+        assert_eq!((longest(b""), longest(b"lab:1")), (REQUEST_BYTES_MAX, REQUEST_BYTES_MAX));
     }
 
     #[tokio::test]

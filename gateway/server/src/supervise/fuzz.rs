@@ -2,7 +2,8 @@
 
 use std::net::Ipv6Addr;
 
-use super::egress::decide;
+use super::egress::{Asked, Rules, asked, decide};
+use super::handover::Handover;
 use super::manifest::Manifest;
 use super::output::{Lines, printable};
 use crate::config::Connect;
@@ -38,6 +39,12 @@ pub(crate) fn egress(input: &[u8]) {
         assert!(input.ends_with(b"\n") && input.iter().filter(|&&byte| byte == b'\n').count() == 1);
     }
     assert!(decide(input, &[]).is_err());
+    let rules = Rules { connect: rules, files: Handover::default() };
+    match asked(input, &rules) {
+        Ok(Asked::Connection(_)) => assert!(decide(input, &rules.connect).is_ok()),
+        Ok(Asked::File(_)) => panic!("a file that nobody has named"),
+        Err(_) => {}
+    }
 }
 
 /// Lines are the same however the pipe cuts them, bounded, and harmless.
