@@ -40,6 +40,7 @@ struct Item {
 
 enum Said {
     Begin,
+    Wake,
     Outcome(Outcome),
 }
 
@@ -77,6 +78,12 @@ impl Settlement {
         self.add(lease.clone(), None, Said::Outcome(outcome));
     }
 
+    /// A delivery that went back for its lane's trouble ([`Scope::Lane`](crate::Scope::Lane)) is due at once, unless it has been leased or
+    /// settled since.
+    pub fn wake(&mut self, lease: &Lease) {
+        self.add(lease.clone(), None, Said::Wake);
+    }
+
     /// A message to take in.
     pub fn emit(&mut self, event: Event) {
         self.emit.push(event);
@@ -102,6 +109,7 @@ impl Settlement {
         for Item { lease, held: in_hand, said } in self.items {
             let result = match said {
                 Said::Begin => Some(item(lease.delivery, lease.token(), WireOutcome::Begin)),
+                Said::Wake => Some(item(lease.delivery, lease.token(), WireOutcome::Wake)),
                 Said::Outcome(outcome) => outcome
                     .into_item(lease.delivery, lease.token())
                     .map_err(|error| SettleError::Call(CallError::Unencodable(error)))?,
@@ -271,7 +279,7 @@ fn learn(sent: &SettleItem, held: Option<&Arc<Held>>, settled: &SettledItem) {
 
 fn ends_lease(outcome: WireOutcome) -> bool {
     match outcome {
-        WireOutcome::Begin | WireOutcome::Extend => false,
+        WireOutcome::Begin | WireOutcome::Extend | WireOutcome::Wake => false,
         WireOutcome::Sent
         | WireOutcome::Delivered
         | WireOutcome::InDoubt
@@ -288,7 +296,8 @@ fn goes_back(outcome: WireOutcome) -> bool {
         | WireOutcome::Sent
         | WireOutcome::Delivered
         | WireOutcome::Reject
-        | WireOutcome::Extend => false,
+        | WireOutcome::Extend
+        | WireOutcome::Wake => false,
     }
 }
 

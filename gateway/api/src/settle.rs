@@ -58,7 +58,8 @@ pub struct SettleItem {
     /// `retry`: when to try again at the earliest. `sent`: until when proof may come. `extend`: the lease's new length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_ms: Option<u64>,
-    /// `retry` only: whose trouble it is. `destination` charges no attempt and backs the whole destination off.
+    /// `retry` only: whose trouble it is. `destination` charges no attempt and backs the whole destination off; `lane` charges
+    /// nothing, leaves a doubt as it is, and lets the destination's other lanes go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,6 +85,8 @@ pub enum Outcome {
     Reject,
     Release,
     Extend,
+    /// Of a delivery that went back with `retry` and scope `lane`, by that lease's token: it is due at once.
+    Wake,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +96,7 @@ pub enum Scope {
     #[default]
     Message,
     Destination,
+    Lane,
 }
 
 /// The one member of `evidence` that the gateway reads.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::id::LeaseToken;
 use crate::policy::{Level, OnDead, OnDoubt, QueuePolicy, RetryScope};
 use crate::retry;
-use crate::time::Timestamp;
+use crate::time::{IdleMark, Timestamp};
 
 mod settle;
 #[cfg(test)]
@@ -188,7 +188,7 @@ pub struct Delivery {
     /// When this series began.
     pub born: Timestamp,
     /// How long the destination had been paused or tripped in all when this series began.
-    pub idle_at_birth: Duration,
+    pub idle_at_birth: IdleMark,
     /// The token and outcome that ended the last lease; a repetition of both is answered `ok`.
     pub settled: Option<(LeaseToken, settle::OutcomeKind)>,
 }
@@ -217,7 +217,7 @@ impl Delivery {
             replayed: false,
             expires_at,
             born: at,
-            idle_at_birth: idle_total,
+            idle_at_birth: idle_total.into(),
             settled: None,
         }
     }
@@ -464,7 +464,7 @@ impl Delivery {
             // The person's word starts the count afresh; otherwise a spent delivery would be held again at once. A new
             // series, so that an auditor does not take the new count for attempts that were taken back.
             Resolution::Retry => {
-                let (series, born, idle_at_birth) = (self.series + 1, moment.now, moment.idle_total);
+                let (series, born, idle_at_birth) = (self.series + 1, moment.now, moment.idle_total.into());
                 Self { attempts: 0, series, born, idle_at_birth, ..delivery }.moved(
                     State::Waiting { due: moment.now },
                     Record::Resolved,
@@ -525,10 +525,9 @@ impl Delivery {
         Change { delivery: Self { state, ..*self }, record: Some((record, Some(reason))) }
     }
 
-    /// Age of this series without the time in which its destination was paused or tripped.
+    /// Age of this series without the time in which its destination was paused or tripped, or its lane's partner away.
     fn age(&self, moment: &Moment<'_>) -> Duration {
-        let idle = moment.idle_total.saturating_sub(self.idle_at_birth);
-        moment.now.since(self.born).saturating_sub(idle)
+        moment.now.since(self.born).saturating_sub(self.idle_at_birth.until(moment.idle_total))
     }
 
     fn illegal(&self, event: Event) -> Illegal {

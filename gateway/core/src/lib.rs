@@ -16,4 +16,4 @@ pub mod time;
 pub use delivery::{Change, Delivery, Event, Illegal, Outcome, Resolution, Settled, State};
 pub use id::{DeliveryId, LeaseToken, MessageId};
 pub use policy::{Level, OnDead, OnDoubt, Order, QueuePolicy, RetryPolicy, RetryScope};
-pub use time::Timestamp;
+pub use time::{IdleMark, Timestamp};

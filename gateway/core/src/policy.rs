@@ -60,6 +60,8 @@ pub enum RetryScope {
     Message,
     /// The partner is unreachable, refuses the login or throttles: no attempt is charged, the destination backs off.
     Destination,
+    /// The same of the one among the destination's partners that this lane leads to: nothing is charged, and all other lanes go on.
+    Lane,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,4 +149,4 @@ names!(Order { Order::None => "none", Order::Key => "key", Order::Strict => "str
 names!(OnDoubt { OnDoubt::Resend => "resend", OnDoubt::Hold => "hold", OnDoubt::Query => "query" });
 names!(OnDead { OnDead::Continue => "continue", OnDead::HoldLane => "hold_lane" });
 names!(Level { Level::Sent => "sent", Level::Transport => "transport", Level::Business => "business" });
-names!(RetryScope { RetryScope::Message => "message", RetryScope::Destination => "destination" });
+names!(RetryScope { RetryScope::Message => "message", RetryScope::Destination => "destination", RetryScope::Lane => "lane" });

@@ -48,8 +48,49 @@ impl std::ops::Add<Duration> for Timestamp {
     type Output = Self;
 
     fn add(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
+        Self(self.0.saturating_add(micros(span)))
     }
+}
+
+/// What a destination's clock of idle time showed when a delivery's series began, microseconds. Each pause that only the delivery had
+/// puts it back by as much, perhaps below zero, so that the pause counts as idle time for it alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IdleMark(i64);
+
+impl IdleMark {
+    pub const fn from_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    pub const fn as_micros(self) -> i64 {
+        self.0
+    }
+
+    /// Idle time from there to `total`.
+    pub fn until(self, total: Duration) -> Duration {
+        Duration::from_micros(u64::try_from(micros(total).saturating_sub(self.0)).unwrap_or(0))
+    }
+
+    #[must_use]
+    pub fn put_back(self, pause: Duration) -> Self {
+        Self(self.0.saturating_sub(micros(pause)))
+    }
+
+    /// Of a pause that was put back this has not been waited for.
+    #[must_use]
+    pub fn put_forward(self, unspent: Duration) -> Self {
+        Self(self.0.saturating_add(micros(unspent)))
+    }
+}
+
+impl From<Duration> for IdleMark {
+    fn from(total: Duration) -> Self {
+        Self(micros(total))
+    }
+}
+
+fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

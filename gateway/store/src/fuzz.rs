@@ -76,7 +76,7 @@ fn row(input: &[u8]) {
     assert_eq!(counts.map(|count| Some(i64::from(count))), COUNTS.map(integer));
     assert_eq!(delivery.expires_at.map(|at| at.as_micros()), integer(EXPIRES));
     assert_eq!(Some(delivery.born.as_micros()), integer(BORN));
-    assert_eq!(i64::try_from(delivery.idle_at_birth.as_micros()).ok(), integer(IDLE));
+    assert_eq!(Some(delivery.idle_at_birth.as_micros()), integer(IDLE));
     assert_eq!(Some(row.changed_at.as_micros()), integer(CHANGED));
     assert_eq!(row.sender, integer(SENDER));
     if let Some(lease) = delivery.lease() {

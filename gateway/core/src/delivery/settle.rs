@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{Change, Delivery, Moment, Proof, Reason, Record, State, enough};
 use crate::id::LeaseToken;
-use crate::policy::{Level, RetryScope};
+use crate::policy::{Level, OnDoubt, RetryScope};
+use crate::retry;
 
 /// What the holder of a lease says of its attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub enum Outcome {
     Extend {
         lease: Duration,
     },
+    /// What it went back for, as its lane's trouble, is over: it is due at once.
+    Wake,
 }
 
 /// An outcome without its data: what is remembered of the one that ended a lease.
@@ -43,9 +46,12 @@ pub enum OutcomeKind {
     Delivered,
     InDoubt,
     Retry,
+    /// `retry` for its lane's trouble: the only one that can be woken.
+    RetryLane,
     Reject,
     Release,
     Extend,
+    Wake,
 }
 
 impl Outcome {
@@ -55,24 +61,28 @@ impl Outcome {
             Self::Sent { .. } => OutcomeKind::Sent,
             Self::Delivered { .. } => OutcomeKind::Delivered,
             Self::InDoubt => OutcomeKind::InDoubt,
-            Self::Retry { .. } => OutcomeKind::Retry,
+            Self::Retry { scope: RetryScope::Lane, .. } => OutcomeKind::RetryLane,
+            Self::Retry { scope: RetryScope::Message | RetryScope::Destination, .. } => OutcomeKind::Retry,
             Self::Reject => OutcomeKind::Reject,
             Self::Release => OutcomeKind::Release,
             Self::Extend { .. } => OutcomeKind::Extend,
+            Self::Wake => OutcomeKind::Wake,
         }
     }
 }
 
 impl OutcomeKind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Begin,
         Self::Sent,
         Self::Delivered,
         Self::InDoubt,
         Self::Retry,
+        Self::RetryLane,
         Self::Reject,
         Self::Release,
         Self::Extend,
+        Self::Wake,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -82,9 +92,11 @@ impl OutcomeKind {
             Self::Delivered => "delivered",
             Self::InDoubt => "in_doubt",
             Self::Retry => "retry",
+            Self::RetryLane => "retry_lane",
             Self::Reject => "reject",
             Self::Release => "release",
             Self::Extend => "extend",
+            Self::Wake => "wake",
         }
     }
 
@@ -128,6 +140,11 @@ impl Delivery {
             State::Sending { lease, proof } if lease.token == *token => {
                 self.settle_sending(outcome, proof, moment)
             }
+            State::Waiting { .. } | State::InDoubt { due: Some(_) }
+                if outcome == Outcome::Wake && self.settled == Some((*token, OutcomeKind::RetryLane)) =>
+            {
+                Ok(Settled::Changed(self.wake(moment)))
+            }
             State::Leased { .. }
             | State::Sending { .. }
             | State::Waiting { .. }
@@ -150,6 +167,8 @@ impl Delivery {
             Outcome::Retry { .. } | Outcome::Reject | Outcome::Release | Outcome::Extend { .. } => {
                 Ok(Settled::Changed(self.end_or_extend(outcome, moment)))
             }
+            // It has been leased since: there is nothing to wake.
+            Outcome::Wake => Ok(Settled::Stale),
         }
     }
 
@@ -191,6 +210,7 @@ impl Delivery {
             Outcome::Retry { .. } | Outcome::Reject | Outcome::Release | Outcome::Extend { .. } => {
                 self.end_or_extend(outcome, moment)
             }
+            Outcome::Wake => return Ok(Settled::Stale),
         };
         Ok(Settled::Changed(change))
     }
@@ -214,6 +234,7 @@ impl Delivery {
     /// The outcomes that mean the same before and after the begin.
     fn end_or_extend(&self, outcome: Outcome, moment: &Moment<'_>) -> Change {
         match outcome {
+            Outcome::Retry { after, scope: RetryScope::Lane } => self.away(after, moment),
             Outcome::Retry { after, scope } => self.retry_later(after, scope, moment),
             Outcome::Reject => {
                 Self { attempts: self.attempts + 1, doubt: false, ..*self }.die(moment, Reason::Rejected)
@@ -223,10 +244,52 @@ impl Delivery {
                 Change { record: back.record.or(Some((Record::Released, Some(Reason::Reported)))), ..back }
             }
             Outcome::Extend { lease: span } => self.extended(span, moment),
-            Outcome::Begin | Outcome::Sent { .. } | Outcome::Delivered { .. } | Outcome::InDoubt => {
-                Change { delivery: *self, record: None }
-            }
+            Outcome::Begin
+            | Outcome::Sent { .. }
+            | Outcome::Delivered { .. }
+            | Outcome::InDoubt
+            | Outcome::Wake => Change { delivery: *self, record: None },
         }
+    }
+
+    /// Its lane's partner is away. Nobody has asked that partner anything, so a doubt stays, and nothing is given up; the time until
+    /// it is due does not age it.
+    fn away(&self, after: Option<Duration>, moment: &Moment<'_>) -> Change {
+        let back = Self { suspect: false, crashes: 0, ..*self };
+        if !back.doubt && back.past_expiry(moment.now) {
+            return back.expire();
+        }
+        let pause = after
+            .map_or_else(|| retry::probe_interval(&moment.policy.retry, 1, moment.jitter), retry::requested);
+        let due = moment.now + pause;
+        let back = Self { idle_at_birth: back.idle_at_birth.put_back(pause), ..back };
+        if !back.doubt {
+            return back.moved(State::Waiting { due }, Record::Retry, Reason::DestinationTrouble);
+        }
+        let held = moment.policy.on_doubt == OnDoubt::Hold;
+        back.moved(
+            State::InDoubt { due: (!held).then_some(due) },
+            Record::InDoubt,
+            Reason::DestinationTrouble,
+        )
+    }
+
+    /// What is left of the pause is not waited for, and so does not stay young.
+    fn wake(&self, moment: &Moment<'_>) -> Change {
+        let unspent = self.state.due().map_or(Duration::ZERO, |due| due.since(moment.now));
+        let due = self.state.due().map_or(moment.now, |due| due.min(moment.now));
+        let state = match self.state {
+            State::Waiting { .. } => State::Waiting { due },
+            State::InDoubt { .. } => State::InDoubt { due: Some(due) },
+            State::Leased { .. }
+            | State::Sending { .. }
+            | State::Delivered
+            | State::Dead { .. }
+            | State::Expired
+            | State::Discarded => self.state,
+        };
+        let idle_at_birth = self.idle_at_birth.put_forward(unspent);
+        Change { delivery: Self { state, idle_at_birth, ..*self }, record: None }
     }
 
     fn extended(&self, span: Duration, moment: &Moment<'_>) -> Change {

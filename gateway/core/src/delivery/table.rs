@@ -96,9 +96,11 @@ fn outcomes() -> Vec<(&'static str, Outcome)> {
         ("in_doubt", Outcome::InDoubt),
         ("retry message", retry(RetryScope::Message)),
         ("retry destination", retry(RetryScope::Destination)),
+        ("retry lane", retry(RetryScope::Lane)),
         ("reject", Outcome::Reject),
         ("release", Outcome::Release),
         ("extend", Outcome::Extend { lease: Duration::from_secs(40) }),
+        ("wake", Outcome::Wake),
     ]
 }
 
@@ -192,6 +194,10 @@ fn r13_3_the_same_token_with_the_same_outcome_is_ok_and_with_another_is_stale() 
         for (other_label, other) in outcomes() {
             let expected = if other.kind() == outcome.kind() { Settled::Repeated } else { Settled::Stale };
             let again = change.delivery.settle(&token(1), other, &moment(&policy));
+            if (label, other_label) == ("retry lane", "wake") {
+                assert!(matches!(again, Ok(Settled::Changed(_))), "{again:?}");
+                continue;
+            }
             assert_eq!(again, Ok(expected), "{label}, then {other_label}");
         }
     }
@@ -244,4 +250,71 @@ fn r13_1_a_doubtful_delivery_past_its_expiry_is_held_not_resent_and_not_expired(
         Delivery { doubt: true, expires_at: Some(at(99)), ..delivery(State::InDoubt { due: Some(at(90)) }) };
     let change = doubtful.apply(Event::Lease(lease()), &moment(&policy)).unwrap();
     assert_eq!(change.delivery.state, State::InDoubt { due: None });
+}
+
+fn back(delivery: &Delivery, policy: &QueuePolicy) -> Delivery {
+    let away = Outcome::Retry { after: Some(Duration::from_secs(600)), scope: RetryScope::Lane };
+    match delivery.settle(&token(1), away, &moment(policy)) {
+        Ok(Settled::Changed(change)) => change.delivery,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn r13_5_what_its_lanes_partner_is_away_for_is_woken_by_its_last_token_only() {
+    let policy = policy(OnDoubt::Resend);
+    let sending = delivery(State::Sending { lease: lease(), proof: Proof::Prompt });
+    let doubtful = Delivery { doubt: true, attempts: 1, ..sending };
+    for (delivery, waits, woken) in [
+        (sending, State::Waiting { due: at(700) }, State::Waiting { due: at(100) }),
+        (doubtful, State::InDoubt { due: Some(at(700)) }, State::InDoubt { due: Some(at(100)) }),
+    ] {
+        let back = back(&delivery, &policy);
+        assert_eq!((back.state, back.attempts, back.doubt), (waits, delivery.attempts, delivery.doubt));
+        assert_eq!(back.settle(&token(9), Outcome::Wake, &moment(&policy)), Ok(Settled::Stale));
+        let Ok(Settled::Changed(change)) = back.settle(&token(1), Outcome::Wake, &moment(&policy)) else {
+            panic!("not woken")
+        };
+        assert_eq!((change.delivery.state, change.record), (woken, None));
+        let again = change.delivery.settle(&token(1), Outcome::Wake, &moment(&policy));
+        assert_eq!(again, Ok(Settled::Repeated));
+    }
+    // A retry of its own has a pause that the gateway has set.
+    for scope in [RetryScope::Message, RetryScope::Destination] {
+        let retry = Outcome::Retry { after: None, scope };
+        let Ok(Settled::Changed(change)) = sending.settle(&token(1), retry, &moment(&policy)) else {
+            panic!()
+        };
+        let woken = change.delivery.settle(&token(1), Outcome::Wake, &moment(&policy));
+        assert_eq!(woken, Ok(Settled::Stale), "{scope}");
+    }
+}
+
+#[test]
+fn r13_5_the_time_in_which_its_lanes_partner_is_away_does_not_age_a_delivery() {
+    let mut policy = policy(OnDoubt::Resend);
+    policy.retry.give_up_after = Duration::from_secs(50);
+    let sending = State::Sending { lease: lease(), proof: Proof::Prompt };
+    // Ten seconds old, away from 100 to 700 unless it is woken.
+    let back = back(&delivery(sending), &policy);
+    let retry = Outcome::Retry { after: None, scope: RetryScope::Message };
+    let failed = |delivery: Delivery, now: i64| {
+        let moment = Moment { now: at(now), ..moment(&policy) };
+        match (Delivery { state: sending, ..delivery }).settle(&token(1), retry, &moment) {
+            Ok(Settled::Changed(change)) => change.delivery.state,
+            other => panic!("{other:?}"),
+        }
+    };
+    let gave_up = |state| matches!(state, State::Dead { reason: Reason::GaveUp, .. });
+    assert!(!gave_up(failed(back, 739)));
+    assert!(gave_up(failed(back, 740)));
+    let waking = Moment { now: at(300), ..moment(&policy) };
+    let Ok(Settled::Changed(woken)) = back.settle(&token(1), Outcome::Wake, &waking) else {
+        panic!("not woken")
+    };
+    assert!(!gave_up(failed(woken.delivery, 339)));
+    assert!(gave_up(failed(woken.delivery, 340)));
+    // While it is away it is not given up, however old it is.
+    let old = Delivery { born: at(-9999), ..delivery(sending) };
+    assert!(matches!(self::back(&old, &policy).state, State::Waiting { .. }));
 }

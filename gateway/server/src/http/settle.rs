@@ -190,6 +190,7 @@ fn outcome(result: &WireItem) -> Result<Outcome, &'static str> {
             let scope = match result.scope.unwrap_or_default() {
                 Scope::Message => RetryScope::Message,
                 Scope::Destination => RetryScope::Destination,
+                Scope::Lane => RetryScope::Lane,
             };
             Outcome::Retry { after, scope }
         }
@@ -202,6 +203,7 @@ fn outcome(result: &WireItem) -> Result<Outcome, &'static str> {
             }
             Outcome::Extend { lease }
         }
+        WireOutcome::Wake => Outcome::Wake,
     })
 }
 
@@ -350,6 +352,9 @@ mod tests {
         let retry = r#""outcome":"retry","after_ms":1500,"scope":"destination""#;
         let after = Some(Duration::from_millis(1500));
         assert_eq!(outcome(retry), Outcome::Retry { after, scope: RetryScope::Destination });
+        let away = Outcome::Retry { after: None, scope: RetryScope::Lane };
+        assert_eq!(outcome(r#""outcome":"retry","scope":"lane""#), away);
+        assert_eq!(outcome(r#""outcome":"wake""#), Outcome::Wake);
         let plain = Outcome::Retry { after: None, scope: RetryScope::Message };
         assert_eq!(outcome(r#""outcome":"retry""#), plain);
         assert_eq!(
@@ -369,6 +374,7 @@ mod tests {
             r#""outcome":"sent","after_ms":0"#,
             r#""outcome":"extend","after_ms":3600001"#,
             r#""outcome":"begin","after_ms":1"#,
+            r#""outcome":"wake","after_ms":1"#,
             r#""outcome":"reject","scope":"message""#,
             r#""outcome":"delivered","reply":{"data":1,"data_base64":"AA=="}"#,
             r#""outcome":"delivered","reply":{"data_base64":"canary!"}"#,

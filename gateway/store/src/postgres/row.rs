@@ -1,9 +1,7 @@
 //! A delivery between its row and the domain.
 
-use std::time::Duration;
-
 use gatepost_core::delivery::Reason;
-use gatepost_core::{Delivery, DeliveryId, MessageId, Timestamp};
+use gatepost_core::{Delivery, DeliveryId, IdleMark, MessageId, Timestamp};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
@@ -108,7 +106,7 @@ pub(super) fn load(row: &PgRow) -> Result<Row, StoreError> {
         replayed,
         expires_at,
         born: Timestamp::from_micros(born),
-        idle_at_birth: Duration::from_micros(place("idle_at_birth").count(idle_at_birth)?),
+        idle_at_birth: IdleMark::from_micros(idle_at_birth),
         settled,
     };
     Ok(Row {

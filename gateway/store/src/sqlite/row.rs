@@ -1,16 +1,14 @@
 //! A delivery's row in SQLite: its columns, their sum, and how they are read and written.
 
-use std::time::Duration;
-
 use gatepost_core::delivery::{Proof, Reason};
-use gatepost_core::{Delivery, DeliveryId, LeaseToken, MessageId, State, Timestamp};
+use gatepost_core::{Delivery, DeliveryId, IdleMark, LeaseToken, MessageId, State, Timestamp};
 use rusqlite::{CachedStatement, ToSql};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use super::connection::Cells;
 use crate::ops::StoreError;
-use crate::row::{Row, Standing, micros, reason_of, settled, state_code};
+use crate::row::{Row, Standing, reason_of, settled, state_code};
 use crate::seal::{Place, Salt};
 use crate::sum;
 
@@ -74,7 +72,7 @@ pub(crate) fn load(mut cells: Cells<'_>) -> Result<Row, StoreError> {
         replayed,
         expires_at: expires_at.map(Timestamp::from_micros),
         born: Timestamp::from_micros(born),
-        idle_at_birth: Duration::from_micros(place("idle_at_birth").count(idle_at_birth)?),
+        idle_at_birth: IdleMark::from_micros(idle_at_birth),
         settled,
     };
     Ok(Row {
@@ -180,7 +178,7 @@ impl Row {
             &reason_of(state).map(|reason| reason.as_str()),
             &delivery.expires_at.map(Timestamp::as_micros),
             &delivery.born.as_micros(),
-            &micros(delivery.idle_at_birth),
+            &delivery.idle_at_birth.as_micros(),
             &self.changed_at.as_micros(),
             &delivery.settled.as_ref().map(|(token, _)| token.as_bytes()),
             &delivery.settled.map(|(_, kind)| kind.as_str()),

@@ -123,7 +123,8 @@ impl<'a> Turn<'a> {
             | Outcome::Retry { .. }
             | Outcome::Reject
             | Outcome::Release
-            | Outcome::Extend { .. } => None,
+            | Outcome::Extend { .. }
+            | Outcome::Wake => None,
         };
         let extra = Extra { level, evidence: item.evidence.as_deref(), reason: item.reason.as_deref() };
         // The row as the item before left it, which `replace` knows by its id.
@@ -148,11 +149,15 @@ impl<'a> Turn<'a> {
             Outcome::Retry { scope: RetryScope::Destination, after } => {
                 self.trouble(row.queue, Some(row.id), TripReason::Unreachable, after)
             }
-            // To write to the partner it must have been in reach.
+            // To write to the partner it must have been in reach; and where only a lane's is away, others may be in reach.
             Outcome::Delivered { .. }
             | Outcome::Sent { .. }
             | Outcome::Reject
-            | Outcome::Retry { scope: RetryScope::Message, .. } => self.answered(row.queue),
+            | Outcome::Retry { scope: RetryScope::Message | RetryScope::Lane, .. } => {
+                self.answered(row.queue)
+            }
+            // Not leased, so no probe.
+            Outcome::Wake => Ok(()),
             Outcome::Begin | Outcome::InDoubt | Outcome::Release | Outcome::Extend { .. } => {
                 if change.delivery.state.in_flight() { Ok(()) } else { self.probe_lost(row.queue, row.id) }
             }
@@ -208,7 +213,8 @@ fn with_margin(outcome: Outcome) -> Outcome {
         | Outcome::InDoubt
         | Outcome::Retry { .. }
         | Outcome::Reject
-        | Outcome::Release => outcome,
+        | Outcome::Release
+        | Outcome::Wake => outcome,
     }
 }
 

@@ -475,4 +475,6 @@ pub(crate) const RETRY: Outcome = Outcome::Retry { after: None, scope: RetryScop
 pub(crate) const RETRY_LATER: Outcome =
     Outcome::Retry { after: Some(Duration::from_secs(3600)), scope: RetryScope::Message };
 pub(crate) const TROUBLE: Outcome = Outcome::Retry { after: None, scope: RetryScope::Destination };
+pub(crate) const AWAY: Outcome =
+    Outcome::Retry { after: Some(Duration::from_secs(600)), scope: RetryScope::Lane };
 pub(crate) const SENT: Outcome = Outcome::Sent { within: Duration::from_secs(3600) };

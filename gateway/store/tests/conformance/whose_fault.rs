@@ -7,7 +7,7 @@ use gatepost_core::{Outcome, QueuePolicy, RetryPolicy, RetryScope};
 use gatepost_store::Pause;
 
 use crate::check::{assert_log, assert_sound};
-use crate::fixture::{DELIVERED, Fixture, RETRY, SENT, TROUBLE, operator, queue, quick, texts, until};
+use crate::fixture::{AWAY, DELIVERED, Fixture, RETRY, SENT, TROUBLE, operator, queue, quick, texts, until};
 
 async fn with(policy: QueuePolicy, count: usize) -> (Fixture, u64) {
     let fixture = Fixture::new(vec![queue("lab", policy)]).await;
@@ -178,4 +178,55 @@ async fn attempts_are_charged_on_outcomes_and_end() {
     let dead = fixture.store.read().delivery_list(&Default::default(), None, 10).await.unwrap();
     assert_eq!((dead.items[0].state, dead.items[0].reason), ("dead", Some("attempts_spent")));
     assert_log(&fixture.stop().await, "attempts").await;
+}
+
+#[tokio::test]
+async fn r13_5_a_lane_whose_partner_is_away_charges_nothing_and_holds_up_no_other() {
+    let policy = QueuePolicy { order: gatepost_core::Order::Key, ..quick() };
+    let fixture = Fixture::new(vec![queue("lab", policy)]).await;
+    for (text, key) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
+        fixture.send(text, Some(key), "lab").await;
+    }
+    let session = fixture.session("lab").await;
+    let heads = fixture.lease("lab", session, 10).await;
+    assert_eq!(texts(&heads), ["a1", "b1"]);
+    assert_eq!(fixture.taken("lab", session, &heads[0], AWAY).await, "waiting");
+    let row = fixture.row(heads[0].delivery).await;
+    assert_eq!((row.attempts, row.reason), (0, None));
+    assert!(row.due.unwrap().since(fixture.store.read().now()) > Duration::from_secs(590));
+    assert_eq!(fixture.stats("lab").await.tripped, None, "the destination is not away");
+    fixture.taken("lab", session, &heads[1], DELIVERED).await;
+    assert!(fixture.lease("lab", session, 10).await.is_empty(), "its lane waits for it");
+    assert_eq!(fixture.taken("lab", session, &heads[0], Outcome::Wake).await, "waiting");
+    let again = fixture.lease_one("lab", session).await;
+    assert_eq!((again.delivery, again.attempt), (heads[0].delivery, 1));
+    fixture.stale("lab", session, &heads[0], Outcome::Wake).await;
+    fixture.taken("lab", session, &again, DELIVERED).await;
+    fixture.stale("lab", session, &again, Outcome::Wake).await;
+    let last = fixture.lease_one("lab", session).await;
+    assert_eq!(texts(std::slice::from_ref(&last)), ["a2"]);
+    let place = fixture.stop().await;
+    assert_sound(&place, "lane").await;
+    assert_log(&place, "lane").await;
+}
+
+#[tokio::test]
+async fn r13_5_what_waits_for_its_partner_is_woken_after_a_restart_too() {
+    let (fixture, session) = with(quick(), 1).await;
+    let leased = fixture.lease_one("lab", session).await;
+    fixture.taken("lab", session, &leased, AWAY).await;
+    let fixture = fixture.crash().await.open().await.unwrap();
+    let session = fixture.session("lab").await;
+    assert!(fixture.lease("lab", session, 10).await.is_empty());
+    fixture.taken("lab", session, &leased, Outcome::Wake).await;
+    assert_eq!(fixture.lease_one("lab", session).await.delivery, leased.delivery);
+}
+
+#[tokio::test]
+async fn r13_5_a_lane_whose_partner_is_away_shows_that_the_destination_is_there() {
+    let (fixture, session) = with(quick(), 2).await;
+    tripped(&fixture, session).await;
+    let probe = fixture.lease_in_time("lab", session, 1).await.remove(0);
+    fixture.taken("lab", session, &probe, AWAY).await;
+    assert_eq!(fixture.stats("lab").await.tripped, None);
 }

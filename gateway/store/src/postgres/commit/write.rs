@@ -18,7 +18,7 @@ use super::{Context, day_of, due, each, in_lanes, queue_id, small, stands_in, to
 use crate::backend::CommitError;
 use crate::leaves::Run;
 use crate::prepared::Prepared;
-use crate::row::{Row, form_code, micros, reason_of, state_code};
+use crate::row::{Row, form_code, reason_of, state_code};
 use crate::seal::Index;
 use crate::writer::{Counts, Detail, MessageRow, Reply, Touched, Turn};
 
@@ -405,7 +405,7 @@ fn added(script: &mut Script, turn: &Turn<'_>, rows: &[Row]) {
             .bind(each(&accepted, lane_of))
             .bind(each(&accepted, barrier_of))
             .bind(each(&accepted, expires_at))
-            .bind(each(&accepted, |row| micros(row.delivery.idle_at_birth)))
+            .bind(each(&accepted, |row| row.delivery.idle_at_birth.as_micros()))
             .bind(each(&accepted, |row| row.leaves.first_chunk().map(|leaf| i64::from_be_bytes(*leaf))))
             .bind(each(&accepted, sender_of))
             .bind(turn.now.as_micros());
@@ -421,7 +421,7 @@ fn added(script: &mut Script, turn: &Turn<'_>, rows: &[Row]) {
             .bind(each(&dead, |row| row.delivery.state.blocks_lane()))
             .bind(each(&dead, |row| reason_of(&row.delivery.state).map(|reason| reason.as_str())))
             .bind(each(&dead, expires_at))
-            .bind(each(&dead, |row| micros(row.delivery.idle_at_birth)))
+            .bind(each(&dead, |row| row.delivery.idle_at_birth.as_micros()))
             .bind(each(&dead, |row| row.leaves.as_slice()))
             .bind(each(&dead, sender_of))
             .bind(turn.now.as_micros())
@@ -580,7 +580,7 @@ pub(in crate::postgres) fn bind_rows<'v>(values: &'v mut Values, rows: &[&Row]) 
         .bind(each(rows, |row| row.delivery.replayed))
         .bind(each(rows, |row| reason_of(&row.delivery.state).map(|reason| reason.as_str())))
         .bind(each(rows, |row| row.delivery.born.as_micros()))
-        .bind(each(rows, |row| micros(row.delivery.idle_at_birth)))
+        .bind(each(rows, |row| row.delivery.idle_at_birth.as_micros()))
         .bind(each(rows, |row| row.changed_at.as_micros()))
         .bind(each(rows, |row| row.delivery.settled.as_ref().map(|(token, _)| token.as_bytes().as_slice())))
         .bind(each(rows, |row| row.delivery.settled.map(|(_, kind)| kind.as_str())))

@@ -255,8 +255,9 @@ impl Building<'_> {
     fn end(&mut self, pos: i64) -> Result<(), SalvageError> {
         let Some(was) = self.row(pos)? else { return Ok(()) };
         let policy = QueuePolicy::default();
+        // What is damaged dies whatever its age.
         let moment =
-            Moment { now: self.now, policy: &policy, idle_total: was.delivery.idle_at_birth, jitter: 0.0 };
+            Moment { now: self.now, policy: &policy, idle_total: std::time::Duration::ZERO, jitter: 0.0 };
         let Ok(change) = was.delivery.apply(Event::Damaged, &moment) else { return Ok(()) };
         let mut row = Row { delivery: change.delivery, changed_at: self.now, batch: None, ..was.clone() };
         let index = self.push_step(&row, LeafEvent::Dead, Some(Reason::Corrupt))?;

@@ -336,6 +336,8 @@ impl Sim {
                 Outcome::Retry { after: Some(Duration::from_secs(3600)), scope: RetryScope::Message }
             }
             Says::Trouble => Outcome::Retry { after: None, scope: RetryScope::Destination },
+            Says::Away => Outcome::Retry { after: Some(Duration::from_secs(600)), scope: RetryScope::Lane },
+            Says::Wake => Outcome::Wake,
             Says::Reject => Outcome::Reject,
             Says::Release => Outcome::Release,
             Says::Extend => Outcome::Extend { lease: Duration::from_secs(60) },

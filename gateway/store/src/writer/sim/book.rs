@@ -134,9 +134,14 @@ impl Told {
                     // Of a begun one it costs an attempt, of another nothing; what was released in doubt costs nothing.
                     Some("lease_expired") => charged == (was == Sending) && counts(true),
                     Some("reported") => counts(true),
-                    Some("session_ended" | "adapter_lost" | "recalled" | "past_expiry" | "policy_holds") => {
-                        same
-                    }
+                    Some(
+                        "session_ended"
+                        | "adapter_lost"
+                        | "recalled"
+                        | "past_expiry"
+                        | "policy_holds"
+                        | "destination_trouble",
+                    ) => same,
                     _ => false,
                 };
                 open && leaf.state == Some(InDoubt) && whose

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use gatepost_core::delivery::OutcomeKind;
 use gatepost_core::delivery::Refusal;
 use gatepost_core::principal::Actor;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId, Outcome, State};
@@ -544,9 +545,10 @@ impl Sim {
                 let before = heard.before.by_id(*id).map(|row| &row.delivery);
                 let live = before.is_some_and(|before| Self::token_of(before) == Some(*token));
                 let settled = before.and_then(|before| before.settled);
+                let wakes = *outcome == Outcome::Wake && settled == Some((*token, OutcomeKind::RetryLane));
                 law(
                     "only the newest token counts",
-                    live || settled == Some((*token, outcome.kind())),
+                    live || wakes || settled == Some((*token, outcome.kind())),
                     || format!("{outcome:?} of {before:?}"),
                 )?;
                 if *outcome == (Outcome::Delivered { level: gatepost_core::Level::Transport }) {

@@ -135,9 +135,12 @@ pub(super) enum Says {
     Retry,
     RetryLater,
     Trouble,
+    /// Only its lane's partner is away.
+    Away,
     Reject,
     Release,
     Extend,
+    Wake,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -322,6 +325,11 @@ fn settle(dice: &mut Dice, queue: u8) -> Op {
             77..=82 => Says::Reject,
             83..=89 => Says::Release,
             90..=92 => Says::Extend,
+            93..=95 => Says::Away,
+            96..=97 => {
+                items.push(Item { which: PAST + number(dice, 20), says: Says::Wake });
+                continue;
+            }
             _ => continue,
         };
         items.push(Item { which, says });

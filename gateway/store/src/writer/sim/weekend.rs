@@ -17,7 +17,8 @@ fn one(op: super::ops::Op) -> Step {
     Together { ops: vec![op], fault: None }
 }
 
-fn weekend(seed: u64) -> Vec<Step> {
+/// `trouble`: how the adapter says that nobody is there.
+fn weekend(seed: u64, trouble: Says) -> Vec<Step> {
     let mut dice = Dice(seed);
     let setups = (0..2).map(|queue| Setup {
         queue,
@@ -38,8 +39,8 @@ fn weekend(seed: u64) -> Vec<Step> {
         for queue in 0..2 {
             steps.push(one(Lease { queue, max: 8, id: 0, secs: 600, earlier_life: false }));
             // No answer, no connection: whose fault it is, the adapter can tell.
-            let items = (0..8)
-                .flat_map(|which| [Item { which, says: Says::Begin }, Item { which, says: Says::Trouble }]);
+            let items =
+                (0..8).flat_map(|which| [Item { which, says: Says::Begin }, Item { which, says: trouble }]);
             let (emit, state, atomic, earlier_life) = (Emits::Nothing, false, false, false);
             steps.push(one(Settle { queue, items: items.collect(), emit, state, atomic, earlier_life }));
         }
@@ -61,8 +62,10 @@ fn nothing_is_dead(snap: &Snap) -> Result<(), Broken> {
 
 #[test]
 fn a_weekend_with_a_partner_down_makes_nothing_dead() {
-    for seed in 0..9 {
-        let ran = run_under(seed, &weekend(seed), nothing_is_dead);
-        assert!(ran.is_ok(), "seed {seed}: {:?}", ran.err());
+    for trouble in [Says::Trouble, Says::Away] {
+        for seed in 0..9 {
+            let ran = run_under(seed, &weekend(seed, trouble), nothing_is_dead);
+            assert!(ran.is_ok(), "{trouble:?}, seed {seed}: {:?}", ran.err());
+        }
     }
 }
