@@ -7,14 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use gatepost_api::event::Event;
 use gatepost_api::queues::LeasedDelivery;
-use gatepost_api::settle::Outcome as WireOutcome;
+use gatepost_api::settle::{Outcome as WireOutcome, Scope};
 use http::HeaderValue;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::client::{Call, CallError, TransportError};
-use crate::evidence::{Outcome, item};
+use crate::evidence::{Outcome, item, millis};
 use crate::lease::{Held, Lease, LeaseLost};
 use crate::patience::Chain;
 use crate::session::{OnDoubt, Session};
@@ -166,6 +166,16 @@ impl Delivery {
                 tracing::error!(delivery = %self.held.id, outcome = name, %error, "the outcome cannot be written");
             }
         }
+    }
+
+    /// Gives it back, charged with nothing, until so long has passed or it is woken; comes back when the gateway has it.
+    pub(crate) async fn retry_lane(self, after: Duration, reason: String) -> Result<(), LeaseLost> {
+        self.held.report();
+        let mut retry = item(self.held.id, &self.held.token, WireOutcome::Retry);
+        retry.scope = Some(Scope::Lane);
+        retry.after_ms = Some(millis(after));
+        retry.reason = Some(reason);
+        self.session.settler().ask(retry, Arc::clone(&self.held)).await
     }
 
     pub(crate) fn held(&self) -> &Arc<Held> {

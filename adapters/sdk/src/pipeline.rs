@@ -72,6 +72,11 @@ impl Pipeline {
         }
     }
 
+    /// A place for each delivery in hand.
+    pub(crate) fn room(&self) -> &Arc<Semaphore> {
+        &self.room
+    }
+
     /// The next delivery if it is here already: for what goes out with one that has been waited for.
     pub fn ready(&mut self) -> Option<Delivery> {
         while !self.stop.is_requested() {
