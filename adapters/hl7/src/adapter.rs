@@ -8,6 +8,7 @@ use gatepost_adapter::{Access, Adapter, Crew, Failure, Fault, Level, Manifest, P
 
 use crate::answer::{self, Answer};
 use crate::awaited::Awaited;
+use crate::fleet::Fleet;
 use crate::numbers::Numbers;
 use crate::receive::Receiver;
 use crate::send::Link;
@@ -32,7 +33,7 @@ impl Adapter for Hl7 {
 
     fn access(settings: &Settings) -> Access {
         Access {
-            connect: settings.connect.iter().cloned().collect(),
+            connect: settings.addresses(),
             bind: settings.listen.iter().cloned().collect(),
             strict_order: settings.sequence_numbers.send,
             read: settings.files().map(Path::to_owned).collect(),
@@ -58,6 +59,9 @@ impl Adapter for Hl7 {
 }
 
 async fn send(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Result<(), Failure> {
+    if !settings.partners.is_empty() {
+        return send_to_many(&settings, &session, awaited).await;
+    }
     let Some(address) = settings.connect.clone() else { return Ok(()) };
     let crew = Crew { workers: settings.connections(), placement: Placement::ByKey };
     let connector = Arc::new(Connector::new(&address, settings.tls.as_ref())?);
@@ -71,6 +75,20 @@ async fn send(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) 
         None => session.work(crew, link).await,
         Some(numbers) => tokio::join!(session.work(crew, link), Arc::clone(numbers).answer_calls()).0,
     }
+}
+
+async fn send_to_many(settings: &Settings, session: &Session, awaited: Arc<Awaited>) -> Result<(), Failure> {
+    let (fleet, work) = Fleet::new(settings)?;
+    if (session.max_in_flight() as usize) < settings.partners.len() * 2 {
+        tracing::warn!(
+            max_in_flight = session.max_in_flight(),
+            partners = settings.partners.len(),
+            "`max_in_flight` is less than twice the number of partners: when many of them are silent at a time, others may have to wait"
+        );
+    }
+    let dispatcher = fleet.dispatcher(settings, awaited, session.confirm());
+    let working = session.work_for(work, dispatcher);
+    tokio::join!(working, fleet.answer_calls(session)).0
 }
 
 async fn receive(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Result<(), Failure> {

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::coop::unconstrained;
 use tokio::time::timeout;
 
+use crate::gauge::{Counted, Gauge};
 use crate::mllp::{Decoder, EndInsideFrame, Ending, Item};
 
 const READ_BYTES: usize = 16 * 1024;
@@ -59,6 +60,7 @@ pub(crate) struct Channel {
     stream: Stream,
     decoder: Decoder,
     limits: Limits,
+    _counted: Option<Counted>,
 }
 
 impl Channel {
@@ -66,7 +68,12 @@ impl Channel {
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         let ending = if limits.open_end.is_some() { Ending::Lenient } else { Ending::Strict };
-        Ok(Self { stream, decoder: Decoder::new(limits.body_bytes_max, ending), limits })
+        Ok(Self { stream, decoder: Decoder::new(limits.body_bytes_max, ending), limits, _counted: None })
+    }
+
+    /// Is one of those that are open.
+    pub(crate) fn counted_by(self, open: &Gauge) -> Self {
+        Self { _counted: Some(open.count()), ..self }
     }
 
     /// The next item; `None` when the peer has closed between frames. May be dropped while it waits.

@@ -15,8 +15,10 @@ mod batch;
 mod channel;
 mod charset;
 mod event;
+mod fleet;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod gauge;
 mod header;
 mod line;
 mod listen_tool;
@@ -24,6 +26,7 @@ mod mllp;
 mod numbers;
 mod on_ack;
 mod owed;
+mod partners;
 mod path;
 mod peer;
 mod quiet;

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use crate::answer;
 use crate::awaited::{Answer, Awaited, From, Taken};
 use crate::channel::{Channel, ChannelError, Limits};
+use crate::gauge::Gauge;
 use crate::mllp::{self, COMMITTED, Item, NOT_COMMITTED};
 use crate::owed;
 use crate::peer::Peer;
@@ -49,6 +50,11 @@ impl Line {
         let peer = Peer::of(&stream)?;
         let channel = Channel::new(stream, limits)?;
         Ok(Self { channel, peer, owed: VecDeque::new(), strange: Quiet::default() })
+    }
+
+    /// Is one of those that are open.
+    pub(crate) fn counted_by(self, open: &Gauge) -> Self {
+        Self { channel: self.channel.counted_by(open), ..self }
     }
 
     pub(crate) fn channel(&mut self) -> &mut Channel {

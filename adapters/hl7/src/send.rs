@@ -20,6 +20,7 @@ use crate::answer::{self, Answer};
 use crate::awaited::{Awaited, Ticket};
 use crate::channel::ChannelError;
 use crate::charset::Declared;
+use crate::gauge::Gauge;
 use crate::header::{AckCode, HeaderError, Message, numbered};
 use crate::line::{Heard, Line};
 use crate::mllp;
@@ -38,6 +39,7 @@ pub(crate) struct Link {
     /// Where transactions are numbered.
     numbers: Option<Arc<Numbers>>,
     line: Option<Line>,
+    open: Gauge,
 }
 
 impl Link {
@@ -48,7 +50,12 @@ impl Link {
         confirm: Level,
         numbers: Option<Arc<Numbers>>,
     ) -> Self {
-        Self { connector, settings, awaited, confirm, numbers, line: None }
+        Self { connector, settings, awaited, confirm, numbers, line: None, open: Gauge::default() }
+    }
+
+    /// Its connection counts as open there.
+    pub(crate) fn counted_by(self, open: Gauge) -> Self {
+        Self { open, ..self }
     }
 
     /// A place among the messages whose answer is owed; `None` where the adapter is asked to stop before there is one. What the
@@ -77,9 +84,10 @@ impl Link {
         }
         let stream = self.connector.connect(self.settings.connect_timeout()).await;
         let stream = stream.map_err(|error| Outcome::destination_down(error.to_string()))?;
-        Line::new(stream, self.settings.link_limits()).map_err(|error| {
+        let line = Line::new(stream, self.settings.link_limits()).map_err(|error| {
             Outcome::destination_down(format!("cannot use the connection: {}", error.kind()))
-        })
+        })?;
+        Ok(line.counted_by(&self.open))
     }
 
     /// What came of it on the wire. Where somebody is to be told that an answer has been taken, or a number goes with it, it is settled
@@ -265,7 +273,13 @@ impl Worker for Link {
     /// Application acknowledgements come when they come, and a partner that closes is noticed at once.
     async fn idle(&mut self) {
         while let Some(line) = &mut self.line {
-            match line.hear().await {
+            let heard = match self.settings.idle_disconnect() {
+                Some(longest) => {
+                    timeout(longest, line.hear()).await.unwrap_or(Err(ChannelError::Silent(longest)))
+                }
+                None => line.hear().await,
+            };
+            match heard {
                 Ok(Heard::Answer(answer)) => line.pass_on(answer, &self.awaited, &self.settings),
                 Ok(Heard::Committed(_) | Heard::Nothing) => {}
                 Err(_) => self.line = None,
@@ -275,7 +289,8 @@ impl Worker for Link {
     }
 }
 
-fn no_data(error: &DataError) -> Outcome {
+/// What a delivery comes to whose payload cannot be had.
+pub(crate) fn no_data(error: &DataError) -> Outcome {
     match error {
         DataError::Call(call) if call.retryable() => {
             tracing::warn!(%error, "giving the delivery back");

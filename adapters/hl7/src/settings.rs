@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Limits;
 use crate::charset::Charset;
 use crate::on_ack::OnAck;
+use crate::partners::PartnerTable;
 use crate::path::{FieldPath, FieldPathError};
 use crate::peer::{Answerer, Answerers};
 use crate::sequence::SequenceNumbers;
@@ -38,6 +39,11 @@ pub(crate) struct Settings {
     pub(crate) connect: Option<String>,
     /// TLS on the connections to the partner. Default: plain TCP.
     pub(crate) tls: Option<ConnectTls>,
+    /// Several partners in place of `connect`, each with a table of its own.
+    pub(crate) partners: Vec<PartnerTable>,
+    /// Which of them these settings are for.
+    #[serde(skip)]
+    pub(crate) partner: Option<String>,
     /// Connections to the partner. Messages with the same ordering key always take the same one.
     pub(crate) connections: usize,
     /// How long to wait for a connection.
@@ -47,6 +53,9 @@ pub(crate) struct Settings {
     /// How long to wait for the application acknowledgement of a message that the partner has accepted (CA), where the
     /// destination's `confirm` is `business`.
     pub(crate) application_ack_timeout_ms: u64,
+    /// A connection to the partner that has carried nothing for so long is closed; the next message makes a new one. Default: never; 5
+    /// minutes where there are several `partners`.
+    pub(crate) idle_disconnect_ms: Option<u64>,
     /// What a negative acknowledgement means.
     pub(crate) on_ack: OnAck,
     /// 2: after each message whoever took it says so by a byte of its own (MLLP release 2), both ways.
@@ -117,10 +126,13 @@ impl Default for Settings {
         Self {
             connect: None,
             tls: None,
+            partners: Vec::new(),
+            partner: None,
             connections: 4,
             connect_timeout_ms: 10_000,
             ack_timeout_ms: 30_000,
             application_ack_timeout_ms: 300_000,
+            idle_disconnect_ms: None,
             on_ack: OnAck::default(),
             mllp_release: 1,
             listen: None,
@@ -175,6 +187,9 @@ impl Settings {
         if let Some(idle) = self.idle_connection_timeout_ms {
             range("idle_connection_timeout_ms", idle, IDLE_MS_MAX);
         }
+        if let Some(idle) = self.idle_disconnect_ms {
+            range("idle_disconnect_ms", idle, IDLE_MS_MAX);
+        }
         if let Some(pause) = self.lenient_end_ms {
             range("lenient_end_ms", pause, LENIENT_END_MS_MAX);
         }
@@ -185,10 +200,10 @@ impl Settings {
         if self.reply_from_app.iter().any(|code| !is_message_code(code)) {
             faults.push(Fault::new("reply_from_app", "must hold message codes of MSH-9.1, like \"QBP\""));
         }
-        if self.connect.is_none() && self.listen.is_none() {
+        if self.connect.is_none() && self.listen.is_none() && self.partners.is_empty() {
             faults.push(Fault::new(
                 "connect",
-                "neither `connect` nor `listen` is set, so there is nothing to do",
+                "neither `connect` nor `partners` nor `listen` is set, so there is nothing to do",
             ));
         }
         if self.connect.as_deref().is_some_and(|address| !is_host_and_port(address)) {
@@ -200,6 +215,8 @@ impl Settings {
         if let Some(tls) = &self.tls {
             match &self.connect {
                 Some(address) => faults.extend(tls.faults("tls", address)),
+                // They have it each for their own address.
+                None if !self.partners.is_empty() => {}
                 None => faults.push(Fault::new("tls", "goes with `connect`, which is not set")),
             }
         }
@@ -228,12 +245,14 @@ impl Settings {
         if self.source.as_deref() == Some("") {
             faults.push(Fault::new("source", "must not be empty"));
         }
+        faults.extend(self.partner_faults());
         faults
     }
 
     /// The files that they name.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
-        let connect = self.tls.iter().flat_map(ConnectTls::files);
+        let partners = self.partners.iter().filter_map(|partner| partner.tls.as_ref());
+        let connect = self.tls.iter().chain(partners).flat_map(ConnectTls::files);
         connect.chain(self.listen_tls.iter().flat_map(ListenTls::files))
     }
 
@@ -252,6 +271,11 @@ impl Settings {
 
     pub(crate) fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    /// How long a connection that carries nothing is kept; `None`: for ever.
+    pub(crate) fn idle_disconnect(&self) -> Option<Duration> {
+        self.idle_disconnect_ms.map(Duration::from_millis)
     }
 
     pub(crate) fn application_ack_timeout(&self) -> Duration {

@@ -1,0 +1,358 @@
+//! Several partners behind one queue: what the settings say of each, and how a message finds its own.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use gatepost_adapter::tls::ConnectTls;
+use gatepost_adapter::{Fault, PartnerSetup, element};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::charset::Charset;
+use crate::header::Message;
+use crate::on_ack::OnAck;
+use crate::settings::{OptionalPath, Settings};
+
+/// Names a message's partner, of those that are sent to and of those that it comes from.
+pub(crate) const PARTNER: &str = "hl7partner";
+/// Each has connections, and a place in what operators are shown.
+pub(crate) const PARTNERS_MAX: usize = 1000;
+const NAME_BYTES_MAX: usize = 64;
+/// Where there are many, connections that nobody uses are closed.
+const IDLE_DISCONNECT_MS: u64 = 300_000;
+/// Partners that a refusal names.
+const NAMED_MAX: usize = 20;
+
+/// One of several partners. What is not set is as the adapter's settings say for all.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PartnerTable {
+    /// Unique within this adapter: letters, digits, `-`, `_` and `.`. The attribute `hl7partner` of a message names it.
+    pub(crate) name: String,
+    /// The partner's MLLP listener, `host:port`.
+    pub(crate) connect: String,
+    /// Messages for it that do not say `hl7partner`: by the application and facility that they are addressed to.
+    #[serde(default)]
+    pub(crate) receivers: Vec<ReceiverName>,
+    pub(crate) tls: Option<ConnectTls>,
+    pub(crate) connections: Option<usize>,
+    pub(crate) connect_timeout_ms: Option<u64>,
+    pub(crate) ack_timeout_ms: Option<u64>,
+    pub(crate) application_ack_timeout_ms: Option<u64>,
+    pub(crate) idle_disconnect_ms: Option<u64>,
+    pub(crate) on_ack: Option<OnAck>,
+    pub(crate) mllp_release: Option<u8>,
+    pub(crate) max_frame_bytes: Option<usize>,
+    pub(crate) lenient_end_ms: Option<u64>,
+    #[schemars(with = "Option<String>")]
+    pub(crate) charset: Option<Charset>,
+    #[schemars(with = "Option<String>")]
+    pub(crate) default_charset: Option<Charset>,
+    #[schemars(with = "Option<String>")]
+    pub(crate) partition_key: Option<OptionalPath>,
+    #[schemars(with = "Option<String>")]
+    pub(crate) subject: Option<OptionalPath>,
+}
+
+/// Whom a message is addressed to: MSH-5, and MSH-6 where that is given; each whole or its first component, exactly.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReceiverName {
+    pub(crate) application: String,
+    pub(crate) facility: Option<String>,
+}
+
+impl PartnerTable {
+    /// The adapter's settings as they are for this partner.
+    fn settings(&self, common: &Settings) -> Settings {
+        let partner = self.clone();
+        let idle = partner.idle_disconnect_ms.or(common.idle_disconnect_ms).unwrap_or(IDLE_DISCONNECT_MS);
+        Settings {
+            partner: Some(partner.name),
+            connect: Some(partner.connect),
+            tls: partner.tls.or_else(|| common.tls.clone()),
+            connections: partner.connections.unwrap_or(common.connections),
+            connect_timeout_ms: partner.connect_timeout_ms.unwrap_or(common.connect_timeout_ms),
+            ack_timeout_ms: partner.ack_timeout_ms.unwrap_or(common.ack_timeout_ms),
+            application_ack_timeout_ms: partner
+                .application_ack_timeout_ms
+                .unwrap_or(common.application_ack_timeout_ms),
+            idle_disconnect_ms: Some(idle),
+            on_ack: partner.on_ack.unwrap_or_else(|| common.on_ack.clone()),
+            mllp_release: partner.mllp_release.unwrap_or(common.mllp_release),
+            max_frame_bytes: partner.max_frame_bytes.unwrap_or(common.max_frame_bytes),
+            lenient_end_ms: partner.lenient_end_ms.or(common.lenient_end_ms),
+            charset: partner.charset.or(common.charset),
+            default_charset: partner.default_charset.unwrap_or(common.default_charset),
+            partition_key: partner.partition_key.unwrap_or_else(|| common.partition_key.clone()),
+            subject: partner.subject.unwrap_or_else(|| common.subject.clone()),
+            partners: Vec::new(),
+            ..common.clone()
+        }
+    }
+}
+
+impl Settings {
+    /// What each partner has for itself.
+    pub(crate) fn each_partner(&self) -> Vec<Arc<Self>> {
+        self.partners.iter().map(|partner| Arc::new(partner.settings(self))).collect()
+    }
+
+    /// What is wrong with the list of partners; each fault is said of its table.
+    pub(crate) fn partner_faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if self.partners.is_empty() {
+            return faults;
+        }
+        if self.connect.is_some() {
+            faults.push(Fault::new("connect", "goes with one partner; `partners` have a `connect` each"));
+        }
+        if self.sequence_numbers.send {
+            let message = "goes with one partner, whose numbers they are; `partners` have none";
+            faults.push(Fault::new("sequence_numbers.send", message));
+        }
+        if self.partners.len() > PARTNERS_MAX {
+            faults.push(Fault::new("partners", format!("{PARTNERS_MAX} at most; use more adapters")));
+            return faults;
+        }
+        // What is said of the settings for all is not said again of each.
+        let common = Self { partners: Vec::new(), connect: None, tls: None, ..self.clone() };
+        let common = common.faults();
+        let mut names: HashMap<&str, usize> = HashMap::new();
+        let mut receivers: HashMap<&ReceiverName, usize> = HashMap::new();
+        for (index, partner) in self.partners.iter().enumerate() {
+            let mut fault = |key: &str, message: String| {
+                let message = format!("{message} (partner `{}`)", partner.name.escape_debug());
+                faults.push(Fault::new(format!("{}.{key}", element("partners", index)), message));
+            };
+            if !is_name(&partner.name) {
+                let what = format!("must be letters, digits, `-`, `_` and `.`, {NAME_BYTES_MAX} at most");
+                fault("name", what);
+            }
+            if let Some(other) = names.insert(&partner.name, index) {
+                fault("name", format!("{} has that name too", element("partners", other)));
+            }
+            for receiver in &partner.receivers {
+                if receiver.application.is_empty() || receiver.facility.as_deref() == Some("") {
+                    fault("receivers", "application and facility must not be empty".to_owned());
+                }
+                if let Some(other) = receivers.insert(receiver, index) {
+                    fault("receivers", format!("{} has the same receiver", element("partners", other)));
+                }
+            }
+            for found in partner.settings(self).faults() {
+                if !common.contains(&found) {
+                    fault(&found.key, found.message);
+                }
+            }
+        }
+        faults
+    }
+
+    /// Where this adapter connects to.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let partners = self.partners.iter().map(|partner| &partner.connect);
+        let mut all: Vec<String> = self.connect.iter().chain(partners).cloned().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    pub(crate) fn partner_setups(&self) -> Vec<PartnerSetup> {
+        let setup = |partner: Arc<Self>| PartnerSetup {
+            name: partner.partner.clone().unwrap_or_default(),
+            connections: partner.connections,
+        };
+        self.each_partner().into_iter().map(setup).collect()
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+/// Finds the partner of a message that is to be sent.
+pub(crate) struct Directory {
+    names: HashMap<String, usize>,
+    receivers: HashMap<ReceiverName, usize>,
+    /// Some of the names, for people.
+    known: String,
+}
+
+/// Why a message has no partner.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Nobody {
+    /// The name is an attribute's, not of the payload.
+    #[error("there is no partner `{0}`: known are {1}")]
+    Unknown(String, String),
+    #[error(
+        "the message does not say `{PARTNER}`, and no partner has the receiver (MSH-5, MSH-6) that it is addressed to: known are {0}"
+    )]
+    Unnamed(String),
+}
+
+impl Directory {
+    pub(crate) fn new(partners: &[PartnerTable]) -> Self {
+        let numbered = || partners.iter().enumerate();
+        let receivers = numbered().flat_map(|(number, partner)| {
+            partner.receivers.iter().map(move |receiver| (receiver.clone(), number))
+        });
+        let mut known: Vec<_> =
+            partners.iter().take(NAMED_MAX).map(|partner| partner.name.as_str()).collect();
+        let more = (partners.len() > NAMED_MAX).then(|| format!("{} more", partners.len() - NAMED_MAX));
+        known.extend(more.as_deref());
+        Self {
+            names: numbered().map(|(number, partner)| (partner.name.clone(), number)).collect(),
+            receivers: receivers.collect(),
+            known: known.join(", "),
+        }
+    }
+
+    /// By the name that the message's attributes give; whether a wrong one is there, the message's fields are not asked.
+    pub(crate) fn by_name(&self, name: &str) -> Result<usize, Nobody> {
+        let shown = || name.chars().take(NAME_BYTES_MAX).collect::<String>().escape_debug().to_string();
+        self.names.get(name).copied().ok_or_else(|| Nobody::Unknown(shown(), self.known.clone()))
+    }
+
+    /// Where there is but one, a message need not say that it is for it.
+    pub(crate) fn only(&self) -> Option<usize> {
+        (self.names.len() == 1).then_some(0)
+    }
+
+    pub(crate) fn has_receivers(&self) -> bool {
+        !self.receivers.is_empty()
+    }
+
+    /// By whom the message is addressed to: application and facility, then the application alone.
+    pub(crate) fn by_receiver(&self, body: &[u8]) -> Result<usize, Nobody> {
+        let nobody = || Nobody::Unnamed(self.known.clone());
+        let message = Message::parse(body).map_err(|_| nobody())?;
+        let component = message.delimiters().component;
+        let forms = |field| forms(field, component);
+        let facilities = forms(message.receiving_facility());
+        for application in forms(message.receiving_application()) {
+            let facilities = facilities.iter().cloned().map(Some).chain([None]);
+            for facility in facilities {
+                let receiver = ReceiverName { application: application.clone(), facility };
+                if let Some(number) = self.receivers.get(&receiver) {
+                    return Ok(*number);
+                }
+            }
+        }
+        Err(nobody())
+    }
+}
+
+/// A field as it is, and its first component.
+fn forms(field: &[u8], component: u8) -> Vec<String> {
+    let Ok(whole) = std::str::from_utf8(field) else { return Vec::new() };
+    let first = whole.split(char::from(component)).next().filter(|first| *first != whole);
+    [Some(whole), first].into_iter().flatten().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn settings(partners: serde_json::Value) -> Settings {
+        serde_json::from_value(json!({"partners": partners, "ack_timeout_ms": 7, "on_ack": {"AE": "retry"}}))
+            .unwrap()
+    }
+
+    fn addressed(application: &str, facility: &str) -> Vec<u8> {
+        format!("MSH|^~\\&|EHR|C|{application}|{facility}|2026||ADT^A01|M1|P|2.5\r").into_bytes()
+    }
+
+    #[test]
+    fn a_partner_has_what_it_sets_and_else_what_all_have() {
+        let settings = settings(json!([
+            {"name": "north", "connect": "north:2575", "ack_timeout_ms": 9, "charset": "8859/1"},
+            {"name": "south", "connect": "south:2575", "connections": 1, "on_ack": {"preset": "strict"}}
+        ]));
+        assert!(settings.faults().is_empty());
+        let [north, south] = &settings.each_partner()[..] else { panic!("two") };
+        assert_eq!((north.ack_timeout_ms, south.ack_timeout_ms), (9, 7));
+        assert_eq!((north.connections, south.connections), (4, 1));
+        assert_eq!((north.on_ack.ae.is_some(), south.on_ack.ae.is_some()), (true, false));
+        assert_eq!((north.charset.is_some(), south.charset.is_some()), (true, false));
+        assert_eq!(north.idle_disconnect_ms, Some(IDLE_DISCONNECT_MS));
+        assert_eq!(south.partner.as_deref(), Some("south"));
+    }
+
+    #[test]
+    fn faults_name_the_partners_table() {
+        let settings: Settings = serde_json::from_value(json!({"connect": "lab:1", "connections": 0, "partners": [
+            {"name": "north", "connect": "north", "ack_timeout_ms": 0},
+            {"name": "no th", "connect": "a:1", "tls": {"cert_file": "/a.pem"}, "receivers": [{"application": ""}]},
+            {"name": "north", "connect": "a:2", "receivers": [{"application": "A", "facility": "B"}, {"application": "A"}]},
+            {"name": "west", "connect": "a:3", "receivers": [{"application": "A", "facility": "B"}]}
+        ]}))
+        .unwrap();
+        let faults: Vec<String> = settings.faults().iter().map(ToString::to_string).collect();
+        for expected in [
+            "connect: goes with one partner",
+            "connections: must be from 1",
+            "partners[1].ack_timeout_ms: must be from 1 to 600000 (partner `north`)",
+            "partners[1].connect: must be host:port",
+            "partners[2].name: must be letters",
+            "partners[2].tls",
+            "partners[2].receivers: application and facility must not be empty",
+            "partners[3].name: partners[1] has that name too",
+            "partners[4].receivers: partners[3] has the same receiver",
+        ] {
+            assert!(faults.iter().any(|fault| fault.starts_with(expected)), "{expected}: {faults:#?}");
+        }
+        assert_eq!(faults.len(), 9, "{faults:#?}");
+    }
+
+    #[test]
+    fn a_message_finds_its_partner_by_name_or_by_whom_it_is_addressed_to() {
+        let directory = Directory::new(
+            &settings(json!([
+                {"name": "north", "connect": "n:1", "receivers": [{"application": "LAB", "facility": "N"}]},
+                {"name": "south", "connect": "s:1", "receivers": [{"application": "LAB", "facility": "S^1.2^ISO"}]},
+                {"name": "rest", "connect": "r:1", "receivers": [{"application": "LAB"}, {"application": "RIS"}]}
+            ]))
+            .partners,
+        );
+        assert_eq!(directory.by_name("south"), Ok(1));
+        for (application, facility, found) in [
+            ("LAB", "N", Some(0)),
+            ("LAB^9.9^ISO", "N^1.1^ISO", Some(0)),
+            ("LAB", "S^1.2^ISO", Some(1)),
+            ("LAB", "S", Some(2)),
+            ("LAB", "", Some(2)),
+            ("RIS", "N", Some(2)),
+            ("lab", "N", None),
+            ("", "N", None),
+        ] {
+            assert_eq!(
+                directory.by_receiver(&addressed(application, facility)).ok(),
+                found,
+                "{application} {facility}"
+            );
+        }
+        assert!(directory.by_receiver(b"{}").is_err());
+        let nobody = directory.by_name("east\n").unwrap_err().to_string();
+        assert_eq!(nobody, "there is no partner `east\\n`: known are north, south, rest");
+        assert!(
+            directory
+                .by_receiver(&addressed("SECRET", "N"))
+                .unwrap_err()
+                .to_string()
+                .contains("north, south")
+        );
+    }
+
+    #[test]
+    fn of_many_partners_a_refusal_names_some() {
+        let many: Vec<_> = (0..300).map(|n| json!({"name": format!("p{n}"), "connect": "a:1"})).collect();
+        let directory = Directory::new(&settings(many.into()).partners);
+        let text = directory.by_name("x").unwrap_err().to_string();
+        assert!(text.ends_with("p18, p19, 280 more"), "{text}");
+        assert_eq!(directory.only(), None);
+    }
+}
