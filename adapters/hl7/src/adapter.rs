@@ -1,5 +1,6 @@
 //! The adapter: both directions side by side, until the gateway asks to stop.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,7 +37,7 @@ impl Adapter for Hl7 {
             connect: settings.addresses(),
             bind: settings.listen.iter().cloned().collect(),
             strict_order: settings.sequence_numbers.send,
-            read: settings.files().map(Path::to_owned).collect(),
+            read: settings.files().map(Path::to_owned).collect::<BTreeSet<_>>().into_iter().collect(),
             ..Access::default()
         }
     }

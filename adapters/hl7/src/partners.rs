@@ -1,6 +1,6 @@
 //! Several partners behind one queue: what the settings say of each, and how a message finds its own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use gatepost_adapter::tls::ConnectTls;
@@ -18,6 +18,8 @@ pub(crate) const PARTNER: &str = "hl7partner";
 /// Each has connections, and a place in what operators are shown.
 pub(crate) const PARTNERS_MAX: usize = 1000;
 const NAME_BYTES_MAX: usize = 64;
+/// The gateway lets an adapter read so many files that its settings name.
+const FILES_MAX: usize = 128;
 /// Where there are many, connections that nobody uses are closed.
 const IDLE_DISCONNECT_MS: u64 = 300_000;
 /// Partners that a refusal names.
@@ -114,6 +116,13 @@ impl Settings {
         if self.partners.len() > PARTNERS_MAX {
             faults.push(Fault::new("partners", format!("{PARTNERS_MAX} at most; use more adapters")));
             return faults;
+        }
+        let files = self.files().collect::<BTreeSet<_>>().len();
+        if files > FILES_MAX {
+            let message = format!(
+                "TLS names {files} files, {FILES_MAX} at most: share authorities and certificates, or use more adapters"
+            );
+            faults.push(Fault::new("partners", message));
         }
         // What is said of the settings for all is not said again of each.
         let common = Self { partners: Vec::new(), connect: None, tls: None, ..self.clone() };

@@ -70,7 +70,9 @@ pub(crate) use resources::Resources;
 #[cfg(test)]
 pub(crate) use resources::{Cpus, Limit};
 pub(crate) use rules::{Facts, Rule, Verdict};
-pub(crate) use sandbox::{Access, Connect, Host, Level, RunAs, Safety, Sandbox, reaches};
+pub(crate) use sandbox::{
+    ALLOWED_MAX, Access, Connect, HOSTS_MAX, Host, Level, RunAs, Safety, Sandbox, reaches,
+};
 pub(crate) use schema::schema;
 pub(crate) use spiffe::spiffe_fault;
 pub(crate) use store::{CREDENTIALS, credentials};

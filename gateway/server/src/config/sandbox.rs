@@ -15,6 +15,8 @@ use super::{AdapterProcess, Config, accounts};
 
 /// Entries of one list in `allow`: together they are one argument of a process, which the kernel bounds.
 pub(crate) const ALLOWED_MAX: usize = 128;
+/// Entries of `allow.connect`: only their ports are in that argument, and an adapter may have hundreds of partners.
+pub(crate) const HOSTS_MAX: usize = 1024;
 const HOST_BYTES_MAX: usize = 253;
 
 /// How much is taken from an adapter's process. Each level but the last takes the same where the kernel can; they differ in what
@@ -189,14 +191,15 @@ pub(super) fn account(user: &str) -> Result<RunAs, String> {
 }
 
 fn allow(section: &Section<'_>, base: Base<'_>, report: &mut Report<'_>) -> Access {
-    let mut list = |key| {
+    let mut list = |key, most: usize| {
         let items = section.texts(key).unwrap_or_default();
-        if let Some(beyond) = items.get(ALLOWED_MAX) {
-            report.add(&beyond.spot, format!("too many: {ALLOWED_MAX} at most"));
+        if let Some(beyond) = items.get(most) {
+            report.add(&beyond.spot, format!("too many: {most} at most"));
         }
         items
     };
-    let (connect, bind, read, write) = (list("connect"), list("bind"), list("read"), list("write"));
+    let connect = list("connect", HOSTS_MAX);
+    let [bind, read, write] = ["bind", "read", "write"].map(|key| list(key, ALLOWED_MAX));
     let connect = parsed(&connect, Connect::parse, "not `host:port`, `[address]:port` or `*`", report);
     let bind = parsed(
         &bind,
@@ -290,10 +293,9 @@ impl Access {
         write: Vec<PathBuf>,
         direct: Option<bool>,
     ) -> Option<Self> {
-        let within = |length: usize| length <= ALLOWED_MAX;
-        let lengths = [connect.len(), bind.len(), read.len(), write.len()];
+        let within = [bind.len(), read.len(), write.len()].into_iter().all(|length| length <= ALLOWED_MAX);
         let absolute = read.iter().chain(&write).all(|path| path.is_absolute());
-        (lengths.into_iter().all(within) && absolute).then_some(())?;
+        (within && connect.len() <= HOSTS_MAX && absolute).then_some(())?;
         Some(Self {
             // `*` is the operator's word alone.
             connect: connect
@@ -358,6 +360,7 @@ mod tests {
         };
         assert!(of(&["lab:1"], &["/etc/lab"]).is_some());
         assert!(of(&["*"], &[]).is_none() && of(&[], &["etc/lab"]).is_none() && of(&["x"], &[]).is_none());
-        assert!(of(&[], &["/x"; ALLOWED_MAX + 1]).is_none());
+        assert!(of(&[], &["/x"; ALLOWED_MAX]).is_some() && of(&[], &["/x"; ALLOWED_MAX + 1]).is_none());
+        assert!(of(&["lab:1"; HOSTS_MAX], &[]).is_some() && of(&["lab:1"; HOSTS_MAX + 1], &[]).is_none());
     }
 }

@@ -23,7 +23,9 @@ use super::launch::{Launch, Launcher, Purpose, Question as Asked};
 use super::output::printable;
 use super::program::{Command, SearchPath};
 use super::sandbox::{Outcome, Policy, Unreachable};
-use crate::config::{Access, Adapter, AdapterProcess, Config, Fault, RunAs, reaches, suggestion};
+use crate::config::{
+    ALLOWED_MAX, Access, Adapter, AdapterProcess, Config, Fault, HOSTS_MAX, RunAs, reaches, suggestion,
+};
 
 /// The version of the conversation between gateway and adapter.
 const PROTOCOL: u32 = 1;
@@ -214,8 +216,11 @@ impl Question {
             }
             Err(error) => return Err(error.misfit(Asked::Access)),
         };
-        let implied = read_access(&answer)
-            .ok_or_else(|| Misfit::of_program("the program's --access cannot be understood"))?;
+        let implied = read_access(&answer).ok_or_else(|| {
+            Misfit::of_program(format!(
+                "the program's --access cannot be understood, or names more than {HOSTS_MAX} hosts or {ALLOWED_MAX} files"
+            ))
+        })?;
         let paths = implied.access.read.iter().chain(&implied.access.write);
         match paths.into_iter().find(|path| reaches(path, &self.data_dir)) {
             None => Ok(implied),
