@@ -404,12 +404,12 @@ fn examples() -> Vec<String> {
 fn the_examples_of_the_documentation_are_taken_by_the_programs() {
     let mut builder = Gateway::builder().app("ehr", &["org.hl7.v2.*"], &["queries"]).inbox("queries", "");
     let examples = examples();
-    assert_eq!(examples.len(), 4);
+    assert_eq!(examples.len(), 5);
     for example in &examples {
         builder = builder.table("", example);
     }
     let gateway = builder
-        .route("ehr", &["lab", "ris"])
+        .route("ehr", &["lab", "ris", "region"])
         .route("lab", &["queries"])
         .route("ward", &["queries"])
         .prepare();

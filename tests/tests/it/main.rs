@@ -9,6 +9,7 @@ mod faults;
 mod fix;
 mod hl7;
 mod hl7_numbers;
+mod hl7_partners;
 mod hl7_speed;
 mod keys;
 mod kills;
