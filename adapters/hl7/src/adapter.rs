@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use gatepost_adapter::tls::Connector;
-use gatepost_adapter::{Access, Adapter, Crew, Failure, Fault, Level, Manifest, Placement, Session};
+use gatepost_adapter::{
+    Access, Adapter, Crew, Failure, Fault, Level, Manifest, PartnersWork, Placement, Session,
+};
 
 use crate::answer::{self, Answer};
 use crate::awaited::Awaited;
@@ -45,10 +47,22 @@ impl Adapter for Hl7 {
     async fn run(settings: Settings, session: Session) -> Result<(), Failure> {
         let settings = Arc::new(settings);
         let (on_ack, confirm) = (settings.on_ack.clone(), session.confirm());
-        let judge = move |answer: &Answer| answer::outcome(&on_ack, confirm, answer);
+        let fleet = (!settings.partners.is_empty()).then(|| Fleet::new(&settings)).transpose()?;
+        let judging = fleet.as_ref().map(|(fleet, _)| fleet.clone());
+        let judge = move |partner: Option<&str>, answer: &Answer| {
+            let of_many = judging.as_ref().zip(partner);
+            let judged = of_many.and_then(|(fleet, partner)| fleet.judge(partner, confirm, answer));
+            // Of a partner that has left the settings too.
+            judged.unwrap_or_else(|| answer::outcome(&on_ack, confirm, answer))
+        };
         let (awaited, late) = Awaited::open(session.clone(), settings.answerers(), Box::new(judge));
         let both = async {
-            let sending = send(Arc::clone(&settings), session.clone(), Arc::clone(&awaited));
+            let sending = async {
+                match fleet {
+                    Some((fleet, work)) => send_to_many(&settings, &session, &awaited, fleet, work).await,
+                    None => send(Arc::clone(&settings), session.clone(), Arc::clone(&awaited)).await,
+                }
+            };
             let receiving = receive(Arc::clone(&settings), session.clone(), Arc::clone(&awaited));
             let ended = tokio::try_join!(sending, receiving).map(|_| ());
             // Nobody reads what partners send any more.
@@ -60,9 +74,6 @@ impl Adapter for Hl7 {
 }
 
 async fn send(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) -> Result<(), Failure> {
-    if !settings.partners.is_empty() {
-        return send_to_many(&settings, &session, awaited).await;
-    }
     let Some(address) = settings.connect.clone() else { return Ok(()) };
     let crew = Crew { workers: settings.connections(), placement: Placement::ByKey };
     let connector = Arc::new(Connector::new(&address, settings.tls.as_ref())?);
@@ -78,8 +89,13 @@ async fn send(settings: Arc<Settings>, session: Session, awaited: Arc<Awaited>) 
     }
 }
 
-async fn send_to_many(settings: &Settings, session: &Session, awaited: Arc<Awaited>) -> Result<(), Failure> {
-    let (fleet, work) = Fleet::new(settings)?;
+async fn send_to_many(
+    settings: &Settings,
+    session: &Session,
+    awaited: &Arc<Awaited>,
+    fleet: Fleet,
+    work: PartnersWork,
+) -> Result<(), Failure> {
     if (session.max_in_flight() as usize) < settings.partners.len() * 2 {
         tracing::warn!(
             max_in_flight = session.max_in_flight(),
@@ -87,7 +103,7 @@ async fn send_to_many(settings: &Settings, session: &Session, awaited: Arc<Await
             "`max_in_flight` is less than twice the number of partners: when many of them are silent at a time, others may have to wait"
         );
     }
-    let dispatcher = fleet.dispatcher(settings, awaited, session.confirm());
+    let dispatcher = fleet.dispatcher(settings, Arc::clone(awaited), session.confirm());
     let working = session.work_for(work, dispatcher);
     tokio::join!(working, fleet.answer_calls(session)).0
 }

@@ -50,16 +50,16 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
-/// What an answer means for its delivery.
-pub(crate) type Judge = dyn Fn(&Answer) -> Outcome + Send + Sync;
+/// What an answer means for its delivery; where there are several partners, the answer of this one.
+pub(crate) type Judge = dyn Fn(Option<&str>, &Answer) -> Outcome + Send + Sync;
 
 /// Where an answer came from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum From<'a> {
-    /// Over a connection that we made to the partner.
-    Partner,
-    /// Over a connection that was made to us.
-    Caller(&'a Peer),
+    /// Over a connection that we made to the partner; where there are several, to this one.
+    Partner(Option<&'a str>),
+    /// Over a connection that was made to us; by this one of several partners, where it is known.
+    Caller(&'a Peer, Option<&'a str>),
 }
 
 /// Shared by everything that reads what partners send.
@@ -80,6 +80,8 @@ struct All {
 
 struct Waiting {
     lease: Lease,
+    /// Whom it is for, where there are several partners.
+    partner: Option<String>,
     /// Where it went.
     peer: Option<Peer>,
     stage: Stage,
@@ -107,6 +109,7 @@ type Settling = oneshot::Sender<()>;
 struct Late {
     lease: Lease,
     key: String,
+    partner: Option<String>,
     answer: Answer,
     _settling: Settling,
 }
@@ -138,13 +141,25 @@ impl Awaited {
         (awaited, desk)
     }
 
-    /// To be called before the first byte leaves. Waits while partners owe too many answers.
-    pub(crate) async fn expect(self: &Arc<Self>, control_id: &[u8], delivery: &Delivery) -> Option<Ticket> {
+    /// To be called before the first byte leaves, to this one of several partners. Waits while partners owe too many answers.
+    pub(crate) async fn expect(
+        self: &Arc<Self>,
+        control_id: &[u8],
+        delivery: &Delivery,
+        partner: Option<&str>,
+    ) -> Option<Ticket> {
         let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
         let (id, lease) = (digest(control_id), delivery.lease());
         let (sender, answers) = mpsc::channel(ANSWERS_MAX);
         let stage = Stage::Sending { answers: sender, accepted: false, applied: false };
-        let waiting = Waiting { lease: lease.clone(), peer: None, stage, _place: Some(place) };
+        let partner = partner.map(str::to_owned);
+        let waiting = Waiting {
+            lease: lease.clone(),
+            partner: partner.clone(),
+            peer: None,
+            stage,
+            _place: Some(place),
+        };
         let mut all = self.lock();
         let All { waiting: by_id, over } = &mut *all;
         let same = by_id.entry(id.clone()).or_default();
@@ -153,7 +168,7 @@ impl Awaited {
         over.extend(earlier.filter_map(|earlier| earlier.key()));
         same.push(waiting);
         drop(all);
-        Some(Ticket { awaited: Arc::clone(self), id, lease, answers, settling: None })
+        Some(Ticket { awaited: Arc::clone(self), id, lease, partner, answers, settling: None })
     }
 
     /// An answer that came where nobody waits for exactly it. `None` when it is nobody's, or could be of several.
@@ -190,7 +205,8 @@ impl Awaited {
             // The partner has said already that it has the message.
             Stage::Sent { .. } if answer.code == AckCode::Ca => true,
             Stage::Sent { key, .. } => {
-                let late = Late { lease, key: std::mem::take(key), answer, _settling: settling };
+                let (key, partner) = (std::mem::take(key), one.partner.take());
+                let late = Late { lease, key, partner, answer, _settling: settling };
                 all.remove(&id, &late.lease);
                 self.late.send(late).is_ok()
             }
@@ -200,8 +216,9 @@ impl Awaited {
     /// The one message of these that an answer from there can mean.
     fn only_one<'a>(&self, same: &'a mut [Waiting], from: From<'_>) -> Option<&'a mut Waiting> {
         let may = |waiting: &&mut Waiting| match from {
-            From::Partner => true,
-            From::Caller(peer) => self.answerers.include(peer, waiting.peer.as_ref()),
+            From::Partner(partner) => waiting.partner.as_deref() == partner,
+            From::Caller(_, Some(partner)) => waiting.partner.as_deref() == Some(partner),
+            From::Caller(peer, None) => self.answerers.include(peer, waiting.peer.as_ref()),
         };
         let mut those = same.iter_mut().filter(may);
         match (those.next(), those.next()) {
@@ -285,6 +302,7 @@ pub(crate) struct Ticket {
     awaited: Arc<Awaited>,
     id: Id,
     lease: Lease,
+    partner: Option<String>,
     answers: mpsc::Receiver<(Answer, Settling)>,
     /// Of the answer that another connection has brought.
     settling: Option<Settling>,
@@ -307,7 +325,7 @@ impl Ticket {
         }
         let all = self.awaited.lock();
         let others = all.waiting.get(&self.id).into_iter().flatten();
-        let mut others = others.filter(|other| other.lease != self.lease);
+        let mut others = others.filter(|other| other.lease != self.lease && other.partner == self.partner);
         let is_clear = !others.any(|other| other.stage.is_accepted());
         if !is_clear {
             self.awaited.tell("it could be to several");
@@ -364,8 +382,13 @@ impl Ticket {
                 own.peer.clone()
             })
         };
-        let kept =
-            Kept { id: self.id.clone(), lease: self.lease.clone(), until: until.unix_timestamp(), peer };
+        let kept = Kept {
+            id: self.id.clone(),
+            lease: self.lease.clone(),
+            until: until.unix_timestamp(),
+            partner: self.partner.clone(),
+            peer,
+        };
         let mut settlement = Settlement::default();
         settlement.outcome(delivery, Outcome::Sent { evidence, within });
         settlement.state = state;
@@ -377,7 +400,7 @@ impl Ticket {
         }
         // It may have come over another connection while that was being written.
         while let Ok((answer, settling)) = self.answers.try_recv() {
-            self.awaited.give(answer, From::Partner, settling);
+            self.awaited.give(answer, From::Partner(self.partner.as_deref()), settling);
         }
         // Kept, not forgotten.
         self.id.clear();

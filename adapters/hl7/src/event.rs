@@ -5,6 +5,7 @@ use gatepost_adapter::{Data, Event, Extension, digest};
 
 use crate::charset::{Charset, Declared};
 use crate::header::{HeaderError, Message, attribute_text};
+use crate::partners::PARTNER;
 use crate::settings::{OnReusedId, SegmentEnd, Settings};
 
 pub(crate) const MEDIA_TYPE: &str = "application/hl7-v2+er7";
@@ -59,11 +60,15 @@ impl Origin<'_> {
         };
         let merges = message.merges();
         let barrier = merges.and_then(|_| value(&self.settings.barrier_key));
-        let keys = [("partitionkey", value(&self.settings.partition_key)), ("barrierkey", barrier)];
-        let keys = keys.map(|(name, value)| value.map(|value| (name, Extension::Text(value))));
+        let texts = [
+            ("partitionkey", value(&self.settings.partition_key)),
+            ("barrierkey", barrier),
+            (PARTNER, self.settings.partner.clone()),
+        ];
+        let texts = texts.map(|(name, value)| value.map(|value| (name, Extension::Text(value))));
         let merges = merges.and_then(|merges| i64::try_from(merges).ok());
         let merges = merges.map(|merges| (MERGES, Extension::Integer(merges)));
-        let extensions = keys.into_iter().chain([merges]).flatten();
+        let extensions = texts.into_iter().chain([merges]).flatten();
         let event = Event {
             id: idempotency_key.clone(),
             source: self.source.to_owned(),

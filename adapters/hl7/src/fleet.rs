@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::answer::{self, Answer};
 use crate::awaited::Awaited;
 use crate::gauge::Gauge;
 use crate::partners::{Directory, Nobody, PARTNER};
@@ -43,7 +44,7 @@ impl Fleet {
             let connector = Arc::new(Connector::new(address, settings.tls.as_ref())?);
             Ok(Way { settings, connector, open: Gauge::default() })
         };
-        let ways = settings.each_partner().into_iter().map(way).collect::<Result<_, Failure>>()?;
+        let ways = settings.each_sent_to().into_iter().map(way).collect::<Result<_, Failure>>()?;
         let (partners, work) = Partners::new(settings.partner_setups());
         Ok((Self { ways, partners }, work))
     }
@@ -57,6 +58,14 @@ impl Fleet {
         let directory = Directory::new(&settings.partners);
         let data_bytes_max = self.ways.iter().map(|way| way.settings.max_frame_bytes).max().unwrap_or(0);
         Dispatcher { ways: Arc::clone(&self.ways), directory, data_bytes_max, awaited, confirm }
+    }
+
+    /// What an answer means that came when nobody was sending.
+    pub(crate) fn judge(&self, partner: &str, confirm: Level, answer: &Answer) -> Option<Outcome> {
+        let is_it = |way: &Way| way.settings.partner.as_deref() == Some(partner);
+        let number = self.ways.iter().position(is_it)?;
+        let outcome = answer::outcome(&self.ways[number].settings.on_ack, confirm, answer);
+        Some(self.partners.take_up(number, outcome))
     }
 
     /// Tells operators how partners stand, until the adapter is asked to stop.

@@ -101,7 +101,7 @@ impl Line {
     /// An answer that nobody waits for here: perhaps somebody does elsewhere. Its acknowledgement goes when that has settled.
     pub(crate) fn pass_on(&mut self, answer: Answer, awaited: &Awaited, settings: &Settings) {
         let frames = owed::for_answer(settings, &answer.body);
-        let taken = awaited.offer(answer, From::Partner);
+        let taken = awaited.offer(answer, From::Partner(settings.partner.as_deref()));
         if taken.is_none() {
             self.strange("it answers a message that does not wait for it");
         }

@@ -4,13 +4,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use gatepost_adapter::tls::ConnectTls;
-use gatepost_adapter::{Fault, PartnerSetup, element};
+use gatepost_adapter::{Fault, Outcome, PartnerSetup, Scope, element};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::charset::Charset;
 use crate::header::Message;
 use crate::on_ack::OnAck;
+use crate::peer::{Answerer, Peer};
 use crate::settings::{OptionalPath, Settings};
 
 /// Names a message's partner, of those that are sent to and of those that it comes from.
@@ -31,8 +32,12 @@ const NAMED_MAX: usize = 20;
 pub(crate) struct PartnerTable {
     /// Unique within this adapter: letters, digits, `-`, `_` and `.`. The attribute `hl7partner` of a message names it.
     pub(crate) name: String,
-    /// The partner's MLLP listener, `host:port`.
-    pub(crate) connect: String,
+    /// The partner's MLLP listener, `host:port`. Without it nothing is sent to it.
+    pub(crate) connect: Option<String>,
+    /// Where it connects to us from: addresses, networks, and names in certificates (`dns:`, `uri:`, `cn:`). What comes from there
+    /// says `hl7partner`, and answers its messages only.
+    #[serde(default)]
+    pub(crate) from: Vec<Answerer>,
     /// Messages for it that do not say `hl7partner`: by the application and facility that they are addressed to.
     #[serde(default)]
     pub(crate) receivers: Vec<ReceiverName>,
@@ -71,7 +76,7 @@ impl PartnerTable {
         let idle = partner.idle_disconnect_ms.or(common.idle_disconnect_ms).unwrap_or(IDLE_DISCONNECT_MS);
         Settings {
             partner: Some(partner.name),
-            connect: Some(partner.connect),
+            connect: partner.connect,
             tls: partner.tls.or_else(|| common.tls.clone()),
             connections: partner.connections.unwrap_or(common.connections),
             connect_timeout_ms: partner.connect_timeout_ms.unwrap_or(common.connect_timeout_ms),
@@ -95,9 +100,20 @@ impl PartnerTable {
 }
 
 impl Settings {
-    /// What each partner has for itself.
-    pub(crate) fn each_partner(&self) -> Vec<Arc<Self>> {
-        self.partners.iter().map(|partner| Arc::new(partner.settings(self))).collect()
+    /// What each partner has for itself that is sent to.
+    pub(crate) fn each_sent_to(&self) -> Vec<Arc<Self>> {
+        let sent_to = self.partners.iter().filter(|partner| partner.connect.is_some());
+        sent_to.map(|partner| Arc::new(partner.settings(self))).collect()
+    }
+
+    /// An outcome as it is to be reported by itself: where there are several partners, one of them is not the destination.
+    pub(crate) fn scoped(&self, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Retry { scope: Scope::Destination, after, reason } if self.partner.is_some() => {
+                Outcome::Retry { scope: Scope::Lane, after, reason }
+            }
+            outcome => outcome,
+        }
     }
 
     /// What is wrong with the list of partners; each fault is said of its table.
@@ -129,6 +145,7 @@ impl Settings {
         let common = common.faults();
         let mut names: HashMap<&str, usize> = HashMap::new();
         let mut receivers: HashMap<&ReceiverName, usize> = HashMap::new();
+        let mut origins: Vec<(&Answerer, usize)> = Vec::new();
         for (index, partner) in self.partners.iter().enumerate() {
             let mut fault = |key: &str, message: String| {
                 let message = format!("{message} (partner `{}`)", partner.name.escape_debug());
@@ -149,6 +166,24 @@ impl Settings {
                     fault("receivers", format!("{} has the same receiver", element("partners", other)));
                 }
             }
+            for origin in &partner.from {
+                if let Some((_, other)) = origins.iter().find(|(known, _)| *known == origin) {
+                    fault("from", format!("{} has the same", element("partners", *other)));
+                }
+                origins.push((origin, index));
+            }
+            if !partner.from.is_empty() && self.listen.is_none() {
+                fault("from", "goes with `listen`, which is not set".to_owned());
+            }
+            if partner.connect.is_none() {
+                if partner.from.is_empty() {
+                    fault("connect", "neither `connect` nor `from` is set".to_owned());
+                }
+                if !partner.receivers.is_empty() || partner.tls.is_some() {
+                    fault("connect", "is missing: `receivers` and `tls` go with it".to_owned());
+                }
+                continue;
+            }
             for found in partner.settings(self).faults() {
                 if !common.contains(&found) {
                     fault(&found.key, found.message);
@@ -160,7 +195,7 @@ impl Settings {
 
     /// Where this adapter connects to.
     pub(crate) fn addresses(&self) -> Vec<String> {
-        let partners = self.partners.iter().map(|partner| &partner.connect);
+        let partners = self.partners.iter().filter_map(|partner| partner.connect.as_ref());
         let mut all: Vec<String> = self.connect.iter().chain(partners).cloned().collect();
         all.sort_unstable();
         all.dedup();
@@ -172,13 +207,33 @@ impl Settings {
             name: partner.partner.clone().unwrap_or_default(),
             connections: partner.connections,
         };
-        self.each_partner().into_iter().map(setup).collect()
+        self.each_sent_to().into_iter().map(setup).collect()
     }
 }
 
 fn is_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+/// Tells partners that connect to us from each other.
+pub(crate) struct Roster(Vec<(Vec<Answerer>, Arc<Settings>)>);
+
+impl Roster {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let from = settings.partners.iter().filter(|partner| !partner.from.is_empty());
+        Self(from.map(|partner| (partner.from.clone(), Arc::new(partner.settings(settings)))).collect())
+    }
+
+    /// What is set for whoever is there: by its certificate, if that names one, else by its address; of several the first.
+    pub(crate) fn find(&self, peer: &Peer) -> Option<&Arc<Settings>> {
+        let by = |is_kind: fn(&Answerer) -> bool| {
+            let is_it = |from: &&(Vec<Answerer>, _)| from.0.iter().any(|from| is_kind(from) && from.is(peer));
+            self.0.iter().find(is_it).map(|(_, settings)| settings)
+        };
+        by(|from| matches!(from, Answerer::Name(_)))
+            .or_else(|| by(|from| matches!(from, Answerer::Network(_))))
+    }
 }
 
 /// Finds the partner of a message that is to be sent.
@@ -203,13 +258,14 @@ pub(crate) enum Nobody {
 
 impl Directory {
     pub(crate) fn new(partners: &[PartnerTable]) -> Self {
-        let numbered = || partners.iter().enumerate();
+        let sent_to = || partners.iter().filter(|partner| partner.connect.is_some());
+        let numbered = || sent_to().enumerate();
+        let count = sent_to().count();
         let receivers = numbered().flat_map(|(number, partner)| {
             partner.receivers.iter().map(move |receiver| (receiver.clone(), number))
         });
-        let mut known: Vec<_> =
-            partners.iter().take(NAMED_MAX).map(|partner| partner.name.as_str()).collect();
-        let more = (partners.len() > NAMED_MAX).then(|| format!("{} more", partners.len() - NAMED_MAX));
+        let mut known: Vec<_> = sent_to().take(NAMED_MAX).map(|partner| partner.name.as_str()).collect();
+        let more = (count > NAMED_MAX).then(|| format!("{} more", count - NAMED_MAX));
         known.extend(more.as_deref());
         Self {
             names: numbered().map(|(number, partner)| (partner.name.clone(), number)).collect(),
@@ -282,7 +338,7 @@ mod tests {
             {"name": "south", "connect": "south:2575", "connections": 1, "on_ack": {"preset": "strict"}}
         ]));
         assert!(settings.faults().is_empty());
-        let [north, south] = &settings.each_partner()[..] else { panic!("two") };
+        let [north, south] = &settings.each_sent_to()[..] else { panic!("two") };
         assert_eq!((north.ack_timeout_ms, south.ack_timeout_ms), (9, 7));
         assert_eq!((north.connections, south.connections), (4, 1));
         assert_eq!((north.on_ack.ae.is_some(), south.on_ack.ae.is_some()), (true, false));

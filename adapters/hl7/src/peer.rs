@@ -72,7 +72,7 @@ pub(crate) enum Answerer {
 }
 
 impl Answerer {
-    fn is(&self, peer: &Peer) -> bool {
+    pub(crate) fn is(&self, peer: &Peer) -> bool {
         match self {
             Self::Network(network) => network.contains(peer.address),
             Self::Name(name) => peer.names.contains(name),

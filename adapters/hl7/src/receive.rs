@@ -28,6 +28,7 @@ use crate::event::{Origin, Received};
 use crate::header::Message;
 use crate::mllp::{self, COMMITTED, Item, NOT_COMMITTED};
 use crate::owed::{self, acknowledgement, numbered_acknowledgement, stamp};
+use crate::partners::Roster;
 use crate::peer::Peer;
 use crate::settings::{ApplicationAck, OnUnreadable, Settings};
 use gatepost_adapter::listener::{self, Door};
@@ -44,9 +45,10 @@ pub(crate) struct Receiver {
     session: Session,
     source: String,
     awaited: Arc<Awaited>,
-    acceptor: Acceptor,
+    acceptor: Arc<Acceptor>,
+    roster: Arc<Roster>,
     /// Where partners' transactions are numbered.
-    streams: Option<Streams>,
+    streams: Option<Arc<Streams>>,
 }
 
 /// What goes back over the connection, and how it goes on after that.
@@ -100,10 +102,11 @@ impl Receiver {
         session: Session,
         awaited: Arc<Awaited>,
     ) -> Result<Self, Failure> {
-        let acceptor = Acceptor::new(settings.listen_tls.as_ref())?;
+        let acceptor = Arc::new(Acceptor::new(settings.listen_tls.as_ref())?);
+        let roster = Arc::new(Roster::new(&settings));
         let source = settings.source.clone().unwrap_or_else(|| format!("/adapters/{}", session.name()));
-        let streams = settings.sequence_numbers.receive.then(|| Streams::open(&session));
-        Ok(Self { settings, session, source, awaited, acceptor, streams })
+        let streams = settings.sequence_numbers.receive.then(|| Arc::new(Streams::open(&session)));
+        Ok(Self { settings, session, source, awaited, acceptor, roster, streams })
     }
 
     /// Takes connections until the adapter is asked to stop; then finishes the messages that have come in whole.
@@ -144,11 +147,13 @@ impl Receiver {
         let name = stream.peer_names().first().map(tracing::field::display);
         tracing::info!(%peer, name, "a partner has connected");
         let mut tally = Tally::default();
-        let opened =
-            Peer::of(&stream).and_then(|peer| Ok((Channel::new(stream, self.settings.limits())?, peer)));
+        let opened = Peer::of(&stream).and_then(|peer| {
+            let receiver = self.for_caller(&peer);
+            Ok((Channel::new(stream, receiver.settings.limits())?, peer, receiver))
+        });
         let ended = match opened {
-            Ok((mut channel, caller)) => {
-                let ended = self.serve_channel(&mut channel, &caller, &mut tally).await;
+            Ok((mut channel, caller, receiver)) => {
+                let ended = receiver.serve_channel(&mut channel, &caller, &mut tally).await;
                 tally.junk_bytes = channel.junk_bytes();
                 if matches!(ended, Ok(Closing::AfterAnswer)) {
                     channel.close_after_answer().await;
@@ -160,6 +165,19 @@ impl Receiver {
         match ended {
             Ok(_) => tracing::info!(%peer, ?tally, "the connection has ended"),
             Err(error) => tracing::warn!(%peer, ?tally, %error, "the connection has ended"),
+        }
+    }
+
+    /// As the partner that it is has it, where it is one of several.
+    fn for_caller(&self, caller: &Peer) -> Self {
+        Self {
+            settings: Arc::clone(self.roster.find(caller).unwrap_or(&self.settings)),
+            session: self.session.clone(),
+            source: self.source.clone(),
+            awaited: Arc::clone(&self.awaited),
+            acceptor: Arc::clone(&self.acceptor),
+            roster: Arc::clone(&self.roster),
+            streams: self.streams.clone(),
         }
     }
 
@@ -258,7 +276,8 @@ impl Receiver {
         // Partners may answer what we sent over a connection of their own.
         if message.acknowledgement().is_some()
             && let Ok(answer) = answer::read(body)
-            && let Some(mut taken) = self.awaited.offer(answer, From::Caller(caller))
+            && let Some(mut taken) =
+                self.awaited.offer(answer, From::Caller(caller, self.settings.partner.as_deref()))
         {
             taken.settled().await;
             tally.answers += 1;

@@ -62,10 +62,11 @@ impl Link {
     /// partner says meanwhile is read: it may be what frees a place.
     async fn ticket(&mut self, control_id: &[u8], delivery: &Delivery) -> Option<Ticket> {
         let awaited = Arc::clone(&self.awaited);
-        let stop = awaited.stop();
+        let (stop, settings) = (awaited.stop(), Arc::clone(&self.settings));
+        let partner = settings.partner.as_deref();
         tokio::select! {
             biased;
-            ticket = awaited.expect(control_id, delivery) => ticket,
+            ticket = awaited.expect(control_id, delivery, partner) => ticket,
             () = stop.requested() => None,
             () = self.idle() => None,
         }
@@ -121,6 +122,10 @@ impl Link {
                 return outcome;
             }
             meaning => {
+                let meaning = match meaning {
+                    Meaning::Outcome(outcome) => Meaning::Outcome(self.settings.scoped(outcome)),
+                    other => other,
+                };
                 let within = self.settings.application_ack_timeout();
                 if let Err(error) = attempt.settle(meaning, judged, within).await {
                     // The partner is told nothing, and the connection closed, since the gateway may not have its answer.

@@ -2,6 +2,7 @@
 
 mod answering;
 mod enhanced;
+mod many;
 mod over_tls;
 mod receiving;
 mod release_2;
@@ -65,6 +66,6 @@ fn channel(stream: TcpStream) -> Channel {
 
 fn awaited(settings: &Arc<Settings>, session: &Session) -> (Arc<Awaited>, LateDesk) {
     let (on_ack, confirm) = (settings.on_ack.clone(), session.confirm());
-    let judge = move |answer: &Answer| answer::outcome(&on_ack, confirm, answer);
+    let judge = move |_: Option<&str>, answer: &Answer| answer::outcome(&on_ack, confirm, answer);
     Awaited::open(session.clone(), settings.answerers(), Box::new(judge))
 }

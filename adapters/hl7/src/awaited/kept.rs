@@ -22,6 +22,8 @@ pub(super) struct Kept {
     /// Seconds since 1970.
     pub(super) until: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) partner: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) peer: Option<Peer>,
 }
 
@@ -46,6 +48,7 @@ pub(super) fn restore(
         };
         let waiting = Waiting {
             lease: kept.lease,
+            partner: kept.partner,
             peer: kept.peer,
             stage: Stage::Sent { until, key: key.clone() },
             // There are no more than there were places.

@@ -42,9 +42,9 @@ impl LateDesk {
         }
     }
 
-    async fn settle(&self, Late { lease, key, answer, _settling }: Late) {
+    async fn settle(&self, Late { lease, key, partner, answer, _settling }: Late) {
         let mut settlement = Settlement::default();
-        settlement.late(&lease, (self.judge)(&answer));
+        settlement.late(&lease, (self.judge)(partner.as_deref(), &answer));
         settlement.state.delete(key.clone());
         match self.session.settle(settlement).await {
             Ok(_) => {

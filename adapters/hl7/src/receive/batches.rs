@@ -52,7 +52,7 @@ impl Receiver {
         caller: &Peer,
         tally: &mut Tally,
     ) -> (Verdict, Option<Trouble>) {
-        let from = From::Caller(caller);
+        let from = From::Caller(caller, self.settings.partner.as_deref());
         let mut events = Vec::with_capacity(batch.messages.len());
         let mut answers = Vec::new();
         for (index, member) in batch.messages.iter().enumerate() {

@@ -1,0 +1,169 @@
+//! Several partners: whose a message is, whose an answer is, and what each of them is told apart by.
+
+use bytes::Bytes;
+use gatepost_adapter::testing::{Gateway, leased_event};
+use gatepost_adapter::{Adapter as _, Failure};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinHandle;
+
+use super::{ack, body_of, channel, is_closed, write};
+use crate::adapter::Hl7;
+use crate::channel::Channel;
+
+/// Asks for both acknowledgements.
+fn order(control_id: &str) -> Bytes {
+    Bytes::from(format!("MSH|^~\\&|EHR|C|LAB|H|2026||ORM^O01|{control_id}|P|2.5|||AL|AL\rPID|1||42\r"))
+}
+
+fn leased(number: u128, partner: &str, body: &Bytes) -> Value {
+    let text = serde_json::to_value(gatepost_adapter::binary_reply("", body)).unwrap()["data_base64"].take();
+    let mut leased =
+        leased_event(number, Some(partner), "application/hl7-v2+er7", json!({ "data_base64": text }));
+    leased["event"]["hl7partner"] = partner.into();
+    leased
+}
+
+/// Partners `north`, which connects to us from 127.0.0.2, and `south`, which does from 127.0.0.3.
+struct Region {
+    north: TcpListener,
+    south: TcpListener,
+    listen: String,
+    gateway: Gateway,
+    _running: JoinHandle<Result<(), Failure>>,
+}
+
+impl Region {
+    async fn start(changes: Value, of_south: Value) -> Self {
+        let north = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let south = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listen = free.local_addr().unwrap().to_string();
+        drop(free);
+        let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
+        let mut second = json!({"name": "south", "connect": address(&south), "from": ["127.0.0.3"]});
+        second.as_object_mut().unwrap().extend(of_south.as_object().unwrap().clone());
+        let mut settings = json!({"listen": listen, "application_ack_timeout_ms": 60_000, "partners": [
+            {"name": "north", "connect": address(&north), "from": ["127.0.0.2"]}, second
+        ]});
+        settings.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let (gateway, session) = Gateway::open(json!({"confirm": "business"})).await;
+        let settings = serde_json::from_value(settings).unwrap();
+        assert_eq!(Hl7::check(&settings), []);
+        let running = tokio::spawn(Hl7::run(settings, session));
+        Self { north, south, listen, gateway, _running: running }
+    }
+
+    async fn connect_from(&self, address: &str) -> Channel {
+        loop {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+            if let Ok(stream) = socket.connect(self.listen.parse().unwrap()).await {
+                return channel(stream);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A message with this id is `sent` to both: number 1 to `north`, 2 to `south`.
+    async fn sent_to_both(&mut self, control_id: &str) -> (Channel, Channel) {
+        let body = order(control_id);
+        self.gateway.lease(&[leased(1, "north", &body)]).await;
+        let mut north = channel(self.north.accept().await.unwrap().0);
+        body_of(&mut north).await;
+        write(&mut north, &ack("CA", control_id)).await;
+        assert_eq!(self.settled().await["outcome"], "sent");
+        self.gateway.lease(&[leased(2, "south", &body)]).await;
+        let mut south = channel(self.south.accept().await.unwrap().0);
+        body_of(&mut south).await;
+        write(&mut south, &ack("CA", control_id)).await;
+        assert_eq!(self.settled().await["outcome"], "sent");
+        (north, south)
+    }
+
+    /// The next result.
+    async fn settled(&mut self) -> Value {
+        let call = self.gateway.next("/v1/settle").await;
+        let result = call.body["results"][0].clone();
+        call.settled("ok");
+        result
+    }
+}
+
+#[tokio::test]
+async fn an_answer_counts_for_the_message_of_its_partner_whoever_else_got_the_same_id() {
+    let mut region = Region::start(json!({}), json!({})).await;
+    let (_north, mut south) = region.sent_to_both("M1").await;
+    write(&mut south, &ack("AA", "M1")).await;
+    let result = region.settled().await;
+    assert_eq!((&result["token"], &result["outcome"]), (&json!("t2"), &json!("delivered")));
+    // A neighbour whom nobody knows; then the partner itself, over a connection of its own.
+    let mut neighbour = region.connect_from("127.0.0.9").await;
+    write(&mut neighbour, &ack("AR", "M1")).await;
+    let call = region.gateway.next("/v1/messages").await;
+    assert_eq!(call.body["hl7partner"], Value::Null);
+    call.answer_problem("no_route");
+    let mut other = region.connect_from("127.0.0.3").await;
+    write(&mut other, &ack("AR", "M1")).await;
+    let call = region.gateway.next("/v1/messages").await;
+    assert_eq!(call.body["hl7partner"], "south", "it has answered already");
+    call.answer_problem("no_route");
+    let mut own = region.connect_from("127.0.0.2").await;
+    write(&mut own, &ack("AA", "M1")).await;
+    let result = region.settled().await;
+    assert_eq!((&result["token"], &result["outcome"]), (&json!("t1"), &json!("delivered")));
+}
+
+#[tokio::test]
+async fn a_refusal_is_read_by_its_partners_table_and_is_never_the_whole_destinations_trouble() {
+    let of_south = json!({"on_ack": {"AE": "retry_destination"}});
+    let mut region = Region::start(json!({}), of_south).await;
+    let (mut north, mut south) = region.sent_to_both("M1").await;
+    write(&mut north, &ack("AE", "M1")).await;
+    assert_eq!(region.settled().await["outcome"], "reject");
+    write(&mut south, &ack("AE", "M1")).await;
+    let result = region.settled().await;
+    assert_eq!((&result["outcome"], &result["scope"]), (&json!("retry"), &json!("lane")));
+    // While it is being sent too.
+    region.gateway.lease(&[leased(3, "south", &order("M3"))]).await;
+    let result = region.settled().await;
+    assert_eq!((&result["outcome"], &result["scope"]), (&json!("retry"), &json!("lane")), "it is away");
+    assert!(
+        result["reason"].as_str().unwrap().starts_with("partner `south` is away: the partner answered AE")
+    );
+}
+
+#[tokio::test]
+async fn what_comes_from_a_partner_says_whose_it_is_and_is_read_as_that_one_writes() {
+    let of_south = json!({"charset": "windows-1252"});
+    let mut region = Region::start(json!({}), of_south).await;
+    let body = Bytes::from_static(b"MSH|^~\\&|A|B|C|D|||ADT^A01|M1|P|2.5\rPID|1||\x80\r");
+    for (address, partner, key) in [
+        ("127.0.0.3", json!("south"), "\u{20ac}"),
+        ("127.0.0.2", json!("north"), "\u{fffd}"),
+        ("127.0.0.4", Value::Null, "\u{fffd}"),
+    ] {
+        let mut partner_side = region.connect_from(address).await;
+        write(&mut partner_side, &body).await;
+        let call = region.gateway.next("/v1/messages").await;
+        assert_eq!(
+            (&call.body["hl7partner"], &call.body["partitionkey"]),
+            (&partner, &json!(key)),
+            "{address}"
+        );
+        call.answer_problem("no_route");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_uses_is_closed_and_the_next_message_makes_a_new_one() {
+    let mut region = Region::start(json!({"idle_disconnect_ms": 200}), json!({})).await;
+    for number in [1, 2] {
+        region.gateway.lease(&[leased(number, "north", &order("M1"))]).await;
+        let mut north = channel(region.north.accept().await.unwrap().0);
+        body_of(&mut north).await;
+        write(&mut north, &ack("AA", "M1")).await;
+        assert_eq!(region.settled().await["outcome"], "delivered");
+        assert!(is_closed(&mut north).await);
+    }
+}
