@@ -6,7 +6,7 @@ MINUTES ?= 30
 BINS    := gatepost gatepost-verify gatepost-http gatepost-hl7 gatepost-fix
 PACKAGES := -p gatepost -p gatepost-audit -p gatepost-http -p gatepost-hl7 -p gatepost-fix
 
-.PHONY: help demo fuzz test test-long torture check bench bench-peers install build release sbom deb
+.PHONY: help demo fuzz test test-long torture check bench bench-adapters bench-peers install build release sbom deb
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ check: ## Format, lints, dependency rules
 
 bench: release ## Measure this machine's gateway with everything switched on
 	@target/release/gatepost bench
+
+bench-adapters: ## Measure how fast messages go through gatepost-hl7 and gatepost-fix
+	@scripts/bench-adapters
 
 bench-peers: ## Measure Redis, NATS, RabbitMQ and PostgreSQL at the same job, in the same run
 	@scripts/bench-peers

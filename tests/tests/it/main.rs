@@ -10,7 +10,6 @@ mod fix;
 mod hl7;
 mod hl7_numbers;
 mod hl7_partners;
-mod hl7_speed;
 mod keys;
 mod kills;
 mod lab;
