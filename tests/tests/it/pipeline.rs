@@ -111,8 +111,12 @@ fn gateway(partner: &Partner) -> Gateway {
 
 /// Gives the deliveries' ids, in accept order.
 fn send(gateway: &Gateway, batch: usize) -> Vec<String> {
+    send_some(gateway, batch, PER_BATCH)
+}
+
+fn send_some(gateway: &Gateway, batch: usize, count: usize) -> Vec<String> {
     let events: Vec<Value> =
-        (0..PER_BATCH).map(|n| order_event(&format!("{batch}-{n}"), "k", &json!({ "n": n }))).collect();
+        (0..count).map(|n| order_event(&format!("{batch}-{n}"), "k", &json!({ "n": n }))).collect();
     let accepted = gateway.app().try_batch(&events).unwrap().expect(202);
     let messages = accepted["messages"].as_array().unwrap();
     messages.iter().map(|message| message["deliveries"][0]["id"].as_str().unwrap().to_owned()).collect()
@@ -191,6 +195,32 @@ fn no_more_than_the_window_are_on_their_way_and_late_proof_settles_them() {
     partner.seen.lock().unwrap().confirm(u64::MAX);
     gateway.until_settled("line");
     let seen = partner.seen.lock().unwrap();
+    let firsts: Vec<&str> =
+        seen.lines.iter().filter(|line| !line.again).map(|line| line.delivery.as_str()).collect();
+    assert_eq!(firsts, deliveries);
+}
+
+#[test]
+fn what_an_earlier_process_has_sent_keeps_its_place_and_holds_up_nobody_behind_it() {
+    let partner = Partner::start(false);
+    let gateway = gateway(&partner);
+    let mut deliveries = send_some(&gateway, 0, WINDOW / 2);
+    until("half of the window is sent", || {
+        (gateway.queue("line")["depth"]["sending"] == WINDOW / 2).then_some(())
+    });
+    assert!(gateway.kill_adapter("line"));
+    deliveries.extend(send_some(&gateway, 1, WINDOW));
+    until("the other half is sent, and nothing is confirmed", || {
+        let seen = partner.seen.lock().unwrap();
+        assert!(seen.highest <= WINDOW as u64, "more than the window");
+        (seen.highest == WINDOW as u64).then_some(())
+    });
+    assert_eq!(gateway.unsettled("line"), deliveries.len() as u64);
+    partner.seen.lock().unwrap().confirms = true;
+    partner.seen.lock().unwrap().confirm(u64::MAX);
+    gateway.until_settled("line");
+    let seen = partner.seen.lock().unwrap();
+    assert!(!seen.gap, "a number came before the one in front of it");
     let firsts: Vec<&str> =
         seen.lines.iter().filter(|line| !line.again).map(|line| line.delivery.as_str()).collect();
     assert_eq!(firsts, deliveries);

@@ -14,7 +14,7 @@ use super::row::{BUCKETS, Cells, bucket_of_lane};
 use super::{Owned, Postgres, WATCH_INTERVAL, sql};
 use crate::backend::{Backend as _, CommitError};
 use crate::seal::{Index, Place};
-use crate::writer::Memory;
+use crate::writer::{Memory, Queue};
 
 /// Lanes that others have changed, brought in line in one transaction.
 const LANES_MAX: i64 = 1000;
@@ -231,7 +231,8 @@ impl Postgres {
                 let of = memory.queues.get(queue);
                 let width = of.map_or(1, |of| of.setup.policy.window.max(1));
                 let session = of.map_or(0, |of| of.session);
-                Lane { queue: *queue, name, width, widest: width + LANE_SLACK, session }
+                let succeeds = of.is_some_and(Queue::succeeds_itself);
+                Lane { queue: *queue, name, width, widest: width + LANE_SLACK, session, succeeds }
             })
             .collect();
         advance(&mut self.connection, &lanes, &self.owned)?;

@@ -199,13 +199,14 @@ fn lanes(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
         let queue = turn.queue(*id).ok();
         let width = queue.map_or(1, |queue| queue.setup.policy.window.max(1));
         let session = queue.map_or(0, |queue| whole(queue.session));
+        let succeeds = queue.is_some_and(Queue::succeeds_itself);
         let widest = width.max(turn.width_before);
         if widest > 1 {
             for clear in [sql::LANE_CLEAR, sql::LANE_CLEAR_BESIDE] {
                 connection.prepare_cached(clear)?.execute(params![id, lane, widest])?;
             }
         }
-        connection.prepare_cached(sql::LANE_ADVANCE)?.execute(params![id, lane, width, session])?;
+        connection.prepare_cached(sql::LANE_ADVANCE)?.execute(params![id, lane, width, session, succeeds])?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use gatepost_core::delivery::{Event, Lease};
+use gatepost_core::delivery::{Event, Lease, Proof};
 use gatepost_core::message::INLINE_DATA_BYTES_MAX;
 use gatepost_core::principal::ActorKind;
 use gatepost_core::queue::Allowance;
@@ -247,6 +247,7 @@ impl Turn<'_> {
     /// stands in another lane besides: it goes alone, once it is the first in both, and nothing goes with it.
     pub(crate) fn next_of_window(&self, request: &LeaseRequest, lane: &[Row]) -> Vec<Row> {
         let session = request.session.unwrap_or(0);
+        let succeeds = self.queue_named(&request.queue).is_ok_and(Queue::succeeds_itself);
         let mut next = Vec::new();
         for row in lane {
             let row = self.row(&row.id).unwrap_or(row);
@@ -257,8 +258,10 @@ impl Turn<'_> {
                 break;
             }
             match (&row.delivery.state, row.delivery.lease()) {
-                // One pipeline at a time: what stands before it must be leased to the same session.
+                // One pipeline at a time: what stands before it must be leased to the same session, or have been sent by one before
+                // that, which is over.
                 (_, Some(lease)) if lease.session == session && next.is_empty() => {}
+                (State::Sending { proof: Proof::Late, .. }, Some(_)) if succeeds && next.is_empty() => {}
                 (State::Waiting { due } | State::InDoubt { due: Some(due) }, None) if *due <= self.now => {
                     next.push(row.clone());
                 }

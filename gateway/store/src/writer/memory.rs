@@ -74,6 +74,12 @@ impl Queue {
         self.session
     }
 
+    /// Whether its sessions follow one another: what one of them has `sent`, the next goes on behind. Where each node has one, the
+    /// one that sent may be alive on another node.
+    pub(crate) fn succeeds_itself(&self) -> bool {
+        self.setup.sessions == Sessions::One
+    }
+
     pub(crate) fn in_flight(&self) -> u32 {
         let counts = &self.counts;
         u32::try_from(counts.leased + counts.sending - counts.sent).unwrap_or(0)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost_core::{OnDead, OnDoubt, Order, Outcome, QueuePolicy};
+use gatepost_store::{QueueSetup, Sessions};
 
 use crate::check::assert_sound;
 use crate::fixture::{
@@ -182,9 +183,63 @@ async fn r13_4_a_lost_lease_recalls_what_stands_behind_it() {
     assert_sound(&fixture.stop().await, "a whole window of leases lost").await;
 }
 
+/// What an earlier session has sent counts in the window and holds nobody up.
 #[tokio::test]
-async fn r13_4_the_window_belongs_to_one_session_and_blocks_no_other_lane() {
+async fn r13_4_a_later_session_goes_on_behind_what_an_earlier_one_has_sent() {
     let (fixture, session) = with(windowed(3), &["a"]).await;
+    let sent = fixture.lease("fix", session, 2).await;
+    for leased in &sent {
+        fixture.taken("fix", session, leased, BEGIN).await;
+        fixture.taken("fix", session, leased, SENT).await;
+    }
+    let session = fixture.session("fix").await;
+    let next = fixture.lease("fix", session, 10).await;
+    assert_eq!(texts(&next), ["a3"], "two of three places are taken");
+    assert!(fixture.lease("fix", session, 10).await.is_empty(), "the window is full");
+    fixture.taken("fix", session, &next[0], BEGIN).await;
+    fixture.taken("fix", session, &sent[0], DELIVERED).await;
+    assert_eq!(texts(&fixture.lease("fix", session, 10).await), ["a4"]);
+    assert_sound(&fixture.stop().await, "behind what was sent in an older session").await;
+}
+
+/// What it had in hand and not sent goes first.
+#[tokio::test]
+async fn r13_4_what_an_earlier_session_had_in_hand_comes_before_what_stands_behind_it() {
+    let (fixture, session) = with(windowed(4), &["a"]).await;
+    let leased = fixture.lease("fix", session, 3).await;
+    fixture.taken("fix", session, &leased[0], BEGIN).await;
+    fixture.taken("fix", session, &leased[0], SENT).await;
+    let session = fixture.session("fix").await;
+    assert_eq!(texts(&fixture.lease("fix", session, 1).await), ["a2"]);
+    assert_eq!(texts(&fixture.lease("fix", session, 10).await), ["a3", "a4"]);
+    assert_sound(&fixture.stop().await, "one sent, two in hand").await;
+}
+
+/// As where one session did it all: what has begun goes on, what has not goes back behind it.
+#[tokio::test]
+async fn r13_4_when_what_an_earlier_session_has_sent_goes_back_so_does_what_has_not_begun_behind_it() {
+    let (fixture, session) = with(windowed(3), &["a"]).await;
+    let sent = fixture.lease("fix", session, 1).await;
+    fixture.taken("fix", session, &sent[0], BEGIN).await;
+    fixture.taken("fix", session, &sent[0], SENT).await;
+    let session = fixture.session("fix").await;
+    let next = fixture.lease("fix", session, 10).await;
+    assert_eq!(texts(&next), ["a2", "a3"]);
+    fixture.taken("fix", session, &next[0], BEGIN).await;
+    fixture.taken("fix", session, &sent[0], RETRY).await;
+    assert_eq!(fixture.state(next[0].delivery).await, "sending");
+    assert_eq!(fixture.stale("fix", session, &next[1], BEGIN).await, "waiting");
+    let again = fixture.lease_in_time("fix", session, 10).await;
+    assert_eq!(texts(&again)[0], "a1");
+    assert_sound(&fixture.stop().await, "sent in an older session and gone back").await;
+}
+
+/// Where each node has a session of its own, who has sent may be alive beside who asks.
+#[tokio::test]
+async fn r13_4_the_window_belongs_to_one_session_where_each_node_has_one_and_blocks_no_other_lane() {
+    let (mut fixture, _) = with(windowed(3), &["a"]).await;
+    fixture.configure(vec![QueueSetup { sessions: Sessions::OfNode, ..queue("fix", windowed(3)) }]).await;
+    let session = fixture.session("fix").await;
     let leased = fixture.lease("fix", session, 1).await;
     fixture.taken("fix", session, &leased[0], BEGIN).await;
     fixture.taken("fix", session, &leased[0], SENT).await;

@@ -12,7 +12,7 @@ use super::{count, queue_id, stands_in, whole};
 use crate::backend::CommitError;
 use crate::row::Row;
 use crate::seal::{Index, Place};
-use crate::writer::{Touched, Turn};
+use crate::writer::{Queue, Touched, Turn};
 
 /// The first of a lane is ready when nobody stood there before.
 const FIRST: &str = "first AS (INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT l.queue, l.bucket, ?::bigint, f.base + l.pos, false \
@@ -148,6 +148,7 @@ pub(in crate::postgres) struct Lane<'l> {
     pub(in crate::postgres) width: u32,
     pub(in crate::postgres) widest: u32,
     pub(in crate::postgres) session: u64,
+    pub(in crate::postgres) succeeds: bool,
 }
 
 /// Brings what is ready in the touched lanes in line with who stands in them now: where this node owns the bucket. Elsewhere
@@ -165,7 +166,8 @@ pub(super) fn bring_in_line(
         let of = turn.queue(*queue).ok();
         let width = of.map_or(1, |of| of.setup.policy.window.max(1));
         let session = of.map_or(0, |of| of.session);
-        Lane { queue: *queue, name, width, widest: width.max(turn.width_before), session }
+        let succeeds = of.is_some_and(Queue::succeeds_itself);
+        Lane { queue: *queue, name, width, widest: width.max(turn.width_before), session, succeeds }
     });
     advance(connection, &lanes.collect::<Vec<_>>(), owned)
 }
@@ -240,6 +242,7 @@ fn advance_these(connection: &mut Connection, lanes: &[Lane<'_>]) -> Result<(), 
         .bind(names)
         .bind(buckets)
         .bind(lanes.iter().map(|lane| count(lane.width)).collect::<Vec<i32>>())
-        .bind(lanes.iter().map(|lane| whole(lane.session)).collect::<Vec<i64>>());
+        .bind(lanes.iter().map(|lane| whole(lane.session)).collect::<Vec<i64>>())
+        .bind(lanes.iter().map(|lane| lane.succeeds).collect::<Vec<bool>>());
     connection.execute(statement).map(drop)
 }

@@ -9,7 +9,7 @@ use gatepost_core::principal::Actor;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId, Outcome, State};
 
 use super::ask::{Asked, Past};
-use super::laws::{self, Broken, Snap, law};
+use super::laws::{self, Broken, Snap, is_ahead, law};
 use super::machine::DEDUP_WINDOW;
 use super::ops::{INBOX, QUEUES};
 use super::run::{Held, Sim};
@@ -455,9 +455,7 @@ impl Sim {
         // Who stands in two lanes goes alone.
         let alone = row.barrier.is_some();
         let window = if alone { 1 } else { queue.setup.policy.window.max(1) as usize };
-        let one_pipeline = |row: &&Row| {
-            row.barrier.is_none() && row.delivery.lease().is_some_and(|front| front.session == lease.session)
-        };
+        let one_pipeline = |front: &&Row| front.barrier.is_none() && is_ahead(front, lease.session);
         law(
             "nobody overtakes in a lane",
             in_front.len() < window && in_front.iter().all(one_pipeline),

@@ -298,8 +298,7 @@ pub(super) fn ready_is_right(snap: &Snap, memory: &Memory) -> Result<(), Broken>
     };
     for ((id, _), lane) in &lanes {
         let Some(queue) = memory.queues.get(id) else { continue };
-        let leased = lane.iter().take_while(|row| row.delivery.lease().is_some());
-        let before: Vec<_> = leased.filter_map(|row| row.delivery.lease()).collect();
+        let before: Vec<_> = lane.iter().take_while(|row| row.delivery.lease().is_some()).collect();
         let Some(first) = lane.get(before.len()) else { continue };
         // Who stands in two lanes waits for all before it in both, and nobody goes with it.
         if lane[..before.len()].iter().any(|row| row.barrier.is_some())
@@ -308,7 +307,7 @@ pub(super) fn ready_is_right(snap: &Snap, memory: &Memory) -> Result<(), Broken>
             continue;
         }
         let room = before.len() < queue.setup.policy.window.max(1) as usize;
-        if room && before.iter().all(|lease| lease.session == queue.session) {
+        if room && before.iter().all(|row| is_ahead(row, queue.session)) {
             expected.extend(due(first).map(|due| (first.pos, due)));
         }
     }
@@ -330,6 +329,12 @@ pub(super) fn meet(one: &Row, other: &Row) -> bool {
     let lanes = [one.lane, one.barrier].into_iter().flatten();
     one.queue == other.queue
         && lanes.into_iter().any(|lane| [other.lane, other.barrier].contains(&Some(lane)))
+}
+
+/// A session may be given what stands behind this one: it has it in hand, or some session has sent it.
+pub(super) fn is_ahead(row: &Row, session: u64) -> bool {
+    let sent = matches!(row.delivery.state, State::Sending { proof: Proof::Late, .. });
+    sent || row.delivery.lease().is_some_and(|lease| lease.session == session)
 }
 
 /// Nobody overtakes, and a suspect is alone.
