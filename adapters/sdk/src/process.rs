@@ -72,7 +72,8 @@ pub struct Manifest {
     pub levels: &'static [Level],
     /// Can ask the partner what became of a delivery in doubt.
     pub query: bool,
-    /// Can take several deliveries of one lane at a time, in order.
+    /// Can take several deliveries of one lane at a time, in order: also over its connections, and over its processes for what it reports
+    /// as `sent`.
     pub ordered_pipeline: bool,
 }
 
