@@ -43,6 +43,10 @@ fn main() -> ExitCode {
             name if MEASUREMENTS.iter().any(|(known, _)| known.starts_with(name)) => {
                 chosen.push(name.to_owned());
             }
+            "--help" => {
+                say_usage();
+                return ExitCode::SUCCESS;
+            }
             _ => return misused(),
         }
     }
@@ -63,8 +67,12 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn misused() -> ExitCode {
+fn say_usage() {
     let names: Vec<&str> = MEASUREMENTS.iter().map(|(name, _)| *name).collect();
     gatepost_tests::note(&format!("{USAGE}\nnames: {}", names.join(" ")));
+}
+
+fn misused() -> ExitCode {
+    say_usage();
     ExitCode::from(2)
 }
