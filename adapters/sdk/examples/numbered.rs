@@ -69,6 +69,8 @@ impl Adapter for Numbered {
     async fn run(settings: Settings, session: Session) -> Result<(), Failure> {
         let mut pipeline = session.pipeline(session.window() as usize * 2);
         let mut line = Line::remembered(session.clone())?;
+        // The process before may have ended between telling that they are sent and that they are confirmed.
+        line.settle_confirmed(&line.numbers_confirmed()).await?;
         let stop = session.stop();
         while !stop.is_requested() {
             if let Ok(stream) = egress::connect(&settings.connect).await {
@@ -198,6 +200,10 @@ impl Line {
 
     fn number_of(&self, delivery: Uuid) -> Option<u64> {
         self.sent.iter().find(|(_, sent)| sent.lease.delivery == delivery).map(|(number, _)| *number)
+    }
+
+    fn numbers_confirmed(&self) -> Vec<u64> {
+        self.sent.iter().filter(|(_, sent)| sent.confirmed).map(|(number, _)| *number).collect()
     }
 
     /// The partner has everything up to `number`.
