@@ -45,4 +45,7 @@ def opened(database, keys, sealed, belongs_to):
 data_dir, message = pathlib.Path(sys.argv[1]), uuid.UUID(sys.argv[2]).bytes
 database = sqlite3.connect(f"file:{data_dir / 'gatepost.db'}?mode=ro", uri=True)
 data, salt = database.execute("SELECT data, salt FROM message WHERE id = ?", (message,)).fetchone()
+if data[0] == 2:
+    pieces = "SELECT bytes FROM piece WHERE message = ? AND number > 0 ORDER BY number"
+    data = b"".join(piece for (piece,) in database.execute(pieces, (message,)))
 sys.stdout.buffer.write(opened(database, data_dir / "keys", data, b"\x02" + message + salt))

@@ -12,11 +12,13 @@
 //! those that have happened: an adapter that is started again does not die again.
 
 /// The points of `gatepost`.
-pub const GATEWAY_POINTS: [&str; 13] = [
+pub const GATEWAY_POINTS: [&str; 14] = [
     // A transaction has been written and is not committed.
     "store.before_commit",
     // It is committed, and nobody has been told.
     "store.after_commit",
+    // Pieces of a large payload are durable, and the message has not been accepted.
+    "store.pieces_written",
     // The WAL is being brought into the database.
     "store.wal_checkpoint",
     // A migration has been made and is not committed.

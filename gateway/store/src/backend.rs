@@ -63,6 +63,18 @@ pub(crate) trait Backend: Send + 'static {
     /// Writes a queue as the configuration has it, in the open transaction.
     fn queue_put(&mut self, queue: &Queue, put: Put) -> Result<(), CommitError>;
 
+    // === payloads in pieces ===
+
+    /// Whether the payloads of a large operation can be written in pieces, ahead of what accepts them.
+    fn writes_ahead(&self) -> bool {
+        false
+    }
+    /// A step of removing the pieces of a message that is not there, in a transaction of its own; whether there may be more.
+    fn pieces_drop(&mut self, message: &MessageId) -> Result<More, CommitError> {
+        let _ = message;
+        Ok(More::No)
+    }
+
     // === reads ===
 
     fn deliveries(&mut self, ids: &[DeliveryId]) -> Result<Read<Row>, CommitError>;

@@ -451,6 +451,7 @@ async fn assemble<B: Backend>(
         condition: Condition::Working,
         asked: Default::default(),
         under_way: None,
+        piecemeal: Default::default(),
         decides_ahead: true,
         own_leases_ended: false,
     };

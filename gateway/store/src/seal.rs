@@ -2,7 +2,10 @@
 //!
 //! A sealed value is either plain (the first byte is 0) or encrypted (1), each with a checksum of what it holds and of what it belongs to, so
 //! that a flipped bit or another row's content is found without any key. Encrypted values have a data key of their own
-//! (`keyring.rs`), AES-256-GCM, and a commitment to the key, so that no value opens under two. `docs/encryption.md` has the layout.
+//! (`keyring.rs`), AES-256-GCM, and a commitment to the key, so that no value opens under two. Of a large payload the column holds only
+//! (2) that its sealed value stands in pieces elsewhere. `docs/encryption.md` has the layout.
+
+mod pieces;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,6 +19,8 @@ use subtle::ConstantTimeEq as _;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use zeroize::Zeroizing;
 
+pub(crate) use pieces::InPieces;
+
 use crate::keyring::{DataKey, Keyring, Locator, NoKey, SealKeys, SealVersions, WrapError, WrappedTree};
 use crate::ops::StoreError;
 use crate::random;
@@ -24,6 +29,8 @@ use crate::random;
 const SEAL_PLAIN: u8 = 0;
 /// First byte of a sealed value whose content is encrypted.
 const SEAL_ENCRYPTED: u8 = 1;
+/// First byte of what stands for a sealed value that stands in pieces.
+const SEAL_PIECES: u8 = 2;
 /// Bytes of a plain seal before the content: the kind and the checksum.
 const PLAIN_BYTES: usize = 1 + CHECKSUM_BYTES;
 const CHECKSUM_BYTES: usize = 8;
@@ -226,10 +233,11 @@ fn locator_at(bytes: &[u8]) -> Option<Locator> {
     Some(Locator { tree: u64::from_be_bytes(*tree), leaf: u32::from_be_bytes(*leaf) })
 }
 
-/// Where the data key of an encrypted value is; `None` of a plain one.
+/// Where the data key of an encrypted value is, be it in pieces or not; `None` of a plain one.
 pub(crate) fn locator_of(sealed: &[u8]) -> Option<Locator> {
     let (kind, rest) = sealed.split_first()?;
-    locator_at(Some(rest).filter(|_| *kind == SEAL_ENCRYPTED)?.get(CHECKSUM_BYTES..)?)
+    let rest = Some(rest).filter(|_| matches!(*kind, SEAL_ENCRYPTED | SEAL_PIECES))?;
+    locator_at(rest.get(CHECKSUM_BYTES..)?).filter(|locator| *locator != NOWHERE)
 }
 
 /// What an identifier is one of; the same text in two domains gives unrelated values.
@@ -364,7 +372,8 @@ impl Vault {
         })
     }
 
-    /// Whether a sealed value is what was written, and belongs there. Needs no key.
+    /// Whether a sealed value is what was written, and belongs there. Needs no key. Of one that stands in pieces this says nothing of the
+    /// pieces.
     pub(crate) fn is_sound(sealed: &[u8], owner: Owner<'_>) -> bool {
         match sealed.split_at_checked(PLAIN_BYTES) {
             Some(([SEAL_PLAIN, checksum @ ..], content)) => *checksum == owner.checksum(SEAL_PLAIN, content),
@@ -372,6 +381,7 @@ impl Vault {
                 sealed.len() >= ENCRYPTED_BYTES + TAG_BYTES
                     && *checksum == owner.checksum(SEAL_ENCRYPTED, rest)
             }
+            Some(([SEAL_PIECES, ..], _)) => InPieces::read(sealed, owner).is_some(),
             Some(_) | None => false,
         }
     }
@@ -420,7 +430,9 @@ impl Vault {
         owner: Owner<'_>,
         place: Place,
     ) -> Result<&'a mut [u8], StoreError> {
-        let locator = locator_of(sealed).ok_or_else(|| place.corrupt())?;
+        // What stands in pieces is opened when they have been put together.
+        let locator = locator_of(sealed).filter(|_| sealed[0] == SEAL_ENCRYPTED);
+        let locator = locator.ok_or_else(|| place.corrupt())?;
         let key = self.data_key(locator)?;
         let (head, content) = sealed.split_at_mut(ENCRYPTED_BYTES);
         let (bound, committed) = head.split_at(ENCRYPTED_BYTES - COMMITMENT_BYTES);

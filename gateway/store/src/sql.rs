@@ -4,6 +4,7 @@
 
 pub(crate) const MIGRATIONS: &[(i64, &str)] = &[
     (1, include_str!("../../../migrations/sqlite/0001_foundation.sql")),
+    (2, include_str!("../../../migrations/sqlite/0002_pieces.sql")),
     (3, include_str!("../../../migrations/sqlite/0003_barriers.sql")),
 ];
 
@@ -116,12 +117,18 @@ statements! {
     KEYRING_OLDEST = "/* keyring_oldest */ SELECT min(key) FROM (SELECT key FROM keyring UNION ALL SELECT key FROM keyring_copy)";
     ADAPTER_STATES = "/* adapter_states */ SELECT adapter, key, value FROM adapter_state";
 
+    PIECES_AHEAD = "/* pieces_ahead */ SELECT message FROM piece WHERE number = 0";
+    PIECES_OF_MESSAGE = "/* pieces_of_message */ SELECT bytes FROM piece WHERE message = ?1 AND number > 0 ORDER BY number";
+
     // === a turn's transaction ===
     BEGIN = "/* begin */ BEGIN IMMEDIATE";
     COMMIT = "/* commit */ COMMIT";
     MESSAGE_ADD = "/* message_add */ INSERT INTO message (seq, id, accepted_at, sender_kind, sender, kind, form, size, sum, dedup, \
         fingerprint, subject, key, correlation, sum_indexed, attributes, salt, data) \
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?17, ?9, ?10, ?11, ?12, ?13, ?18, ?14, ?15, ?16)";
+    PIECE_ADD = "/* piece_add */ INSERT INTO piece (message, number, bytes, sum) VALUES (?1, ?2, ?3, ?4)";
+    /// With the accept of their message.
+    PIECES_CLAIM = "/* pieces_claim */ DELETE FROM piece WHERE message = ?1 AND number = 0";
     /// A key whose window has passed may stand there still; the newer message takes it over.
     KEY_PUT = "/* key_put */ INSERT OR REPLACE INTO dedup (key, message) VALUES (?1, ?2)";
     DELIVERY_ADD = "/* delivery_add */ INSERT INTO delivery (pos, id, message, queue, lane, state, blocks, due, token, until, session, \
@@ -241,12 +248,18 @@ statements! {
         sum_indexed = ?3, attributes = ?4, salt = NULL, data = NULL WHERE seq = ?1";
     ERASE_REPLIES = "/* erase_replies */ DELETE FROM reply WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1)";
     ERASE_DETAILS = "/* erase_details */ DELETE FROM detail WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1)";
+    PURGE_PIECES = "/* purge_pieces */ DELETE FROM piece WHERE message = (SELECT id FROM message WHERE seq = ?1)";
+    /// Those of an accepted message stay. The last ones first: the row that says that they are to go goes last.
+    PIECES_DROP = "/* pieces_drop */ DELETE FROM piece WHERE pos IN (SELECT pos FROM piece WHERE message = ?1 \
+        AND EXISTS (SELECT 1 FROM piece WHERE message = ?1 AND number = 0) ORDER BY number DESC LIMIT ?2)";
     PURGE_DEDUP = "/* purge_dedup */ DELETE FROM dedup WHERE key IN (SELECT dedup FROM message WHERE seq > ?1 AND seq <= ?2) \
         AND message > ?1 AND message <= ?2";
 
     // === reads for everybody else ===
     MESSAGE_BY_ID = concat!("/* message_by_id */ SELECT ", message_summed!(), ", attributes, salt FROM message WHERE id = $1");
-    MESSAGE_DATA = "/* message_data */ SELECT salt, data FROM message WHERE seq = $1";
+    /// In one statement with the pieces: between two of them they may be purged.
+    MESSAGE_DATA = "/* message_data */ SELECT m.id, m.salt, m.data, p.bytes FROM message m \
+        LEFT JOIN piece p ON p.message = m.id AND p.number > 0 WHERE m.seq = $1 ORDER BY p.number";
     /// For the writer too, which binds by number.
     MESSAGES_BY_SEQ = concat!("/* messages_by_seq */ SELECT ", message_summed!(), ", attributes, salt, \
         CASE WHEN size <= ?3 THEN data END AS data FROM message WHERE seq IN (WITH RECURSIVE k(i) AS \
@@ -394,11 +407,20 @@ mod tests {
             QUEUE_CHANGE,
             STORE_CHANGE,
             MESSAGES_BY_SEQ,
+            MESSAGE_DATA,
+            PIECES_AHEAD,
+            PIECES_OF_MESSAGE,
+            PIECE_ADD,
+            PIECES_CLAIM,
+            PIECES_DROP,
+            PURGE_PIECES,
             DELIVERIES_OF_MESSAGE,
             LEAVES,
         ];
-        let tables =
-            ["message", "dedup", "delivery", "leaf", "detail", "reply", "queue", "store", "d", "e", "f", "m"];
+        let tables = [
+            "message", "dedup", "delivery", "leaf", "detail", "reply", "queue", "store", "piece", "d", "e",
+            "f", "m", "p",
+        ];
         let mut scans = Vec::new();
         for statement in hot {
             for step in plan(&connection, statement) {

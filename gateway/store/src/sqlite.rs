@@ -7,6 +7,7 @@ mod copy;
 mod erase;
 mod load;
 mod open;
+pub(crate) mod pieces;
 mod purge;
 mod reads;
 pub(crate) mod row;
@@ -159,6 +160,14 @@ impl Backend for Sqlite {
             return Err(Place { table: "queue", column: "name", row: queue.id }.corrupt().into());
         }
         Ok(())
+    }
+
+    fn writes_ahead(&self) -> bool {
+        true
+    }
+
+    fn pieces_drop(&mut self, message: &MessageId) -> Result<More, CommitError> {
+        self.drop_some_pieces(message)
     }
 
     fn deliveries(&mut self, ids: &[DeliveryId]) -> Result<Read<Row>, CommitError> {

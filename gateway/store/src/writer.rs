@@ -20,6 +20,8 @@ mod lease;
 mod load;
 mod memory;
 mod outcome;
+mod piecemeal;
+mod pieces;
 mod purge;
 mod refuse;
 mod rehome;
@@ -47,6 +49,9 @@ use group::{GROUP_BYTES_MAX, payload_bytes};
 pub use health::Health;
 pub(crate) use keys::Keys;
 pub(crate) use memory::{Counts, Memory, Queue};
+#[cfg(test)]
+pub(crate) use piecemeal::Sizes;
+pub(crate) use piecemeal::{Piece, Piecemeal};
 #[cfg(test)]
 pub(crate) use sim::at_commit as sim_at_commit;
 pub(crate) use turn::{Detail, DetailBody, MessageRow, Reply, Touched, Turn};
@@ -107,6 +112,7 @@ pub(crate) struct Writer<B> {
     /// When each queue was asked for deliveries last.
     pub(crate) asked: HashMap<i64, Timestamp>,
     pub(crate) under_way: Option<UnderWay>,
+    pub(crate) piecemeal: Piecemeal,
     /// The next turn is decided before the last one has come about, where the database can.
     pub(crate) decides_ahead: bool,
     /// The leases that did not outlive the gateway's last run have been ended, which happens once, with the first configuration.
@@ -160,6 +166,8 @@ enum Next {
     Ops,
     /// Large messages, whose turn it is.
     Bulk,
+    /// Pieces of large messages, while nobody else asks for anything.
+    Pieces,
     /// Nothing more is to be asked.
     Close,
     End,
@@ -210,13 +218,22 @@ impl<B: Backend> Writer<B> {
                 }
             }
             // Whoever asks no more gets what was asked for.
-            let turn = bulk.turn().map(|turn| if ops.is_closed() { Instant::now() } else { turn });
+            let closing = ops.is_closed();
+            let at_once = |time| if closing { Instant::now() } else { time };
+            let turn = bulk.turn().map(at_once);
+            let pieces = self.piecemeal.due(Instant::now()).map(at_once);
             let next = async {
                 if turn.is_some_and(|turn| turn <= Instant::now()) {
                     return Next::Bulk;
                 }
                 if !drained.is_empty() {
                     return Next::Ops;
+                }
+                // A timer would take a millisecond for what is due already.
+                let now = Instant::now();
+                let others_wait = !ops.is_empty() || !chores.is_empty() || stop.has_changed().unwrap_or(true);
+                if pieces.is_some_and(|due| due <= now) && now < looks_at && !others_wait {
+                    return Next::Pieces;
                 }
                 tokio::select! {
                     biased;
@@ -231,9 +248,12 @@ impl<B: Backend> Writer<B> {
                     count = ops.recv_many(&mut drained, OPS_PER_COMMIT_MAX) => match count {
                         // Closed meanwhile.
                         0 if turn.is_some() => Next::Bulk,
+                        0 if pieces.is_some() => Next::Pieces,
                         0 => Next::End,
                         _ => Next::Ops,
                     },
+                    // Behind all others: pieces ride along with what they ask for.
+                    () = at(pieces) => Next::Pieces,
                 }
             };
             let mut wrote = false;
@@ -251,17 +271,22 @@ impl<B: Backend> Writer<B> {
                     wrote = true;
                     let began = Instant::now();
                     self.group(bulk.take(GROUP_BYTES_MAX));
+                    self.whole_ops();
                     while drained.len() < OPS_PER_COMMIT_MAX
                         && let Ok(op) = ops.try_recv()
                     {
                         drained.push(op);
                     }
-                    bulk.part(&mut drained, payload_bytes);
+                    self.part(&mut drained, &mut bulk);
                     bulk.ended(Instant::now(), began.elapsed(), !drained.is_empty());
                 }
+                Next::Pieces => {
+                    wrote = true;
+                    self.pieces_alone(closing);
+                }
                 Next::Ops => {
-                    bulk.part(&mut drained, payload_bytes);
-                    self.groups(std::mem::take(&mut drained));
+                    self.part(&mut drained, &mut bulk);
+                    self.groups_with_pieces(std::mem::take(&mut drained));
                     drained.reserve(OPS_PER_COMMIT_MAX);
                     wrote = true;
                 }
@@ -275,6 +300,14 @@ impl<B: Backend> Writer<B> {
                 return self.database;
             }
         }
+    }
+
+    /// Takes what is large out of what has come.
+    fn part(&mut self, ops: &mut Vec<Op>, bulk: &mut Bulk<Op>) {
+        if self.database.writes_ahead() {
+            self.piecemeal.part(ops);
+        }
+        bulk.part(ops, payload_bytes);
     }
 
     fn until_next_look(&mut self) -> Duration {
@@ -298,6 +331,7 @@ impl<B: Backend> Writer<B> {
             self.sweep();
             self.purge_some();
         }
+        self.drop_pieces();
         if let Err(error) = self.tell_damage() {
             self.failed(&error);
         }
@@ -373,6 +407,10 @@ impl<B: Backend> Writer<B> {
 
     /// Takes note of a failure; what was asked for has been answered with it.
     fn failed(&mut self, error: &CommitError) {
+        if matches!(error, CommitError::Broken(_) | CommitError::Fenced(_) | CommitError::Lost(_)) {
+            // What of them is there is found, and removed, when the database is opened anew.
+            self.give_up_pieces(&StoreError::from(error.clone()), |_| true);
+        }
         match error {
             // Only a database that has been opened anew is sound again: memory may be behind it.
             CommitError::Full if matches!(self.condition, Condition::Broken(_)) => {}

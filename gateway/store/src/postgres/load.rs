@@ -36,6 +36,7 @@ impl Postgres {
             batches: HashMap::new(),
             rates: HashMap::new(),
             damage: Default::default(),
+            unclaimed: Default::default(),
         };
         self.known.forget();
         for row in self.connection.rows(sqlx::query(sql::KEYRING_LOAD))? {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use futures_util::TryStreamExt as _;
 use gatepost_core::principal::Actor;
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
@@ -15,7 +16,7 @@ use super::source::{Check, DeliverySearch, MessageSearch};
 use crate::keyring::WrappedTree;
 use crate::leaves::Run;
 use crate::ops::StoreError;
-use crate::seal::{Index, Place, Salt};
+use crate::seal::{InPieces, Index, Owner, Place, Salt};
 use crate::sqlite::row::{DELIVERY_SUMMED, MESSAGE_COLUMNS, bytes, get, opt_bytes};
 use crate::{sql, sum};
 
@@ -45,8 +46,32 @@ impl SqliteSource {
     }
 
     pub(super) async fn message_payload(&self, seq: i64) -> Result<Option<Payload>, StoreError> {
-        let row = self.optional(sqlx::query(sql::MESSAGE_DATA).bind(seq)).await?;
-        row.map(|row| payload(&row, seq)).transpose()
+        let mut rows = sqlx::query(sql::MESSAGE_DATA).bind(seq).fetch(&self.pool);
+        let Some(first) = rows.try_next().await.map_err(failed)? else { return Ok(None) };
+        let payload = payload(&first, seq)?;
+        let Some((salt, pieces)) = in_pieces(&first, &payload, seq)? else { return Ok(Some(payload)) };
+        // One piece after the other, so that no more than the payload is held.
+        let mut sealed = get::<Option<Vec<u8>>>(&first, "bytes")?.unwrap_or_default();
+        let mut count = 1;
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            sealed.extend_from_slice(get(&row, "bytes")?);
+            count += 1;
+        }
+        if count != pieces.count || sealed.len() as u64 != pieces.bytes {
+            return Err(Place { table: "message", column: "data", row: seq }.corrupt());
+        }
+        Ok(Some(Payload::Read { salt, sealed }))
+    }
+
+    /// A payload that stands in pieces is read anew, with them.
+    async fn whole(&self, payload: Payload, seq: i64) -> Result<Payload, StoreError> {
+        match payload {
+            Payload::Read { ref sealed, .. } if InPieces::is(sealed) => {
+                let place = Place { table: "message", column: "seq", row: seq };
+                self.message_payload(seq).await?.ok_or_else(|| place.corrupt())
+            }
+            Payload::Read { .. } | Payload::Purged | Payload::Unread => Ok(payload),
+        }
     }
 
     pub(super) async fn keyring_tree(&self, tree: u64) -> Result<Option<WrappedTree>, StoreError> {
@@ -69,14 +94,25 @@ impl SqliteSource {
             .bind(sql::seq_list(seqs))
             .bind(seqs.len() as i64)
             .bind(bound(inline));
-        self.listed(query, "seq", |row| {
-            let mut message = message_record(row)?;
-            if message.head.size <= inline && matches!(message.payload, Payload::Unread) {
-                message.payload = payload(row, message.head.seq)?;
+        let mut messages = self
+            .listed(query, "seq", |row| {
+                let mut message = message_record(row)?;
+                if message.head.size <= inline && matches!(message.payload, Payload::Unread) {
+                    message.payload = payload(row, message.head.seq)?;
+                }
+                Ok(message)
+            })
+            .await?;
+        for Listed { number, row } in &mut messages {
+            let Ok(message) = row else { continue };
+            let payload = std::mem::replace(&mut message.payload, Payload::Unread);
+            match self.whole(payload, *number).await {
+                Ok(whole) => message.payload = whole,
+                Err(error @ StoreError::Corrupt { .. }) => *row = Err(error),
+                Err(error) => return Err(error),
             }
-            Ok(message)
-        })
-        .await
+        }
+        Ok(messages)
     }
 
     pub(super) async fn message_page(
@@ -114,7 +150,7 @@ impl SqliteSource {
             sqlx::query(sql::REPLY_BY_CORRELATION).bind(correlation.to_vec()).bind(adapter.to_owned());
         let Some(row) = self.optional(query).await? else { return Ok(None) };
         let message = message_record(&row)?;
-        let payload = payload(&row, message.head.seq)?;
+        let payload = self.whole(payload(&row, message.head.seq)?, message.head.seq).await?;
         Ok(Some(MessageRecord { payload, ..message }))
     }
 
@@ -335,6 +371,18 @@ fn payload(row: &SqliteRow, seq: i64) -> Result<Payload, StoreError> {
             Err(Place { table: "message", column: "data", row: seq }.corrupt())
         }
     }
+}
+
+/// Whether a payload stands in pieces, and its salt.
+fn in_pieces(row: &SqliteRow, payload: &Payload, seq: i64) -> Result<Option<(Salt, InPieces)>, StoreError> {
+    let Payload::Read { salt, sealed } = payload else { return Ok(None) };
+    if !InPieces::is(sealed) {
+        return Ok(None);
+    }
+    let owner = Owner::Data { message: &bytes(row, "id", seq)?, salt };
+    let pieces = InPieces::read(sealed, owner);
+    let pieces = pieces.ok_or_else(|| Place { table: "message", column: "data", row: seq }.corrupt())?;
+    Ok(Some((*salt, pieces)))
 }
 
 fn delivery_record(row: &SqliteRow) -> Result<DeliveryRecord, StoreError> {

@@ -1,13 +1,13 @@
 //! Rows as the first pass finds them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use gatepost_core::{DeliveryId, MessageId};
 use rusqlite::types::Value;
 
 use super::damage::{Damage, Fate};
 use super::rows::{FoundRow, Worth};
-use super::table::{DELIVERY_SENDER, MESSAGE_DEDUP, Table};
+use super::table::{DELIVERY_SENDER, MESSAGE_DEDUP, Table, in_pieces};
 use crate::keyring::WrappedTree;
 use crate::leaves::Run;
 
@@ -43,6 +43,12 @@ pub(super) struct Found {
     pub(super) deliveries: HashMap<[u8; 16], KnownDelivery>,
     pub(super) positions: HashSet<i64>,
     pub(super) keys: Vec<(Value, i64)>,
+    /// Messages whose payloads stand in pieces: their numbers, and how many there must be.
+    in_pieces: HashMap<[u8; 16], (i64, u32)>,
+    /// The numbers of the sound pieces of each.
+    pieces: HashMap<[u8; 16], HashSet<i64>>,
+    /// Messages of whose payloads not all pieces are there.
+    pub(super) in_bits: BTreeSet<i64>,
     pub(super) runs: BTreeMap<u64, Vec<u8>>,
     /// Trees of data keys; each stands there twice.
     pub(super) trees: BTreeMap<u64, WrappedTree>,
@@ -75,6 +81,14 @@ impl Found {
                 if let Ok(id) = id.as_slice().try_into() {
                     let message = KnownMessage { id, dedup: values[MESSAGE_DEDUP].clone() };
                     self.messages.entry(*seq).or_insert(message);
+                }
+                if let Some((id, pieces)) = in_pieces(&values) {
+                    self.in_pieces.insert(id, (*seq, pieces.count));
+                }
+            }
+            (Table::Piece, [_, Value::Blob(message), Value::Integer(number), ..]) => {
+                if let Ok(message) = message.as_slice().try_into() {
+                    self.pieces.entry(message).or_default().insert(*number);
                 }
             }
             (
@@ -170,6 +184,11 @@ impl Found {
                 let tree = number.and_then(|number| u64::try_from(number).ok());
                 self.unsound_trees.push((table, key, tree));
             }
+            // Its message is named, if it has one.
+            (Table::Piece, _) => {
+                let why = format!("its {column} does not fit");
+                self.damage.push(Damage::row(table, key, None, Fate::Lost, why));
+            }
             (Table::Detail | Table::Reply | Table::State, _) => {
                 let why = format!("its {column} cannot be opened");
                 self.damage.push(Damage::row(table, key, None, Fate::Lost, why));
@@ -186,6 +205,20 @@ impl Found {
             };
             self.damage.push(Damage::row(table, key, None, fate, why));
         }
+    }
+
+    /// A payload in pieces is there when all of them are.
+    pub(super) fn check_pieces(&mut self) {
+        for (id, (seq, count)) in std::mem::take(&mut self.in_pieces) {
+            let there = self.pieces.get(&id);
+            if !(1..=i64::from(count)).all(|number| there.is_some_and(|there| there.contains(&number))) {
+                self.in_bits.insert(seq);
+                let id = Some(id_text(Table::Message, id));
+                let why = "a piece of its data is damaged or missing";
+                self.damage.push(Damage::row(Table::Message, seq, id, Fate::Dead, why));
+            }
+        }
+        self.pieces = HashMap::new();
     }
 
     /// Idempotency keys must be those of their messages.

@@ -92,7 +92,9 @@ impl<'a> Rows<'a> {
         if severed { self.unattached(take) } else { Ok(()) }
     }
 
-    /// The roots: of tables with their rows, and of indices. The file's own list is compared with the one that it must be.
+    /// The roots: of tables with their rows, and of indices. The file's own list is compared with the one that it must be. Where a later
+    /// migration puts its tables depends on what is there by then: of those the file's list is believed, and if it has none, their rows
+    /// are found where nothing leads to them.
     fn schema(&mut self) -> io::Result<Vec<(Tree, u32)>> {
         let expected = expected_schema().map_err(io::Error::other)?;
         let mut found = Vec::new();
@@ -100,13 +102,15 @@ impl<'a> Rows<'a> {
             found.push(row.values);
             Ok(())
         })?;
-        let mut as_found: Vec<Vec<Value>> =
+        let as_found: Vec<Vec<Value>> =
             found.iter().map(|row| row.iter().skip(1).cloned().collect()).collect();
-        let mut as_expected: Vec<Vec<Value>> = expected.clone();
-        for list in [&mut as_found, &mut as_expected] {
+        let expected: Vec<Vec<Value>> = expected.into_iter().map(|row| row.rooted_as_in(&as_found)).collect();
+        let sorted = |list: &[Vec<Value>]| {
+            let mut list = list.to_vec();
             list.sort_by_key(|row| format!("{row:?}"));
-        }
-        if as_found != as_expected {
+            list
+        };
+        if sorted(&as_found) != sorted(&expected) {
             self.faults.push(PageFault {
                 page: 1,
                 table: None,
@@ -251,12 +255,95 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn expected_schema() -> rusqlite::Result<Vec<Vec<Value>>> {
+/// A row of SQLite's list of tables: name, table, page of the root, statement.
+struct Listed {
+    columns: [Value; 4],
+    /// It was there in a database that had nothing in it.
+    is_of_the_first: bool,
+}
+
+impl Listed {
+    /// Its columns, with the root that the file says it has if that was not the same from the beginning; without one, none.
+    fn rooted_as_in(self, found: &[Vec<Value>]) -> Vec<Value> {
+        let [name, table, root, statement] = self.columns;
+        let is_it =
+            |row: &&Vec<Value>| row.len() == 4 && row[0] == name && row[1] == table && row[3] == statement;
+        let root = match self.is_of_the_first {
+            true => root,
+            false => found.iter().find(is_it).map_or(Value::Integer(0), |row| row[2].clone()),
+        };
+        vec![name, table, root, statement]
+    }
+}
+
+fn expected_schema() -> rusqlite::Result<Vec<Listed>> {
     let connection = Connection::open_in_memory()?;
+    let list = || -> rusqlite::Result<Vec<[Value; 4]>> {
+        let mut statement = connection.prepare("SELECT name, tbl_name, rootpage, sql FROM sqlite_schema")?;
+        let rows = statement.query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]))?;
+        rows.collect()
+    };
+    let mut first = None;
     for (_, migration) in sql::MIGRATIONS {
         connection.execute_batch(migration)?;
+        if first.is_none() {
+            first = Some(list()?);
+        }
     }
-    let mut statement = connection.prepare("SELECT name, tbl_name, rootpage, sql FROM sqlite_schema")?;
-    let rows = statement.query_map([], |row| (0..4).map(|column| row.get(column)).collect())?;
-    rows.collect()
+    let first = first.unwrap_or_default();
+    // A later one may have added to what the first has made, where that is.
+    let is_of_the_first =
+        |[name, _, root, _]: &[Value; 4]| first.iter().any(|[known, _, at, _]| (known, at) == (name, root));
+    let last = list()?.into_iter();
+    Ok(last.map(|columns| Listed { is_of_the_first: is_of_the_first(&columns), columns }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::params;
+
+    use super::*;
+    use crate::sum;
+
+    /// A database that had rows before a later migration has its tables elsewhere than a new one.
+    #[test]
+    fn tables_of_later_migrations_are_found_wherever_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gatepost.db");
+        let connection = Connection::open(&path).unwrap();
+        let (first, later) = sql::MIGRATIONS.split_first().unwrap();
+        connection.execute_batch(first.1).unwrap();
+        let key = |n: i64| [n.to_be_bytes(), n.to_le_bytes()].concat();
+        for n in 0..1000_i64 {
+            connection
+                .execute("INSERT INTO dedup (key, message) VALUES (?1, ?2)", params![key(n), n])
+                .unwrap();
+        }
+        later.iter().for_each(|(_, migration)| connection.execute_batch(migration).unwrap());
+        let (message, number, bytes) = (key(1), 1_i64, vec![7_u8; 10_000]);
+        let sum = sum::of(params![message, number, bytes]).unwrap();
+        connection.execute(sql::PIECE_ADD, params![message, number, bytes, sum]).unwrap();
+        drop(connection);
+        let found = |path: &std::path::Path| {
+            let image = Image::open(path, &dir.path().join("none")).unwrap();
+            let mut rows = Rows::new(&image);
+            let mut pieces = 0;
+            rows.read(&mut |row| {
+                pieces += usize::from(row.table == Table::Piece && row.worth == Worth::Sound);
+                Ok(())
+            })
+            .unwrap();
+            (pieces, rows.faults)
+        };
+        let (pieces, faults) = found(&path);
+        assert_eq!((pieces, faults.len()), (1, 0), "{faults:?}");
+        // Where the list does not say any more where they are, that is a fault, and the rows are found all the same.
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(10).position(|window| window == b"tablepiece").unwrap();
+        bytes[at + 5] = b'q';
+        std::fs::write(&path, bytes).unwrap();
+        let (pieces, faults) = found(&path);
+        assert_eq!(pieces, 1);
+        assert!(!faults.is_empty());
+    }
 }

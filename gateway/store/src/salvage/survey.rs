@@ -1,6 +1,6 @@
 //! Everything that is known of a data directory after one look at all of it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -34,6 +34,8 @@ pub(super) struct Survey {
     pub(super) walked: Walked,
     pub(super) queues: BTreeMap<i64, Vec<Value>>,
     pub(super) messages: BTreeMap<i64, KnownMessage>,
+    /// Those of whose payloads pieces are missing.
+    pub(super) in_bits: BTreeSet<i64>,
     pub(super) deliveries: HashMap<[u8; 16], KnownDelivery>,
     pub(super) record: Record,
     /// Largest row numbers that were ever given, as far as they are known.
@@ -71,6 +73,7 @@ impl Survey {
         found.damage.extend(wal_damage(&image));
         found.damage.extend(lost_with_wal);
         found.check_keys();
+        found.check_pieces();
         found.check_trees();
         let leaf_rows = found.leaf_rows();
         if found.store.is_none() {
@@ -104,6 +107,7 @@ impl Survey {
             ),
             queues: std::mem::take(&mut found.queues),
             messages: std::mem::take(&mut found.messages),
+            in_bits: std::mem::take(&mut found.in_bits),
             deliveries: std::mem::take(&mut found.deliveries),
             record,
             damage: std::mem::take(&mut found.damage),

@@ -3,9 +3,10 @@
 use rusqlite::types::{ToSql, Value};
 
 use super::page::{Cell, values};
-use crate::seal::{Owner, SALT_BYTES, Salt, Vault};
+use crate::seal::{InPieces, Owner, SALT_BYTES, Salt, Vault};
 use crate::sqlite::row::{
-    DELIVERY_SUMMED, INDEXED_COLUMNS, KEYRING_COLUMNS, MESSAGE_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS,
+    DELIVERY_SUMMED, INDEXED_COLUMNS, KEYRING_COLUMNS, MESSAGE_COLUMNS, PIECE_COLUMNS, QUEUE_COLUMNS,
+    STORE_COLUMNS,
 };
 use crate::sum;
 
@@ -22,6 +23,7 @@ pub(super) enum Table {
     Leaf,
     Keyring,
     KeyringCopy,
+    Piece,
 }
 
 /// Columns of a message by their place.
@@ -40,7 +42,7 @@ const DELIVERY_SUM: usize = DELIVERY_SENDER + 1;
 const DELIVERY_BARRIER: usize = DELIVERY_SUM + 1;
 
 impl Table {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Store,
         Self::Queue,
         Self::Message,
@@ -52,6 +54,7 @@ impl Table {
         Self::Leaf,
         Self::Keyring,
         Self::KeyringCopy,
+        Self::Piece,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -67,6 +70,7 @@ impl Table {
             Self::Leaf => "leaf",
             Self::Keyring => "keyring",
             Self::KeyringCopy => "keyring_copy",
+            Self::Piece => "piece",
         }
     }
 
@@ -79,6 +83,7 @@ impl Table {
             Self::Detail | Self::State | Self::Leaf => 3,
             Self::Keyring | Self::KeyringCopy => KEYRING_COLUMNS + 1,
             Self::Dedup | Self::Reply => 2,
+            Self::Piece => PIECE_COLUMNS + 2,
         }
     }
 
@@ -119,6 +124,7 @@ pub(super) fn verdict(table: Table, values: &[Value]) -> Option<&'static str> {
         Table::Keyring | Table::KeyringCopy => {
             (summed(&values[..KEYRING_COLUMNS], &values[KEYRING_COLUMNS]), "sum")
         }
+        Table::Piece => (summed(&values[1..=PIECE_COLUMNS], &values[PIECE_COLUMNS + 1]), "sum"),
         Table::Delivery => {
             let covered: Vec<&Value> = values[..DELIVERY_READY]
                 .iter()
@@ -153,6 +159,18 @@ pub(super) fn verdict(table: Table, values: &[Value]) -> Option<&'static str> {
         },
     };
     (!sound).then_some(column)
+}
+
+/// The message whose payload stands in pieces, and how many.
+pub(super) fn in_pieces(values: &[Value]) -> Option<([u8; 16], InPieces)> {
+    let (Value::Blob(id), Value::Blob(salt), Value::Blob(data)) =
+        (values.get(1)?, values.get(MESSAGE_SALT)?, values.get(MESSAGE_DATA)?)
+    else {
+        return None;
+    };
+    let (message, salt) = (id.as_slice().try_into().ok()?, salt.as_slice().try_into().ok()?);
+    let owner = Owner::Data { message: &message, salt: &Salt::from_stored(salt) };
+    Some((message, InPieces::read(data, owner)?))
 }
 
 fn message_verdict(values: &[Value]) -> Option<&'static str> {

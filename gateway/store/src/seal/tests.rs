@@ -1,9 +1,9 @@
 use super::*;
 use crate::keyring::{SealKey, SealKeys};
 
-const PLACE: Place = Place { table: "message", column: "data", row: 7 };
+pub(super) const PLACE: Place = Place { table: "message", column: "data", row: 7 };
 
-fn encrypting() -> Vault {
+pub(super) fn encrypting() -> Vault {
     let keys = SealKeys::new([(1, SealKey::new([5; 32]))]).unwrap();
     Vault::with_keyring(&[1; 32], Keyring::new(Arc::new(keys)), true)
 }

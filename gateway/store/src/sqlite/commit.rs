@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, ToSql, params};
 
+use super::pieces;
 use crate::backend::CommitError;
 use crate::keyring::WrappedTree;
 use crate::ops::StoreError;
@@ -88,6 +89,7 @@ pub(crate) fn roll_back(connection: &Connection) -> Result<(), CommitError> {
 
 fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
     let slice = turn.memory.keys.slice(turn.keys_new.len());
+    pieces::write(connection, turn)?;
     each(connection, sql::MESSAGE_ADD, &turn.messages, |statement, row| add_message(statement, turn, row))?;
     each(connection, sql::KEY_PUT, slice.keys, |statement, (key, message)| {
         statement.execute(params![key, message])
@@ -175,7 +177,7 @@ pub(crate) fn execute_summed(
 
 /// Executes a statement for every row. One that does not change exactly one row finds the database other than it was decided
 /// on, and fails the transaction.
-fn each<T>(
+pub(super) fn each<T>(
     connection: &Connection,
     sql: &'static str,
     rows: &[T],

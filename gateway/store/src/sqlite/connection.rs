@@ -20,7 +20,7 @@ const CACHE_KIB: i32 = -16_384;
 /// Longest that the writer waits for the file; only a foreign program can hold it.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 /// Statements kept prepared; more than there are.
-const STATEMENTS: usize = 64;
+const STATEMENTS: usize = 96;
 
 /// How commits are synced: its name, and what SQLite calls it when asked.
 const FULL: (&str, &str) = ("FULL", "2");
@@ -190,6 +190,13 @@ impl<'r> Cells<'r> {
         let to = self.next + count;
         let holds = crate::sum::holds_with_added(self.row, self.next, to);
         holds.map_err(|error| StoreError::Database(error.to_string()))
+    }
+
+    /// The next column as bytes, borrowed.
+    pub(crate) fn take_bytes(&mut self) -> Result<&'r [u8], StoreError> {
+        let value = self.row.get_ref(self.next).map_err(|error| StoreError::Database(error.to_string()))?;
+        self.next += 1;
+        value.as_blob().map_err(|error| StoreError::Database(error.to_string()))
     }
 
     /// The next column as text, borrowed.

@@ -8,6 +8,7 @@ use rusqlite::{Connection, params};
 
 use super::connection::{Cells, rows};
 use super::load::stored_trees;
+use super::pieces;
 use super::row::{self, INDEXED_COLUMNS, MESSAGE_COLUMNS};
 use crate::audit_log::LogFault;
 use crate::backend::CommitError;
@@ -174,7 +175,10 @@ impl Original {
         let (remains, content) = match (salt, data) {
             (None, None) => (attributes, None),
             (Some(salt), Some(data)) => {
-                self.vault.open(&data, Owner::Data { message: &id, salt: &salt }, place("data"))?;
+                let of = Owner::Data { message: &id, salt: &salt };
+                let data =
+                    pieces::whole(&self.connection, data, of)?.ok_or_else(|| place("data").corrupt())?;
+                self.vault.open(&data, of, place("data"))?;
                 let remains = self.vault.seal(&remains_of(&opened), owner).map_err(StoreError::from)?;
                 (remains, Some(Content { attributes, salt, data }))
             }

@@ -66,6 +66,7 @@ impl Sqlite {
             let fingerprint = id.as_bytes();
             let none = None::<Index>;
             let indexed = sum::of(params![seq, dedup, fingerprint, none, none, none])?;
+            self.execute(sql::PURGE_PIECES, [seq])?;
             self.execute(sql::ERASE_REPLIES, [seq])?;
             self.execute(sql::ERASE_DETAILS, [seq])?;
             let changed = self.execute(sql::ERASE_MESSAGE, params![seq, fingerprint, indexed, remains])?;

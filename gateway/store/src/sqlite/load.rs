@@ -9,6 +9,7 @@ use rusqlite::{Connection, params};
 
 use super::commit::StoreRow;
 use super::connection::{Cells, rows};
+use super::pieces;
 use super::row::{self, INDEXED_COLUMNS, KEYRING_COLUMNS, QUEUE_COLUMNS, STORE_COLUMNS};
 use crate::keyring::WrappedTree;
 use crate::ops::{QueueKind, QueueSetup, StoreError};
@@ -44,6 +45,7 @@ pub(crate) fn load_memory(
         batches: HashMap::new(),
         rates: HashMap::new(),
         damage: Default::default(),
+        unclaimed: pieces::ahead(connection)?.into(),
     };
     load_keys(connection, &mut memory)?;
     load_keyring(connection, vault)?;

@@ -53,6 +53,7 @@ impl Sqlite {
             .map(|message| Ok((message.seq, sealed_remains(message, vault)?)))
             .collect::<Result<_, StoreError>>()?;
         for (seq, attributes) in &settled {
+            self.execute(sql::PURGE_PIECES, [seq])?;
             self.execute(sql::PURGE_MESSAGE, params![seq, attributes])?;
         }
         if !settled.is_empty() {

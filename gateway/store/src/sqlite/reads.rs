@@ -10,7 +10,7 @@ use crate::backend::{CommitError, KeyUse, More};
 use crate::ops::StoreError;
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
 use crate::row::form_of;
-use crate::seal::{Index, Place, Salt};
+use crate::seal::{InPieces, Index, Place, Salt};
 use crate::sql;
 use crate::writer::Memory;
 
@@ -93,7 +93,7 @@ pub(super) fn messages_small(
     Ok(())
 }
 
-/// A row of [`sql::MESSAGES_BY_SEQ`]; `None` if it has no payload or its sum does not fit.
+/// A row of [`sql::MESSAGES_BY_SEQ`]; `None` if it has no payload of its own or its sum does not fit.
 fn load(mut cells: Cells<'_>) -> Result<Option<(MessageId, RecentMessage)>, StoreError> {
     let sound = cells.next_hold(MESSAGE_COLUMNS)?;
     let _seq: i64 = cells.take()?;
@@ -104,6 +104,8 @@ fn load(mut cells: Cells<'_>) -> Result<Option<(MessageId, RecentMessage)>, Stor
     let _sum: i64 = cells.take()?;
     let (attributes, salt, data) =
         (cells.take::<Vec<u8>>()?, cells.take::<Option<_>>()?, cells.take::<Option<Vec<u8>>>()?);
+    // A reader puts together what stands in pieces.
+    let data = data.filter(|data| !InPieces::is(data));
     let (true, Some((kind, name)), Some(form), Ok(size), Some(salt), Some(data)) =
         (sound, sender, form, u64::try_from(size), salt, data)
     else {

@@ -25,6 +25,8 @@ pub(crate) const INDEXED_COLUMNS: usize = 6;
 pub(crate) const QUEUE_COLUMNS: usize = 21;
 /// As [`QUEUE_COLUMNS`], of a tree of data keys.
 pub(crate) const KEYRING_COLUMNS: usize = 3;
+/// Columns of a piece that its sum covers, from the one behind its position.
+pub(crate) const PIECE_COLUMNS: usize = 3;
 /// As [`QUEUE_COLUMNS`], of the store's row.
 pub(crate) const STORE_COLUMNS: usize = 6;
 

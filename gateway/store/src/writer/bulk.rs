@@ -1,4 +1,4 @@
-//! Large messages wait for their turn. Writing one takes as long as hundreds of small ones, and meanwhile everybody else waits: so after
+//! What is large and not written in pieces (`piecemeal.rs`) waits for its turn. Writing it takes as long as hundreds of small ones, and meanwhile everybody else waits: so after
 //! each turn of theirs the others have the writer for as long, if there are any. Pure; time is a parameter.
 
 use std::collections::VecDeque;

@@ -8,6 +8,7 @@ use super::candidates::Candidates;
 use super::cold;
 use super::lease::{Claim, Given};
 use super::outcome::{News, Outcome, conclude};
+use super::piecemeal::Step;
 use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
@@ -19,6 +20,7 @@ use crate::ops::{
 };
 use crate::prepared::Prepared;
 use crate::recent::RecentMessage;
+use crate::seal::InPieces;
 
 /// Payload bytes after which a group is closed, so that nobody waits long for another's bulk.
 pub(super) const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -162,7 +164,7 @@ impl<B: Backend> Writer<B> {
         if self.condition == Condition::Full {
             ops = refuse_accepts(ops);
         }
-        match self.attempt_anew(&ops) {
+        match self.attempt_along(&ops) {
             Ok(attempted) => self.take(ops, attempted),
             Err(CommitError::Full) => {
                 self.failed(&CommitError::Full);
@@ -183,6 +185,19 @@ impl<B: Backend> Writer<B> {
                 self.failed(&error);
                 refuse_all(ops, &error.into());
             }
+        }
+    }
+
+    /// As [`Writer::attempt_anew`]. Pieces of what is large ride along, and nobody pays for it if they cannot.
+    fn attempt_along(&mut self, ops: &[Op]) -> Result<Attempted, CommitError> {
+        let rides = self.piecemeal.along().is_some();
+        let attempted = self.attempt_anew(ops);
+        if rides && attempted.is_err() {
+            self.piecemeal.not_written();
+        }
+        match attempted {
+            Err(CommitError::Full | CommitError::Refused(_)) if rides => self.attempt_anew(ops),
+            attempted => attempted,
         }
     }
 
@@ -360,6 +375,11 @@ impl<B: Backend> Writer<B> {
             }
         }
         let decided = decided.into_iter().flatten().collect();
+        let along = self.piecemeal.along();
+        let then = along.map(|Step { pieces, then }| {
+            turn.pieces = pieces;
+            then
+        });
         if turn.is_empty() {
             return Ok(Some(Attempted { decided, fate: Fate::Nothing }));
         }
@@ -371,6 +391,10 @@ impl<B: Backend> Writer<B> {
         let base = if let Sent::Committed(base) = sent { base } else { 0 };
         let outcome = Outcome::of(turn, base);
         let news = self.remember(outcome, ops.len());
+        if let Some(then) = then {
+            self.piecemeal.written(then);
+            gatepost_faults::point("store.pieces_written");
+        }
         let fate = match sent {
             Sent::Committed(_) => Fate::Committed(news),
             Sent::UnderWay => Fate::UnderWay(news),
@@ -422,7 +446,9 @@ impl<B: Backend> Writer<B> {
     ) {
         let sender = accept.permit.sender();
         let messages = accept.messages.iter().zip(prepared).zip(accepted);
-        let new = messages.filter(|(_, accepted)| !accepted.duplicate);
+        // What stands in pieces is too large to be kept.
+        let new =
+            messages.filter(|((_, prepared), accepted)| !accepted.duplicate && !InPieces::is(&prepared.data));
         self.recent.keep(new.map(|((message, prepared), accepted)| {
             let recent = RecentMessage {
                 sender: sender.clone(),
@@ -488,7 +514,11 @@ fn is_refused(decided: &Decided) -> bool {
     matches!(decided, Decided::Accept(Err(_)) | Decided::Settle(Err(_)))
 }
 
-fn decide<'a>(turn: &mut Turn<'a>, op: &'a Op, known: &KnownKeys) -> Result<Option<Decided>, StoreError> {
+pub(super) fn decide<'a>(
+    turn: &mut Turn<'a>,
+    op: &'a Op,
+    known: &KnownKeys,
+) -> Result<Option<Decided>, StoreError> {
     Ok(Some(match op {
         Op::Accept { accept, prepared, .. } => match turn.accept(accept, prepared, known) {
             // What is checked before anything changes refuses the one operation; anything else spoils the turn.

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use gatepost_core::delivery::Proof;
 use gatepost_core::principal::Actor;
 use gatepost_core::queue::QueueControl;
-use gatepost_core::{DeliveryId, LeaseToken, QueuePolicy, State, Timestamp};
+use gatepost_core::{DeliveryId, LeaseToken, MessageId, QueuePolicy, State, Timestamp};
 
 use super::damage::Damage;
 use super::keys::Keys;
@@ -37,6 +37,8 @@ pub(crate) struct Memory {
     pub(crate) next_seq: i64,
     pub(crate) next_pos: i64,
     pub(crate) damage: Damage,
+    /// Messages that were not accepted and of which pieces are still there.
+    pub(crate) unclaimed: VecDeque<MessageId>,
 }
 
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use crate::backend::{Backend, CommitError};
 use crate::leaves::Runs;
 use crate::ops::{QueueKind, QueueRow, SenderRow};
 use crate::row::Row;
-use crate::seal::Index;
+use crate::seal::{InPieces, Index};
 
 /// What a turn leaves behind when its borrows have ended.
 pub(crate) struct Outcome {
@@ -29,6 +29,8 @@ pub(crate) struct Outcome {
     /// Idempotency keys first used, with their messages.
     keys: Vec<(Index, i64)>,
     keys_moved: usize,
+    /// Messages that have claimed the pieces of their payloads.
+    in_pieces: Vec<MessageId>,
     first_seq: i64,
     next_seq: i64,
     next_pos: i64,
@@ -70,6 +72,7 @@ impl<B: Backend> Writer<B> {
             self.memory.leaf_count += outcome.leaves.count();
         }
         self.memory.keys.committed(outcome.keys, outcome.keys_moved);
+        self.piecemeal.claimed(outcome.in_pieces);
         // In this order: what was added may have been changed in the same turn.
         self.memory.added(outcome.added);
         for row in outcome.rows {
@@ -155,6 +158,8 @@ impl Outcome {
     /// What a turn leaves behind once it has been committed. What it has added has numbers that are larger by `base` than it has them.
     pub(super) fn of(turn: Turn<'_>, base: i64) -> Self {
         let taken_only = taken_only(&turn);
+        let in_pieces = turn.messages.iter().filter(|row| InPieces::is(&row.prepared.data));
+        let in_pieces = in_pieces.map(|row| row.prepared.id).collect();
         let mut outcome = Self {
             at: turn.now,
             rows: turn.touched.into_values().map(|touched| touched.now).collect(),
@@ -165,6 +170,7 @@ impl Outcome {
             ended: turn.ended,
             leaves: turn.leaves,
             keys_moved: turn.memory.keys.slice(turn.keys_new.len()).keys.len(),
+            in_pieces,
             first_seq: turn.memory.next_seq,
             keys: turn.keys_new.into_iter().map(|(key, new)| (key, new.seq)).collect(),
             next_seq: turn.next_seq,

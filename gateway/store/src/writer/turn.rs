@@ -13,6 +13,7 @@ use gatepost_core::{Delivery, DeliveryId, Level, MessageId, Timestamp};
 
 use super::leaf::{actor, event_of, leaf_level, leaf_state};
 use super::memory::{Memory, Queue};
+use super::piecemeal::Piece;
 use crate::leaves::Runs;
 use crate::ops::StoreError;
 use crate::prepared::Prepared;
@@ -38,6 +39,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) next_pos: i64,
     pub(crate) keys_new: HashMap<Index, NewKey>,
     pub(crate) messages: Vec<MessageRow<'a>>,
+    /// Of payloads whose messages are still to come.
+    pub(crate) pieces: Vec<Piece<'a>>,
     pub(crate) details: Vec<Detail>,
     pub(crate) replies: Vec<Reply>,
     /// The last word on each key of an adapter's state.
@@ -128,6 +131,7 @@ impl<'a> Turn<'a> {
             next_pos: memory.next_pos,
             keys_new: HashMap::new(),
             messages: Vec::new(),
+            pieces: Vec::new(),
             details: Vec::new(),
             replies: Vec::new(),
             states: BTreeMap::new(),
@@ -144,6 +148,7 @@ impl<'a> Turn<'a> {
             && self.states.is_empty()
             && self.queues.is_empty()
             && self.lanes.is_empty()
+            && self.pieces.is_empty()
     }
 
     /// The delivery as this turn sees it: its own change of it, else the lease in memory, else the row read.

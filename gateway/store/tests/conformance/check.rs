@@ -47,6 +47,10 @@ const FORGOTTEN: &str = "SELECT d.pos FROM delivery d WHERE d.due IS NOT NULL AN
     (SELECT 1 FROM delivery e WHERE d.lane IS NOT NULL AND e.queue = d.queue AND e.pos < d.pos AND e.blocks = 1 \
     AND (e.lane IN (d.lane, d.barrier) OR e.barrier IN (d.lane, d.barrier)))";
 
+/// Pieces of a payload that no message has, and that nothing says are to be removed.
+const PIECES: &str = "SELECT p.pos FROM piece p WHERE EXISTS (SELECT 1 FROM piece a WHERE a.message = p.message AND a.number = 0) \
+    = EXISTS (SELECT 1 FROM message m WHERE m.id = p.message AND m.data IS NOT NULL)";
+
 /// The counts of every queue are those of its deliveries, and the claim index holds what may be claimed.
 pub(crate) async fn assert_sound(place: &Place, context: &str) {
     if let Database::Postgres { url, .. } = &place.database {
@@ -78,6 +82,8 @@ pub(crate) async fn assert_sound(place: &Place, context: &str) {
         let rows: Vec<SqliteRow> = sqlx::query(query).fetch_all(&mut connection).await.unwrap();
         assert!(rows.is_empty(), "{context}: delivery {} {what}", rows[0].get::<i64, _>(0));
     }
+    let rows: Vec<SqliteRow> = sqlx::query(PIECES).fetch_all(&mut connection).await.unwrap();
+    assert!(rows.is_empty(), "{context}: {} pieces belong to nothing", rows.len());
     connection.close().await.unwrap();
 }
 

@@ -28,6 +28,8 @@ mod late;
 mod lease;
 mod lists;
 mod moves;
+mod pieces;
+mod pieces_damaged;
 mod purge;
 mod random;
 mod seal;

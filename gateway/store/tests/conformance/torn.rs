@@ -19,6 +19,7 @@ use sqlx::{Connection as _, Row as _, SqliteConnection, ValueRef as _};
 
 use crate::check::{assert_log, assert_sound, connect, entries};
 use crate::fixture::{DELIVERED, Fixture, Place, doubting, item, keyed, message, queue, quick, until};
+use crate::pieces::large;
 use cut::{cut_at, killed};
 use flipped::{Flips, flip_files, flip_pages, scattered};
 use saved::{overwrite, salvaged};
@@ -77,6 +78,11 @@ async fn filled(rounds: usize) -> (Fixture, Promised) {
         let contents: Vec<Vec<u8>> = batch.iter().map(|message| message.data.clone()).collect();
         let accepted = fixture.accept(batch).await.unwrap();
         promised.extend(accepted.iter().map(|accepted| accepted.id).zip(contents));
+        if round % 6 == 0 {
+            let large = large(&format!("l{round}"), 300_000);
+            let content = large.data.clone();
+            promised.insert(fixture.accept(vec![large]).await.unwrap()[0].id, content);
+        }
         work(&fixture, &sessions, round, &mut promised).await;
     }
     (fixture, promised)

@@ -50,6 +50,8 @@ mod lease;
 mod lists;
 #[path = "../conformance/moves.rs"]
 mod moves;
+#[path = "../conformance/pieces.rs"]
+mod pieces;
 #[path = "../conformance/purge.rs"]
 mod purge;
 #[path = "../conformance/random.rs"]

@@ -18,6 +18,9 @@ const LANES_PER_SENDER: usize = 5;
 /// One call in so many is a batch.
 const BATCH_EVERY: usize = 4;
 const BATCH_EVENTS: usize = 3;
+/// One call in so many has an event so large that it is written in pieces.
+const LARGE_EVERY: usize = 5;
+const LARGE_BYTES: usize = 300_000;
 /// One event in so many makes the adapter emit a reply.
 const EMIT_EVERY: usize = 3;
 /// A reader leaves one in so many of its leases lying until they have run out.
@@ -136,7 +139,10 @@ fn orders(sender: usize, app: &Client, reins: &Reins) -> Vec<Submission> {
             let lane =
                 if n % 3 == 0 { "shared".to_owned() } else { format!("k{sender}-{}", n % LANES_PER_SENDER) };
             let what = if n % EMIT_EVERY == 0 { "emit" } else { "" };
-            events.push(crate::order_event(&mark, &lane, &json!({ "mark": mark, "do": what })));
+            let large = at == 0 && calls % LARGE_EVERY == 0;
+            let fill = "x".repeat(if large { LARGE_BYTES } else { 0 });
+            let data = json!({ "mark": mark, "do": what, "fill": fill });
+            events.push(crate::order_event(&mark, &lane, &data));
             submitted.push(Submitted::new(&mark, Some(&lane), &TO));
         }
         let answer = until_answered(reins, || match events.as_slice() {

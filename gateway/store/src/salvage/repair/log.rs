@@ -20,6 +20,7 @@ use crate::seal::{Owner, SALT_BYTES, Salt, commitment};
 use crate::sql;
 use crate::sqlite::connection::rows as read_rows;
 use crate::sqlite::execute_summed;
+use crate::sqlite::pieces::whole;
 use crate::sqlite::row;
 use crate::writer::leaf::{actor, leaf_state};
 
@@ -173,8 +174,9 @@ impl Building<'_> {
                 Err(error) => return Err(error.into()),
             };
             after = seq;
-            let content = salt.zip(data).and_then(|(salt, sealed)| {
+            let content = salt.zip(data).and_then(|(salt, data)| {
                 let owner = Owner::Data { message: &id, salt: &salt };
+                let sealed = whole(&self.connection, data, owner).ok()??;
                 let place = crate::seal::Place { table: "message", column: "data", row: seq };
                 let clear = self.vault.clear(&salt).ok()?;
                 Some(commitment(&clear, &self.vault.open(&sealed, owner, place).ok()?))

@@ -85,12 +85,22 @@ impl Building<'_> {
     }
 
     fn copy_row(&mut self, row: FoundRow) -> Result<(), SalvageError> {
-        let FoundRow { table, mut values, worth, .. } = row;
-        let worth = self.readable(table, &values, worth);
+        let FoundRow { table, row, mut values, worth } = row;
+        let in_bits = table == Table::Message && row.is_some_and(|seq| self.survey.in_bits.contains(&seq));
+        let worth = match self.readable(table, &values, worth) {
+            Worth::Sound | Worth::Mended if in_bits => Worth::Damaged("data"),
+            worth => worth,
+        };
         let sound = worth == Worth::Sound || worth == Worth::Mended;
         match table {
             // They are made anew from the others.
             Table::Store | Table::Queue | Table::Dedup | Table::Leaf => return Ok(()),
+            // Those of which it says that nothing has been accepted are not needed.
+            Table::Piece => {
+                if !sound || values.get(2) == Some(&Value::Integer(0)) {
+                    return Ok(());
+                }
+            }
             // They stand there already.
             Table::Keyring | Table::KeyringCopy => return Ok(()),
             Table::Message => match worth {
@@ -251,7 +261,7 @@ impl Building<'_> {
         Ok(dead)
     }
 
-    /// Deliveries of messages of which not even the id is known, and what belongs to deliveries that are not there.
+    /// Deliveries of messages of which not even the id is known, and what belongs to deliveries, or payloads, that are not there.
     pub(super) fn drop_the_unattached(&mut self) -> Result<(), SalvageError> {
         let lost: Vec<(i64, Vec<u8>)> = {
             let mut statement = self.connection.prepare(
@@ -265,6 +275,8 @@ impl Building<'_> {
             let id = <[u8; 16]>::try_from(id).ok().map(|id| DeliveryId::from_bytes(id).to_string());
             self.damage.push(Damage::row(Table::Delivery, pos, id, Fate::Lost, "its message is not there"));
         }
+        let pieces = "DELETE FROM piece WHERE message NOT IN (SELECT id FROM message WHERE data IS NOT NULL)";
+        self.connection.execute(pieces, [])?;
         for table in ["detail", "reply"] {
             let statement = format!("DELETE FROM {table} WHERE delivery NOT IN (SELECT pos FROM delivery)");
             self.connection.execute(&statement, [])?;

@@ -31,6 +31,9 @@ use crate::ops::{
 use crate::prepared::{Prepared, RANDOM_BYTES, Remains};
 use crate::seal::Index;
 
+/// So many that a message is written in pieces.
+const LARGE_BYTES: usize = 40;
+
 type Answer<T, E> = Receiver<Result<T, E>>;
 
 /// What a sender has handed in.
@@ -234,7 +237,9 @@ impl Sim {
                 return None;
             }
             first.push(destinations.len());
-            let text = format!("{}.{}", event.key, event.content);
+            // Some of them stand in pieces.
+            let large = if event.key % 3 == 0 { LARGE_BYTES } else { 0 };
+            let text = format!("{}.{}{}", event.key, event.content, "x".repeat(large));
             let lane = (event.key % 4 > 0).then(|| (event.key % 4).to_string());
             // Some stand in two lanes, some of those in the same twice, and some have only the second key.
             let barrier = (event.key % 5 == 4).then(|| (1 + event.key / 5 % 3).to_string());

@@ -12,11 +12,11 @@ use super::machine::PAYLOAD_RETENTION;
 use crate::leaves::Run;
 use crate::ops::{QueueKind, SenderRow};
 use crate::row::Row;
-use crate::seal::Index;
+use crate::seal::{Index, Owner, Salt};
 use crate::sql;
 use crate::sqlite::connection::rows;
-use crate::sqlite::row;
 use crate::sqlite::{Sqlite, load_memory};
+use crate::sqlite::{pieces, row};
 use crate::writer::{Condition, Memory, Queue, Writer};
 
 /// A law that did not hold, and what was seen.
@@ -134,19 +134,38 @@ pub(super) fn leaves(connection: &Connection, first: u64) -> Vec<(u64, Vec<u8>)>
 
 /// Messages behind `after`.
 pub(super) fn messages(connection: &Connection, after: i64) -> Vec<Stored> {
-    let sql =
-        "SELECT seq, id, accepted_at, dedup, fingerprint, data FROM message WHERE seq > ?1 ORDER BY seq";
+    let sql = "SELECT seq, id, accepted_at, dedup, fingerprint, data, salt FROM message WHERE seq > ?1 ORDER BY seq";
     rows(connection, sql, params![after], |mut cells| {
-        Ok(Stored {
+        let mut stored = Stored {
             seq: cells.take()?,
             id: cells.take()?,
             accepted_at: cells.take()?,
             key: cells.take()?,
             fingerprint: cells.take()?,
             data: cells.take()?,
-        })
+        };
+        if let Some(salt) = cells.take::<Option<_>>()?.map(Salt::from_stored) {
+            let owner = Owner::Data { message: &stored.id, salt: &salt };
+            let whole = pieces::whole(connection, stored.data.take().unwrap_or_default(), owner);
+            stored.data = whole.expect("pieces");
+            assert!(stored.data.is_some(), "message {} has not all of its pieces", stored.seq);
+        }
+        Ok(stored)
     })
     .expect("messages")
+}
+
+/// Pieces are those of a message that is there with its content, or listed to be removed.
+pub(super) fn pieces_are_somebodys(writer: &Writer<Sqlite>) -> Result<(), Broken> {
+    const LAW: &str = "pieces belong to a message, or are to be removed";
+    let connection = &writer.database.connection;
+    let lost = "SELECT count(*) FROM piece p WHERE EXISTS (SELECT 1 FROM piece a WHERE a.message = p.message AND a.number = 0) \
+        = EXISTS (SELECT 1 FROM message m WHERE m.id = p.message AND m.data IS NOT NULL)";
+    let lost: i64 = connection.query_row(lost, [], |row| row.get(0)).expect("a count");
+    law(LAW, lost == 0, || format!("{lost} pieces"))?;
+    let ahead = pieces::ahead(connection).expect("messages");
+    let listed = &writer.memory.unclaimed;
+    law(LAW, ahead.iter().all(|message| listed.contains(message)), || format!("{ahead:?}, {listed:?}"))
 }
 
 /// What a writer keeps in memory is what its tables say.

@@ -17,13 +17,15 @@ use crate::random::Random;
 use crate::seal::Vault;
 use crate::sqlite::Sqlite;
 use crate::sqlite::{Opened, open_database};
-use crate::writer::{Condition, Health, Writer};
+use crate::writer::{Condition, Health, Piecemeal, Sizes, Writer};
 
 pub(super) const DEDUP_WINDOW: Duration = Duration::from_secs(86_400);
 pub(super) const PAYLOAD_RETENTION: Duration = Duration::from_secs(2 * 86_400);
 pub(super) const ORIGIN: &str = "sim";
 /// So few that keys are moved into their index all the time.
 const KEYS_IN_MEMORY: usize = 3;
+/// So small that there are pieces all the time, and a batch has some payloads in pieces and others not.
+const SIZES: Sizes = Sizes { piece: 16, operation: 40, payload: 40 };
 /// 2026-01-01.
 const STARTED_MICROS: i64 = 1_767_225_600_000_000;
 
@@ -112,6 +114,7 @@ impl Machine {
             condition: Condition::Working,
             asked: Default::default(),
             under_way: None,
+            piecemeal: Piecemeal::new(SIZES),
             decides_ahead: true,
             own_leases_ended: false,
         })

@@ -338,17 +338,21 @@ impl Sim {
     }
 
     fn together(&mut self, ops: &[Op], fault: Option<Fault>) -> Result<(), Broken> {
-        let (mut asked, mut sent) = (Vec::new(), Vec::new());
-        for op in ops {
-            if let Some((ask, op)) = self.ask(op) {
-                asked.push(ask);
-                sent.push(op);
-            }
+        let asked: Vec<(Asked, StoreOp)> = ops.iter().filter_map(|op| self.ask(op)).collect();
+        // What is written in pieces is done behind all else that comes with it. So that the order is known in which it is heard of, one of
+        // them rides along with the others, and each of the rest comes alone.
+        let is_for_pieces = |(_, op): &(Asked, StoreOp)| self.writer().piecemeal.is_for_pieces(op);
+        let (large, mut together): (Vec<_>, Vec<_>) = asked.into_iter().partition(is_for_pieces);
+        let mut large = large.into_iter();
+        together.extend(large.next());
+        let crashes = self.trace.crashes;
+        let (mut fault, mut next) = (fault, together);
+        while !next.is_empty() && self.trace.crashes == crashes {
+            let (asked, sent) = std::mem::take(&mut next).into_iter().unzip();
+            self.deliver(asked, sent, fault.take())?;
+            next.extend(large.next());
         }
-        if sent.is_empty() {
-            return Ok(());
-        }
-        self.deliver(asked, sent, fault)
+        Ok(())
     }
 
     pub(super) fn deliver(
@@ -360,7 +364,7 @@ impl Sim {
         let condition = self.writer().condition.clone();
         let sessions = self.sessions();
         power::arm(fault);
-        let fate = self.drive(|writer| writer.groups(sent));
+        let fate = self.drive(|writer| writer.all_at_once(sent));
         let struck = power::disarm();
         self.count(struck);
         if fate? == Fate::Crashed {
@@ -388,6 +392,7 @@ impl Sim {
                 return Ok(());
             }
             laws::memory_is_the_tables(&writer)?;
+            laws::pieces_are_somebodys(&writer)?;
             laws::counts_are_right(&self.snap, &writer.memory)?;
             laws::ready_is_right(&self.snap, &writer.memory)
         });

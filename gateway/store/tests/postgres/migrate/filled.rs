@@ -178,7 +178,9 @@ async fn lease(fixture: &Fixture, queue: &str, max: u32) -> Vec<Leased> {
 }
 
 async fn bulk(fixture: &Fixture) {
-    let batch = (0..BULK).map(|n| message(&n.to_string(), None, "x", &["in"])).collect();
+    let mut batch: Vec<_> = (0..BULK).map(|n| message(&n.to_string(), None, "x", &["in"])).collect();
+    // One that stands in pieces.
+    batch[BULK - 1].data = crate::pieces::text("large", 700_000).into_bytes();
     fixture.accept(batch).await.unwrap();
     let leased = lease(fixture, "in", 200).await;
     let items = leased.iter().take(150).map(|leased| item(leased, DELIVERED)).collect();
