@@ -13,7 +13,7 @@ use gatepost_core::message::{INLINE_DATA_BYTES_MAX, NewMessage};
 use gatepost_core::principal::{Actor, OperatorPermit};
 use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, MessageId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::call::{Answer, Claimed, ClaimedDelivery, DamagedLease, Op};
 use crate::clock::Clock;
@@ -33,6 +33,13 @@ use crate::writer::Health;
 /// Payload bytes that are hashed where the caller runs; more of them would keep others on its thread waiting.
 const PREPARED_INLINE_BYTES_MAX: usize = 256 * 1024;
 
+/// How many large operations are hashed and sealed at once: on half of the processors, so that the writer and whoever hands in small
+/// messages have the others.
+pub(crate) fn preparing() -> Arc<Semaphore> {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Arc::new(Semaphore::new((processors / 2).max(1)))
+}
+
 #[derive(Clone)]
 pub struct Store {
     pub(crate) ops: mpsc::Sender<Op>,
@@ -46,6 +53,8 @@ pub struct Store {
     pub(crate) health: Arc<Health>,
     pub(crate) recent: Arc<Recent>,
     pub(crate) remains: Remains,
+    /// Turns to hash and seal what is large.
+    pub(crate) preparing: Arc<Semaphore>,
 }
 
 impl Store {
@@ -87,6 +96,7 @@ impl Store {
         let prepared = if bytes <= PREPARED_INLINE_BYTES_MAX {
             prepare()
         } else {
+            let _turn = self.preparing.acquire().await.map_err(|_| StoreError::Stopping)?;
             let task = tokio::task::spawn_blocking(prepare);
             task.await.map_err(|error| StoreError::Database(error.to_string()))?
         };
