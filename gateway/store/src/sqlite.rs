@@ -41,6 +41,7 @@ use crate::row::Row;
 use crate::seal::{Index, Place, Vault};
 use crate::sql;
 use crate::writer::{Memory, Queue, Turn};
+use backfill::{STEP_PAGES, STEP_PAGES_OF_PIECES};
 use commit::at_commit;
 use connection::{CheckpointMode, Checkpointed, rows};
 
@@ -57,11 +58,20 @@ pub(crate) struct Sqlite {
     /// Without it the writer checkpoints alone.
     backfill: Option<Backfill>,
     purge: purge::Purge,
+    /// The newest commits have written pieces of large payloads.
+    has_pieces: bool,
 }
 
 impl Sqlite {
     pub(crate) fn new(connection: Connection, data_dir: DataDir, backfill: Option<Backfill>) -> Self {
-        Self { connection, data_dir, wal: Checkpointed::Whole, backfill, purge: Default::default() }
+        Self {
+            connection,
+            data_dir,
+            wal: Checkpointed::Whole,
+            backfill,
+            purge: Default::default(),
+            has_pieces: false,
+        }
     }
 
     pub(crate) fn close(self) -> rusqlite::Result<()> {
@@ -75,7 +85,9 @@ impl Sqlite {
         };
         let done = backfill.outcome();
         if done.is_none() {
-            backfill.tend(connection::wal_pages());
+            let step = if self.has_pieces { STEP_PAGES_OF_PIECES } else { STEP_PAGES };
+            self.has_pieces = false;
+            backfill.tend(connection::wal_pages(), step);
         }
         done.map_or(Ok(()), |done| self.backfilled(done))
     }
@@ -148,6 +160,7 @@ impl Backend for Sqlite {
     }
 
     fn commit(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
+        self.has_pieces |= !turn.pieces.is_empty();
         commit::commit(&self.connection, turn).map(|()| 0)
     }
 

@@ -21,7 +21,10 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
 /// Pages by which the WAL grows from the beginning of one to that of the next.
-const STEP_PAGES: u32 = if gatepost_faults::ON { 1 } else { 1500 };
+pub(super) const STEP_PAGES: u32 = if gatepost_faults::ON { 1 } else { 1500 };
+/// As [`STEP_PAGES`] while large payloads come in pieces: their pages come fast, and each sync of the database, for which the commits of
+/// others wait, is to find few.
+pub(super) const STEP_PAGES_OF_PIECES: u32 = if gatepost_faults::ON { 1 } else { 500 };
 /// Pages by which it may grow while the disk is given what was brought in little by little. More of them, and the sync gives it
 /// the rest at once: the WAL must not grow faster than it is brought in.
 const PATIENCE_PAGES: u32 = if gatepost_faults::ON { 20 } else { 4000 };
@@ -74,12 +77,12 @@ impl Backfill {
         Ok(Self { requests: Some(requests), outcomes, thread: Some(thread), runs: false, began_at: 0, pages })
     }
 
-    /// Begins one if the WAL, which has `pages` now, has grown enough since the last.
-    pub(crate) fn tend(&mut self, pages: u32) {
+    /// Begins one if the WAL, which has `pages` now, has grown by `step` since the last.
+    pub(crate) fn tend(&mut self, pages: u32, step: u32) {
         self.pages.store(pages, Ordering::Relaxed);
         // It may have begun anew.
         self.began_at = self.began_at.min(pages);
-        if self.runs || pages - self.began_at < STEP_PAGES {
+        if self.runs || pages - self.began_at < step {
             return;
         }
         if let Some(requests) = &self.requests {
