@@ -164,12 +164,12 @@ impl Partner {
         if desk.back.len() < BACK_MAX {
             desk.back.insert(lease.delivery, lease);
         }
-        desk.to_wake(self.connections)
+        desk.take_woken(self.connections)
     }
 
     /// What time alone brings: a probe is due.
     pub(super) fn tick(&self) -> Todo {
-        self.lock().to_wake(self.connections)
+        self.lock().take_woken(self.connections)
     }
 
     /// What somebody else has learnt of the partner.
@@ -227,7 +227,7 @@ impl Partner {
             let Some(delivery) = desk.waiting.pop_front() else { break };
             desk.give(Job { delivery, probe: false }, todo);
         }
-        todo.wake.append(&mut desk.to_wake(self.connections).wake);
+        todo.wake.append(&mut desk.take_woken(self.connections).wake);
     }
 
     fn lock(&self) -> MutexGuard<'_, Desk> {
@@ -265,7 +265,7 @@ impl Desk {
     }
 
     /// Of what has gone back, the oldest that could be taken now.
-    fn to_wake(&mut self, connections: usize) -> Todo {
+    fn take_woken(&mut self, connections: usize) -> Todo {
         let now = Instant::now();
         if self.closed || self.back.is_empty() {
             return Todo::default();
