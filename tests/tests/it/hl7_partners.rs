@@ -89,13 +89,16 @@ fn of_three_hundred_partners_those_that_are_away_hold_up_nobody_and_get_theirs_w
     // Every tenth is away: nothing listens there, or it takes messages and is silent, or it hangs up when TLS begins.
     let mut good = Vec::new();
     let (mut down, mut silent, mut plain) = (Vec::new(), Vec::new(), Vec::new());
-    let mut tables = String::new();
+    let (mut tables, mut reserved) = (String::new(), Vec::new());
     for number in 0..PARTNERS {
         let name = format!("p{number}");
         let (address, more) = match number % 30 {
             0 => {
-                let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+                // At an address where nobody else takes the port while nothing listens there.
+                let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+                let address = listener.local_addr().unwrap();
                 down.push((name.clone(), address));
+                reserved.push(listener);
                 (address, String::new())
             }
             10 => {
@@ -120,11 +123,12 @@ fn of_three_hundred_partners_those_that_are_away_hold_up_nobody_and_get_theirs_w
         };
         let _ = writeln!(tables, "{}", table(&name, &address.to_string(), &more));
     }
+    drop(reserved);
     let gateway = Gateway::builder()
         .app("ehr", &["org.hl7.v2.*"], &[])
         .adapter(
             "lab",
-            "run = \"gatepost-hl7\"\norder = \"key\"",
+            "run = \"gatepost-hl7\"\norder = \"key\"\nmax_in_flight = 600",
             "ack_timeout_ms = 3000\nconnect_timeout_ms = 2000\nidle_disconnect_ms = 2000",
         )
         .table("", &tables)
