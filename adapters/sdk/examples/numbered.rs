@@ -218,6 +218,9 @@ impl Line {
     }
 
     async fn settle_confirmed(&mut self, numbers: &[u64]) -> Result<(), Failure> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
         let mut settlement = Settlement::default();
         for number in numbers {
             let evidence = Evidence::new(Level::Transport).with("number", *number);
