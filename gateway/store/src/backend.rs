@@ -141,6 +141,8 @@ pub(crate) trait Backend: Send + 'static {
 
     /// Leaves below this index stand in durable files.
     fn leaves_filed(&mut self, below: u64) -> Result<(), CommitError>;
+    /// Whether a turn has left something of this gateway's own for the next [`Backend::tend`] to make ready: it must not wait.
+    fn has_left_notes(&self) -> bool;
     /// Whether the next [`Backend::tend`] looks at who consumes what; else it is told nothing of that.
     fn asks_who_consumes(&self) -> bool;
     /// What is to be done now and then, between commits. `consumed` are the queues that somebody here reads from.

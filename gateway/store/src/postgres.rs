@@ -477,6 +477,10 @@ impl Backend for Postgres {
         Ok(())
     }
 
+    fn has_left_notes(&self) -> bool {
+        self.left_notes
+    }
+
     fn asks_who_consumes(&self) -> bool {
         self.balance_is_due()
     }

@@ -326,6 +326,10 @@ impl Backend for Sqlite {
         self.execute(sql::LEAVES_DROP, [below]).map(drop)
     }
 
+    fn has_left_notes(&self) -> bool {
+        false
+    }
+
     fn asks_who_consumes(&self) -> bool {
         false
     }

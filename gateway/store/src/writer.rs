@@ -205,14 +205,16 @@ impl<B: Backend> Writer<B> {
         let (mut looks_at, mut tended_at) = (Instant::now(), Instant::now());
         loop {
             if self.under_way.is_some() {
-                let is_time_to_tend = tended_at.elapsed() >= TEND_INTERVAL;
+                let is_time_to_tend = tended_at.elapsed() >= TEND_INTERVAL || self.database.has_left_notes();
                 let others_wait = !chores.is_empty() || stop.has_changed().unwrap_or(true);
                 if is_time_to_tend || others_wait || Instant::now() >= looks_at {
                     self.settle_under_way();
                 } else {
                     self.gather(&mut ops, &mut drained);
                 }
-                if is_time_to_tend && self.condition == Condition::Working {
+                // What has just come about may have left something to be made ready, before anybody asks what is.
+                let has_left_notes = self.under_way.is_none() && self.database.has_left_notes();
+                if (is_time_to_tend || has_left_notes) && self.condition == Condition::Working {
                     self.tend();
                     tended_at = Instant::now();
                 }
