@@ -8,3 +8,8 @@ ALTER TABLE delivery ADD COLUMN barrier bytea;
 ALTER TABLE lane ADD COLUMN home bytea;
 -- Empty but for such deliveries that block.
 CREATE INDEX lane_of_two ON lane (queue, lane, pos) WHERE home IS NOT NULL;
+
+-- A note for each change. Where one note stood for many, a change that found it there and committed after its owner had taken it was
+-- never looked at.
+ALTER TABLE lane_changed DROP CONSTRAINT lane_changed_pkey;
+CREATE INDEX lane_changed_bucket ON lane_changed (queue, bucket, lane);

@@ -253,8 +253,8 @@ statements! {
         CROSS JOIN LATERAL (SELECT home FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.home IS NOT NULL \
         ORDER BY pos LIMIT l.width) h WHERE h.home <> l.lane";
     LANES_CHANGED_ADD = "/* lanes_changed_add */ INSERT INTO lane_changed (queue, bucket, lane) SELECT * FROM unnest($1::int[], $2::smallint[], \
-        $3::bytea[]) ON CONFLICT DO NOTHING";
-    LANES_CHANGED_TAKE = "/* lanes_changed_take */ DELETE FROM lane_changed c USING (SELECT w.queue, w.bucket, w.lane \
+        $3::bytea[])";
+    LANES_CHANGED_TAKE = "/* lanes_changed_take */ DELETE FROM lane_changed c USING (SELECT DISTINCT w.queue, w.bucket, w.lane \
         FROM unnest($1::int[], $2::smallint[]) AS o(queue, bucket) JOIN lane_changed w ON w.queue = o.queue AND w.bucket = o.bucket LIMIT $3) t \
         WHERE c.queue = t.queue AND c.bucket = t.bucket AND c.lane = t.lane RETURNING c.queue, c.lane";
     STATES_PUT = "/* states_put */ INSERT INTO adapter_state (adapter, key, value) SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[]) \

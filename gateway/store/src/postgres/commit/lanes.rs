@@ -27,12 +27,12 @@ const BEHIND: &str = "next AS MATERIALIZED (SELECT l.queue, l.bucket, h.pos, h.h
      CROSS JOIN LATERAL (SELECT pos, due, suspect, state FROM delivery WHERE pos = n.pos LIMIT 1) d \
      WHERE n.home IS NULL AND d.due IS NOT NULL AND d.state IN (0, 3) ON CONFLICT DO NOTHING), \
      of_two AS (INSERT INTO lane_changed (queue, bucket, lane) SELECT queue, (get_byte(home, 0) % 64)::smallint, home FROM next \
-     WHERE home IS NOT NULL ON CONFLICT DO NOTHING RETURNING 1)";
+     WHERE home IS NOT NULL RETURNING 1)";
 // As the statement reckons.
 const _: () = assert!(BUCKETS == 64);
 /// Notes for those who own the lanes.
 const NOTES: &str = "notes AS (INSERT INTO lane_changed (queue, bucket, lane) SELECT unnest(?::int[]), unnest(?::smallint[]), \
-     unnest(?::bytea[]) ON CONFLICT DO NOTHING)";
+     unnest(?::bytea[]))";
 #[cfg(test)]
 pub(super) const PARTS: [&str; 3] = [FIRST, BEHIND, NOTES];
 
@@ -94,8 +94,6 @@ impl<'t> Simple<'t> {
                 _ => return None,
             }
         }
-        // In one order for every node: two that leave the same notes would wait for each other.
-        simple.others.sort_unstable();
         Some(simple)
     }
 
