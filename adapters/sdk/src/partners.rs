@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::delivery::Delivery;
 use crate::evidence::Outcome;
@@ -25,7 +25,7 @@ use crate::lease::Lease;
 use crate::process::Failure;
 use crate::session::Session;
 use crate::settlement::Settlement;
-use crate::work::Worker;
+use crate::work::{OTHERS_DEADLINE, Worker};
 use brake::Sign;
 use gatepost_api::settle::{SETTLE_RESULTS_MAX, Scope};
 use partner::{Back, Job, Partner, Todo};
@@ -222,7 +222,7 @@ fn sign_of(outcome: &Outcome) -> Sign {
 
 impl Session {
     /// As [`Session::work`], for several partners behind the queue: works until the adapter is asked to stop, then finishes what has begun, gives
-    /// the rest back, and returns once the gateway knows every outcome.
+    /// the rest back, and returns once the gateway knows every outcome. The same when a worker panics.
     pub async fn work_for<D: Dispatch>(&self, work: PartnersWork, dispatch: D) -> Result<(), Failure> {
         let PartnersWork { partners, mut todo } = work;
         let room_in_all = self.max_in_flight() as usize;
@@ -232,7 +232,8 @@ impl Session {
         let mut tasks = JoinSet::new();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let mut panicked = false;
+        while !panicked {
             tokio::select! {
                 delivery = pipeline.next() => match delivery {
                     Some(delivery) => {
@@ -242,7 +243,7 @@ impl Session {
                     None => break,
                 },
                 Some((number, todo)) = todo.recv() => start(&shared, &mut tasks, number, todo),
-                Some(ended) = tasks.join_next() => ended.map_err(|_| Failure::WorkerPanicked)?,
+                Some(ended) = tasks.join_next() => panicked = ended.is_err(),
                 _ = ticks.tick() => {
                     for (number, partner) in shared.partners.all.iter().enumerate() {
                         start(&shared, &mut tasks, number, partner.tick());
@@ -250,18 +251,26 @@ impl Session {
                 }
             }
         }
-        shared.partners.all.iter().for_each(Partner::close);
-        loop {
-            while let Ok((number, todo)) = todo.try_recv() {
-                start(&shared, &mut tasks, number, todo);
-            }
-            match tasks.join_next().await {
-                Some(ended) => ended.map_err(|_| Failure::WorkerPanicked)?,
-                None => break,
-            }
+        if panicked {
+            // As in `work`: what the others have under way is no part of it.
+            self.lifetime().drain();
         }
-        pipeline.finish().await;
-        Ok(())
+        shared.partners.all.iter().for_each(Partner::close);
+        let patience = if panicked { OTHERS_DEADLINE } else { Duration::MAX };
+        let ended = timeout(patience, async {
+            loop {
+                while let Ok((number, todo)) = todo.try_recv() {
+                    start(&shared, &mut tasks, number, todo);
+                }
+                match tasks.join_next().await {
+                    Some(ended) => panicked |= ended.is_err(),
+                    None => break,
+                }
+            }
+            pipeline.finish().await;
+        });
+        let in_time = ended.await.is_ok();
+        if panicked || !in_time { Err(Failure::WorkerPanicked) } else { Ok(()) }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::session::Session;
 /// Deliveries held for each worker, the one it works on included. Enough that a worker never waits for a lease call.
 const IN_HAND_PER_WORKER: usize = 32;
 /// How long the others may take to finish what they have under way after one has panicked.
-const OTHERS_DEADLINE: Duration = Duration::from_secs(8);
+pub(crate) const OTHERS_DEADLINE: Duration = Duration::from_secs(8);
 
 /// Who does the work.
 #[derive(Debug, Clone, Copy)]

@@ -27,6 +27,8 @@ enum Mood {
     Silent,
     /// Answers when it is told to go on.
     Slow,
+    /// Its worker panics, once the partner behind it has got something.
+    Fatal,
 }
 
 #[derive(Default)]
@@ -81,6 +83,12 @@ impl Worker for Played {
             Mood::Slow => {
                 self.world.go_on.notified().await;
                 delivered()
+            }
+            Mood::Fatal => {
+                while self.world.tried(self.partner + 1) == 0 {
+                    sleep(Duration::from_millis(10)).await;
+                }
+                panic!("a fault of the adapter");
             }
         };
         locked(&self.world.at_once).entry(self.partner).or_default().0 -= 1;
@@ -371,4 +379,32 @@ async fn what_somebody_else_learns_of_a_partner_counts() {
     assert_eq!(rig.standing(0), "away");
     assert!(matches!(rig.partners.take_up(0, delivered()), Outcome::Delivered { .. }));
     assert_eq!(rig.standing(0), "up");
+}
+
+#[tokio::test]
+async fn a_worker_that_panics_costs_the_other_partners_nothing() {
+    let (mut gateway, session) = Gateway::open(json!({"max_in_flight": 4})).await;
+    let world = Arc::new(World::default());
+    world.set(0, Mood::Fatal);
+    world.set(1, Mood::Slow);
+    let setup = |name: &str| PartnerSetup { name: name.to_owned(), connections: 1 };
+    let (_partners, work) = Partners::new([setup("a"), setup("b")]);
+    let stop = session.stop();
+    let working = tokio::spawn({
+        let world = Arc::clone(&world);
+        async move { session.work_for(work, ByNumber(world)).await }
+    });
+    let leased = [0_u128, 1].map(|partner| {
+        let mut leased = leased_event(partner + 1, None, "text/plain", json!({"data": "x"}));
+        leased["event"]["to"] = partner.to_string().into();
+        leased
+    });
+    gateway.lease(&leased).await;
+    timeout(HANG, stop.requested()).await.unwrap();
+    world.go_on.notify_one();
+    let call = gateway.next("/v1/settle").await;
+    assert_eq!(call.outcomes(), [("t2", "delivered")], "and nothing of the one that it panicked over");
+    assert!(!working.is_finished());
+    call.settled("ok");
+    assert!(matches!(working.await.unwrap(), Err(Failure::WorkerPanicked)));
 }
