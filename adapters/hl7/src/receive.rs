@@ -68,6 +68,8 @@ enum Next {
 struct Question {
     body: Bytes,
     received: Received,
+    /// It came in with its stream's number, as an event whose source and id are its idempotency key.
+    is_numbered: bool,
 }
 
 /// What became of a message.
@@ -283,15 +285,14 @@ impl Receiver {
             tally.answers += 1;
             return self.in_release(Verdict::Accepted, acknowledgement(message, Verdict::Accepted, None));
         }
-        let stored = match &self.streams {
-            // What answers us is numbered by nobody.
-            Some(streams) if message.acknowledgement().is_none() => {
-                match self.store_numbered(streams, body, message, tally).await {
-                    Ok(stored) => stored,
-                    Err(answer) => return answer,
-                }
-            }
-            _ => self.store(body, message, tally).await,
+        // What answers us is numbered by nobody.
+        let streams = self.streams.as_ref().filter(|_| message.acknowledgement().is_none());
+        let stored = match streams {
+            Some(streams) => match self.store_numbered(streams, body, message, tally).await {
+                Ok(stored) => stored,
+                Err(answer) => return answer,
+            },
+            None => self.store(body, message, tally).await,
         };
         let Stored { verdict, trouble, received, expected } = stored;
         let mut answer = self.in_release(verdict, None);
@@ -303,7 +304,10 @@ impl Receiver {
             answer.frames.extend(acknowledgement);
         }
         match by_application {
-            Some(received) => answer.next = Next::Ask(Box::new(Question { body: body.clone(), received })),
+            Some(received) => {
+                let question = Question { body: body.clone(), received, is_numbered: streams.is_some() };
+                answer.next = Next::Ask(Box::new(question));
+            }
             None if self.settings.application_ack == ApplicationAck::OnCommit => {
                 let code = ack::application_code_owed(message, verdict);
                 let build = |code| ack::build(message, code, trouble.as_ref(), None, &stamp());
@@ -327,9 +331,11 @@ impl Receiver {
     }
 
     /// The application's answer to a message that is stored; in its place, when none comes in time, that there is none.
-    async fn ask(&self, Question { body, received }: &Question) -> Vec<Bytes> {
+    async fn ask(&self, Question { body, received, is_numbered }: &Question) -> Vec<Bytes> {
         let wait = self.settings.reply_timeout();
-        let reply = self.session.ask(&received.event, &received.idempotency_key, wait).await;
+        // By another key it would be another message.
+        let key = (!is_numbered).then_some(received.idempotency_key.as_str());
+        let reply = self.session.ask(&received.event, key, wait).await;
         let trouble = match reply {
             Ok(Some(reply)) => match reply_bytes(&reply).map(Bytes::from) {
                 Some(answer) if answers(&answer, body) => return vec![answer],

@@ -57,7 +57,7 @@ impl Session {
     pub async fn accept(&self, event: &Event, idempotency_key: &str) -> Result<Accepted, AcceptError> {
         // Never closed while the session lives; if it were, the gateway's own limits still hold.
         let _place = self.intake().acquire().await.ok();
-        let accepted = self.accept_now(event, idempotency_key, None).await;
+        let accepted = self.accept_now(event, Some(idempotency_key), None).await;
         accepted.map(|message| message.accepted).map_err(|error| self.refused(error))
     }
 
@@ -77,10 +77,12 @@ impl Session {
     /// Hands an event to the gateway, as [`Session::accept`], and waits so long for what becomes of it: the reply of whoever
     /// it was delivered to, if that gave one. For a message that was accepted before it waits likewise, so that what must be
     /// acknowledged first can be accepted first and asked about afterwards. `wait` counts in whole seconds.
+    ///
+    /// `idempotency_key` is the one that the event was accepted with; `None` for its source and id, as where it was emitted by a settlement.
     pub async fn ask(
         &self,
         event: &Event,
-        idempotency_key: &str,
+        idempotency_key: Option<&str>,
         wait: Duration,
     ) -> Result<Option<Reply>, AcceptError> {
         let _place = self.asking().acquire().await.ok();
@@ -124,7 +126,7 @@ impl Session {
     async fn accept_now(
         &self,
         event: &Event,
-        idempotency_key: &str,
+        idempotency_key: Option<&str>,
         wait: Option<Duration>,
     ) -> Result<Answered, CallError> {
         let body = serde_json::to_vec(event).map_err(CallError::Unencodable)?;
@@ -146,13 +148,14 @@ impl Session {
         (call.method, call.body) = (Method::POST, data);
         // An attribute that is no header is none of a valid event either, and the gateway would say so.
         call.headers = binary::headers(event).unwrap_or_default();
-        self.hand_in(call, idempotency_key).await
+        self.hand_in(call, Some(idempotency_key)).await
     }
 
-    async fn hand_in(&self, call: Call, idempotency_key: &str) -> Result<Answered, CallError> {
+    async fn hand_in(&self, call: Call, idempotency_key: Option<&str>) -> Result<Answered, CallError> {
         let mut call = call.header(EPOCH, HeaderValue::from(self.epoch()));
-        match HeaderValue::from_str(idempotency_key) {
-            Ok(key) => call = call.header(IDEMPOTENCY_KEY, key),
+        match idempotency_key.map(HeaderValue::from_str).transpose() {
+            Ok(Some(key)) => call = call.header(IDEMPOTENCY_KEY, key),
+            Ok(None) => {}
             // Then source and id decide, as for any event.
             Err(error) => tracing::warn!(error = %Chain(&error), "the idempotency key is not a header value"),
         }

@@ -424,7 +424,7 @@ async fn an_unreachable_gateway_is_noticed_for_as_long_as_it_lasts() {
 #[tokio::test]
 async fn asking_waits_for_the_reply_of_whoever_it_was_delivered_to() {
     let (mut gateway, session) = Gateway::open(json!({})).await;
-    let asking = tokio::spawn(async move { session.ask(&event(), "k1", Duration::from_secs(9)).await });
+    let asking = tokio::spawn(async move { session.ask(&event(), Some("k1"), Duration::from_secs(9)).await });
     let call = gateway.next("/v1/messages").await;
     assert_eq!(call.headers["prefer"], "wait=9");
     assert_eq!(call.headers["idempotency-key"], "k1");

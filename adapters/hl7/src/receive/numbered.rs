@@ -1,6 +1,7 @@
 //! Transactions that partners number: each is stored together with its number, and answered with the one that is expected next.
 //!
-//! A stream is who sends what to whom (MSH-3 to MSH-6). Of each, one transaction at a time is looked at, whatever connection it comes over.
+//! A stream is who sends what to whom (MSH-3 to MSH-6), where there are several partners of the one that it comes from: nobody else's
+//! messages are to move its numbers. Of each, one transaction at a time is looked at, whatever connection it comes over.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,7 +84,10 @@ impl Receiver {
         message: &Message<'_>,
         tally: &mut Tally,
     ) -> Result<Stored, Answer> {
-        let key = format!("{PREFIX}{}", digest(&message.stream()));
+        let key = match &self.settings.partner {
+            Some(partner) => format!("{PREFIX}{partner}/{}", digest(&message.stream())),
+            None => format!("{PREFIX}{}", digest(&message.stream())),
+        };
         let Some(stream) = streams.get(&key) else {
             tally.tell_refusal(&"there are too many streams of numbered transactions");
             return Ok(Stored::refused(Trouble::internal("too many streams of numbered transactions")));
@@ -104,8 +108,12 @@ impl Receiver {
         };
         match step {
             Step::Tell => only(Verdict::Accepted, None, expected),
-            // Whoever sent it again has not heard that it is stored.
-            Step::Again => only(Verdict::Accepted, None, expected),
+            // Whoever sent it again has not heard that it is stored, nor what else it is owed: an application's answer is asked for again.
+            Step::Again => {
+                let origin = Origin { settings: &self.settings, source: &self.source };
+                let received = origin.event(body, message).ok();
+                Ok(Stored { verdict: Verdict::Accepted, trouble: None, received, expected })
+            }
             Step::Forget => {
                 let mut settlement = Settlement::default();
                 settlement.state = changes(&key, &Incoming::default());

@@ -367,7 +367,7 @@ async fn the_application_acknowledgement_follows_where_the_adapter_is_to_give_it
 }
 
 /// Answers a call that waits for a reply.
-fn reply(call: Call, text: Option<&str>) {
+pub(super) fn reply(call: Call, text: Option<&str>) {
     assert_eq!(call.headers["prefer"], "wait=20");
     let reply = text.map(|text| json!({"datacontenttype": "text/plain", "data": text}));
     let id = "00000000-0000-0000-0000-000000000001";

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::enhanced::{PAUSE, Whole, encoded, leased};
-use super::receiving::msa;
+use super::receiving::{msa, reply};
 use super::{adt, body_of, is_closed, write};
 use crate::adapter::Hl7;
 use crate::channel::Channel;
@@ -317,4 +317,46 @@ async fn each_stream_has_numbers_of_its_own_and_an_unreadable_one_takes_nothing(
     assert_eq!(msa(&body_of(&mut partner).await), "MSA|AA|M1||1");
     write(&mut partner, &theirs(1)).await;
     assert_eq!(msa(&body_of(&mut partner).await), "MSA|AR|O1|out of sequence");
+}
+
+#[tokio::test]
+async fn a_numbered_query_is_one_message_and_sent_again_it_gets_the_applications_answer() {
+    let settings = json!({"sequence_numbers": {"receive": true}, "reply_from_app": ["QBP"]});
+    let mut whole = Whole::start(settings, json!({})).await;
+    let query = Bytes::from_static(b"MSH|^~\\&|EHR|C|LAB|H|2026||QBP^Q22|Q1|P|2.5|7\rQPD|x\r");
+    let answer = "MSH|^~\\&|C|D|A|B|||RSP^K22|R1|P|2.5\rMSA|AE|Q1\r";
+    let mut partner = whole.connect().await;
+    write(&mut partner, &query).await;
+    let (call, _) = taken_in(&mut whole, "Q1").await;
+    let emitted = call.body["emit"][0].clone();
+    call.settled("ok");
+    for again in [true, false] {
+        let asked = whole.gateway.next("/v1/messages").await;
+        assert!(!asked.headers.contains_key("idempotency-key"), "it would be stored a second time");
+        assert_eq!(asked.body, emitted);
+        if again {
+            // Its connection is cut before the answer comes.
+            drop(std::mem::replace(&mut partner, whole.connect().await));
+            write(&mut partner, &query).await;
+        }
+        reply(asked, Some(answer));
+    }
+    assert_eq!(body_of(&mut partner).await, answer.as_bytes(), "and no acknowledgement that nobody gave");
+}
+
+#[tokio::test]
+async fn no_partner_moves_the_numbers_of_another() {
+    let settings = json!({"connect": null, "sequence_numbers": {"receive": true}, "partners": [
+        {"name": "lab", "from": ["127.0.0.2"]}, {"name": "ward", "from": ["127.0.0.3"]},
+    ]});
+    let mut whole = Whole::start(settings, json!({})).await;
+    let (mut lab, mut ward) = (whole.connect_from("127.0.0.2").await, whole.connect_from("127.0.0.3").await);
+    write(&mut lab, &numbered("M7", 7)).await;
+    taken_in(&mut whole, "M7").await.0.settled("ok");
+    assert_eq!(msa(&body_of(&mut lab).await), "MSA|AA|M7||7");
+    write(&mut ward, &Bytes::from_static(b"MSH|^~\\&|EHR|C|LAB|H|2026||ADT^A01|R1|P|2.5|-1\r")).await;
+    whole.gateway.next("/v1/settle").await.settled("ok");
+    assert_eq!(msa(&body_of(&mut ward).await), "MSA|AA|R1||-1");
+    write(&mut lab, &numbered("M9", 9)).await;
+    assert_eq!(msa(&body_of(&mut lab).await), "MSA|AR|M9|out of sequence|8");
 }
