@@ -235,7 +235,7 @@ impl Supervision {
         let socket = self.socket.insert(socket);
         let sessions = self.shared.sessions();
         let purpose = Purpose::Work { socket: socket.path() };
-        let Spec { name, sandbox, implied, .. } = &self.wish.spec;
+        let Spec { name, sandbox, implied, settings, .. } = &self.wish.spec;
         let mut policy = Policy::new(sandbox, implied, &command);
         policy.control =
             self.world.mark.as_ref().and_then(|mark| Control::new(name, mark, sandbox.resources));
@@ -243,7 +243,7 @@ impl Supervision {
         let mut process = self.world.launcher.launch(launch).await?;
         socket.allow(Rules {
             connect: sandbox.allow.and(implied).connect,
-            files: Handover::new(sandbox, implied, &self.world.data_dir),
+            files: Handover::new(sandbox, implied, settings, &self.world.data_dir),
         });
         socket.admit(Some(process.pid()));
         {

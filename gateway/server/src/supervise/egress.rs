@@ -38,6 +38,8 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 const AT_ONCE_MAX: usize = 256;
 /// Names that are looked up for one adapter at a time.
 const LOOKUPS_MAX: usize = 8;
+/// Files that are opened for one adapter at a time.
+const OPENINGS_MAX: usize = 4;
 /// How long a name may take to be found.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(10);
 /// Addresses of a name that are tried.
@@ -50,7 +52,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// After `accept` failed, which is for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The log tells of an adapter's refusals this often; the audit log counts all.
+/// The log tells of an adapter's refusals, and of files that cannot be opened for it, this often; the audit log counts all refusals.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// What the process that is let in may ask for.
@@ -89,7 +91,9 @@ impl Egress {
     pub(super) fn open(socket: EgressSocket, server: Arc<Server>) -> Self {
         let (allowed, rules) = watch::channel(Arc::default());
         let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
-        let desk = Arc::new(Desk { server, rules, lookups, told: Mutex::default(), socket });
+        let openings = Arc::new(Semaphore::new(OPENINGS_MAX));
+        let (told, told_failure) = (Mutex::default(), Mutex::default());
+        let desk = Arc::new(Desk { server, rules, lookups, openings, told, told_failure, socket });
         Self { allowed, serving: tokio::spawn(desk.serve()) }
     }
 
@@ -121,7 +125,9 @@ struct Desk {
     socket: EgressSocket,
     rules: watch::Receiver<Arc<Rules>>,
     lookups: Arc<Semaphore>,
+    openings: Arc<Semaphore>,
     told: Mutex<Option<Instant>>,
+    told_failure: Mutex<Option<Instant>>,
 }
 
 impl Desk {
@@ -193,13 +199,15 @@ impl Desk {
                 Ok(socket.into())
             }
             Asked::File(path) => {
-                // On a thread apart: it may lie on another host.
+                // It may lie on another host.
                 let named = path.clone();
-                let opened = spawn_blocking(move || rules.files.open(&named)).await;
+                let opened = apart(&self.openings, move || rules.files.open(&named)).await;
                 opened.map_err(|_| Failed::Other)?.map(OwnedFd::from).map_err(|error| {
-                    let adapter = self.socket.adapter();
-                    let path = printable(path.as_os_str().as_encoded_bytes());
-                    tracing::warn!(adapter, path, %error, "a file cannot be opened for an adapter");
+                    if is_due(&self.told_failure) {
+                        let adapter = self.socket.adapter();
+                        let path = printable(path.as_os_str().as_encoded_bytes());
+                        tracing::warn!(adapter, path, %error, "a file cannot be opened for an adapter");
+                    }
                     Failed::NotOpened
                 })
             }
@@ -208,9 +216,7 @@ impl Desk {
 
     fn refuse(&self, code: RefusalCode, request: &[u8]) {
         self.socket.count_refusal(&self.server, code);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            *told = Some(Instant::now());
+        if is_due(&self.told) {
             let asked = printable(request);
             let adapter = self.socket.adapter();
             tracing::warn!(
@@ -222,6 +228,16 @@ impl Desk {
             );
         }
     }
+}
+
+/// Whether it is time to tell again, which counts as done.
+fn is_due(told: &Mutex<Option<Instant>>) -> bool {
+    let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_due = told.is_none_or(|at| at.elapsed() >= TELL_EVERY);
+    if is_due {
+        *told = Some(Instant::now());
+    }
+    is_due
 }
 
 /// The request without its end of line; as far as it came, if that is too long or has no end.
@@ -296,22 +312,26 @@ async fn connect(target: &Target, lookups: &Arc<Semaphore>) -> Result<TcpStream,
     first_of(addresses).await
 }
 
-/// A search holds one of the threads that all of the gateway shares, and cannot be broken off: it has its place until it ends, whoever
+/// Work that holds one of the threads that all of the gateway shares, and cannot be broken off: it has its place until it ends, whoever
 /// still waits for it.
+async fn apart<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    let working = spawn_blocking(move || {
+        let _place = place;
+        work()
+    });
+    working.await.map_err(io::Error::other)
+}
+
 async fn look_up(
     lookups: &Arc<Semaphore>,
     search: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
 ) -> Result<Vec<SocketAddr>, Failed> {
-    let found = async {
-        let place = Arc::clone(lookups).acquire_owned().await.map_err(io::Error::other)?;
-        let searching = spawn_blocking(move || {
-            let _place = place;
-            search()
-        });
-        searching.await?
-    };
-    match timeout(LOOKUP_DEADLINE, found).await {
-        Ok(found) => found.map_err(|_| Failed::NameNotKnown),
+    match timeout(LOOKUP_DEADLINE, apart(lookups, search)).await {
+        Ok(found) => found.flatten().map_err(|_| Failed::NameNotKnown),
         Err(_) => Err(Failed::TimedOut),
     }
 }
@@ -455,7 +475,8 @@ mod tests {
         let name = format!("/etc/{}", "n".repeat(1000));
         let read = vec!["/etc/lab cert.pem".into(), PathBuf::from(&name)];
         let implied = Access { read, ..Access::default() };
-        let files = Handover::new(&Sandbox::default(), &implied, Path::new("/var/lib/gatepost"));
+        let settings = serde_json::Map::from_iter([("files".to_owned(), serde_json::json!(implied.read))]);
+        let files = Handover::new(&Sandbox::default(), &implied, &settings, Path::new("/var/lib/gatepost"));
         let rules = Rules { connect: vec![Connect::Anywhere], files };
         let asked = |request: &str| asked(request.as_bytes(), &rules);
         for named in ["/etc/lab cert.pem", &name] {

@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
+use serde_json::{Map, Value};
 
 use crate::config::{Access, Level, Sandbox};
 
@@ -48,14 +49,25 @@ pub(super) enum HandoverError {
 impl Handover {
     /// For a process with what the configuration allows and `implied`, of the gateway on `data_dir`. Nothing where its files are not
     /// limited in any case: what it can write to is not known then, and it needs nobody to open what its user may read.
-    pub(super) fn new(sandbox: &Sandbox, implied: &Access, data_dir: &Path) -> Self {
+    ///
+    /// What the program says that its `settings` imply counts as far as they name it in these words: else it would choose by itself what
+    /// is opened with the gateway's rights.
+    pub(super) fn new(
+        sandbox: &Sandbox,
+        implied: &Access,
+        settings: &Map<String, Value>,
+        data_dir: &Path,
+    ) -> Self {
         match sandbox.level {
             Level::Strict | Level::Standard => {}
             Level::Minimal | Level::Off => return Self::default(),
         }
-        let Access { read, write, .. } = sandbox.allow.and(implied);
+        let is_named = |path: &&PathBuf| settings.values().any(|value| names(value, path));
+        let implied_read = implied.read.iter().filter(is_named);
+        let readable = sandbox.allow.read.iter().chain(implied_read).cloned().collect();
+        let write = sandbox.allow.write.iter().chain(&implied.write);
         let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        Self { readable: read, writable: write.iter().map(|path| real(path)).collect(), kept: real(data_dir) }
+        Self { readable, writable: write.map(|path| real(path)).collect(), kept: real(data_dir) }
     }
 
     /// Whether the adapter may read what has this name, as it is spelled. What lies in a directory that it may read it can open by itself.
@@ -121,6 +133,16 @@ impl Handover {
     }
 }
 
+/// Whether a value of the settings is this path, or holds it.
+fn names(value: &Value, path: &Path) -> bool {
+    match value {
+        Value::String(text) => path.as_os_str() == text.as_str(),
+        Value::Array(values) => values.iter().any(|value| names(value, path)),
+        Value::Object(values) => values.values().any(|value| names(value, path)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
 fn steps(path: &Path) -> VecDeque<OsString> {
     let parts = path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -134,6 +156,8 @@ fn steps(path: &Path) -> VecDeque<OsString> {
 mod tests {
     use std::io::Read as _;
     use std::os::unix::fs::symlink;
+
+    use serde_json::json;
 
     use super::*;
 
@@ -160,8 +184,10 @@ mod tests {
         fn handover(&self, level: Level) -> Handover {
             let mut sandbox = Sandbox { level, ..Sandbox::default() };
             sandbox.allow.write = vec![self.path("adapter")];
-            let implied = Access { read: vec![self.path("certs/cert.pem")], ..Access::default() };
-            Handover::new(&sandbox, &implied, &self.path("data"))
+            let read = vec![self.path("certs/cert.pem"), self.path("archive/unnamed")];
+            let implied = Access { read, ..Access::default() };
+            let tls = json!({"ca_files": [self.path("certs/cert.pem")], "connect": "archive/unnamed"});
+            Handover::new(&sandbox, &implied, &Map::from_iter([("tls".to_owned(), tls)]), &self.path("data"))
         }
 
         fn read(&self, name: &str) -> Result<String, HandoverError> {
@@ -209,6 +235,9 @@ mod tests {
         for other in ["certs/other.pem", "certs", "certs/../certs/cert.pem", "data/key"] {
             assert!(matches!(host.read(other), Err(HandoverError::NotAllowed)), "{other}");
         }
+        // The program says that its settings imply it, and they do not.
+        fs::write(host.path("archive/unnamed"), "the gateway may read it").unwrap();
+        assert!(matches!(host.read("archive/unnamed"), Err(HandoverError::NotAllowed)));
         for level in [Level::Minimal, Level::Off] {
             let opened = host.handover(level).open(&host.path("certs/cert.pem"));
             assert!(matches!(opened, Err(HandoverError::NotAllowed)), "{level:?}");

@@ -19,7 +19,7 @@ pub(super) struct Spec {
     pub(super) name: String,
     pub(super) run: Run,
     /// The rest goes into the session's answer, which a process reads once.
-    settings: serde_json::Map<String, serde_json::Value>,
+    pub(super) settings: serde_json::Map<String, serde_json::Value>,
     on_doubt: OnDoubt,
     confirm: Option<Level>,
     window: u32,
