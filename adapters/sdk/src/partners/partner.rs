@@ -63,7 +63,7 @@ struct Desk {
     free: BTreeMap<usize, oneshot::Sender<Job>>,
     hired: usize,
     working: usize,
-    /// Gone back, oldest first: ids are in the order of acceptance.
+    /// Gone back, oldest first as far as ids tell, which is to a millisecond.
     back: BTreeMap<Uuid, Lease>,
     woken: BTreeSet<Uuid>,
     woken_at: Instant,
