@@ -19,6 +19,7 @@ use crate::seal::{Index, Owner, Place};
 use gatepost_core::Order;
 use gatepost_core::delivery::{Change, Event, Record};
 use gatepost_core::principal::Actor;
+use serde_json::Value;
 
 /// Most deliveries moved in one commit.
 const STEP_DELIVERIES_MAX: u32 = 250;
@@ -112,9 +113,18 @@ impl<B: Backend> Writer<B> {
         };
         let place = Place { table: "message", column: "attributes", row: seq };
         let attributes = self.vault.open(&sealed, Owner::Attributes { message: &message }, place)?;
-        let attributes: serde_json::Value =
-            serde_json::from_slice(&attributes).map_err(|_| place.corrupt())?;
-        Ok(["partitionkey", "barrierkey"].map(|name| attributes[name].as_str().map(str::to_owned)))
+        let attributes: Value = serde_json::from_slice(&attributes).map_err(|_| place.corrupt())?;
+        Ok(["partitionkey", "barrierkey"].map(|name| key_text(&attributes[name])))
+    }
+}
+
+/// An ordering key as an accept takes it: an attribute may be an integer or a boolean too.
+fn key_text(attribute: &Value) -> Option<String> {
+    match attribute {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(is) => Some(is.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
 }
 

@@ -121,6 +121,34 @@ async fn the_lane_is_the_new_destinations_order() {
     end(fixture).await;
 }
 
+/// An extension attribute may be an integer or a boolean; the key is its text then.
+#[tokio::test]
+async fn keys_that_are_no_strings_are_keys_at_the_new_destination_too() {
+    let fixture = Fixture::new(vec![queue("old", keyed()), queue("new", keyed())]).await;
+    let session = fixture.session("new").await;
+    let send = async |id: &str, keys: [Option<&str>; 2]| {
+        let named = ["partitionkey", "barrierkey"].into_iter().zip(keys);
+        let named: String = named.filter_map(|(name, key)| Some(format!(r#","{name}":{}"#, key?))).collect();
+        let attributes = format!(r#"{{"specversion":"1.0","id":"{id}","source":"/test","type":"t"{named}}}"#);
+        let message = NewMessage {
+            attributes: attributes.into_bytes(),
+            barrier_key: keys[1].map(Into::into),
+            ..message(id, keys[0], id, &["old"])
+        };
+        fixture.accept(vec![message]).await.unwrap();
+    };
+    send("1", [Some("42"), None]).await;
+    send("2", [Some("42"), Some("true")]).await;
+    send("3", [Some("true"), None]).await;
+    assert_eq!(move_all(&fixture, "old", "new").await, (3, 0));
+    for expected in ["1", "2", "3"] {
+        let leased = fixture.lease("new", session, 10).await;
+        assert_eq!(texts(&leased), [expected]);
+        fixture.taken("new", session, &leased[0], DELIVERED).await;
+    }
+    end(fixture).await;
+}
+
 #[tokio::test]
 async fn what_a_partner_may_have_stays_and_so_does_what_waits_behind_it() {
     let fixture = Fixture::new(vec![queue("old", doubting(OnDoubt::Hold)), queue("new", keyed())]).await;
