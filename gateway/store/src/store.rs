@@ -96,8 +96,12 @@ impl Store {
         let prepared = if bytes <= PREPARED_INLINE_BYTES_MAX {
             prepare()
         } else {
-            let _turn = self.preparing.acquire().await.map_err(|_| StoreError::Stopping)?;
-            let task = tokio::task::spawn_blocking(prepare);
+            let turn = Arc::clone(&self.preparing).acquire_owned().await.map_err(|_| StoreError::Stopping)?;
+            let task = tokio::task::spawn_blocking(move || {
+                // Until it is done, also when nobody waits for it any more.
+                let _turn = turn;
+                prepare()
+            });
             task.await.map_err(|error| StoreError::Database(error.to_string()))?
         };
         prepared.map_err(|error| StoreError::Database(error.to_string()))
