@@ -92,7 +92,7 @@ impl Egress {
         let (allowed, rules) = watch::channel(Arc::default());
         let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
         let openings = Arc::new(Semaphore::new(OPENINGS_MAX));
-        let (told, told_failure) = (Mutex::default(), Mutex::default());
+        let (told, told_failure) = (<[_; 2]>::default(), Mutex::default());
         let desk = Arc::new(Desk { server, rules, lookups, openings, told, told_failure, socket });
         Self { allowed, serving: tokio::spawn(desk.serve()) }
     }
@@ -126,7 +126,8 @@ struct Desk {
     rules: watch::Receiver<Arc<Rules>>,
     lookups: Arc<Semaphore>,
     openings: Arc<Semaphore>,
-    told: Mutex<Option<Instant>>,
+    /// Of connections and of files: neither hides the other.
+    told: [Mutex<Option<Instant>>; 2],
     told_failure: Mutex<Option<Instant>>,
 }
 
@@ -216,7 +217,8 @@ impl Desk {
 
     fn refuse(&self, code: RefusalCode, request: &[u8]) {
         self.socket.count_refusal(&self.server, code);
-        if is_due(&self.told) {
+        let asks_for_file = request.first() == Some(&b'/');
+        if is_due(&self.told[usize::from(asks_for_file)]) {
             let asked = printable(request);
             let adapter = self.socket.adapter();
             tracing::warn!(
@@ -224,7 +226,7 @@ impl Desk {
                 asked,
                 code = code.as_str(),
                 "an adapter asked for a {} that it may not have; further ones are counted in the audit log",
-                if asked.starts_with('/') { "file" } else { "connection" }
+                if asks_for_file { "file" } else { "connection" }
             );
         }
     }
