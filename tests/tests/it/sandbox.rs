@@ -327,8 +327,12 @@ fn r5_a_host_that_is_not_allowed_is_refused_told_and_reached_once_it_is_allowed(
     );
     let refused = |entry: &Value| entry["code"] == "host_not_allowed" && entry.to_string().contains("hook");
     until("it is an entry of the audit log", || gateway.audit_log().iter().any(refused).then_some(()));
-    let delivery = gateway.delivery(message);
-    assert_eq!((&delivery["state"], &delivery["attempts"]), (&json!("waiting"), &json!(0)), "{delivery}");
+    // Between two probes.
+    let delivery = until("it waits", || {
+        let delivery = gateway.delivery(message);
+        (delivery["state"] == "waiting").then_some(delivery)
+    });
+    assert_eq!(delivery["attempts"], 0, "{delivery}");
 
     let text = std::fs::read_to_string(gateway.config()).unwrap();
     std::fs::write(gateway.config(), text.replace(&format!("[{address:?}]"), &format!("[{name:?}]")))
