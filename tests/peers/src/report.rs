@@ -1,4 +1,4 @@
-//! Medians over the rounds, the ratios that count, and the table for the README.
+//! Medians over the rounds, the ratios that count, and the table for docs/measurements.md.
 
 use serde::Serialize;
 use serde_json::Value;

@@ -1,6 +1,7 @@
 //! Rules about the work tree itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use gatepost_tests::source;
@@ -99,13 +100,13 @@ fn rows<'t>(text: &'t str, columns: &str) -> Vec<&'t str> {
         .collect()
 }
 
-/// What is wrong with a row: it names no test, or one that is not where it says.
-fn unproved(row: &str) -> Vec<String> {
+/// What is wrong with a row of a document in `directory`: it names no test, or one that is not where it says.
+fn unproved(row: &str, directory: &Path) -> Vec<String> {
     let tests = row.split("[`").skip(1).filter_map(|rest| rest.split_once("`](")).collect::<Vec<_>>();
     let mut wrong = Vec::new();
     for (name, rest) in &tests {
         let file = rest.split(')').next().unwrap_or_default();
-        let code = std::fs::read_to_string(source("..").join(file)).unwrap_or_default();
+        let code = std::fs::read_to_string(directory.join(file)).unwrap_or_default();
         // As a test is written: with the attribute above it, and perhaps others in between.
         let code = code.replace("tokio::test(", "test]");
         let is_test = code.split("test]").skip(1).any(|after| {
@@ -129,28 +130,111 @@ fn every_test_that_security_names_exists_and_every_threat_has_one() {
     let text = std::fs::read_to_string(source("../SECURITY.md")).unwrap();
     let rows = rows(&text, "| threat | defence | test |");
     assert!(rows.len() > 25, "the table is not found any more");
-    let wrong: Vec<String> = rows.iter().flat_map(|row| unproved(row)).collect();
+    let root = source("..");
+    let wrong: Vec<String> = rows.iter().flat_map(|row| unproved(row, &root)).collect();
     assert!(wrong.is_empty(), "SECURITY.md: {wrong:#?}");
 
     let this = "tests/tests/it/rules.rs";
     let good = format!("| a | b | [`crates_import_in_one_direction`]({this}) |");
-    assert_eq!(unproved(&good), Vec::<String>::new());
+    assert_eq!(unproved(&good, &root), Vec::<String>::new());
     for bad in [
         format!("| a | b | [`no_such_test`]({this}) |"),
         "| a | b | [`crates_import_in_one_direction`](tests/nowhere.rs) |".to_owned(),
         format!("| a | b | [`unproved`]({this}) |"),
         "| a | b | none yet |".to_owned(),
     ] {
-        assert_eq!(unproved(&bad).len(), 1, "{bad}");
+        assert_eq!(unproved(&bad, &root).len(), 1, "{bad}");
+    }
+}
+
+/// The documents that people read, and the directory of each.
+fn documents() -> Vec<(PathBuf, PathBuf)> {
+    ["..", "../docs", "../docs/adapters"]
+        .iter()
+        .flat_map(|directory| {
+            let directory = source(directory);
+            let entries = std::fs::read_dir(&directory).unwrap();
+            let paths = entries.map(|entry| entry.unwrap().path());
+            let pages = paths.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+            pages.map(|page| (page, directory.clone())).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn every_test_that_the_documents_name_exists() {
+    let mut found = 0;
+    let mut wrong = Vec::new();
+    for (page, directory) in documents() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for line in text.lines().filter(|line| line.contains("[`") && line.contains(".rs)")) {
+            found += 1;
+            wrong.extend(unproved(line, &directory).into_iter().map(|what| (page.clone(), what)));
+        }
+    }
+    assert!(found > 60, "the proofs are not found any more");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The targets of a page's links, but not of those in its examples.
+fn links(text: &str) -> Vec<&str> {
+    let prose = text.split("```").step_by(2);
+    let after = prose.flat_map(|prose| prose.split("](").skip(1));
+    after.filter_map(|rest| rest.split_once(')')).map(|(target, _)| target).collect()
+}
+
+/// What a page's headings are called in links to them, by GitHub's rule.
+fn anchors(text: &str) -> HashSet<String> {
+    let prose = text.split("```").step_by(2).flat_map(str::lines);
+    let headings = prose.filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let anchor = |heading: &str| {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+        kept.collect::<String>().to_lowercase().replace(' ', "-")
+    };
+    headings.map(anchor).collect()
+}
+
+/// What is wrong with the links of a page in `directory`.
+fn broken(text: &str, directory: &Path) -> Vec<String> {
+    let leads_nowhere = |target: &&str| {
+        if target.starts_with("https://") {
+            return false;
+        }
+        let (path, anchor) = target.split_once('#').map_or((*target, None), |(path, to)| (path, Some(to)));
+        let to = directory.join(path);
+        let there = match path {
+            "" => Some(text.to_owned()),
+            _ if to.is_dir() => Some(String::new()),
+            _ => std::fs::read_to_string(to).ok(),
+        };
+        there.is_none_or(|there| anchor.is_some_and(|anchor| !anchors(&there).contains(anchor)))
+    };
+    links(text).into_iter().filter(leads_nowhere).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_link_of_the_documents_leads_somewhere() {
+    let pages = documents();
+    let texts = pages.iter().map(|(page, _)| std::fs::read_to_string(page).unwrap());
+    assert!(texts.map(|text| links(&text).len()).sum::<usize>() > 150, "the links are not found any more");
+    for (page, directory) in pages {
+        let wrong = broken(&std::fs::read_to_string(&page).unwrap(), &directory);
+        assert!(wrong.is_empty(), "{}: {wrong:?}", page.display());
+    }
+
+    let page = "# One, and *two*\n[a](#one-and-two) [b](docs/limits.md#limits) [c](docs) [d](https://example.org)\n```\n[e](nowhere)\n```\n";
+    assert_eq!(broken(page, &source("..")), Vec::<String>::new());
+    for bad in ["#two", "docs/limits.md#nowhere", "docs/nowhere.md"] {
+        assert_eq!(broken(&format!("# One\n[a]({bad})"), &source("..")), [bad]);
     }
 }
 
 #[test]
-fn every_test_that_the_readme_names_exists() {
-    let text = std::fs::read_to_string(source("../README.md")).unwrap();
-    let proofs: Vec<&str> =
-        text.lines().filter(|line| line.contains("[`") && line.contains(".rs)")).collect();
-    assert!(proofs.len() > 20, "the proofs are not found any more");
-    let wrong: Vec<String> = proofs.iter().flat_map(|line| unproved(line)).collect();
-    assert!(wrong.is_empty(), "README.md: {wrong:#?}");
+fn the_adapter_that_the_page_shows_is_the_one_that_is_tested() {
+    let page = std::fs::read_to_string(source("../docs/adapters/protocol.md")).unwrap();
+    let program = std::fs::read_to_string(source("adapter.py")).unwrap();
+    assert!(
+        page.contains(&format!("```python\n{program}```\n")),
+        "docs/adapters/protocol.md shows another program"
+    );
 }

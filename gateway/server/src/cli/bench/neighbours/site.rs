@@ -1,4 +1,4 @@
-//! The configuration: a well-behaved app, and two greedy ones with the limits that README's example gives.
+//! The configuration: a well-behaved app, and two greedy ones with the limits of the example in docs/configuration.md.
 
 use std::path::Path;
 
