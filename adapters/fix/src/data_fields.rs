@@ -1,6 +1,6 @@
 //! Fields that may hold any bytes, SOH among them: a length field directly before them says how many.
 
-use crate::message::Tag;
+use crate::value::Tag;
 
 /// Which length field announces which data field.
 #[derive(Debug, Clone, PartialEq, Eq)]

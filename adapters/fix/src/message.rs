@@ -9,10 +9,7 @@ use memchr::memchr;
 
 use crate::data_fields::DataFields;
 use crate::value;
-
-/// A field's number. 0 stands for a number that is no tag: 0 itself, a negative one, one with leading zeros or more than nine
-/// digits. Validation answers those; other texts before `=` make a message garbled.
-pub type Tag = u32;
+pub use crate::value::Tag;
 
 /// Ends every field.
 pub const SOH: u8 = 0x01;

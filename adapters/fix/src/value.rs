@@ -6,6 +6,10 @@ use std::fmt;
 
 use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
+/// A field's number. 0 stands for a number that is no tag: 0 itself, a negative one, one with leading zeros or more than nine
+/// digits. Validation answers those; other texts before `=` make a message garbled.
+pub type Tag = u32;
+
 /// Digits of a second's fraction that a time is written with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Precision {

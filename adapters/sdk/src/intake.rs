@@ -19,8 +19,6 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static(gatepost_api::IDEMPO
 
 /// Most events that are accepted in one; the gateway's limit.
 pub const ACCEPT_EVENTS_MAX: usize = 1000;
-/// Most events at a time whose reply is waited for; their waiting keeps nobody else from being accepted.
-pub(crate) const ASKS_IN_FLIGHT_MAX: usize = 8;
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const ACCEPT_DEADLINE: Duration = Duration::from_secs(20);
 

@@ -27,6 +27,8 @@ const SESSION_DEADLINE: Duration = Duration::from_secs(30);
 /// Most events on their way to the gateway at a time; further ones wait, and so do the partners behind them. Together with
 /// everything else far below the 64 connections that the gateway grants one adapter.
 const ACCEPTS_IN_FLIGHT_MAX: usize = 32;
+/// Most events at a time whose reply is waited for; their waiting keeps nobody else from being accepted.
+const ASKS_IN_FLIGHT_MAX: usize = 8;
 /// Most large payloads on their way from the gateway at a time.
 const DATA_IN_FLIGHT_MAX: usize = 16;
 
@@ -97,7 +99,7 @@ impl Session {
             client,
             lifetime,
             intake: Semaphore::new(ACCEPTS_IN_FLIGHT_MAX),
-            asking: Semaphore::new(crate::intake::ASKS_IN_FLIGHT_MAX),
+            asking: Semaphore::new(ASKS_IN_FLIGHT_MAX),
             large_payloads: Semaphore::new(DATA_IN_FLIGHT_MAX),
             epoch: opened.epoch,
             name: opened.name,

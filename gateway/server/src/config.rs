@@ -30,6 +30,7 @@ mod listens;
 mod load;
 mod names;
 mod owners;
+mod path;
 mod places;
 mod principals;
 mod queues;

@@ -20,7 +20,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::explain::explain;
-use super::settings::{ConnectTls, Misset};
+use super::misset::Misset;
+use super::settings::ConnectTls;
 use super::stream::Stream;
 use crate::egress;
 use crate::files::Live;

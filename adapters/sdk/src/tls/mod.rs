@@ -8,6 +8,7 @@
 mod accept;
 mod connect;
 mod explain;
+mod misset;
 mod name;
 mod pem;
 mod settings;

@@ -6,7 +6,7 @@ use std::path::Path;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
-use super::settings::Misset;
+use super::misset::Misset;
 use crate::files;
 
 /// Larger files hold no certificates.

@@ -14,6 +14,7 @@ use rustls_platform_verifier::Verifier;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::misset::Misset;
 use super::name::{Admission, PeerName};
 use super::pem::{self, OwnCertificate};
 use crate::process::Fault;
@@ -257,20 +258,6 @@ fn unfit(authorities: &'static str, error: &VerifierBuilderError) -> Misset {
             Misset::new("crl_files", format!("hold a list that cannot be used: {what:?}"))
         }
         error => Misset::new(authorities, format!("cannot be used: {error}")),
-    }
-}
-
-/// One setting that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{key}: {message}")]
-pub(super) struct Misset {
-    key: &'static str,
-    message: String,
-}
-
-impl Misset {
-    pub(super) fn new(key: &'static str, message: impl Into<String>) -> Self {
-        Self { key, message: message.into() }
     }
 }
 

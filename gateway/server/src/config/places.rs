@@ -6,7 +6,7 @@ use std::fmt;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::shape::{child, element};
+use super::path::{child, element};
 
 /// Line and column of each key below `adapters`, both from 1.
 #[derive(Default)]

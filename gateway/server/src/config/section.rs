@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fault::Spot;
-use super::shape::{child, element};
+use super::path::{child, element};
 use super::units;
 
 /// A table of the document.

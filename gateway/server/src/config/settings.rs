@@ -5,7 +5,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fault::{Report, Spot};
-use super::shape::{child, element};
+use super::path::{child, element};
 
 const SECRET_ADVICE: &str = "a secret must not stand in this file: write it to a file that only the adapter can read, \
                              and give the adapter that file's path";

@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::fault::{Report, Spot, suggestion};
 use super::keys::{self, Groups, Need, Shape};
+use super::path::{child, element};
 use super::resources::{CPUS_MAX, Cpus};
 use super::rules::{self, Rule};
 use super::settings::names_a_secret;
@@ -235,17 +236,4 @@ fn article(kind: &str) -> String {
 pub(super) fn is_name(name: &str) -> bool {
     (1..=keys::NAME_CHARS_MAX).contains(&name.len())
         && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
-}
-
-/// The path of `name` below `parent`, quoted as in TOML where it must be.
-pub(super) fn child(parent: &str, name: &str) -> String {
-    let bare = !name.is_empty()
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-    let name = if bare { name.to_owned() } else { format!("{name:?}") };
-    if parent.is_empty() { name } else { format!("{parent}.{name}") }
-}
-
-/// The path of an array's element; people count from 1.
-pub(super) fn element(parent: &str, index: usize) -> String {
-    format!("{parent}[{}]", index + 1)
 }

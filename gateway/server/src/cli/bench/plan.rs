@@ -7,7 +7,7 @@ use std::time::Duration;
 use gatepost_core::message::INLINE_DATA_BYTES_MAX;
 
 use super::super::text;
-use super::neighbours::Kind as Neighbour;
+use super::neighbours::kind::Kind as Neighbour;
 use super::request::PAYLOAD_BYTES_MIN;
 use super::senders::Until;
 use super::site::Layout;

@@ -6,7 +6,7 @@
 //! neighbour, the same comparison shows the noise.
 
 mod greedy;
-mod kind;
+pub(super) mod kind;
 mod paced;
 mod report;
 mod site;
