@@ -59,7 +59,8 @@ pub struct SettleItem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_ms: Option<u64>,
     /// `retry` only: whose trouble it is. `destination` charges no attempt and backs the whole destination off; `lane` charges
-    /// nothing, leaves a doubt as it is, and lets the destination's other lanes go on.
+    /// nothing, leaves a doubt as it is, and lets the destination's other lanes go on; what is leased behind the delivery in its lane and has
+    /// not been reported as begun or sent goes back with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -118,6 +118,9 @@ pub enum Event {
     SessionEnded,
     /// An earlier delivery of the lane went back; later leases that have not begun are void.
     Recall,
+    /// An earlier delivery of the lane went back because the lane's partner is away; later leases of which nothing has been reported are void,
+    /// also those that were the begin.
+    LaneAway,
     /// `expirytime` is reached.
     Expire,
     Resolve(Resolution),
@@ -189,8 +192,9 @@ pub struct Delivery {
     pub born: Timestamp,
     /// How long the destination had been paused or tripped in all when this series began.
     pub idle_at_birth: IdleMark,
-    /// The token and outcome that ended the last lease; a repetition of both is answered `ok`.
-    pub settled: Option<(LeaseToken, settle::OutcomeKind)>,
+    /// The token and outcome that ended the last lease, of which a repetition of both is answered `ok`. While it is leased, what has been
+    /// reported of it: `begin`, `sent`; or, as long as that is nothing, that its lane's partner was away before.
+    pub settled: Option<(LeaseToken, OutcomeKind)>,
 }
 
 /// What a decision depends on besides the delivery itself.
@@ -242,11 +246,11 @@ impl Delivery {
     pub fn apply(&self, event: Event, moment: &Moment<'_>) -> Result<Change, Illegal> {
         match event {
             Event::Lease(lease) => self.give(lease, moment).ok_or_else(|| self.illegal(event)),
-            Event::LeaseExpired => self.lose_by_time(moment).ok_or_else(|| self.illegal(event)),
-            Event::AdapterLost => self.lose_by_crash(moment).ok_or_else(|| self.illegal(event)),
-            Event::SessionEnded => self.lose_by_session(moment).ok_or_else(|| self.illegal(event)),
+            Event::LeaseExpired => self.unsaid().lose_by_time(moment).ok_or_else(|| self.illegal(event)),
+            Event::AdapterLost => self.unsaid().lose_by_crash(moment).ok_or_else(|| self.illegal(event)),
+            Event::SessionEnded => self.unsaid().lose_by_session(moment).ok_or_else(|| self.illegal(event)),
             Event::Recall => match self.state {
-                State::Leased { .. } => Ok(self.give_back(moment, Reason::Recalled)),
+                State::Leased { .. } => Ok(self.unsaid().give_back(moment, Reason::Recalled)),
                 State::Waiting { .. }
                 | State::Sending { .. }
                 | State::InDoubt { .. }
@@ -255,6 +259,7 @@ impl Delivery {
                 | State::Expired
                 | State::Discarded => Err(self.illegal(event)),
             },
+            Event::LaneAway => self.go_with_lane(moment).ok_or_else(|| self.illegal(event)),
             Event::Expire => match self.state {
                 State::Waiting { .. } if self.past_expiry(moment.now) => Ok(self.expire()),
                 State::Waiting { .. }
@@ -278,10 +283,10 @@ impl Delivery {
             },
             Event::Move => self.rehome(moment).ok_or_else(|| self.illegal(event)),
             Event::Damaged => match self.state {
-                State::Waiting { .. }
-                | State::Leased { .. }
-                | State::Sending { .. }
-                | State::InDoubt { .. } => Ok(self.die(moment, Reason::Corrupt)),
+                State::Waiting { .. } | State::InDoubt { .. } => Ok(self.die(moment, Reason::Corrupt)),
+                State::Leased { .. } | State::Sending { .. } => {
+                    Ok(self.unsaid().die(moment, Reason::Corrupt))
+                }
                 State::Delivered | State::Dead { .. } | State::Expired | State::Discarded => {
                     Err(self.illegal(event))
                 }
@@ -323,7 +328,8 @@ impl Delivery {
             | State::Expired
             | State::Discarded => return None,
         }
-        let mut delivery = Self { settled: None, ..*self };
+        let mut delivery = *self;
+        delivery.settled = self.went_with_lane().then_some((lease.token, OutcomeKind::RetryLane));
         if moment.policy.on_doubt.lease_begins() {
             delivery.state = State::Sending { lease, proof: Proof::Prompt };
             return Some(Change { delivery, record: Some((Record::Attempt, None)) });
@@ -388,6 +394,49 @@ impl Delivery {
             | State::Expired
             | State::Discarded => None,
         }
+    }
+
+    /// Goes back with the one in front of it, as that did: uncharged and not given up, with the doubt that it had. Nobody has seen it
+    /// begin, so it may expire. `None` where the event is illegal.
+    fn go_with_lane(&self, moment: &Moment<'_>) -> Option<Change> {
+        let begun_by_lease = match self.state {
+            State::Leased { .. } => false,
+            State::Sending { proof: Proof::Prompt, .. } if !self.has_been_begun() => true,
+            State::Sending { .. }
+            | State::Waiting { .. }
+            | State::InDoubt { .. }
+            | State::Delivered
+            | State::Dead { .. }
+            | State::Expired
+            | State::Discarded => return None,
+        };
+        let back = self.unsaid();
+        if back.doubt {
+            let held = moment.policy.on_doubt == OnDoubt::Hold;
+            let state = State::InDoubt { due: (!held).then_some(moment.now) };
+            return Some(back.moved(state, Record::InDoubt, Reason::Recalled));
+        }
+        if back.past_expiry(moment.now) {
+            return Some(back.expire());
+        }
+        let delivery = Self { state: State::Waiting { due: moment.now }, ..back };
+        let record = begun_by_lease.then_some((Record::Released, Some(Reason::Recalled)));
+        Some(Change { delivery, record })
+    }
+
+    /// Its holder has said `begin`, also where the lease was one.
+    pub fn has_been_begun(&self) -> bool {
+        matches!(self.settled, Some((_, OutcomeKind::Begin)))
+    }
+
+    /// Its lane's partner was away when it was last heard of, and nothing has been reported of it since, leased or not.
+    pub fn went_with_lane(&self) -> bool {
+        matches!(self.settled, Some((_, OutcomeKind::RetryLane)))
+    }
+
+    /// Without what was reported under its lease: whoever had that has no more to say.
+    fn unsaid(&self) -> Self {
+        Self { settled: None, ..*self }
     }
 
     /// Back where it came from, uncharged: a doubtful one stays in doubt.
@@ -606,6 +655,7 @@ impl Event {
             Self::AdapterLost => "adapter_lost",
             Self::SessionEnded => "session_ended",
             Self::Recall => "recall",
+            Self::LaneAway => "lane_away",
             Self::Expire => "expire",
             Self::Resolve(_) => "resolve",
             Self::Replay => "replay",

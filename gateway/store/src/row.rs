@@ -88,11 +88,6 @@ impl Row {
         self.lane.into_iter().chain(self.barrier)
     }
 
-    /// Whether it stands in a lane in which `other` stands, or stood before it was over.
-    pub(crate) fn shares_lane(&self, other: &Self) -> bool {
-        self.queue == other.queue && self.lanes().any(|lane| other.lanes().any(|others| others == lane))
-    }
-
     pub(crate) fn add_leaf(&mut self, index: u64) {
         self.leaves.extend_from_slice(&index.to_be_bytes());
     }

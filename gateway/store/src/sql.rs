@@ -157,15 +157,15 @@ statements! {
         SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.barrier = ?2 AND d.blocks = 1 ORDER BY d.pos LIMIT ?3)";
     /// Makes the first delivery of a lane ready that is not leased, if fewer than the lane's width stand before it, all
     /// leased to the queue's newest session, or `sent` by whichever where it has one at a time (?5). A dead or held one in front stays
-    /// unready, and so does the rest of its lane. One that stands in another lane besides is made ready only where nobody stands before
-    /// it in either, and nobody behind it.
+    /// unready, and so does the rest of its lane; so does what is behind one of which nothing has been reported since its lane's partner
+    /// was away. One that stands in another lane besides is made ready only where nobody stands before it in either, and nobody behind it.
     LANE_ADVANCE = "/* lane_advance */ UPDATE OR ROLLBACK delivery AS f SET ready = due WHERE f.due IS NOT NULL AND f.ready IS NULL \
         AND f.state IN (0, 3) AND f.pos = min(\
         coalesce((SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.lane = ?2 AND d.blocks = 1 AND d.state NOT IN (1, 2) \
         ORDER BY d.pos LIMIT 1), 9223372036854775807), \
         coalesce((SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.barrier = ?2 AND d.blocks = 1 AND d.state NOT IN (1, 2) \
         ORDER BY d.pos LIMIT 1), 9223372036854775807)) \
-        AND (SELECT count(*) + coalesce(sum((e.session IS NOT ?4 AND NOT (e.late AND ?5)) OR e.barrier IS NOT NULL), 0) * ?3 \
+        AND (SELECT count(*) + coalesce(sum((e.session IS NOT ?4 AND NOT (e.late AND ?5)) OR e.barrier IS NOT NULL OR e.settled_as IS 'retry_lane'), 0) * ?3 \
         FROM delivery e WHERE e.queue = ?1 AND e.lane = ?2 AND e.blocks = 1 AND e.pos < f.pos) < ?3 \
         AND NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = ?1 AND e.barrier = ?2 AND e.blocks = 1 AND e.pos < f.pos) \
         AND (f.barrier IS NULL OR NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = ?1 AND e.lane IN (f.lane, f.barrier) \

@@ -23,6 +23,7 @@ mod outcome;
 mod piecemeal;
 mod pieces;
 mod purge;
+mod recall;
 mod refuse;
 mod rehome;
 mod settle;

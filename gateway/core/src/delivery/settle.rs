@@ -140,14 +140,15 @@ impl Delivery {
             State::Sending { lease, proof } if lease.token == *token => {
                 self.settle_sending(outcome, proof, moment)
             }
-            State::Waiting { .. } | State::InDoubt { due: Some(_) }
+            State::Waiting { due } | State::InDoubt { due: Some(due) }
                 if outcome == Outcome::Wake && self.settled == Some((*token, OutcomeKind::RetryLane)) =>
             {
-                Ok(Settled::Changed(self.wake(moment)))
+                let is_awake = due <= moment.now;
+                Ok(if is_awake { Settled::Repeated } else { Settled::Changed(self.wake(moment)) })
             }
-            State::Leased { .. }
-            | State::Sending { .. }
-            | State::Waiting { .. }
+            // Somebody else's by now.
+            State::Leased { .. } | State::Sending { .. } => Ok(Settled::Stale),
+            State::Waiting { .. }
             | State::InDoubt { .. }
             | State::Delivered
             | State::Dead { .. }
@@ -175,11 +176,12 @@ impl Delivery {
     fn begin(&self, moment: &Moment<'_>) -> Settled {
         let Some(lease) = self.lease().copied() else { return Settled::Stale };
         if self.past_expiry(moment.now) {
+            let unsaid = self.unsaid();
             // What an earlier attempt may have brought to the partner has not expired: a person decides.
             return Settled::Refused(if self.doubt {
-                self.moved(State::InDoubt { due: None }, Record::InDoubt, Reason::PastExpiry)
+                unsaid.moved(State::InDoubt { due: None }, Record::InDoubt, Reason::PastExpiry)
             } else {
-                self.expire()
+                unsaid.expire()
             });
         }
         let delivery = Self { state: State::Sending { lease, proof: Proof::Prompt }, ..*self };
@@ -193,6 +195,10 @@ impl Delivery {
         moment: &Moment<'_>,
     ) -> Result<Settled, Refusal> {
         let change = match outcome {
+            // Nothing else changes where the lease was the begin; but it is known now that its holder is at it.
+            Outcome::Begin if proof == Proof::Prompt && !self.has_been_begun() => {
+                Change { delivery: *self, record: None }
+            }
             Outcome::Begin => return Ok(Settled::Repeated),
             Outcome::Sent { within } => match proof {
                 Proof::Late => return Ok(Settled::Repeated),
@@ -311,16 +317,23 @@ impl Delivery {
 }
 
 impl Settled {
-    /// Keeps the token and outcome that ended a lease, so that its repetition is recognised.
+    /// Keeps the token and outcome that ended a lease, so that its repetition is recognised, and what is said of one that goes on. A wake
+    /// ends nothing: the lease before it ended with what it is woken from.
     fn remember(self, token: &LeaseToken, outcome: Outcome) -> Self {
-        match self {
-            Self::Changed(mut change) => {
-                if change.delivery.lease().is_none() {
-                    change.delivery.settled = Some((*token, outcome.kind()));
-                }
-                Self::Changed(change)
-            }
-            Self::Repeated | Self::Refused(_) | Self::Stale => self,
+        let Self::Changed(mut change) = self else { return self };
+        let is_said = match outcome {
+            Outcome::Begin | Outcome::Sent { .. } => true,
+            Outcome::Delivered { .. }
+            | Outcome::InDoubt
+            | Outcome::Retry { .. }
+            | Outcome::Reject
+            | Outcome::Release
+            | Outcome::Extend { .. } => change.delivery.lease().is_none(),
+            Outcome::Wake => false,
+        };
+        if is_said {
+            change.delivery.settled = Some((*token, outcome.kind()));
         }
+        Self::Changed(change)
     }
 }

@@ -53,6 +53,10 @@ fn states() -> Vec<(&'static str, Delivery)> {
         ("sending, last attempt", Delivery { attempts: 2, ..delivery(sending) }),
         ("sending, past expiry", Delivery { expires_at: Some(at(99)), ..delivery(sending) }),
         ("sending, suspect, 2 crashes", Delivery { suspect: true, crashes: 2, ..delivery(sending) }),
+        (
+            "sending, begun by its holder",
+            Delivery { settled: Some((token(1), OutcomeKind::Begin)), ..delivery(sending) },
+        ),
         ("sending, proof late", delivery(late)),
         ("in doubt, due", doubt(State::InDoubt { due: Some(at(100)) })),
         ("in doubt, held", doubt(State::InDoubt { due: None })),
@@ -71,6 +75,7 @@ fn events() -> Vec<(String, Event)> {
         Event::AdapterLost,
         Event::SessionEnded,
         Event::Recall,
+        Event::LaneAway,
         Event::Expire,
         Event::Replay,
         Event::Discard,
@@ -278,6 +283,19 @@ fn r13_5_what_its_lanes_partner_is_away_for_is_woken_by_its_last_token_only() {
         assert_eq!((change.delivery.state, change.record), (woken, None));
         let again = change.delivery.settle(&token(1), Outcome::Wake, &moment(&policy));
         assert_eq!(again, Ok(Settled::Repeated));
+        // Whoever has lost the answer to the retry, and says it again, has been heard.
+        let retry = Outcome::Retry { after: None, scope: RetryScope::Lane };
+        assert_eq!(change.delivery.settle(&token(1), retry, &moment(&policy)), Ok(Settled::Repeated));
+        let next = Event::Lease(Lease { token: token(2), ..lease() });
+        let leased = change.delivery.apply(next, &moment(&policy)).unwrap().delivery;
+        for outcome in [retry, Outcome::Wake] {
+            assert_eq!(leased.settle(&token(1), outcome, &moment(&policy)), Ok(Settled::Stale));
+        }
+        // Nor of one whose next lease was lost.
+        let lost = leased.apply(Event::AdapterLost, &moment(&policy)).unwrap().delivery;
+        for (byte, outcome) in [(1, retry), (1, Outcome::Wake), (2, retry), (2, Outcome::Wake)] {
+            assert_eq!(lost.settle(&token(byte), outcome, &moment(&policy)), Ok(Settled::Stale));
+        }
     }
     // A retry of its own has a pause that the gateway has set.
     for scope in [RetryScope::Message, RetryScope::Destination] {
@@ -317,4 +335,81 @@ fn r13_5_the_time_in_which_its_lanes_partner_is_away_does_not_age_a_delivery() {
     // While it is away it is not given up, however old it is.
     let old = Delivery { born: at(-9999), ..delivery(sending) };
     assert!(matches!(self::back(&old, &policy).state, State::Waiting { .. }));
+}
+
+#[test]
+fn r13_5_what_is_behind_one_whose_partner_is_away_goes_back_unless_something_has_been_reported_of_it() {
+    for on_doubt in [OnDoubt::Resend, OnDoubt::Hold, OnDoubt::Query] {
+        let policy = policy(on_doubt);
+        let waiting = Delivery { attempts: 2, ..delivery(State::Waiting { due: at(90) }) };
+        let leased = waiting.apply(Event::Lease(lease()), &moment(&policy)).unwrap().delivery;
+        let back = leased.apply(Event::LaneAway, &moment(&policy)).unwrap().delivery;
+        assert_eq!(back, Delivery { state: State::Waiting { due: at(100) }, ..waiting }, "{on_doubt}");
+        assert_eq!(
+            back.settle(&token(1), Outcome::Begin, &moment(&policy)),
+            Ok(Settled::Stale),
+            "{on_doubt}"
+        );
+        let said = |delivery: &Delivery, outcome| match delivery.settle(&token(1), outcome, &moment(&policy))
+        {
+            Ok(Settled::Changed(change)) => change.delivery,
+            other => panic!("{on_doubt}: {other:?}"),
+        };
+        let begun = said(&leased, Outcome::Begin);
+        assert!(begun.apply(Event::LaneAway, &moment(&policy)).is_err(), "{on_doubt}");
+        let sent = said(&begun, Outcome::Sent { within: Duration::from_secs(60) });
+        assert!(sent.apply(Event::LaneAway, &moment(&policy)).is_err(), "{on_doubt}");
+        // That its lease lasts longer says nothing of the partner.
+        let extended = said(&leased, Outcome::Extend { lease: Duration::from_secs(40) });
+        assert!(extended.apply(Event::LaneAway, &moment(&policy)).is_ok(), "{on_doubt}");
+    }
+}
+
+#[test]
+fn r13_5_what_goes_back_behind_it_keeps_its_doubt_and_is_not_given_up() {
+    let mut policy = policy(OnDoubt::Query);
+    policy.retry.give_up_after = Duration::from_secs(5);
+    let leased = delivery(State::Leased { lease: lease() });
+    let back = |delivery: Delivery| delivery.apply(Event::LaneAway, &moment(&policy)).unwrap();
+    assert_eq!(back(leased).delivery.state, State::Waiting { due: at(100) }, "old, and not its fault");
+    let doubtful = back(Delivery { doubt: true, attempts: 3, ..leased }).delivery;
+    assert_eq!(
+        (doubtful.state, doubtful.doubt, doubtful.attempts),
+        (State::InDoubt { due: Some(at(100)) }, true, 3)
+    );
+    let suspect = Delivery { suspect: true, crashes: 2, ..leased };
+    assert_eq!(back(suspect).delivery.crashes, 2, "nobody has vouched for it");
+    let late = back(Delivery { expires_at: Some(at(99)), ..leased });
+    assert_eq!(late.delivery.state, State::Expired);
+}
+
+/// Nothing is reported of one that is leased again, until something is.
+#[test]
+fn r13_5_one_whose_partner_was_away_is_known_as_such_until_something_is_reported_of_it() {
+    for on_doubt in [OnDoubt::Resend, OnDoubt::Hold] {
+        let policy = policy(on_doubt);
+        let back = back(&delivery(State::Leased { lease: lease() }), &policy);
+        let later = Moment { now: at(700), ..moment(&policy) };
+        let next = Lease { token: token(2), ..lease() };
+        let leased = back.apply(Event::Lease(next), &later).unwrap().delivery;
+        assert!(back.went_with_lane() && leased.went_with_lane(), "{on_doubt}");
+        let Ok(Settled::Changed(begun)) = leased.settle(&token(2), Outcome::Begin, &later) else { panic!() };
+        assert!(!begun.delivery.went_with_lane(), "{on_doubt}");
+        let lost = leased.apply(Event::SessionEnded, &later).unwrap().delivery;
+        assert!(!lost.went_with_lane(), "{on_doubt}");
+    }
+}
+
+/// A `begin` that its lease has outlived is no leave to send.
+#[test]
+fn r13_3_a_begin_is_not_repeated_once_its_lease_is_over() {
+    for event in [Event::LeaseExpired, Event::AdapterLost, Event::SessionEnded] {
+        let policy = policy(OnDoubt::Resend);
+        let sending = delivery(State::Sending { lease: lease(), proof: Proof::Prompt });
+        let Ok(Settled::Changed(begun)) = sending.settle(&token(1), Outcome::Begin, &moment(&policy)) else {
+            panic!()
+        };
+        let lost = begun.delivery.apply(event, &moment(&policy)).unwrap().delivery;
+        assert_eq!(lost.settle(&token(1), Outcome::Begin, &moment(&policy)), Ok(Settled::Stale), "{event:?}");
+    }
 }

@@ -235,8 +235,9 @@ statements! {
         WHERE pos = h.pos LIMIT 1) d WHERE d.due IS NOT NULL AND (h.home IS NULL OR h.home = l.lane)) n WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos";
     /// Makes the first delivery of a lane ready that is not leased, if it is among the first of the lane's width and all before
     /// it are leased to the queue's newest session, or `sent` by whichever where it has one at a time. A dead or held one in front
-    /// stays unready, and so does the rest of its lane. One that stands in two lanes is made ready in the one that is its home, where
-    /// nobody stands before it in either; and nobody behind it.
+    /// stays unready, and so does the rest of its lane; so does what is behind one of which nothing has been reported since its lane's
+    /// partner was away. One that stands in two lanes is made ready in the one that is its home, where nobody stands before it in
+    /// either; and nobody behind it.
     LANES_ADVANCE = "/* lanes_advance */ INSERT INTO ready (queue, bucket, due, pos, suspect) SELECT l.queue, l.bucket, f.due, f.pos, f.suspect \
         FROM unnest($1::int[], $2::bytea[], $3::smallint[], $4::int[], $5::bigint[], $6::bool[]) AS l(queue, lane, bucket, width, session, succeeds) \
         CROSS JOIN LATERAL (SELECT d.pos, d.due, d.suspect, d.state, d.barrier, h.home FROM (SELECT pos, home FROM lane m \
@@ -244,8 +245,8 @@ statements! {
         FROM delivery WHERE pos = h.pos LIMIT 1) d WHERE d.state NOT IN (1, 2) \
         ORDER BY d.pos LIMIT 1) f WHERE f.due IS NOT NULL AND f.state IN (0, 3) AND (l.width = 1 OR NOT EXISTS (SELECT 1 FROM (\
         SELECT pos, home FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.pos < f.pos ORDER BY pos LIMIT l.width) h \
-        CROSS JOIN LATERAL (SELECT session, late FROM delivery WHERE pos = h.pos LIMIT 1) e \
-        WHERE h.home IS NOT NULL OR (e.session IS DISTINCT FROM l.session AND NOT (e.late AND l.succeeds)))) \
+        CROSS JOIN LATERAL (SELECT session, late, settled_as FROM delivery WHERE pos = h.pos LIMIT 1) e \
+        WHERE h.home IS NOT NULL OR e.settled_as = 'retry_lane' OR (e.session IS DISTINCT FROM l.session AND NOT (e.late AND l.succeeds)))) \
         AND (f.home IS NULL OR f.home = l.lane AND NOT EXISTS (SELECT 1 FROM lane m WHERE m.queue = l.queue \
         AND m.lane IN (f.home, f.barrier) AND m.pos < f.pos)) ON CONFLICT DO NOTHING";
     /// The other lanes in which those are made ready that stand in these besides.

@@ -8,6 +8,7 @@ use gatepost_core::{DeliveryId, Illegal, State};
 
 use super::leaf::actor;
 use super::memory::Queue;
+use super::recall::Fronts;
 use super::turn::{Extra, Turn};
 use crate::ops::Pause;
 use crate::ops::{AuditNote, DeliveryRow, OperateError, QueueKind, SessionEnd, StoreError, Verb};
@@ -107,7 +108,7 @@ impl Turn<'_> {
             {
                 self.change(row, &change, &gateway, &Extra::default())?;
                 self.probe_lost(was.queue, was.id)?;
-                self.recall_behind(&was)?;
+                self.recall_behind(&Fronts::lost(&was))?;
             }
         }
         Ok(())

@@ -244,7 +244,8 @@ impl Turn<'_> {
     }
 
     /// Of a windowed lane's first rows, the consecutive ones that may be leased next to this session. They end before one that
-    /// stands in another lane besides: it goes alone, once it is the first in both, and nothing goes with it.
+    /// stands in another lane besides: it goes alone, once it is the first in both, and nothing goes with it. So does the first of a
+    /// lane whose partner was away, until something is reported of it.
     pub(crate) fn next_of_window(&self, request: &LeaseRequest, lane: &[Row]) -> Vec<Row> {
         let session = request.session.unwrap_or(0);
         let succeeds = self.queue_named(&request.queue).is_ok_and(Queue::succeeds_itself);
@@ -257,15 +258,21 @@ impl Turn<'_> {
             if row.barrier.is_some() {
                 break;
             }
+            let alone = row.delivery.went_with_lane();
             match (&row.delivery.state, row.delivery.lease()) {
                 // One pipeline at a time: what stands before it must be leased to the same session, or have been sent by one before
                 // that, which is over.
                 (_, Some(lease)) if lease.session == session && next.is_empty() => {}
                 (State::Sending { proof: Proof::Late, .. }, Some(_)) if succeeds && next.is_empty() => {}
-                (State::Waiting { due } | State::InDoubt { due: Some(due) }, None) if *due <= self.now => {
+                (State::Waiting { due } | State::InDoubt { due: Some(due) }, None)
+                    if *due <= self.now && (next.is_empty() || !alone) =>
+                {
                     next.push(row.clone());
                 }
                 _ => break,
+            }
+            if alone {
+                break;
             }
         }
         next

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use super::accept::{OrderKeys, lanes_of, ordered_by};
 use super::candidates::WINDOW_MAX;
 use super::outcome::conclude;
+use super::recall::Fronts;
 use super::turn::{Extra, Turn};
 use super::{Writer, unavailable};
 use crate::backend::{Attributes, Backend, CommitError, ToMove};
@@ -190,6 +191,6 @@ impl Turn<'_> {
         }
         self.touch(was, row.clone());
         // It was accepted before those that have been leased there and have not begun: they wait behind it again.
-        if row.delivery.state.blocks_lane() { self.recall_behind(&row) } else { Ok(()) }
+        if row.delivery.state.blocks_lane() { self.recall_behind(&Fronts::lost(&row)) } else { Ok(()) }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use gatepost_core::delivery::{Change, Event, Refusal, Settled};
+use gatepost_core::delivery::{Change, Refusal, Settled};
 use gatepost_core::policy::RetryScope;
 use gatepost_core::principal::ActorKind;
 use gatepost_core::queue::TripReason;
@@ -10,6 +10,7 @@ use gatepost_core::{Delivery, DeliveryId, Level, Outcome, State};
 
 use super::accept::{Beyond, KnownKeys};
 use super::lease::LEASE_MARGIN;
+use super::recall::Fronts;
 use super::turn::{Extra, Reply, Turn, went_back};
 use crate::ops::{AcceptError, Settle, SettleAnswer, SettleError, SettleItem, SettledItem, StoreError};
 use crate::prepared::Prepared;
@@ -47,9 +48,11 @@ impl<'a> Turn<'a> {
         let beyond = if settle.items.is_empty() { Beyond::Refused } else { Beyond::Taken };
         let emitted =
             self.emit(&settle.consumer, &settle.emit, prepared, known, beyond).map_err(emit_error)?;
+        let mut fronts = Fronts::default();
         for decision in decisions {
-            self.take_up(&decision, settle)?;
+            self.take_up(&decision, settle, &mut fronts)?;
         }
+        self.recall_behind(&fronts)?;
         self.write_state(settle);
         let emitted = emitted.into_iter().map(|accepted| (accepted.id, accepted.duplicate)).collect();
         Ok(SettleAnswer { items: answers, emitted })
@@ -61,7 +64,7 @@ impl<'a> Turn<'a> {
         settle: &'s Settle,
     ) -> Result<(Vec<Decision<'s>>, Vec<SettledItem>), SettleError> {
         let mut within: HashMap<DeliveryId, Delivery> = HashMap::new();
-        let mut gone_back: Vec<Row> = Vec::new();
+        let mut fronts = Fronts::default();
         let mut decisions = Vec::with_capacity(settle.items.len());
         let mut answers = Vec::with_capacity(settle.items.len());
         for item in &settle.items {
@@ -70,9 +73,9 @@ impl<'a> Turn<'a> {
                 continue;
             };
             let mut delivery = within.get(&item.delivery).copied().unwrap_or(row.delivery);
-            if gone_back.iter().any(|front| stands_behind(front, &row)) {
-                // `take_up` of the one in front recalls it; what is said of it here comes too late.
-                let recalled = self.at_moment(row.queue, |moment| delivery.apply(Event::Recall, moment))?;
+            if let Some(event) = fronts.recall(&row) {
+                // It goes back with the one in front of it; what is said of it here comes too late.
+                let recalled = self.at_moment(row.queue, |moment| delivery.apply(event, moment))?;
                 delivery = recalled.map_or(delivery, |change| change.delivery);
             }
             let Some(token) = item.token else {
@@ -92,7 +95,7 @@ impl<'a> Turn<'a> {
                 Settled::Repeated | Settled::Stale => delivery,
             };
             if went_back(&delivery, &after) {
-                gone_back.push(row.clone());
+                fronts.add(&row, item.outcome);
             }
             within.insert(item.delivery, after);
             let ok = matches!(settled, Settled::Changed(_) | Settled::Repeated);
@@ -109,7 +112,12 @@ impl<'a> Turn<'a> {
         Ok(settle.queues.contains(&queue.setup.name).then(|| row.clone()))
     }
 
-    fn take_up(&mut self, decision: &Decision<'_>, settle: &Settle) -> Result<(), StoreError> {
+    fn take_up(
+        &mut self,
+        decision: &Decision<'_>,
+        settle: &Settle,
+        fronts: &mut Fronts,
+    ) -> Result<(), StoreError> {
         let item = decision.item;
         let change = match &decision.settled {
             Settled::Changed(change) | Settled::Refused(change) => change,
@@ -138,7 +146,7 @@ impl<'a> Turn<'a> {
         }
         self.brake(&was, item, change)?;
         if went_back(&was.delivery, &change.delivery) {
-            self.recall_behind(&was)?;
+            fronts.add(&was, item.outcome);
         }
         Ok(())
     }
@@ -164,43 +172,12 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// When a delivery of a lane goes back, later ones that are leased and have not begun go back too. The window does not
-    /// matter: it may have been wider when they were leased.
-    pub(crate) fn recall_behind(&mut self, row: &Row) -> Result<(), StoreError> {
-        if row.lane.is_none() || self.queue(row.queue)?.counts.leased == 0 {
-            return Ok(());
-        }
-        let mut behind: Vec<Row> = self
-            .memory
-            .hot
-            .keys()
-            .filter_map(|id| self.row(id))
-            .filter(|other| stands_behind(row, other))
-            .filter(|other| matches!(other.delivery.state, State::Leased { .. }))
-            .cloned()
-            .collect();
-        behind.sort_unstable_by_key(|row| row.pos);
-        let gateway = self.gateway.clone();
-        for other in behind {
-            let (queue, id) = (other.queue, other.id);
-            if let Ok(change) = self.at_moment(queue, |moment| other.delivery.apply(Event::Recall, moment))? {
-                self.change(other, &change, &gateway, &Extra::default())?;
-                self.probe_lost(queue, id)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Among all changes of one commit the last of a key counts.
     fn write_state(&mut self, settle: &Settle) {
         for (key, value) in &settle.state {
             self.states.insert((settle.consumer.name.clone(), key.clone()), value.clone());
         }
     }
-}
-
-fn stands_behind(front: &Row, row: &Row) -> bool {
-    row.shares_lane(front) && row.pos > front.pos
 }
 
 /// An extended lease lasts as much longer than the client is told as a new one does.

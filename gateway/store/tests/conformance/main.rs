@@ -16,6 +16,7 @@ mod run;
 
 mod accept;
 mod audit;
+mod away;
 mod backup;
 mod barriers;
 mod begin;

@@ -28,6 +28,8 @@ mod unknown;
 mod accept;
 #[path = "../conformance/audit.rs"]
 mod audit;
+#[path = "../conformance/away.rs"]
+mod away;
 #[path = "../conformance/backup.rs"]
 mod backup;
 #[path = "../conformance/barriers.rs"]

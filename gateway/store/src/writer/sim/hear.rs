@@ -455,7 +455,9 @@ impl Sim {
         // Who stands in two lanes goes alone.
         let alone = row.barrier.is_some();
         let window = if alone { 1 } else { queue.setup.policy.window.max(1) as usize };
-        let one_pipeline = |front: &&Row| front.barrier.is_none() && is_ahead(front, lease.session);
+        let one_pipeline = |front: &&Row| {
+            front.barrier.is_none() && !front.delivery.went_with_lane() && is_ahead(front, lease.session)
+        };
         law(
             "nobody overtakes in a lane",
             in_front.len() < window && in_front.iter().all(one_pipeline),
@@ -604,7 +606,10 @@ impl Sim {
                 Err("not_begun")
             }
             (State::Sending { .. }, _) if live && weak => Err("evidence_too_weak"),
-            (State::Leased { .. } | State::Sending { .. }, _) if live => Ok(true),
+            (State::Leased { .. } | State::Sending { .. }, _) if live => Ok(outcome != Outcome::Wake),
+            (State::Waiting { .. } | State::InDoubt { due: Some(_) }, Outcome::Wake) => {
+                Ok(row.delivery.settled == Some((token, OutcomeKind::RetryLane)))
+            }
             _ => Ok(row.delivery.settled == Some((token, outcome.kind()))),
         };
         let as_expected = match (expected, answer) {

@@ -319,8 +319,8 @@ pub(super) fn ready_is_right(snap: &Snap, memory: &Memory) -> Result<(), Broken>
         let Some(queue) = memory.queues.get(id) else { continue };
         let before: Vec<_> = lane.iter().take_while(|row| row.delivery.lease().is_some()).collect();
         let Some(first) = lane.get(before.len()) else { continue };
-        // Who stands in two lanes waits for all before it in both, and nobody goes with it.
-        if lane[..before.len()].iter().any(|row| row.barrier.is_some())
+        // Who stands in two lanes waits for all before it in both, and nobody goes with it; nor with one whose partner was away.
+        if lane[..before.len()].iter().any(|row| row.barrier.is_some() || row.delivery.went_with_lane())
             || first.barrier.is_some() && !is_first(first)
         {
             continue;
@@ -360,7 +360,15 @@ pub(super) fn is_ahead(row: &Row, session: u64) -> bool {
 pub(super) fn lanes_are_kept(snap: &Snap) -> Result<(), Broken> {
     for lane in snap.lanes().values() {
         let mut free = None;
+        let mut away = None;
         for row in lane {
+            let in_hand = row.delivery.state.in_flight() && !row.delivery.has_been_begun();
+            law("nobody stays in hand behind one whose partner is away", !in_hand || away.is_none(), || {
+                format!("{row:?} stands behind {away:?}")
+            })?;
+            if row.delivery.lease().is_none() && row.delivery.went_with_lane() {
+                away = away.or(Some(row));
+            }
             match row.delivery.state {
                 State::Leased { .. } => {
                     law("a lease that has not begun has none behind it that waits", free.is_none(), || {

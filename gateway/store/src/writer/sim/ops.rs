@@ -315,7 +315,8 @@ fn settle(dice: &mut Dice, queue: u8) -> Op {
             items.push(Item { which, says: Says::Begin });
         }
         let says = match dice.below(100) {
-            0..=39 => Says::Delivered,
+            0..=32 => Says::Delivered,
+            33..=39 => Says::Away,
             40..=44 => Says::Weak,
             45..=52 => Says::Sent,
             53..=60 => Says::InDoubt,
