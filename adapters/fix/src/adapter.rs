@@ -15,6 +15,9 @@ use crate::settings::{Settings, Way, plans};
 
 /// Deliveries on their way to one session.
 const ORDERS_QUEUED_MAX: usize = 1024;
+/// Deliveries of all sessions together that have gone back and are remembered, to be woken; and of one at the least.
+const AWAY_MAX: usize = 65_536;
+const AWAY_EACH_MIN: usize = 64;
 
 pub(crate) struct Fix;
 
@@ -51,6 +54,7 @@ impl Adapter for Fix {
         let mut switchboard = Switchboard::default();
         let (up, is_up) = watch::channel(false);
         let mut tasks = JoinSet::new();
+        let away_max = (AWAY_MAX / plans.len().max(1)).max(AWAY_EACH_MIN);
         for plan in plans {
             let (orders, to_send) = mpsc::channel(ORDERS_QUEUED_MAX);
             let (arrivals, arriving) = mpsc::channel(1);
@@ -61,7 +65,7 @@ impl Adapter for Fix {
             }
             let (ask, asked) = mpsc::channel(1);
             switchboard.register(&plan.config.name, ask);
-            let inputs = Inputs { orders: to_send, arrivals: arriving, asked, up: up.clone() };
+            let inputs = Inputs { orders: to_send, arrivals: arriving, asked, up: up.clone(), away_max };
             tasks.spawn(Driver::new(session.clone(), plan, inputs)?.run());
         }
         for listener in listeners.into_values() {

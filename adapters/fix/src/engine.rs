@@ -170,6 +170,11 @@ impl Engine {
         self.link == Link::Up
     }
 
+    /// Whether application messages may leave, now or once those before them have been dealt with.
+    pub(crate) fn is_logged_on(&self) -> bool {
+        matches!(self.link, Link::Up | Link::ResetSent { .. })
+    }
+
     /// Whether application messages may leave now: not while old ones are being sent again, which would mix the two.
     pub(crate) fn can_send(&self) -> bool {
         let unconfirmed = (self.numbers.last_out() - self.numbers.confirmed) as usize;

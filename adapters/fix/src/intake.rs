@@ -7,6 +7,7 @@ use gatepost_adapter::{DataError, Delivery, Failure, Outcome, Session, Settlemen
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
 
 use crate::content;
 use crate::engine::{Config, Outgoing};
@@ -21,9 +22,16 @@ const SESSION: &str = "fixsession";
 const KEPT_BYTES_MAX: usize = 1024 * 1024 - 4096;
 
 /// A delivery that has been read and is a message for its session.
+#[derive(Debug)]
 pub(crate) struct Order {
     pub(crate) delivery: Delivery,
     pub(crate) outgoing: Outgoing,
+}
+
+impl Order {
+    pub(crate) fn id(&self) -> Uuid {
+        self.delivery.id()
+    }
 }
 
 /// Hands out deliveries until the adapter is asked to stop. Those of one session stay in their order.
@@ -50,8 +58,7 @@ impl Intake {
         self.desks.insert(plan.config.name.clone(), desk);
     }
 
-    /// Leases nothing before a session has logged on: what the adapter holds and cannot send would only be made suspect by
-    /// its death.
+    /// Leases nothing before a session has logged on: it would only go back.
     pub(crate) async fn run(self, mut is_up: watch::Receiver<bool>) -> Result<(), Failure> {
         let stop = self.gateway.stop();
         tokio::select! {

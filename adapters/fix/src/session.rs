@@ -3,10 +3,13 @@
 //! One task does it all, one step after the other: what has come in goes to the engine, what the engine wants durable is
 //! settled, and only then is acted on. What comes meanwhile gathers, and goes into the next settlement.
 
+mod away;
 mod connection;
 mod operators;
+#[cfg(test)]
+mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +20,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use uuid::Uuid;
 
 use crate::batch::{Batch, Books, InHand, Refused};
 use crate::calls::Asked;
@@ -26,6 +30,7 @@ use crate::intake::Order;
 use crate::link::{Heard, Link};
 use crate::message::Message;
 use crate::settings::{Plan, Way};
+use away::Away;
 
 const TICK: Duration = Duration::from_millis(100);
 /// Pauses between tries to connect.
@@ -53,6 +58,8 @@ pub(crate) struct Inputs {
     pub(crate) asked: mpsc::Receiver<Asked>,
     /// To be told that a session has logged on.
     pub(crate) up: watch::Sender<bool>,
+    /// Most deliveries that have gone back and are remembered, to be woken.
+    pub(crate) away_max: usize,
 }
 
 pub(crate) struct Driver {
@@ -79,8 +86,9 @@ pub(crate) struct Driver {
     asked: mpsc::Receiver<Asked>,
     up: watch::Sender<bool>,
     /// Read, and not begun.
-    waiting: VecDeque<Outgoing>,
+    waiting: VecDeque<Order>,
     in_hand: InHand,
+    away: Away,
     batch: Batch,
 }
 
@@ -97,7 +105,7 @@ enum Input {
 
 impl Driver {
     pub(crate) fn new(gateway: Session, plan: Plan, inputs: Inputs) -> Result<Self, Failure> {
-        let Inputs { orders, arrivals, asked, up } = inputs;
+        let Inputs { orders, arrivals, asked, up, away_max } = inputs;
         let engine = Engine::restore(Arc::clone(&plan.config), gateway.state())
             .map_err(|error| Failure::new("a session cannot be taken up again", error))?;
         let connector = match &plan.way {
@@ -127,6 +135,7 @@ impl Driver {
             up,
             waiting: VecDeque::new(),
             in_hand: InHand::new(),
+            away: Away::new(away_max),
             batch: Batch::default(),
         })
     }
@@ -170,7 +179,7 @@ impl Driver {
             self.heard(heard).await?;
         }
         while let Ok(order) = self.orders.try_recv() {
-            self.accept(order);
+            self.waiting.push_back(order);
             if self.waiting.len() >= self.config.unconfirmed_max {
                 break;
             }
@@ -179,6 +188,7 @@ impl Driver {
             self.flush().await?;
             self.go_on().await?;
         }
+        self.give_back().await?;
         self.send_waiting().await?;
         self.flush().await
     }
@@ -187,7 +197,7 @@ impl Driver {
         match input {
             Input::Heard(heard) => self.heard(heard).await,
             Input::Order(order) => {
-                self.accept(*order);
+                self.waiting.push_back(*order);
                 Ok(())
             }
             Input::Arrival(arrival) => self.arrive(*arrival).await,
@@ -201,11 +211,6 @@ impl Driver {
             Input::Tick => self.tick().await,
             Input::Stop => self.stop().await,
         }
-    }
-
-    fn accept(&mut self, order: Order) {
-        self.waiting.push_back(order.outgoing);
-        self.in_hand.insert(order.delivery.id(), order.delivery);
     }
 
     async fn heard(&mut self, heard: Heard) -> Result<(), Failure> {
@@ -310,8 +315,8 @@ impl Driver {
             && self.engine.can_send()
             && self.link.as_ref().is_some_and(|link| !link.is_busy())
         {
-            if !self.batch.takes_begins(self.waiting.iter().take(BEGINS_MAX).map(|outgoing| &outgoing.lease))
-            {
+            let leases = self.waiting.iter().take(BEGINS_MAX).map(|order| &order.outgoing.lease);
+            if !self.batch.takes_begins(leases) {
                 // An empty one takes them.
                 self.flush().await?;
                 continue;
@@ -319,10 +324,11 @@ impl Driver {
             let now = self.now();
             let (mut commits, mut effects) = std::mem::take(&mut self.batch).into_parts();
             let count = self.waiting.len().min(BEGINS_MAX);
-            let mut deliveries: Vec<Outgoing> = self.waiting.drain(..count).collect();
-            deliveries.retain(|outgoing| {
-                self.in_hand.get(&outgoing.lease.delivery).is_some_and(|delivery| !delivery.is_lost())
-            });
+            let mut deliveries: Vec<Outgoing> = newest(self.waiting.drain(..count), Order::id)
+                .into_iter()
+                .filter(|order| !order.delivery.is_lost())
+                .map(|order| in_hand(&mut self.in_hand, order))
+                .collect();
             let then = loop {
                 let undo = self.engine.send(&deliveries, now);
                 let Turn { commit, then } = self.engine.take();
@@ -372,6 +378,7 @@ impl Driver {
                 next_in = numbers.next_in,
                 "logged on"
             );
+            self.wake().await?;
         }
         Ok(())
     }
@@ -381,39 +388,45 @@ impl Driver {
         if self.waiting.is_empty() || self.engine.can_send() {
             return Ok(());
         }
-        // What may have left begins, with the next logon, or is refused: then a person decides.
+        // What may have left begins, or is refused: then a person decides.
         let engine = &self.engine;
-        let late = |outgoing: &Outgoing| {
-            outgoing.expires.is_some_and(|at| at <= now.unix_ms()) && !engine.knows(outgoing.lease.delivery)
+        let late = |order: &Order| {
+            order.outgoing.expires.is_some_and(|at| at <= now.unix_ms()) && !engine.knows(order.id())
         };
         let (expired, kept): (VecDeque<_>, VecDeque<_>) = self.waiting.drain(..).partition(late);
         self.waiting = kept;
-        for outgoing in expired {
+        for order in expired {
+            let outgoing = in_hand(&mut self.in_hand, order);
             // Said as of any that is late: by the engine.
             self.engine.send(&[outgoing], now);
             self.gather().await?;
         }
-        let in_hand = &mut self.in_hand;
-        self.waiting.retain(|outgoing| {
-            let lost = in_hand.get(&outgoing.lease.delivery).is_none_or(|delivery| delivery.is_lost());
-            if lost {
-                in_hand.remove(&outgoing.lease.delivery);
-            }
-            !lost
-        });
+        self.waiting.retain(|order| !order.delivery.is_lost());
         Ok(())
     }
 
     async fn stop(&mut self) -> Result<(), Failure> {
         self.connecting.shutdown().await;
-        // What has not begun goes back.
-        for outgoing in self.waiting.drain(..) {
-            self.in_hand.remove(&outgoing.lease.delivery);
-        }
+        // Let go of, what has not begun goes back.
+        self.waiting.clear();
         let now = self.now();
         self.engine.log_out_now("", now);
         self.gather().await
     }
+}
+
+/// Takes a delivery that is about to begin in hand.
+fn in_hand(in_hand: &mut InHand, Order { delivery, outgoing }: Order) -> Outgoing {
+    in_hand.insert(delivery.id(), delivery);
+    outgoing
+}
+
+/// Of several leases of a delivery only the last: the others have been recalled.
+fn newest<T>(items: impl IntoIterator<Item = T>, id: impl Fn(&T) -> Uuid) -> Vec<T> {
+    let items: Vec<T> = items.into_iter().collect();
+    let last: HashMap<Uuid, usize> = items.iter().map(&id).zip(0..).collect();
+    let is_last = |(position, item): &(usize, T)| last.get(&id(item)) == Some(position);
+    items.into_iter().enumerate().filter(is_last).map(|(_, item)| item).collect()
 }
 
 /// What happens on the connection; never comes back without one.
