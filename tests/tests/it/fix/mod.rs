@@ -1,5 +1,6 @@
 //! `gatepost-fix` against QuickFIX C++, in both roles, plain and over TLS, killed and not.
 
+mod away;
 mod certificates;
 mod kills;
 mod operators;
