@@ -173,6 +173,7 @@ statements! {
         AND e.barrier IN (f.lane, f.barrier) AND e.blocks = 1 AND e.pos < f.pos))";
     LEAVES_ADD = "/* leaves_add */ INSERT INTO leaf (idx, bytes, sum) VALUES (?1, ?2, ?3)";
     DETAIL_ADD = "/* detail_add */ INSERT INTO detail (leaf, delivery, body) VALUES (?1, ?2, ?3)";
+    REPLY_DROP = "/* reply_drop */ DELETE FROM reply WHERE delivery = ?1";
     REPLY_PUT = "/* reply_put */ INSERT OR REPLACE INTO reply (delivery, body) VALUES (?1, ?2)";
     STATE_PUT = "/* state_put */ INSERT OR REPLACE INTO adapter_state (adapter, key, value) VALUES (?1, ?2, ?3)";
     STATE_DROP = "/* state_drop */ DELETE FROM adapter_state WHERE adapter = ?1 AND key = ?2";

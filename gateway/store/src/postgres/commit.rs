@@ -121,7 +121,7 @@ pub(super) fn if_one_call<'t>(turn: &'t Turn<'_>, owned: &Owned) -> Option<Simpl
             || waits_again(touched)
             || stuck_as(&touched.was) != stuck_as(&touched.now)
             || enters_lane(touched)
-            || keep::is_unsettled_again(touched)
+            || touched.is_unsettled_again()
     };
     let is_usual = turn.states.is_empty()
         && !turn.queues.values().any(queue_changes)

@@ -341,6 +341,8 @@ statements! {
         r AS (UPDATE reply y SET day = 0 FROM w WHERE y.day = $2 AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
         d AS (UPDATE detail y SET day = 0 FROM w WHERE y.day = $2 AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \
         UPDATE payload p SET day = 0 FROM unnest($1::bigint[]) AS k(seq) WHERE p.day = $2 AND p.seq = k.seq";
+    REPLIES_DROP = "/* replies_drop */ DELETE FROM reply y USING (SELECT unnest($1::bigint[]) AS pos, unnest($2::bigint[]) AS seq) w \
+        CROSS JOIN LATERAL (SELECT day FROM message WHERE seq = w.seq LIMIT 1) m WHERE y.day = m.day AND y.delivery = w.pos";
     PURGE_CONTENT = "/* purge_content */ WITH w AS MATERIALIZED (SELECT m.seq, m.day, m.first_pos, m.deliveries FROM message m \
         WHERE m.seq = ANY($1::bigint[])), \
         r AS (DELETE FROM reply y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \

@@ -116,6 +116,9 @@ fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
     each(connection, sql::DETAIL_ADD, &turn.details, |statement, detail| {
         statement.execute(params![whole(detail.leaf), detail.delivery, detail.body])
     })?;
+    for again in touched.iter().filter(|touched| touched.is_unsettled_again()) {
+        connection.prepare_cached(sql::REPLY_DROP)?.execute(params![again.now.pos])?;
+    }
     each(connection, sql::REPLY_PUT, &turn.replies, |statement, reply| {
         statement.execute(params![reply.delivery, reply.body])
     })?;

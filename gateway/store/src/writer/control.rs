@@ -156,6 +156,10 @@ impl Turn<'_> {
             // It kept its lane waiting, and now it is simply the lane's head again.
             change.delivery.replayed = false;
         }
+        if verb == Verb::Replay {
+            // What ended it in this very turn is no answer any more; an earlier one goes with the commit.
+            self.replies.retain(|reply| reply.delivery != row.pos);
+        }
         let extra = Extra { reason: (!reason.is_empty()).then_some(reason), ..Extra::default() };
         self.change(row, &change, operator, &extra)?;
         let now = self.row(&delivery).ok_or(OperateError::NotFound)?;

@@ -119,8 +119,9 @@ impl<'a> Turn<'a> {
         fronts: &mut Fronts,
     ) -> Result<(), StoreError> {
         let item = decision.item;
-        let change = match &decision.settled {
-            Settled::Changed(change) | Settled::Refused(change) => change,
+        let (change, is_taken) = match &decision.settled {
+            Settled::Changed(change) => (change, true),
+            Settled::Refused(change) => (change, false),
             Settled::Repeated | Settled::Stale => return Ok(()),
         };
         let level = match item.outcome {
@@ -138,8 +139,10 @@ impl<'a> Turn<'a> {
         // The row as the item before left it, which `replace` knows by its id.
         let was = self.row(&decision.row.id).cloned().unwrap_or_else(|| decision.row.clone());
         self.change(was.clone(), change, &settle.consumer, &extra)?;
+        // What ends the delivery, whichever way: a refusal's body is what its sender has asked for too.
         if let Some(reply) = &item.reply
-            && change.delivery.state == State::Delivered
+            && is_taken
+            && change.delivery.state.is_terminal()
         {
             let body = self.vault.seal(reply, Owner::Reply { delivery: was.pos })?;
             self.replies.push(Reply { delivery: was.pos, accepted_at: was.accepted_at, body });

@@ -59,6 +59,13 @@ pub(crate) struct Touched {
     pub(crate) now: Row,
 }
 
+impl Touched {
+    /// Whether what had ended is to be delivered again.
+    pub(crate) fn is_unsettled_again(&self) -> bool {
+        self.was.delivery.state.is_terminal() && !self.now.delivery.state.is_terminal()
+    }
+}
+
 /// A new message; it is written from where it came.
 pub(crate) struct MessageRow<'a> {
     pub(crate) seq: i64,
@@ -77,7 +84,7 @@ pub(crate) struct Detail {
     pub(crate) body: Vec<u8>,
 }
 
-/// What a partner answered.
+/// What a partner answered that ended the delivery. It goes where that is to be delivered again.
 pub(crate) struct Reply {
     pub(crate) delivery: i64,
     /// As [`Detail::accepted_at`].

@@ -33,6 +33,7 @@ mod pieces;
 mod pieces_damaged;
 mod purge;
 mod random;
+mod replies;
 mod seal;
 mod senders;
 mod sessions;

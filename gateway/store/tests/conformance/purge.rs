@@ -20,7 +20,9 @@ async fn purged() -> (Fixture, [gatepost_core::DeliveryId; 3]) {
     fixture.store.delivery_settle(fixture.settling("lab", session, vec![done])).await.unwrap();
     let dead = fixture.send("dead", None, "lab").await;
     let leased = fixture.lease_one("lab", session).await;
-    fixture.taken("lab", session, &leased, Outcome::Reject).await;
+    let mut refused = item(&leased, Outcome::Reject);
+    refused.reply = Some(br#"{"data":"canary"}"#.to_vec());
+    fixture.store.delivery_settle(fixture.settling("lab", session, vec![refused])).await.unwrap();
     // Delivered to one of its destinations, waiting for the other.
     let half = fixture.accept(vec![message("half", None, "half", &["lab", "other"])]).await.unwrap();
     let leased = fixture.lease_one("lab", session).await;
@@ -42,6 +44,12 @@ async fn payload_gone(fixture: &Fixture, delivery: gatepost_core::DeliveryId) ->
 async fn payloads_of_settled_messages_go_and_unsettled_ones_stay() {
     let (fixture, [delivered, dead, half]) = purged().await;
     assert!(payload_gone(&fixture, dead).await);
+    let message = fixture.row(dead).await.message;
+    assert_eq!(
+        fixture.store.read().deliveries_of(message).await.unwrap()[0].1,
+        None,
+        "nor what it was refused with"
+    );
     assert!(!payload_gone(&fixture, half).await, "one of its deliveries is still to come");
     let message = fixture.row(delivered).await.message;
     let detail = fixture.store.read().message_detail(message).await.unwrap().unwrap();

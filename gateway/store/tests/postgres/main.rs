@@ -58,6 +58,8 @@ mod pieces;
 mod purge;
 #[path = "../conformance/random.rs"]
 mod random;
+#[path = "../conformance/replies.rs"]
+mod replies;
 #[path = "../conformance/seal.rs"]
 mod seal;
 #[path = "../conformance/senders.rs"]

@@ -169,7 +169,9 @@ async fn delivered_and_dead(days_ago: i64) -> (Place, [DeliveryId; 2]) {
     deliver(&fixture, "lab", session).await;
     let dead = fixture.send("dead", None, "lab").await;
     let leased = fixture.lease_one("lab", session).await;
-    fixture.taken("lab", session, &leased, Outcome::Reject).await;
+    let mut refused = item(&leased, Outcome::Reject);
+    refused.reply = Some(br#"{"data":"answer"}"#.to_vec());
+    fixture.store.delivery_settle(fixture.settling("lab", session, vec![refused])).await.unwrap();
     let place = fixture.stop().await;
     age(&place, days_ago).await;
     (place, [delivered, dead])
@@ -184,7 +186,9 @@ async fn a_dead_letter_that_is_replayed_after_its_day_was_walked_keeps_its_conte
     let fixture = place.open().await.unwrap();
     let counted = "SELECT coalesce(sum(settled), 0)::bigint FROM day_purge";
     until("the day has been walked", async || number(url(&place), counted).await == 2).await;
+    assert_eq!(beside_content(&fixture, dead).await.0, 1);
     fixture.operate(dead, Verb::Replay).await.unwrap();
+    assert_eq!(beside_content(&fixture, dead).await.0, 0, "the answer was to the attempt before");
     assert_eq!(number(url(&place), counted).await, 1, "it does not go with the day");
     assert!(!is_purged(&fixture, delivered).await, "the reader still reads");
     run(&mut reader, "COMMIT".to_owned()).await;

@@ -39,19 +39,14 @@ pub(in crate::postgres) fn keep(
     exactly(connection, content, messages.len(), "content_keep")
 }
 
-/// Whether a delivery is unsettled again.
-pub(super) fn is_unsettled_again(touched: &Touched) -> bool {
-    touched.was.delivery.state.is_terminal() && !touched.now.delivery.state.is_terminal()
-}
-
-/// Makes sure that what is to be delivered again has its content, whenever its message was accepted.
+/// Makes sure that what is to be delivered again has its content, whenever its message was accepted, and no answer.
 pub(super) fn keep_unsettled(
     connection: &mut Connection,
     turn: &Turn<'_>,
     touched: &[&Touched],
 ) -> Result<(), CommitError> {
     let again: Vec<&Row> =
-        touched.iter().filter(|touched| is_unsettled_again(touched)).map(|touched| &touched.was).collect();
+        touched.iter().filter(|touched| touched.is_unsettled_again()).map(|touched| &touched.was).collect();
     if again.is_empty() {
         return Ok(());
     }
@@ -81,7 +76,9 @@ pub(super) fn keep_unsettled(
         keep(connection, day, &messages)?;
         connection.execute(sqlx::query(sql::DAY_PURGE_LESS).bind(day).bind(messages))?;
     }
-    Ok(())
+    let (positions, messages): (Vec<i64>, Vec<i64>) =
+        again.iter().map(|row| (row.pos, row.message_seq)).unzip();
+    connection.execute(sqlx::query(sql::REPLIES_DROP).bind(positions).bind(messages)).map(drop)
 }
 
 /// Deliveries of old messages about which something is written that goes with the content.
