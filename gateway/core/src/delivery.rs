@@ -328,8 +328,11 @@ impl Delivery {
             | State::Expired
             | State::Discarded => return None,
         }
-        let mut delivery = *self;
-        delivery.settled = self.went_with_lane().then_some((lease.token, OutcomeKind::RetryLane));
+        let idle_at_birth = self.idle_without_pause_twice(moment);
+        let mut delivery = Self { settled: None, idle_at_birth, ..*self };
+        if self.went_with_lane() {
+            delivery.settled = Some((lease.token, OutcomeKind::RetryLane { idle_total: moment.idle_total }));
+        }
         if moment.policy.on_doubt.lease_begins() {
             delivery.state = State::Sending { lease, proof: Proof::Prompt };
             return Some(Change { delivery, record: Some((Record::Attempt, None)) });
@@ -431,7 +434,7 @@ impl Delivery {
 
     /// Its lane's partner was away when it was last heard of, and nothing has been reported of it since, leased or not.
     pub fn went_with_lane(&self) -> bool {
-        matches!(self.settled, Some((_, OutcomeKind::RetryLane)))
+        matches!(self.settled, Some((_, OutcomeKind::RetryLane { .. })))
     }
 
     /// Without what was reported under its lease: whoever had that has no more to say.

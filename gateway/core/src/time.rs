@@ -76,10 +76,10 @@ impl IdleMark {
         Self(self.0.saturating_sub(micros(pause)))
     }
 
-    /// Of a pause that was put back this has not been waited for.
+    /// Of a pause that was put back, what is not to count: it was not waited for, or counts as the destination's.
     #[must_use]
-    pub fn put_forward(self, unspent: Duration) -> Self {
-        Self(self.0.saturating_add(micros(unspent)))
+    pub fn put_forward(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(micros(span)))
     }
 }
 

@@ -92,7 +92,7 @@ fn row(input: &[u8]) {
     match &delivery.settled {
         Some((token, kind)) => {
             assert_eq!(values[SETTLED_TOKEN], Value::Blob(token.as_bytes().to_vec()));
-            assert_eq!(values[SETTLED_AS], Value::Text(kind.as_str().to_owned()));
+            assert_eq!(values[SETTLED_AS], Value::Text(kind.to_text().into_owned()));
         }
         None => assert_eq!([&values[SETTLED_TOKEN], &values[SETTLED_AS]], [&Value::Null; 2]),
     }

@@ -43,8 +43,8 @@ pub(crate) fn settled(
     place: Place,
 ) -> Result<Option<(LeaseToken, OutcomeKind)>, StoreError> {
     match (token, outcome) {
-        (Some(token), Some(name)) => {
-            let kind = OutcomeKind::from_name(name).ok_or_else(|| place.corrupt())?;
+        (Some(token), Some(text)) => {
+            let kind = OutcomeKind::from_text(text).ok_or_else(|| place.corrupt())?;
             Ok(Some((LeaseToken::from_bytes(token), kind)))
         }
         (None, None) => Ok(None),

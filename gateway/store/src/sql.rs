@@ -165,7 +165,7 @@ statements! {
         ORDER BY d.pos LIMIT 1), 9223372036854775807), \
         coalesce((SELECT d.pos FROM delivery d WHERE d.queue = ?1 AND d.barrier = ?2 AND d.blocks = 1 AND d.state NOT IN (1, 2) \
         ORDER BY d.pos LIMIT 1), 9223372036854775807)) \
-        AND (SELECT count(*) + coalesce(sum((e.session IS NOT ?4 AND NOT (e.late AND ?5)) OR e.barrier IS NOT NULL OR e.settled_as IS 'retry_lane'), 0) * ?3 \
+        AND (SELECT count(*) + coalesce(sum((e.session IS NOT ?4 AND NOT (e.late AND ?5)) OR e.barrier IS NOT NULL OR ifnull(e.settled_as GLOB 'retry_lane*', 0)), 0) * ?3 \
         FROM delivery e WHERE e.queue = ?1 AND e.lane = ?2 AND e.blocks = 1 AND e.pos < f.pos) < ?3 \
         AND NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = ?1 AND e.barrier = ?2 AND e.blocks = 1 AND e.pos < f.pos) \
         AND (f.barrier IS NULL OR NOT EXISTS (SELECT 1 FROM delivery e WHERE e.queue = ?1 AND e.lane IN (f.lane, f.barrier) \

@@ -1,11 +1,13 @@
 //! Outcomes that the holder of a lease reports.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::{Change, Delivery, Moment, Proof, Reason, Record, State, enough};
 use crate::id::LeaseToken;
 use crate::policy::{Level, OnDoubt, RetryScope};
 use crate::retry;
+use crate::time::IdleMark;
 
 /// What the holder of a lease says of its attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ pub enum Outcome {
     Wake,
 }
 
-/// An outcome without its data: what is remembered of the one that ended a lease.
+/// What is remembered of the outcome that ended a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutcomeKind {
     Begin,
@@ -47,52 +49,58 @@ pub enum OutcomeKind {
     InDoubt,
     Retry,
     /// `retry` for its lane's trouble: the only one that can be woken.
-    RetryLane,
+    RetryLane {
+        /// How long the destination had been paused or tripped in all when the pause began.
+        idle_total: Duration,
+    },
     Reject,
     Release,
     Extend,
     Wake,
 }
 
-impl Outcome {
-    pub const fn kind(&self) -> OutcomeKind {
-        match self {
-            Self::Begin => OutcomeKind::Begin,
-            Self::Sent { .. } => OutcomeKind::Sent,
-            Self::Delivered { .. } => OutcomeKind::Delivered,
-            Self::InDoubt => OutcomeKind::InDoubt,
-            Self::Retry { scope: RetryScope::Lane, .. } => OutcomeKind::RetryLane,
-            Self::Retry { scope: RetryScope::Message | RetryScope::Destination, .. } => OutcomeKind::Retry,
-            Self::Reject => OutcomeKind::Reject,
-            Self::Release => OutcomeKind::Release,
-            Self::Extend { .. } => OutcomeKind::Extend,
-            Self::Wake => OutcomeKind::Wake,
-        }
-    }
-}
-
 impl OutcomeKind {
-    pub const ALL: [Self; 10] = [
+    /// Those without data.
+    const PLAIN: [Self; 9] = [
         Self::Begin,
         Self::Sent,
         Self::Delivered,
         Self::InDoubt,
         Self::Retry,
-        Self::RetryLane,
         Self::Reject,
         Self::Release,
         Self::Extend,
         Self::Wake,
     ];
 
-    pub const fn as_str(self) -> &'static str {
+    pub(super) fn of(outcome: Outcome, idle_total: Duration) -> Self {
+        match outcome {
+            Outcome::Begin => Self::Begin,
+            Outcome::Sent { .. } => Self::Sent,
+            Outcome::Delivered { .. } => Self::Delivered,
+            Outcome::InDoubt => Self::InDoubt,
+            Outcome::Retry { scope: RetryScope::Lane, .. } => Self::RetryLane { idle_total },
+            Outcome::Retry { scope: RetryScope::Message | RetryScope::Destination, .. } => Self::Retry,
+            Outcome::Reject => Self::Reject,
+            Outcome::Release => Self::Release,
+            Outcome::Extend { .. } => Self::Extend,
+            Outcome::Wake => Self::Wake,
+        }
+    }
+
+    /// Whether the outcome says the same again.
+    pub fn is_repeated_by(self, outcome: Outcome) -> bool {
+        self.name() == Self::of(outcome, Duration::ZERO).name()
+    }
+
+    const fn name(self) -> &'static str {
         match self {
             Self::Begin => "begin",
             Self::Sent => "sent",
             Self::Delivered => "delivered",
             Self::InDoubt => "in_doubt",
             Self::Retry => "retry",
-            Self::RetryLane => "retry_lane",
+            Self::RetryLane { .. } => "retry_lane",
             Self::Reject => "reject",
             Self::Release => "release",
             Self::Extend => "extend",
@@ -100,8 +108,22 @@ impl OutcomeKind {
         }
     }
 
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    /// As it is stored: its name, and the microseconds of its data.
+    pub fn to_text(self) -> Cow<'static, str> {
+        match self {
+            Self::RetryLane { idle_total } => format!("{} {}", self.name(), idle_total.as_micros()).into(),
+            plain => plain.name().into(),
+        }
+    }
+
+    /// Reads what [`OutcomeKind::to_text`] has written.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let read = match text.strip_prefix("retry_lane ") {
+            Some(micros) => Some(Self::RetryLane { idle_total: Duration::from_micros(micros.parse().ok()?) }),
+            None => Self::PLAIN.into_iter().find(|kind| kind.name() == text),
+        };
+        // A number can be written in other ways too.
+        read.filter(|kind| kind.to_text() == text)
     }
 }
 
@@ -141,7 +163,7 @@ impl Delivery {
                 self.settle_sending(outcome, proof, moment)
             }
             State::Waiting { due } | State::InDoubt { due: Some(due) }
-                if outcome == Outcome::Wake && self.settled == Some((*token, OutcomeKind::RetryLane)) =>
+                if outcome == Outcome::Wake && self.waits_for_lane(token) =>
             {
                 let is_awake = due <= moment.now;
                 Ok(if is_awake { Settled::Repeated } else { Settled::Changed(self.wake(moment)) })
@@ -154,11 +176,17 @@ impl Delivery {
             | State::Dead { .. }
             | State::Expired
             | State::Discarded => {
-                let repeated = self.settled == Some((*token, outcome.kind()));
+                let repeated =
+                    self.settled.is_some_and(|(by, was)| by == *token && was.is_repeated_by(outcome));
                 Ok(if repeated { Settled::Repeated } else { Settled::Stale })
             }
         }
-        .map(|settled| settled.remember(token, outcome))
+        .map(|settled| settled.remember(token, outcome, moment))
+    }
+
+    /// Whether it went back with this token for its lane's trouble, and nothing has come of it since.
+    fn waits_for_lane(&self, token: &LeaseToken) -> bool {
+        matches!(self.settled, Some((by, OutcomeKind::RetryLane { .. })) if by == *token)
     }
 
     fn settle_leased(&self, outcome: Outcome, moment: &Moment<'_>) -> Result<Settled, Refusal> {
@@ -294,8 +322,23 @@ impl Delivery {
             | State::Expired
             | State::Discarded => self.state,
         };
-        let idle_at_birth = self.idle_at_birth.put_forward(unspent);
-        Change { delivery: Self { state, idle_at_birth, ..*self }, record: None }
+        let idle_at_birth = self.idle_without_pause_twice(moment).put_forward(unspent);
+        // What the destination is idle from now on is no longer within the pause.
+        let settled =
+            self.settled.map(|(token, _)| (token, OutcomeKind::RetryLane { idle_total: moment.idle_total }));
+        Change { delivery: Self { state, idle_at_birth, settled, ..*self }, record: None }
+    }
+
+    /// Its clock of idle time at the end of a pause that was its lane's. What the destination was idle during that pause counts as such
+    /// already. When within the time since was that? As late as it can have been, so that at worst it stays younger than it is,
+    /// by no more than it has been kept waiting behind its pause.
+    pub(super) fn idle_without_pause_twice(&self, moment: &Moment<'_>) -> IdleMark {
+        let Some((_, OutcomeKind::RetryLane { idle_total })) = self.settled else {
+            return self.idle_at_birth;
+        };
+        let idle = moment.idle_total.saturating_sub(idle_total);
+        let behind = self.state.due().map_or(Duration::ZERO, |due| moment.now.since(due));
+        self.idle_at_birth.put_forward(idle.saturating_sub(behind))
     }
 
     fn extended(&self, span: Duration, moment: &Moment<'_>) -> Change {
@@ -319,7 +362,7 @@ impl Delivery {
 impl Settled {
     /// Keeps the token and outcome that ended a lease, so that its repetition is recognised, and what is said of one that goes on. A wake
     /// ends nothing: the lease before it ended with what it is woken from.
-    fn remember(self, token: &LeaseToken, outcome: Outcome) -> Self {
+    fn remember(self, token: &LeaseToken, outcome: Outcome, moment: &Moment<'_>) -> Self {
         let Self::Changed(mut change) = self else { return self };
         let is_said = match outcome {
             Outcome::Begin | Outcome::Sent { .. } => true,
@@ -332,8 +375,27 @@ impl Settled {
             Outcome::Wake => false,
         };
         if is_said {
-            change.delivery.settled = Some((*token, outcome.kind()));
+            change.delivery.settled = Some((*token, OutcomeKind::of(outcome, moment.idle_total)));
         }
         Self::Changed(change)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_of_an_outcome_is_read_as_it_was_written() {
+        let lane = [0, 1, u64::MAX]
+            .map(|micros| OutcomeKind::RetryLane { idle_total: Duration::from_micros(micros) });
+        for kind in OutcomeKind::PLAIN.into_iter().chain(lane) {
+            assert_eq!(OutcomeKind::from_text(&kind.to_text()), Some(kind));
+        }
+        for text in
+            ["", "Begin", "retry_lane", "retry_lane ", "retry_lane +1", "retry_lane 01", "retry_lane -1"]
+        {
+            assert_eq!(OutcomeKind::from_text(text), None, "{text}");
+        }
     }
 }

@@ -197,7 +197,8 @@ fn r13_3_the_same_token_with_the_same_outcome_is_ok_and_with_another_is_stale() 
             continue;
         }
         for (other_label, other) in outcomes() {
-            let expected = if other.kind() == outcome.kind() { Settled::Repeated } else { Settled::Stale };
+            let repeats = OutcomeKind::of(outcome, Duration::ZERO).is_repeated_by(other);
+            let expected = if repeats { Settled::Repeated } else { Settled::Stale };
             let again = change.delivery.settle(&token(1), other, &moment(&policy));
             if (label, other_label) == ("retry lane", "wake") {
                 assert!(matches!(again, Ok(Settled::Changed(_))), "{again:?}");
@@ -332,6 +333,28 @@ fn r13_5_the_time_in_which_its_lanes_partner_is_away_does_not_age_a_delivery() {
     };
     assert!(!gave_up(failed(woken.delivery, 339)));
     assert!(gave_up(failed(woken.delivery, 340)));
+    // What the destination is idle meanwhile is not counted beside that.
+    let next = Lease { token: token(2), ..lease() };
+    for (idle, now, age) in [
+        // For all of the pause and until the lease; within it; from within it until the lease.
+        (650, 750, 10),
+        (300, 700, 10),
+        (150, 800, 10),
+        // Where it may have been behind the pause, it is taken for that.
+        (150, 1000, 160),
+        (0, 750, 60),
+    ] {
+        let idle_total = Duration::from_secs(idle);
+        let moment = |now| Moment { now: at(now), idle_total, ..moment(&policy) };
+        let leased = back.apply(Event::Lease(next), &moment(now)).unwrap().delivery;
+        assert_eq!(leased.age(&moment(now)), Duration::from_secs(age), "{idle} s idle until {now}");
+    }
+    for (idle, age) in [(0, 10), (150, 10), (200, 10)] {
+        let moment = Moment { now: at(300), idle_total: Duration::from_secs(idle), ..moment(&policy) };
+        let Ok(Settled::Changed(woken)) = back.settle(&token(1), Outcome::Wake, &moment) else { panic!() };
+        let leased = woken.delivery.apply(Event::Lease(next), &moment).unwrap().delivery;
+        assert_eq!(leased.age(&moment), Duration::from_secs(age), "woken, {idle} s idle");
+    }
     // While it is away it is not given up, however old it is.
     let old = Delivery { born: at(-9999), ..delivery(sending) };
     assert!(matches!(self::back(&old, &policy).state, State::Waiting { .. }));

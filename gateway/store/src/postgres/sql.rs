@@ -246,7 +246,7 @@ statements! {
         ORDER BY d.pos LIMIT 1) f WHERE f.due IS NOT NULL AND f.state IN (0, 3) AND (l.width = 1 OR NOT EXISTS (SELECT 1 FROM (\
         SELECT pos, home FROM lane m WHERE m.queue = l.queue AND m.lane = l.lane AND m.pos < f.pos ORDER BY pos LIMIT l.width) h \
         CROSS JOIN LATERAL (SELECT session, late, settled_as FROM delivery WHERE pos = h.pos LIMIT 1) e \
-        WHERE h.home IS NOT NULL OR e.settled_as = 'retry_lane' OR (e.session IS DISTINCT FROM l.session AND NOT (e.late AND l.succeeds)))) \
+        WHERE h.home IS NOT NULL OR e.settled_as LIKE 'retry_lane%' OR (e.session IS DISTINCT FROM l.session AND NOT (e.late AND l.succeeds)))) \
         AND (f.home IS NULL OR f.home = l.lane AND NOT EXISTS (SELECT 1 FROM lane m WHERE m.queue = l.queue \
         AND m.lane IN (f.home, f.barrier) AND m.pos < f.pos)) ON CONFLICT DO NOTHING";
     /// The other lanes in which those are made ready that stand in these besides.

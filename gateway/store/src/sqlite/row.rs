@@ -183,7 +183,7 @@ impl Row {
             &delivery.idle_at_birth.as_micros(),
             &self.changed_at.as_micros(),
             &delivery.settled.as_ref().map(|(token, _)| token.as_bytes()),
-            &delivery.settled.map(|(_, kind)| kind.as_str()),
+            &delivery.settled.map(|(_, kind)| kind.to_text()),
             &self.leaves,
             &self.sender,
             &self.barrier,

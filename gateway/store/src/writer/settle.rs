@@ -6,7 +6,7 @@ use gatepost_core::delivery::{Change, Refusal, Settled};
 use gatepost_core::policy::RetryScope;
 use gatepost_core::principal::ActorKind;
 use gatepost_core::queue::TripReason;
-use gatepost_core::{Delivery, DeliveryId, Level, Outcome, State};
+use gatepost_core::{Delivery, DeliveryId, Level, Outcome};
 
 use super::accept::{Beyond, KnownKeys};
 use super::lease::LEASE_MARGIN;

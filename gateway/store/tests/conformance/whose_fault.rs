@@ -230,3 +230,24 @@ async fn r13_5_a_lane_whose_partner_is_away_shows_that_the_destination_is_there(
     fixture.taken("lab", session, &probe, AWAY).await;
     assert_eq!(fixture.stats("lab").await.tripped, None);
 }
+
+/// Where the queue is paused during the pause of a lane, that time is time paused once.
+#[tokio::test]
+async fn r13_5_a_lanes_pause_over_the_queues_pause_keeps_a_delivery_young_once() {
+    const GIVE_UP: Duration = Duration::from_millis(400);
+    const PAUSE: Duration = Duration::from_millis(1500);
+    let retry = RetryPolicy { give_up_after: GIVE_UP, attempts: 1000, ..quick().retry };
+    let fixture = Fixture::new(vec![queue("lab", QueuePolicy { retry, ..quick() })]).await;
+    let session = fixture.session("lab").await;
+    fixture.send("1", None, "lab").await;
+    let leased = fixture.lease_one("lab", session).await;
+    let away = Outcome::Retry { after: Some(PAUSE), scope: RetryScope::Lane };
+    fixture.taken("lab", session, &leased, away).await;
+    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Pause).await.unwrap();
+    tokio::time::sleep(PAUSE).await;
+    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Resume).await.unwrap();
+    let again = fixture.lease_in_time("lab", session, 1).await.remove(0);
+    tokio::time::sleep(GIVE_UP + Duration::from_millis(50)).await;
+    assert_eq!(fixture.taken("lab", session, &again, RETRY).await, "dead");
+    assert_eq!(fixture.row(again.delivery).await.reason, Some("gave_up"));
+}

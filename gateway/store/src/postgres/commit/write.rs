@@ -541,7 +541,7 @@ fn changes(script: &mut Script, turn: &Turn<'_>, touched: &[&Touched]) {
             .bind(each(&was, |row| small(state_code(&row.delivery.state))))
             .bind(each(&was, token))
             .bind(each(&now, |row| i32::try_from(row.delivery.attempts).unwrap_or(i32::MAX)))
-            .bind(each(&now, |row| row.delivery.settled.map(|(_, kind)| kind.as_str())))
+            .bind(each(&now, |row| row.delivery.settled.map(|(_, kind)| kind.to_text())))
             .bind(each(&now, |row| row.leaves.as_slice()));
         script.expect("delivered", now.len(), OTHER);
     }
@@ -583,7 +583,7 @@ pub(in crate::postgres) fn bind_rows<'v>(values: &'v mut Values, rows: &[&Row]) 
         .bind(each(rows, |row| row.delivery.idle_at_birth.as_micros()))
         .bind(each(rows, |row| row.changed_at.as_micros()))
         .bind(each(rows, |row| row.delivery.settled.as_ref().map(|(token, _)| token.as_bytes().as_slice())))
-        .bind(each(rows, |row| row.delivery.settled.map(|(_, kind)| kind.as_str())))
+        .bind(each(rows, |row| row.delivery.settled.map(|(_, kind)| kind.to_text())))
         .bind(each(rows, |row| row.leaves.as_slice()))
         .bind(each(rows, barrier_of))
 }

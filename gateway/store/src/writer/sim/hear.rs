@@ -545,10 +545,11 @@ impl Sim {
                 let before = heard.before.by_id(*id).map(|row| &row.delivery);
                 let live = before.is_some_and(|before| Self::token_of(before) == Some(*token));
                 let settled = before.and_then(|before| before.settled);
-                let wakes = *outcome == Outcome::Wake && settled == Some((*token, OutcomeKind::RetryLane));
+                let by_it = settled.filter(|(by, _)| by == token).map(|(_, kind)| kind);
+                let wakes = *outcome == Outcome::Wake && matches!(by_it, Some(OutcomeKind::RetryLane { .. }));
                 law(
                     "only the newest token counts",
-                    live || wakes || settled == Some((*token, outcome.kind())),
+                    live || wakes || by_it.is_some_and(|kind| kind.is_repeated_by(*outcome)),
                     || format!("{outcome:?} of {before:?}"),
                 )?;
                 if *outcome == (Outcome::Delivered { level: gatepost_core::Level::Transport }) {
@@ -608,9 +609,11 @@ impl Sim {
             (State::Sending { .. }, _) if live && weak => Err("evidence_too_weak"),
             (State::Leased { .. } | State::Sending { .. }, _) if live => Ok(outcome != Outcome::Wake),
             (State::Waiting { .. } | State::InDoubt { due: Some(_) }, Outcome::Wake) => {
-                Ok(row.delivery.settled == Some((token, OutcomeKind::RetryLane)))
+                Ok(matches!(row.delivery.settled, Some((by, OutcomeKind::RetryLane { .. })) if by == token))
             }
-            _ => Ok(row.delivery.settled == Some((token, outcome.kind()))),
+            _ => {
+                Ok(row.delivery.settled.is_some_and(|(by, kind)| by == token && kind.is_repeated_by(outcome)))
+            }
         };
         let as_expected = match (expected, answer) {
             (Err("not_begun"), Err(SettleError::Protocol { refusal: Refusal::NotBegun, .. })) => true,
