@@ -12,6 +12,10 @@ pub(super) struct Life {
     pub(super) destination: String,
     pub(super) message: String,
     pub(super) attempts: u64,
+    /// The entry of the first of them.
+    pub(super) begun_at: Option<usize>,
+    /// The newest entry with which it ended.
+    pub(super) ended_at: Option<usize>,
     /// The entry with which a settle ended it as delivered.
     pub(super) delivered_at: Option<usize>,
     pub(super) state: String,
@@ -42,10 +46,22 @@ pub(super) struct Entry {
 pub(super) struct Event<'h> {
     pub(super) mark: &'h str,
     pub(super) lane: Option<&'h str>,
+    pub(super) barrier: Option<&'h str>,
     pub(super) to: &'h [String],
     pub(super) answer: &'h Answer,
     /// The messages that it has become: one, if all is well.
     pub(super) messages: BTreeSet<String>,
+}
+
+impl<'h> Event<'h> {
+    /// The lanes that it stands in where keys make lanes.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = &'h str> {
+        self.lane.into_iter().chain(self.barrier.filter(|barrier| Some(*barrier) != self.lane))
+    }
+
+    pub(super) fn is_merge(&self) -> bool {
+        self.lanes().count() > 1
+    }
 }
 
 pub(super) struct Book<'h> {
@@ -79,7 +95,9 @@ impl<'h> Book<'h> {
         for submission in &history.submissions {
             let first = book.events.len();
             for (at, event) in submission.events.iter().enumerate() {
-                let number = book.event(&event.mark, event.lane.as_deref(), &event.to, &submission.answer);
+                let number = book.event(&event.mark, &event.to, &submission.answer);
+                book.events[number].lane = event.lane.as_deref();
+                book.events[number].barrier = event.barrier.as_deref();
                 if let Answer::Accepted(ids) = &submission.answer
                     && let Some(id) = ids.get(at)
                 {
@@ -90,7 +108,7 @@ impl<'h> Book<'h> {
         }
         for combined in &history.combined {
             if !book.by_mark.contains_key(combined.emitted.as_str()) {
-                book.event(&combined.emitted, None, &[], &UNKNOWN);
+                book.event(&combined.emitted, &[], &UNKNOWN);
             }
         }
         // What senders are not told, partners may know.
@@ -105,9 +123,10 @@ impl<'h> Book<'h> {
         book
     }
 
-    fn event(&mut self, mark: &'h str, lane: Option<&'h str>, to: &'h [String], answer: &'h Answer) -> usize {
+    /// In no lane.
+    fn event(&mut self, mark: &'h str, to: &'h [String], answer: &'h Answer) -> usize {
         let number = self.events.len();
-        self.events.push(Event { mark, lane, to, answer, messages: BTreeSet::new() });
+        self.events.push(Event { mark, lane: None, barrier: None, to, answer, messages: BTreeSet::new() });
         self.by_mark.insert(mark, number);
         number
     }
@@ -128,10 +147,12 @@ impl<'h> Book<'h> {
         if let Some(state) = text(&leaf["state"]) {
             life.state = state;
             life.code = text(&leaf["code"]).unwrap_or_default();
+            life.ended_at = life.has_ended().then_some(index);
         }
         match event {
             "attempt" => {
                 life.attempts += 1;
+                life.begun_at.get_or_insert(index);
                 life.state = "sending".to_owned();
             }
             "delivered" => life.delivered_at = Some(index),

@@ -256,6 +256,9 @@ impl<'h> Judge<'h> {
             let arrived: Vec<usize> = arrived.collect();
             findings.extend(self.out_of_order(destination, partner.order, arrived));
             findings.extend(self.out_of_order(destination, partner.order, self.delivered(destination)));
+            if partner.order == Order::Key {
+                findings.extend(self.beside_merges(destination));
+            }
         }
         findings.extend(self.senders());
         for what in findings {
@@ -273,22 +276,66 @@ impl<'h> Judge<'h> {
     }
 
     fn out_of_order(&self, destination: &str, order: Order, events: Vec<usize>) -> Vec<String> {
-        let mut newest: HashMap<Option<&str>, usize> = HashMap::new();
+        let mut newest: HashMap<&str, usize> = HashMap::new();
         let mut findings = Vec::new();
         for number in events {
             let event = &self.book.events[number];
-            let replayed = event.messages.iter().any(|message| {
-                let delivery = self.book.delivery(message, destination);
-                delivery.and_then(|id| self.book.lives.get(id)).is_some_and(|life| life.replayed)
-            });
-            let in_lane = order == Order::Strict || event.lane.is_some();
-            let (Some(at), false, true) = (self.book.accepted_at(event), replayed, in_lane) else { continue };
-            let lane = if order == Order::Strict { None } else { event.lane };
-            let newest = newest.entry(lane).or_insert(at);
-            if at < *newest {
-                findings.push(format!("{destination}, lane {lane:?}: {} came after a later one", event.mark));
+            let replayed = self.lives_at(destination, event).any(|life| life.replayed);
+            let (Some(at), false) = (self.book.accepted_at(event), replayed) else { continue };
+            let lanes: Vec<&str> = match order {
+                Order::None => Vec::new(),
+                Order::Key => event.lanes().collect(),
+                Order::Strict => vec!["of all"],
+            };
+            for lane in lanes {
+                let newest = newest.entry(lane).or_insert(at);
+                if at < *newest {
+                    findings
+                        .push(format!("{destination}, lane {lane}: {} came after a later one", event.mark));
+                }
+                *newest = at.max(*newest);
             }
-            *newest = at.max(*newest);
+        }
+        findings
+    }
+
+    fn lives_at(&self, destination: &str, event: &Event<'_>) -> impl Iterator<Item = &Life> {
+        let deliveries = event.messages.iter().filter_map(|message| self.book.delivery(message, destination));
+        deliveries.filter_map(|id| self.book.lives.get(id))
+    }
+
+    /// A merge begins when all before it in both its lanes has ended, and what stands behind it in either begins when it has. What is
+    /// told of arrivals cannot show that: one that was begun too early may arrive in time.
+    fn beside_merges(&self, destination: &str) -> Vec<String> {
+        let mut lanes: BTreeMap<&str, BTreeMap<usize, (&Event<'_>, &Life)>> = BTreeMap::new();
+        for event in &self.book.events {
+            let Some(at) = self.book.accepted_at(event) else { continue };
+            // Replayed from the dead, it goes beside its lanes.
+            for life in self.lives_at(destination, event).filter(|life| !life.replayed) {
+                for lane in event.lanes() {
+                    lanes.entry(lane).or_default().insert(at, (event, life));
+                }
+            }
+        }
+        let mut findings = Vec::new();
+        for (lane, events) in lanes {
+            // Until when all has ended, and all merges, of those that stand before.
+            let (mut all_ended, mut merges_ended) = (0, 0);
+            for (event, life) in events.into_values() {
+                let (is_merge, begun) = (event.is_merge(), life.begun_at.unwrap_or(usize::MAX));
+                if begun < if is_merge { all_ended } else { merges_ended } {
+                    let beside = if is_merge { "one" } else { "a merge" };
+                    findings.push(format!(
+                        "{destination}, lane {lane}: {} began before {beside} in front of it had ended",
+                        event.mark
+                    ));
+                }
+                let ended = life.ended_at.unwrap_or(usize::MAX);
+                all_ended = all_ended.max(ended);
+                if is_merge {
+                    merges_ended = merges_ended.max(ended);
+                }
+            }
         }
         findings
     }

@@ -45,6 +45,8 @@ pub struct Submitted {
     pub mark: String,
     /// The ordering key.
     pub lane: Option<String>,
+    /// The second one, of a merge.
+    pub barrier: Option<String>,
     /// Every destination that its routes lead to.
     pub to: Vec<String>,
 }
@@ -116,8 +118,15 @@ impl Submitted {
         Self {
             mark: mark.to_owned(),
             lane: lane.map(str::to_owned),
+            barrier: None,
             to: to.iter().map(|name| (*name).to_owned()).collect(),
         }
+    }
+
+    /// Which has a second ordering key.
+    #[must_use]
+    pub fn beside(self, barrier: Option<&str>) -> Self {
+        Self { barrier: barrier.map(str::to_owned), ..self }
     }
 }
 

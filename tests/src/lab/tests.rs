@@ -225,6 +225,76 @@ fn disorder_is_found() {
     assert_eq!(found(sender), [Kind::Reordered]);
 }
 
+/// A run with one in lane `k`, one in lane `l`, a merge of both, and one more in each; in the order in which they go.
+fn merged() -> History {
+    let names = ["k1", "l1", "merge", "k2", "l2"];
+    let mut history = History { log: vec![json!({ "event": "log_opened" })], ..History::default() };
+    for name in names {
+        let lane = if name.starts_with('l') { "l" } else { "k" };
+        let barrier = (name == "merge").then_some("l");
+        let events = vec![Submitted::new(name, Some(lane), &["lab"]).beside(barrier)];
+        let (sender, answer) = (name.into(), accepted(&[name]));
+        history.submissions.push(Submission { sender, events, answer });
+        history.log.push(accept(name, &["lab"]));
+    }
+    // Those of one lane beside those of the other.
+    let steps = [["k1", "l1"].as_slice(), &["merge"], &["k2", "l2"]];
+    for step in steps {
+        let ids = step.iter().map(|name| format!("{name}-lab"));
+        history.log.extend(ids.clone().map(|id| attempt(&id)));
+        history.log.extend(ids.map(|id| settled(&id, "delivered", "delivered")));
+    }
+    let effects = names.map(|name| effect("lab", name));
+    history.partners.insert("lab".into(), Partner::new(Order::Key, effects.into()));
+    history
+}
+
+#[test]
+fn what_begins_beside_a_merge_is_found_in_either_of_its_lanes() {
+    check(&merged()).expect_clean();
+    let found = |spoil: &dyn Fn(&mut History)| {
+        let mut history = merged();
+        spoil(&mut history);
+        let findings = check(&history).findings;
+        assert!(findings.iter().all(|finding| finding.kind == Kind::Reordered), "{findings:?}");
+        findings.len()
+    };
+    // At the partner.
+    for (first, second, lanes) in [(0, 2, 1), (1, 2, 1), (2, 3, 1), (2, 4, 1), (0, 1, 0), (3, 4, 0)] {
+        let swapped = found(&|history| lab(history).effects.swap(first, second));
+        assert_eq!(swapped > 0, lanes > 0, "{first} and {second}");
+    }
+    // All arrive in order, but one had begun too early.
+    let early = |name: &str, before: (&str, &str)| {
+        found(&|history| {
+            let begun = at(history, "attempt", &format!("{name}-lab"));
+            let begun = history.log.remove(begun);
+            let to = at(history, before.0, before.1);
+            history.log.insert(to, begun);
+        })
+    };
+    for end in ["k1-lab", "l1-lab"] {
+        assert!(early("merge", ("delivered", end)) > 0, "before {end}");
+    }
+    for behind in ["k2", "l2"] {
+        assert!(early(behind, ("delivered", "merge-lab")) > 0, "{behind}");
+    }
+    assert_eq!(early("k2", ("attempt", "l2-lab")), 0);
+    // The merge is held, and what is behind it has gone.
+    let open = |history: &mut History| {
+        let end = at(history, "delivered", "merge-lab");
+        history.log[end] = settled("merge-lab", "in_doubt", "in_doubt");
+        history.held.insert("merge-lab".into());
+    };
+    assert_eq!(found(&open), 2, "in both lanes");
+    // Where keys make no lanes.
+    let unordered = |history: &mut History| {
+        open(history);
+        lab(history).order = Order::None;
+    };
+    assert_eq!(found(&unordered), 0);
+}
+
 #[test]
 fn what_nobody_sent_or_was_refused_is_found() {
     assert_eq!(

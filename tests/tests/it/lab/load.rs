@@ -23,6 +23,8 @@ const LARGE_EVERY: usize = 5;
 const LARGE_BYTES: usize = 300_000;
 /// One event in so many makes the adapter emit a reply.
 const EMIT_EVERY: usize = 3;
+/// One event in so many is a merge: it stands in a second lane too.
+const MERGE_EVERY: usize = 4;
 /// A reader leaves one in so many of its leases lying until they have run out.
 const LEFT_LYING: usize = 12;
 /// After a call that had no answer; without it the senders would take the processor from the gateway that starts.
@@ -138,12 +140,22 @@ fn orders(sender: usize, app: &Client, reins: &Reins) -> Vec<Submission> {
             // Some lanes are everybody's.
             let lane =
                 if n % 3 == 0 { "shared".to_owned() } else { format!("k{sender}-{}", n % LANES_PER_SENDER) };
+            // With the next lane of its own, or with everybody's.
+            let beside = match n % (2 * MERGE_EVERY) {
+                1 => Some(format!("k{sender}-{}", (n + 1) % LANES_PER_SENDER)),
+                5 => Some("shared".to_owned()),
+                _ => None,
+            };
             let what = if n % EMIT_EVERY == 0 { "emit" } else { "" };
             let large = at == 0 && calls % LARGE_EVERY == 0;
             let fill = "x".repeat(if large { LARGE_BYTES } else { 0 });
             let data = json!({ "mark": mark, "do": what, "fill": fill });
-            events.push(crate::order_event(&mark, &lane, &data));
-            submitted.push(Submitted::new(&mark, Some(&lane), &TO));
+            let mut event = crate::order_event(&mark, &lane, &data);
+            if let Some(beside) = &beside {
+                event["barrierkey"] = json!(beside);
+            }
+            events.push(event);
+            submitted.push(Submitted::new(&mark, Some(&lane), &TO).beside(beside.as_deref()));
         }
         let answer = until_answered(reins, || match events.as_slice() {
             [event] => post(app, "application/cloudevents+json", event),
@@ -164,8 +176,13 @@ fn reports_out(app: &Client, reins: &Reins) -> Vec<Submission> {
         let mut event = crate::order_event(&mark, &lane, &json!(hl7::message(&mark, &lane)));
         event["type"] = "org.hl7.v2.ORU_R01".into();
         event["datacontenttype"] = "text/plain".into();
+        let beside = (n % MERGE_EVERY == 3).then(|| format!("p{}", (n + 2) % LANES_PER_SENDER));
+        if let Some(beside) = &beside {
+            event["barrierkey"] = json!(beside);
+        }
         let answer = until_answered(reins, || post(app, "application/cloudevents+json", &event));
-        book.push(Submission::one("reports", &mark, Some(&lane), &["hl7"], answer));
+        let events = vec![Submitted::new(&mark, Some(&lane), &["hl7"]).beside(beside.as_deref())];
+        book.push(Submission { sender: "reports".into(), events, answer });
     }
     book
 }
