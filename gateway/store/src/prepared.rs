@@ -21,6 +21,8 @@ pub(crate) struct Prepared {
     pub(crate) subject: Option<Index>,
     pub(crate) partition: Option<Index>,
     pub(crate) correlation: Option<Index>,
+    /// Of the second ordering key, if that is another than the first.
+    pub(crate) barrier: Option<Index>,
     pub(crate) salt: Salt,
     /// What the audit log says of the payload.
     pub(crate) content: [u8; 32],
@@ -74,6 +76,9 @@ impl Prepared {
             subject: index(Domain::Subject, &message.subject),
             partition: index(Domain::Key, &message.partition_key),
             correlation: index(Domain::Correlation, &message.correlation_id),
+            barrier: (message.barrier_key != message.partition_key)
+                .then(|| index(Domain::Key, &message.barrier_key))
+                .flatten(),
             content,
             salt,
             remains: match remains {

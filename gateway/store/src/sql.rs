@@ -6,6 +6,7 @@ pub(crate) const MIGRATIONS: &[(i64, &str)] = &[
     (1, include_str!("../../../migrations/sqlite/0001_foundation.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_pieces.sql")),
     (3, include_str!("../../../migrations/sqlite/0003_barriers.sql")),
+    (4, include_str!("../../../migrations/sqlite/0004_second_keys.sql")),
 ];
 
 /// What a delivery's sum covers, and the sum.
@@ -101,10 +102,10 @@ statements! {
     MESSAGE_ATTRIBUTES = "/* message_attributes */ SELECT id, attributes FROM message WHERE seq = ?1";
     READY_NEXT = "/* ready_next */ SELECT ready FROM delivery WHERE queue = ?1 AND ready IS NOT NULL AND ready > ?2 \
         ORDER BY ready LIMIT 1";
-    KEYS_LOAD = "/* keys_load */ SELECT seq, dedup, fingerprint, subject, key, correlation, sum_indexed FROM message WHERE seq > ?1 \
+    KEYS_LOAD = "/* keys_load */ SELECT seq, dedup, fingerprint, subject, key, correlation, barrier, sum_indexed FROM message WHERE seq > ?1 \
         ORDER BY seq LIMIT ?2";
     KEY_FIND = "/* key_find */ SELECT message FROM dedup WHERE key = ?1";
-    KEY_OF_MESSAGE = concat!("/* key_of_message */ SELECT seq, dedup, fingerprint, subject, key, correlation, sum_indexed, ",
+    KEY_OF_MESSAGE = concat!("/* key_of_message */ SELECT seq, dedup, fingerprint, subject, key, correlation, barrier, sum_indexed, ",
         message_summed!(), " FROM message WHERE seq = ?1");
     DELIVERIES_OF_MESSAGE = concat!("/* deliveries_of_message */ SELECT ", delivery_summed!(), " FROM delivery d WHERE d.message = ?1 ORDER BY d.pos");
     ADAPTER_STATE_LOAD = "/* adapter_state_load */ SELECT adapter, key, value FROM adapter_state WHERE adapter = ?1 ORDER BY key";
@@ -124,8 +125,8 @@ statements! {
     BEGIN = "/* begin */ BEGIN IMMEDIATE";
     COMMIT = "/* commit */ COMMIT";
     MESSAGE_ADD = "/* message_add */ INSERT INTO message (seq, id, accepted_at, sender_kind, sender, kind, form, size, sum, dedup, \
-        fingerprint, subject, key, correlation, sum_indexed, attributes, salt, data) \
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?17, ?9, ?10, ?11, ?12, ?13, ?18, ?14, ?15, ?16)";
+        fingerprint, subject, key, correlation, barrier, sum_indexed, attributes, salt, data) \
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?18, ?9, ?10, ?11, ?12, ?13, ?14, ?19, ?15, ?16, ?17)";
     PIECE_ADD = "/* piece_add */ INSERT INTO piece (message, number, bytes, sum) VALUES (?1, ?2, ?3, ?4)";
     /// With the accept of their message.
     PIECES_CLAIM = "/* pieces_claim */ DELETE FROM piece WHERE message = ?1 AND number = 0";
@@ -194,7 +195,7 @@ statements! {
 
     // === copied into another database ===
     COPY_MESSAGES = concat!("/* copy_messages */ SELECT ", message_summed!(), ", seq, dedup, fingerprint, subject, key, correlation, \
-        sum_indexed, attributes, salt, data, EXISTS (SELECT 1 FROM dedup k WHERE k.key = m.dedup AND k.message = m.seq), \
+        barrier, sum_indexed, attributes, salt, data, EXISTS (SELECT 1 FROM dedup k WHERE k.key = m.dedup AND k.message = m.seq), \
         (SELECT min(pos) FROM delivery d WHERE d.message = m.seq), (SELECT max(pos) FROM delivery d WHERE d.message = m.seq) \
         FROM message m WHERE seq > ?1 ORDER BY seq");
     /// A delivery of another message among those of this one.
@@ -246,7 +247,7 @@ statements! {
     ERASE_READ_SEALED = "/* erase_read_sealed */ SELECT body FROM reply WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1) \
         UNION ALL SELECT body FROM detail WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1)";
     ERASE_MESSAGE = "/* erase_message */ UPDATE message SET fingerprint = ?2, subject = NULL, key = NULL, correlation = NULL, \
-        sum_indexed = ?3, attributes = ?4, salt = NULL, data = NULL WHERE seq = ?1";
+        barrier = NULL, sum_indexed = ?3, attributes = ?4, salt = NULL, data = NULL WHERE seq = ?1";
     ERASE_REPLIES = "/* erase_replies */ DELETE FROM reply WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1)";
     ERASE_DETAILS = "/* erase_details */ DELETE FROM detail WHERE delivery IN (SELECT pos FROM delivery WHERE message = ?1)";
     PURGE_PIECES = "/* purge_pieces */ DELETE FROM piece WHERE message = (SELECT id FROM message WHERE seq = ?1)";

@@ -147,7 +147,7 @@ pub(crate) struct MessageParams {
     #[serde(rename = "type")]
     kind: Option<String>,
     subject: Option<String>,
-    /// The `partitionkey`.
+    /// The `partitionkey` or the `barrierkey`.
     key: Option<String>,
     /// Some delivery is in this state.
     state: Option<String>,

@@ -124,6 +124,7 @@ pub(crate) struct Message {
     pub(crate) subject: Option<Index>,
     pub(crate) key: Option<Index>,
     pub(crate) correlation: Option<Index>,
+    pub(crate) barrier: Option<Index>,
     /// Its idempotency key is its own still.
     pub(crate) holds_key: bool,
     /// The first of its deliveries, and how many positions they take.

@@ -10,6 +10,7 @@ use crate::sql::statements;
 pub(crate) const MIGRATIONS: &[(i64, &str)] = &[
     (1, include_str!("../../../../migrations/postgres/0001_foundation.sql")),
     (3, include_str!("../../../../migrations/postgres/0003_barriers.sql")),
+    (4, include_str!("../../../../migrations/postgres/0004_second_keys.sql")),
 ];
 
 /// Columns of a delivery with what the writer needs of its message, in the order that `row::load` reads.
@@ -205,7 +206,7 @@ statements! {
     ERASE_READ_SEALED = "/* erase_read_sealed */ SELECT body FROM reply WHERE day = $1 AND delivery >= $2 AND delivery < $2 + $3 \
         UNION ALL SELECT body FROM detail WHERE day = $1 AND delivery >= $2 AND delivery < $2 + $3";
     ERASE_MESSAGE = "/* erase_message */ WITH w AS MATERIALIZED (UPDATE message SET fingerprint = $2, subject = NULL, key = NULL, \
-        correlation = NULL, remains = $3 WHERE seq = $1 RETURNING seq, day, first_pos, deliveries), \
+        correlation = NULL, barrier = NULL, remains = $3 WHERE seq = $1 RETURNING seq, day, first_pos, deliveries), \
         p AS (DELETE FROM payload y USING w WHERE y.day = w.day AND y.seq = w.seq), \
         r AS (DELETE FROM reply y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
         d AS (DELETE FROM detail y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \

@@ -1,7 +1,5 @@
 //! Reading SQLite. Every row has its sum; one whose sum does not fit is corrupt, whatever is in it.
 
-use std::fmt::Write as _;
-
 use futures_util::TryStreamExt as _;
 use gatepost_core::principal::Actor;
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
@@ -307,18 +305,10 @@ impl SqliteSource {
     }
 }
 
-/// The inner query walks an index where the search has one; the rest of it only marks rows.
+/// Indexes give the messages in order, a page from each one; the rest of the search only marks them.
 fn message_page_sql(search: &MessageSearch<'_>, limit: i64) -> String {
     let filter = search.filter;
     let mut matches = String::from("1");
-    let mut within = String::from("seq < $1");
-    for (given, clause) in
-        [(search.subject.is_some(), " AND subject = $2"), (search.key.is_some(), " AND key = $3")]
-    {
-        if given {
-            within.push_str(clause);
-        }
-    }
     for (given, clause) in [
         (filter.app.is_some(), " AND sender = $4"),
         (filter.kind.is_some(), " AND kind = $5"),
@@ -329,13 +319,23 @@ fn message_page_sql(search: &MessageSearch<'_>, limit: i64) -> String {
             matches.push_str(clause);
         }
     }
-    let mut sql = String::new();
-    let _ = write!(
-        sql,
-        "/* message_list */ SELECT seq, id, accepted_at, sender_kind, sender, kind, form, size, sum, ({matches}) AS matches \
-         FROM message WHERE {within} ORDER BY seq DESC LIMIT {limit}"
-    );
-    sql
+    let subject = if search.subject.is_some() { " AND subject = $2" } else { "" };
+    let walk = |key: &str| {
+        format!(
+            "SELECT seq, id, accepted_at, sender_kind, sender, kind, form, size, sum, ({matches}) AS matches \
+             FROM message WHERE seq < $1{subject}{key} ORDER BY seq DESC LIMIT {limit}"
+        )
+    };
+    let walks = match search.key {
+        None => walk(""),
+        // No message has the same key twice.
+        Some(_) => format!(
+            "SELECT * FROM ({}) UNION ALL SELECT * FROM ({}) ORDER BY seq DESC LIMIT {limit}",
+            walk(" AND key = $3"),
+            walk(" AND barrier = $3")
+        ),
+    };
+    format!("/* message_list */ {walks}")
 }
 
 fn message_record(row: &SqliteRow) -> Result<MessageRecord, StoreError> {

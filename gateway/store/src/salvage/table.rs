@@ -33,12 +33,14 @@ pub(super) const MESSAGE_SUM_INDEXED: usize = MESSAGE_DEDUP + INDEXED_COLUMNS - 
 pub(super) const MESSAGE_ATTRIBUTES: usize = MESSAGE_SUM_INDEXED + 1;
 pub(super) const MESSAGE_SALT: usize = MESSAGE_ATTRIBUTES + 1;
 pub(super) const MESSAGE_DATA: usize = MESSAGE_SALT + 1;
+/// The column that the table got later: rows that are older end before it.
+pub(super) const MESSAGE_BARRIER: usize = MESSAGE_DATA + 1;
 /// The one column of a delivery that its sum does not cover.
 pub(super) const DELIVERY_READY: usize = 8;
 /// The last one that every sum covers, and the sum.
 pub(super) const DELIVERY_SENDER: usize = DELIVERY_SUMMED;
 const DELIVERY_SUM: usize = DELIVERY_SENDER + 1;
-/// The column that the table got later: rows that are older end before it.
+/// As [`MESSAGE_BARRIER`].
 const DELIVERY_BARRIER: usize = DELIVERY_SUM + 1;
 
 impl Table {
@@ -78,7 +80,7 @@ impl Table {
         match self {
             Self::Store => STORE_COLUMNS + 1,
             Self::Queue => QUEUE_COLUMNS + 1,
-            Self::Message => MESSAGE_DATA + 1,
+            Self::Message => MESSAGE_BARRIER + 1,
             Self::Delivery => DELIVERY_BARRIER + 1,
             Self::Detail | Self::State | Self::Leaf => 3,
             Self::Keyring | Self::KeyringCopy => KEYRING_COLUMNS + 1,
@@ -89,7 +91,12 @@ impl Table {
 
     /// Whether a row may have so many: one that was written before the table got a column ends before that.
     pub(super) const fn has_columns(self, count: usize) -> bool {
-        count == self.columns() || matches!(self, Self::Delivery) && count == DELIVERY_BARRIER
+        let older = match self {
+            Self::Message => MESSAGE_BARRIER,
+            Self::Delivery => DELIVERY_BARRIER,
+            _ => self.columns(),
+        };
+        count == self.columns() || count == older
     }
 
     /// Whether its rows have a number; the others are kept in the order of their key.
@@ -178,10 +185,15 @@ fn message_verdict(values: &[Value]) -> Option<&'static str> {
         return Some("sum");
     }
     content_verdict(values).or_else(|| {
-        let indexed: Vec<&Value> =
-            values[..1].iter().chain(&values[MESSAGE_DEDUP..MESSAGE_SUM_INDEXED]).collect();
+        let indexed: Vec<&Value> = indexed(values).collect();
         (!is_sum(&indexed, &values[MESSAGE_SUM_INDEXED])).then_some("sum_indexed")
     })
+}
+
+/// What the second sum of a message covers.
+pub(super) fn indexed(values: &[Value]) -> impl Iterator<Item = &Value> {
+    let barrier = values.get(MESSAGE_BARRIER).filter(|barrier| **barrier != Value::Null);
+    values[..1].iter().chain(&values[MESSAGE_DEDUP..MESSAGE_SUM_INDEXED]).chain(barrier)
 }
 
 fn content_verdict(values: &[Value]) -> Option<&'static str> {

@@ -240,9 +240,10 @@ fn add_message(
         prepared.partition,
         prepared.correlation,
     ];
+    let added = params![prepared.barrier];
     let content = params![prepared.attributes, prepared.salt.stored(), prepared.data];
-    let sums = params![sum::of(columns)?, sum::of(indexed)?];
-    let values = [columns, &indexed[1..], content, sums];
+    let sums = params![sum::of(columns)?, sum::of_with_added(indexed, added)?];
+    let values = [columns, &indexed[1..], added, content, sums];
     for (number, value) in (1..).zip(values.iter().copied().flatten()) {
         statement.raw_bind_parameter(number, value)?;
     }

@@ -160,12 +160,13 @@ impl Original {
         let (sender_kind, sender, kind) = (cells.take()?, cells.take()?, cells.take()?);
         let (form, size) = (cells.take()?, cells.take()?);
         let _sum: i64 = cells.take()?;
-        if !cells.next_hold(INDEXED_COLUMNS)? {
+        if !cells.next_hold_with_added(INDEXED_COLUMNS)? {
             return Err(place("sum_indexed").corrupt());
         }
         let _seq: i64 = cells.take()?;
         let (dedup, fingerprint) = (cells.take()?, cells.take()?);
-        let (subject, key, correlation) = (cells.take()?, cells.take()?, cells.take()?);
+        let (subject, key) = (cells.take()?, cells.take()?);
+        let (correlation, barrier) = (cells.take()?, cells.take()?);
         let _sum: i64 = cells.take()?;
         let attributes: Vec<u8> = cells.take()?;
         let owner = Owner::Attributes { message: &id };
@@ -202,6 +203,7 @@ impl Original {
             subject,
             key,
             correlation,
+            barrier,
             // The newest are in no index yet; of two, the later one has it.
             holds_key: indexed || seq > self.memory.keys.keyed(),
             first_pos,

@@ -103,7 +103,7 @@ fn load_keys(connection: &Connection, memory: &mut Memory) -> Result<(), StoreEr
         let page = params![after, KEYS_PER_READ];
         let mut last = after;
         let read = rows(connection, sql::KEYS_LOAD, page, |mut cells| {
-            let sound = cells.next_hold(INDEXED_COLUMNS)?;
+            let sound = cells.next_hold_with_added(INDEXED_COLUMNS)?;
             let message: i64 = cells.take()?;
             last = message;
             if !sound {

@@ -54,7 +54,7 @@ fn deliveries_of(connection: &Connection, seq: i64) -> Result<Vec<(DeliveryId, i
 
 /// Fingerprint, id and time of the message that used `key`, if it did and both its sums say so.
 fn used_key(mut cells: Cells<'_>, key: &Index) -> Result<(Index, [u8; 16], i64), StoreError> {
-    let indexed = cells.next_hold(INDEXED_COLUMNS)?;
+    let indexed = cells.next_hold_with_added(INDEXED_COLUMNS)?;
     let (seq, dedup): (i64, Index) = (cells.take()?, cells.take()?);
     let place = |column| Place { table: "message", column, row: seq };
     if !indexed {
@@ -64,7 +64,7 @@ fn used_key(mut cells: Cells<'_>, key: &Index) -> Result<(Index, [u8; 16], i64),
         return Err(Place { table: "dedup", ..place("message") }.corrupt());
     }
     let fingerprint = cells.take()?;
-    for _ in ["subject", "key", "correlation"] {
+    for _ in ["subject", "key", "correlation", "barrier"] {
         cells.take::<Option<Index>>()?;
     }
     let _sum: i64 = cells.take()?;
@@ -160,9 +160,10 @@ mod tests {
             [&seq, message.as_bytes(), &5, &"app", &"ehr", &"t", &1, &size];
         let sum = sum::of(&columns).unwrap() + sum_is_off_by;
         let salt = data.map(|_| &SALT);
-        let rest: [&dyn ToSql; 10] = [
+        let rest: [&dyn ToSql; 11] = [
             &[0_u8; 16],
             &[0_u8; 16],
+            &None::<i64>,
             &None::<i64>,
             &None::<i64>,
             &None::<i64>,

@@ -19,7 +19,7 @@ pub(crate) const DELIVERY_SUMMED: usize = 28;
 pub(crate) const DELIVERY_COLUMNS: usize = DELIVERY_SUMMED + 1;
 /// Columns of a message that its first sum covers, from the first one.
 pub(crate) const MESSAGE_COLUMNS: usize = 8;
-/// `seq` and the columns of a message that its second sum covers.
+/// `seq` and the columns of a message that its second sum covers; one of a message with a second key covers that too.
 pub(crate) const INDEXED_COLUMNS: usize = 6;
 /// Columns of a queue that its sum covers, from the first one.
 pub(crate) const QUEUE_COLUMNS: usize = 21;

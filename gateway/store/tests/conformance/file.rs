@@ -5,7 +5,7 @@ use std::path::Path;
 
 use gatepost_audit::{Checkpoint, SignerKey, empty_root};
 use gatepost_core::MessageId;
-use gatepost_store::{Data, EraseWhat, LogFault, OpenError, StoreError};
+use gatepost_store::{Data, EraseWhat, LogFault, MessageFilter, OpenError, StoreError};
 use sqlx::{Connection as _, Row as _};
 
 use crate::audit::grown;
@@ -272,9 +272,9 @@ async fn a_copy_from_before_does_not_open() {
     assert!(refused.to_string().contains("there is no seal key 1"), "{refused}");
 }
 
-/// A file of before there were second lanes: its rows end before that column, and their sums cover nothing of it.
+/// A file of before there were second keys and lanes: its rows end before those columns, and their sums cover nothing of it.
 #[tokio::test]
-async fn rows_from_before_a_column_was_added_are_what_they_were_and_new_ones_stand_beside_them() {
+async fn rows_from_before_columns_were_added_are_what_they_were_and_new_ones_stand_beside_them() {
     let fixture = Fixture::new(vec![queue("lab", keyed())]).await;
     for (id, key) in [("a1", "a"), ("a2", "a"), ("b1", "b")] {
         fixture.send(id, Some(key), "lab").await;
@@ -282,7 +282,8 @@ async fn rows_from_before_a_column_was_added_are_what_they_were_and_new_ones_sta
     let place = fixture.stop().await;
     tamper(
         &place,
-        "DROP INDEX delivery_beside; ALTER TABLE delivery DROP COLUMN barrier; PRAGMA user_version = 2",
+        "DROP INDEX delivery_beside; ALTER TABLE delivery DROP COLUMN barrier; \
+         DROP INDEX message_barrier; ALTER TABLE message DROP COLUMN barrier; PRAGMA user_version = 2",
     )
     .await;
     let fixture = place.open().await.unwrap();
@@ -297,6 +298,11 @@ async fn rows_from_before_a_column_was_added_are_what_they_were_and_new_ones_sta
     let damage = gatepost_store::salvage::inspect(place.path(), &Default::default()).unwrap().damage;
     assert!(damage.is_empty(), "{damage:?}");
     let fixture = place.open().await.unwrap();
+    for (key, count) in [("a", 3), ("b", 2)] {
+        let filter = MessageFilter { key: Some(key.into()), ..MessageFilter::default() };
+        let found = fixture.store.read().message_list(&filter, None, 10).await.unwrap().items;
+        assert_eq!(found.len(), count, "{key}");
+    }
     let session = fixture.session("lab").await;
     let mut came = Vec::new();
     while came.len() < 3 {

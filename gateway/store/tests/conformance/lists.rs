@@ -6,7 +6,8 @@ use gatepost_core::message::NewMessage;
 use gatepost_core::{OnDead, Outcome, QueuePolicy};
 use gatepost_store::{DeliveryFilter, MessageFilter, StoreError};
 
-use crate::fixture::{DELIVERED, Fixture, keyed, message, queue, quick};
+use crate::check::assert_sound;
+use crate::fixture::{DELIVERED, Fixture, keyed, merge, message, queue, quick};
 
 /// Seven messages: `n`-th with subject, key and type by its number; some for `lab`, some for `archive`.
 async fn seven() -> Fixture {
@@ -83,6 +84,32 @@ async fn all_given_filters_of_messages_must_hold() {
             assert_eq!(found, expected, "{filter:?} by {limit}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_merge_is_found_by_either_of_its_keys() {
+    let queues = vec![queue("lab", keyed()), queue("archive", quick())];
+    let fixture = Fixture::new(queues).await;
+    for (n, keys) in [["a", "b"], ["b", "a"], ["c", "b"], ["a", "a"]].into_iter().enumerate() {
+        let n = n.to_string();
+        // By the message, whatever order its destinations keep.
+        let merge = NewMessage { subject: Some("s".into()), ..merge(&n, keys, &["lab", "archive"]) };
+        fixture.accept(vec![merge]).await.unwrap();
+    }
+    let alone = NewMessage { barrier_key: Some("b".into()), ..message("4", None, "4", &["archive"]) };
+    fixture.accept(vec![alone]).await.unwrap();
+    fixture.accept(vec![message("5", Some("b"), "5", &["archive"])]).await.unwrap();
+    let fixture = fixture.restart().await;
+    for (key, expected) in [("a", vec![3, 1, 0]), ("b", vec![5, 4, 2, 1, 0]), ("c", vec![2]), ("d", vec![])] {
+        let filter = MessageFilter { key: Some(key.into()), ..Default::default() };
+        for limit in [1, 2, 3, 100] {
+            assert_eq!(messages(&fixture, &filter, limit).await.concat(), expected, "{key} by {limit}");
+        }
+        let filter = MessageFilter { subject: Some("s".into()), ..filter };
+        let expected: Vec<u64> = expected.into_iter().filter(|n| *n < 4).collect();
+        assert_eq!(messages(&fixture, &filter, 2).await.concat(), expected, "{key}, of one subject");
+    }
+    assert_sound(&fixture.stop().await, "merges").await;
 }
 
 #[tokio::test]

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use gatepost_core::MessageId;
 use gatepost_core::principal::{Actor, ActorKind};
-use gatepost_store::{AcceptError, Data, Database, EraseWhat, OpenError, StoreError};
+use gatepost_core::{MessageId, Outcome};
+use gatepost_store::{AcceptError, Data, Database, EraseWhat, MessageFilter, OpenError, StoreError};
 
 use crate::check::{assert_log, assert_sound, entries};
-use crate::fixture::{DELIVERED, Fixture, Place, item, message, queue, quick};
+use crate::fixture::{DELIVERED, Fixture, Place, item, merge, message, queue, quick};
 
 pub(crate) fn operator() -> Actor {
     Actor::new(ActorKind::Operator, "ops")
@@ -64,6 +64,30 @@ async fn nothing_of_a_message_stands_in_a_file() {
     assert_eq!(payload(&fixture, id).await.as_deref(), Some("canary"));
     let place = fixture.stop().await;
     assert!(!stands_in_a_file(place.path(), b"canary"));
+}
+
+#[tokio::test]
+async fn an_erased_merge_is_found_by_neither_of_its_keys() {
+    let fixture = Fixture::new(vec![queue("lab", quick())]).await;
+    let merged = fixture.accept(vec![merge("1", ["kept", "gone"], &["lab"])]).await.unwrap()[0].id;
+    let session = fixture.session("lab").await;
+    let leased = fixture.lease_one("lab", session).await;
+    let mut refused = item(&leased, Outcome::Reject);
+    refused.reply = Some(br#"{"data":"AE of somebody"}"#.to_vec());
+    fixture.store.delivery_settle(fixture.settling("lab", session, vec![refused])).await.unwrap();
+    let found = async |key: &str| {
+        let filter = MessageFilter { key: Some(key.into()), ..MessageFilter::default() };
+        fixture.store.read().message_list(&filter, None, 10).await.unwrap().items.len()
+    };
+    assert_eq!((found("kept").await, found("gone").await), (1, 1));
+    fixture.store.erase(operator(), EraseWhat::Message(merged)).await.unwrap();
+    assert_eq!((found("kept").await, found("gone").await), (0, 0));
+    let detail = fixture.store.read().message_detail(merged).await.unwrap().unwrap();
+    assert_eq!(detail.deliveries[0].1, None, "nor what it was refused with");
+    // What finds it in a new start, and the sums.
+    let place = fixture.restart().await.stop().await;
+    assert_sound(&place, "erased merge").await;
+    assert_log(&place, "erased merge").await;
 }
 
 #[tokio::test]

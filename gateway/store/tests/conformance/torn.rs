@@ -68,6 +68,7 @@ async fn filled(rounds: usize) -> (Fixture, Promised) {
                 let to = [["lab"].as_slice(), &["ward"], &["bank"], &["lab", "idle"]][n % 4];
                 let mut message = message(&id, (n % 4 != 0).then_some(key.as_str()), &data, to);
                 message.subject = (n % 3 == 0).then(|| format!("patient {n}"));
+                message.barrier_key = (n % 13 == 5).then(|| format!("k{}", n % 7 + 1));
                 message.correlation_id = (n % 5 == 0).then(|| format!("c{round}-{n}"));
                 if n % 6 == 0 {
                     message.expires_at = Some(far_future());
@@ -110,6 +111,8 @@ async fn work(fixture: &Fixture, sessions: &BTreeMap<&str, u64>, round: usize, p
             settled.reason = Some(format!("round {round}"));
             if outcome == DELIVERED {
                 settled.evidence = Some(format!("ACK {n}").into_bytes());
+            }
+            if matches!(outcome, DELIVERED | Outcome::Reject) {
                 settled.reply = Some(r#"{"datacontenttype":"text/plain","data":"ok"}"#.into());
             }
             let id = format!("e{round}-{name}-{n}");

@@ -63,7 +63,7 @@ const TAMPERINGS: [(&str, &str, &[&str]); 10] = [
     (
         "new-message",
         "INSERT INTO message SELECT 900, randomblob(16), accepted_at, sender_kind, sender, kind, form, size, sum, dedup, \
-         fingerprint, subject, key, correlation, sum_indexed, attributes, salt, data FROM message WHERE seq = 1",
+         fingerprint, subject, key, correlation, sum_indexed, attributes, salt, data, barrier FROM message WHERE seq = 1",
         &["message_unrecorded"],
     ),
     (

@@ -48,10 +48,10 @@ const SESSIONS: &str = "sessions AS MATERIALIZED (SELECT q.id FROM (SELECT unnes
      CROSS JOIN LATERAL (SELECT id FROM queue WHERE id = w.id AND session = w.session LIMIT 1 FOR SHARE) q)";
 
 const MESSAGES: &str = "messages AS (INSERT INTO message (seq, id, day, accepted_at, sender_kind, sender, kind, form, size, dedup, \
-     fingerprint, subject, key, correlation, first_pos, deliveries, remains) SELECT f.base + unnest(?::bigint[]), unnest(?::bytea[]), \
+     fingerprint, subject, key, correlation, barrier, first_pos, deliveries, remains) SELECT f.base + unnest(?::bigint[]), unnest(?::bytea[]), \
      ?::int, ?::bigint, unnest(?::text[]), unnest(?::text[]), unnest(?::text[]), unnest(?::smallint[]), unnest(?::bigint[]), \
-     unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]), f.base + unnest(?::bigint[]), \
-     unnest(?::int[]), unnest(?::bytea[]) FROM valid f)";
+     unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]), \
+     f.base + unnest(?::bigint[]), unnest(?::int[]), unnest(?::bytea[]) FROM valid f)";
 const PAYLOADS: &str = "payloads AS (INSERT INTO payload (day, seq, attributes, salt, data) SELECT ?::int, f.base + unnest(?::bigint[]), \
      unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]) FROM valid f)";
 /// Keys that have been looked for: one whose window has passed is used again, and one that another node's message has taken
@@ -361,6 +361,7 @@ fn messages(
         .bind(of(|prepared| prepared.subject.as_ref().map(<[u8; 16]>::as_slice)))
         .bind(of(|prepared| prepared.partition.as_ref().map(<[u8; 16]>::as_slice)))
         .bind(of(|prepared| prepared.correlation.as_ref().map(<[u8; 16]>::as_slice)))
+        .bind(of(|prepared| prepared.barrier.as_ref().map(<[u8; 16]>::as_slice)))
         .bind(first_pos)
         .bind(deliveries)
         .bind(of(|prepared| prepared.remains.as_deref()));

@@ -34,9 +34,9 @@ statements! {
         $3::bigint[], $4::bytea[])";
     COPY_REPLIES = "/* copy_replies */ INSERT INTO reply (day, delivery, body) SELECT * FROM unnest($1::int[], $2::bigint[], $3::bytea[])";
     COPY_MESSAGES = "/* copy_messages */ INSERT INTO message (seq, id, day, accepted_at, sender_kind, sender, kind, form, size, dedup, \
-        fingerprint, subject, key, correlation, first_pos, deliveries, remains) SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::int[], \
-        $4::bigint[], $5::text[], $6::text[], $7::text[], $8::smallint[], $9::bigint[], $10::bytea[], $11::bytea[], $12::bytea[], \
-        $13::bytea[], $14::bytea[], $15::bigint[], $16::int[], $17::bytea[])";
+        fingerprint, subject, key, correlation, barrier, first_pos, deliveries, remains) SELECT * FROM unnest($1::bigint[], $2::bytea[], \
+        $3::int[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::smallint[], $9::bigint[], $10::bytea[], $11::bytea[], $12::bytea[], \
+        $13::bytea[], $14::bytea[], $15::bytea[], $16::bigint[], $17::int[], $18::bytea[])";
     COPY_PAYLOADS = "/* copy_payloads */ INSERT INTO payload (day, seq, attributes, salt, data) SELECT * FROM unnest($1::int[], $2::bigint[], \
         $3::bytea[], $4::bytea[], $5::bytea[])";
     /// Messages come in order, so of two with the same key the later one has it.

@@ -82,6 +82,7 @@ fn messages(connection: &mut Connection, rows: &[Message]) -> Result<(), CommitE
         .bind(index(|row| row.subject.as_ref()))
         .bind(index(|row| row.key.as_ref()))
         .bind(index(|row| row.correlation.as_ref()))
+        .bind(index(|row| row.barrier.as_ref()))
         .bind(each(rows, |row| row.first_pos))
         .bind(each(rows, positions))
         .bind(each(rows, |row| row.remains.as_slice()));

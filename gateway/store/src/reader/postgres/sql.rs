@@ -30,19 +30,35 @@ macro_rules! message {
     };
 }
 
-/// One page of messages: an index gives them in order, the rest of the filter only marks them.
-macro_rules! message_page {
-    ($name:literal, $which:literal) => {
+/// A page of messages: an index gives them in order, the rest of the filter only marks them.
+macro_rules! message_walk {
+    ($which:literal) => {
         concat!(
-            "/* ",
-            $name,
-            " */ SELECT ",
+            "SELECT ",
             message_head!(),
             ", (($3::text IS NULL OR m.sender = $3) AND ($4::text IS NULL OR m.kind = $4) \
              AND ($5::bigint IS NULL OR m.accepted_at >= $5) AND ($6::bigint IS NULL OR m.accepted_at < $6)) AS matches \
              FROM message m WHERE m.seq < $1",
             $which,
             " ORDER BY m.seq DESC LIMIT $2"
+        )
+    };
+}
+
+/// One page of messages, from one index or of two that have no message in common.
+macro_rules! message_page {
+    ($name:literal, $which:literal) => {
+        concat!("/* ", $name, " */ ", message_walk!($which))
+    };
+    ($name:literal, $which:literal, $or:literal) => {
+        concat!(
+            "/* ",
+            $name,
+            " */ (",
+            message_walk!($which),
+            ") UNION ALL (",
+            message_walk!($or),
+            ") ORDER BY seq DESC LIMIT $2"
         )
     };
 }
@@ -76,8 +92,9 @@ statements! {
         WHERE c.correlation = $1 AND c.sender_kind = 'adapter' AND c.sender = $2)");
     MESSAGE_PAGE = message_page!("message_page", "");
     MESSAGE_PAGE_OF_SUBJECT = message_page!("message_page_of_subject", " AND m.subject = $7");
-    MESSAGE_PAGE_OF_KEY = message_page!("message_page_of_key", " AND m.key = $7");
-    MESSAGE_PAGE_OF_SUBJECT_AND_KEY = message_page!("message_page_of_subject_and_key", " AND m.subject = $7 AND m.key = $8");
+    MESSAGE_PAGE_OF_KEY = message_page!("message_page_of_key", " AND m.key = $7", " AND m.barrier = $7");
+    MESSAGE_PAGE_OF_SUBJECT_AND_KEY = message_page!("message_page_of_subject_and_key", " AND m.subject = $7 AND m.key = $8",
+        " AND m.subject = $7 AND m.barrier = $8");
     MESSAGE_LEASES = "/* message_leases */ SELECT q.name FROM message m JOIN delivery d ON d.pos >= m.first_pos \
         AND d.pos < m.first_pos + m.deliveries JOIN queue q ON q.id = d.queue WHERE m.id = $1 AND d.token IS NOT NULL";
 

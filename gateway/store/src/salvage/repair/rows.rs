@@ -9,7 +9,8 @@ use rusqlite::types::Value;
 use super::super::record::RecordedMessage;
 use super::super::rows::{FoundRow, Rows, Worth};
 use super::super::table::{
-    DELIVERY_READY, MESSAGE_ATTRIBUTES, MESSAGE_DATA, MESSAGE_DEDUP, MESSAGE_SALT, MESSAGE_SUM_INDEXED, Table,
+    DELIVERY_READY, MESSAGE_ATTRIBUTES, MESSAGE_BARRIER, MESSAGE_DATA, MESSAGE_DEDUP, MESSAGE_SALT,
+    MESSAGE_SUM_INDEXED, Table, indexed,
 };
 use super::super::{Damage, Fate, SalvageError, at};
 use super::{Building, sum_of};
@@ -103,13 +104,16 @@ impl Building<'_> {
             }
             // They stand there already.
             Table::Keyring | Table::KeyringCopy => return Ok(()),
-            Table::Message => match worth {
-                Worth::Damaged("attributes" | "data" | "sum_indexed") => {
-                    self.mend_message(&mut values, worth)?
+            Table::Message => {
+                values.resize(table.columns(), Value::Null);
+                match worth {
+                    Worth::Damaged("attributes" | "data" | "sum_indexed") => {
+                        self.mend_message(&mut values, worth)?
+                    }
+                    Worth::Damaged(_) => return Ok(()),
+                    Worth::Sound | Worth::Mended => {}
                 }
-                Worth::Damaged(_) => return Ok(()),
-                Worth::Sound | Worth::Mended => {}
-            },
+            }
             Table::Delivery => {
                 if !(sound || worth == Worth::Damaged("ready")) {
                     return Ok(());
@@ -152,8 +156,7 @@ impl Building<'_> {
             values[MESSAGE_DATA] = Value::Null;
             self.emptied.insert(seq);
         }
-        let indexed = sum_of(values[..1].iter().chain(&values[MESSAGE_DEDUP..MESSAGE_SUM_INDEXED]))?;
-        if values[MESSAGE_SUM_INDEXED] != Value::Integer(indexed) {
+        if values[MESSAGE_SUM_INDEXED] != Value::Integer(sum_of(indexed(values))?) {
             self.forget_index(values)?;
         }
         Ok(())
@@ -167,8 +170,10 @@ impl Building<'_> {
         for value in &mut values[MESSAGE_DEDUP + 2..MESSAGE_SUM_INDEXED] {
             *value = Value::Null;
         }
-        let sum = sum_of(values[..1].iter().chain(&values[MESSAGE_DEDUP..MESSAGE_SUM_INDEXED]))?;
-        values[MESSAGE_SUM_INDEXED] = Value::Integer(sum);
+        if let Some(barrier) = values.get_mut(MESSAGE_BARRIER) {
+            *barrier = Value::Null;
+        }
+        values[MESSAGE_SUM_INDEXED] = Value::Integer(sum_of(indexed(values))?);
         Ok(())
     }
 
@@ -229,7 +234,8 @@ impl Building<'_> {
         values.push(Value::Integer(sum_of(values.iter())?));
         values.resize(MESSAGE_SUM_INDEXED + 1, Value::Null);
         self.forget_index(&mut values)?;
-        values.extend([Value::Blob(self.remains(id, "")?), Value::Null, Value::Null]);
+        values.push(Value::Blob(self.remains(id, "")?));
+        values.resize(Table::Message.columns(), Value::Null);
         Ok(values)
     }
 

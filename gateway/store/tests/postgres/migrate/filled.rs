@@ -9,11 +9,11 @@ use gatepost_store::{Data, Emit, LeaseRequest, Leased, Pause, QueueSetup, Sessio
 use super::places;
 use crate::fixture::{
     BEGIN, DELIVERED, Fixture, Place, RETRY_LATER, SENT, TROUBLE, doubting, emit, external, inbox, item,
-    keyed, message, operator, queue, quick, until,
+    keyed, merge, message, operator, queue, quick, until,
 };
 
 /// Messages that [`filled`] leaves.
-pub(super) const MESSAGES: i64 = 449;
+pub(super) const MESSAGES: i64 = 450;
 /// Messages of one batch, so many that some entries of the log are in files.
 const BULK: usize = 420;
 
@@ -140,7 +140,10 @@ async fn stuck(fixture: &Fixture) {
         fixture.send(id, Some("h"), "holds").await;
     }
     let leased = fixture.lease_one("holds", session).await;
-    fixture.taken("holds", session, &leased, Outcome::Reject).await;
+    let mut refused = item(&leased, Outcome::Reject);
+    refused.reply = Some(br#"{"data":"AE"}"#.to_vec());
+    fixture.store.delivery_settle(fixture.settling("holds", session, vec![refused])).await.unwrap();
+    fixture.accept(vec![merge("m1", ["h", "n"], &["holds"])]).await.unwrap();
     let session = fixture.session("down").await;
     for id in ["t1", "t2"] {
         fixture.send(id, Some(id), "down").await;

@@ -112,6 +112,7 @@ async fn seen(fixture: &Fixture) -> Vec<String> {
     }
     for (name, search) in [
         ("key", MessageFilter { key: Some("k".into()), ..MessageFilter::default() }),
+        ("second key", MessageFilter { key: Some("n".into()), ..MessageFilter::default() }),
         ("subject", MessageFilter { subject: Some("patient".into()), ..MessageFilter::default() }),
     ] {
         let found = read.message_list(&search, None, 500).await.unwrap().items;
