@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gatepost_api::event::Event;
-use gatepost_api::messages::{AcceptResponse, AcceptedMessage, Reply};
+use gatepost_api::messages::{AcceptResponse, AcceptedDelivery, AcceptedMessage, Reply};
 use gatepost_api::{BATCH_MEDIA_TYPE, EVENT_MEDIA_TYPE, Problem};
 use http::{HeaderName, HeaderValue, Method};
 use uuid::Uuid;
@@ -161,9 +161,18 @@ impl Session {
         match answer.messages.as_slice() {
             [message] => Ok(Answered {
                 accepted: Accepted { id: message.id, duplicate: message.duplicate },
-                reply: message.deliveries.iter().find_map(|delivery| delivery.reply.clone()),
+                reply: reply(&message.deliveries),
             }),
             _ => Err(CallError::Garbled { status: 202 }),
         }
     }
+}
+
+/// What somebody who took it has said, else what somebody who refused it has.
+fn reply(deliveries: &[AcceptedDelivery]) -> Option<Reply> {
+    let said = |is_delivered| {
+        let mut of = deliveries.iter().filter(|delivery| (delivery.state == "delivered") == is_delivered);
+        of.find_map(|delivery| delivery.reply.clone())
+    };
+    said(true).or_else(|| said(false))
 }

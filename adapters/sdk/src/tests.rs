@@ -423,21 +423,31 @@ async fn an_unreachable_gateway_is_noticed_for_as_long_as_it_lasts() {
 
 #[tokio::test]
 async fn asking_waits_for_the_reply_of_whoever_it_was_delivered_to() {
-    let (mut gateway, session) = Gateway::open(json!({})).await;
-    let asking = tokio::spawn(async move { session.ask(&event(), Some("k1"), Duration::from_secs(9)).await });
-    let call = gateway.next("/v1/messages").await;
-    assert_eq!(call.headers["prefer"], "wait=9");
-    assert_eq!(call.headers["idempotency-key"], "k1");
-    let delivery =
-        |reply: Value| json!({"id": Uuid::nil(), "destination": "d", "state": "delivered", "reply": reply});
-    call.answer(
-        200,
-        &json!({"messages": [{"id": Uuid::nil(), "duplicate": true,
-            "deliveries": [delivery(Value::Null), delivery(json!({"datacontenttype": "text/plain", "data": "yes"}))]}],
-            "durability": "fsync"}),
-    );
-    let reply = asking.await.unwrap().unwrap().unwrap();
-    assert_eq!(reply_bytes(&reply).unwrap(), b"yes");
+    for (deliveries, said) in [
+        (vec![("delivered", None), ("delivered", Some("yes"))], Some("yes")),
+        // Whoever took it goes before whoever did not.
+        (vec![("dead", Some("no")), ("delivered", Some("yes"))], Some("yes")),
+        (vec![("dead", Some("no")), ("delivered", None)], Some("no")),
+        (vec![("dead", None), ("delivered", None)], None),
+    ] {
+        let (mut gateway, session) = Gateway::open(json!({})).await;
+        let asking =
+            tokio::spawn(async move { session.ask(&event(), Some("k1"), Duration::from_secs(9)).await });
+        let call = gateway.next("/v1/messages").await;
+        assert_eq!(call.headers["prefer"], "wait=9");
+        assert_eq!(call.headers["idempotency-key"], "k1");
+        let delivery = |(state, said): &(&str, Option<&str>)| {
+            let reply = said.map(|said| json!({"datacontenttype": "text/plain", "data": said}));
+            json!({"id": Uuid::nil(), "destination": "d", "state": state, "reply": reply})
+        };
+        let deliveries: Vec<Value> = deliveries.iter().map(delivery).collect();
+        call.answer(
+            200,
+            &json!({"messages": [{"id": Uuid::nil(), "duplicate": true, "deliveries": deliveries}], "durability": "fsync"}),
+        );
+        let reply = asking.await.unwrap().unwrap();
+        assert_eq!(reply.map(|reply| reply_bytes(&reply).unwrap()).as_deref(), said.map(str::as_bytes));
+    }
 }
 
 /// Works, and says when it starts to wait and what it is given.

@@ -32,7 +32,7 @@ pub struct AcceptedDelivery {
     pub destination: String,
     /// `waiting`, `leased`, `sending`, `in_doubt`, `delivered`, `dead`, `expired` or `discarded`.
     pub state: String,
-    /// What the partner answered; only when the request waited and there is one.
+    /// What the partner answered, be it yes or no; only when the request waited and there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub reply: Option<Reply>,
@@ -82,6 +82,7 @@ pub struct MessageView {
 pub struct DeliveryView {
     #[serde(flatten)]
     pub delivery: crate::lists::DeliveryItem,
+    /// What the partner answered that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub reply: Option<Reply>,

@@ -69,6 +69,7 @@ pub struct SettleItem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub evidence: Option<Box<RawValue>>,
+    /// What the partner answered; kept if the outcome ends the delivery, until that is replayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub reply: Option<Reply>,

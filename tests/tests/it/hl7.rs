@@ -168,6 +168,66 @@ fn a_query_gets_the_applications_reply() {
     item["reply"] = json!({"datacontenttype": "text/plain", "data": reply});
     gateway.app().post("/v1/settle", &json!({ "results": [item] })).expect(200);
     assert_eq!(wire.read().unwrap(), reply);
+    // Its no is an answer too.
+    wire.write("MSH|^~\\&|PDQ|C|EHR|H|2026||QBP^Q22|Q2|P|2.5\rQPD|Q22|tag\rRCP|I\r").unwrap();
+    let leased = until("the query is there", || gateway.lease("queries", 1).into_iter().next());
+    let mut item = settle_item(&leased, "reject");
+    let refusal = ack("AR", "Q2");
+    item["reply"] = json!({"datacontenttype": "text/plain", "data": refusal});
+    gateway.app().post("/v1/settle", &json!({ "results": [item] })).expect(200);
+    assert_eq!(wire.read().unwrap(), refusal);
+}
+
+/// Whoever handed an order in, and waits, is told what the partner refused it with; whoever asks later too, until it is sent again.
+#[test]
+fn whoever_sent_an_order_sees_what_the_partner_refused_it_with() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = Gateway::builder()
+        .app("ehr", &["org.hl7.v2.*"], &[])
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"",
+            &format!("connect = \"{}\"", listener.local_addr().unwrap()),
+        )
+        .route("ehr", &["lab"])
+        .start();
+    let refusal = |code: &str| {
+        let msa = format!("MSA|{code}|M1\rERR||PID^1^3|204^Unknown key identifier^HL70357|E\r");
+        format!("MSH|^~\\&|LAB|H|EHR|C|2026||ACK^O01^ACK|A1|P|2.5\r{msa}")
+    };
+    let answering = std::thread::spawn(move || {
+        let mut wire = Wire::accept(&listener);
+        assert!(wire.read().unwrap().contains("|M1|"));
+        wire.write(&refusal("AE")).unwrap();
+        wire
+    });
+    let headers = ["content-type: application/cloudevents+json", "prefer: wait=20"];
+    let order = event("M1", "one", "").to_string();
+    let answered = gateway.app().send("POST", "/v1/messages", &headers, order.as_bytes()).unwrap();
+    let mut wire = answering.join().unwrap();
+    let message = answered.expect(200)["messages"][0].clone();
+    let told = |delivery: &Value| {
+        let text = BASE64.decode(delivery["reply"]["data_base64"].as_str()?).unwrap();
+        Some((delivery["state"].as_str()?.to_owned(), String::from_utf8(text).unwrap()))
+    };
+    assert_eq!(told(&message["deliveries"][0]), Some(("dead".to_owned(), refusal("AE"))));
+    let id = message["id"].as_str().unwrap();
+    let shown = gateway.cli_ok(&["show", "--reply", id]);
+    assert_eq!(shown.trim_end_matches('\n'), refusal("AE"));
+    let seen = || gateway.app().get(&format!("/v1/messages/{id}")).expect(200)["deliveries"][0].clone();
+    assert_eq!(told(&seen()), Some(("dead".to_owned(), refusal("AE"))));
+    // A person has it sent again: that answer is none to what is on its way now.
+    let delivery = message["deliveries"][0]["id"].as_str().unwrap();
+    gateway
+        .admin()
+        .post(&format!("/v1/deliveries/{delivery}/replay"), &json!({ "reason": "again" }))
+        .expect(200);
+    assert!(wire.read().unwrap().contains("|M1|"));
+    assert_eq!(told(&seen()), None);
+    wire.write(&ack("AA", "M1")).unwrap();
+    gateway.until_state(id, "delivered");
+    assert_eq!(told(&seen()), Some(("delivered".to_owned(), ack("AA", "M1"))));
+    gateway.audit_verifies();
 }
 
 /// What the partner answers to a query goes back to whoever waits for it, however long it is.

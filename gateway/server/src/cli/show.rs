@@ -29,6 +29,9 @@ pub(super) struct Show {
     /// With --data: its fields by name, where an adapter can tell them
     #[arg(long, requires = "data")]
     fields: bool,
+    /// Show what the partner answered, as --data the payload
+    #[arg(long, conflicts_with = "data")]
+    reply: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -46,10 +49,13 @@ pub(super) async fn show(context: &Context, args: &Show) -> Result<(), Failure> 
         }
         return super::receive::print_payload(ui, &data.body);
     }
+    if args.reply {
+        return print_replies(ui, &view, args.id);
+    }
     if ui.json {
         return ui.json(&answer.json::<Value>()?);
     }
-    print_message(ui, &view, Some(args.id))
+    print_message(ui, &view, args.id)
 }
 
 /// The message of this id, else the message of the delivery of this id.
@@ -65,18 +71,34 @@ async fn find(client: &mut Client, id: Uuid) -> Result<Answer, Failure> {
     }
 }
 
-/// The message and the timeline of each delivery, or of the one that `id` names.
-fn print_message(ui: &Ui, view: &MessageView, id: Option<Uuid>) -> Result<(), Failure> {
+/// The deliveries that `id` names: one of them, else those of the message.
+fn named(view: &MessageView, id: Uuid) -> impl Iterator<Item = &DeliveryView> {
+    let only = view.deliveries.iter().any(|delivery| delivery.delivery.id == id);
+    view.deliveries.iter().filter(move |delivery| !only || delivery.delivery.id == id)
+}
+
+/// The message and the timeline of each delivery that `id` names.
+fn print_message(ui: &Ui, view: &MessageView, id: Uuid) -> Result<(), Failure> {
     print_attributes(ui, view)?;
-    let only =
-        view.deliveries.iter().map(|delivery| delivery.delivery.id).find(|&delivery| Some(delivery) == id);
-    for delivery in &view.deliveries {
-        if only.is_none_or(|only| only == delivery.delivery.id) {
-            ui.line("")?;
-            print_delivery(ui, delivery)?;
-        }
+    for delivery in named(view, id) {
+        ui.line("")?;
+        print_delivery(ui, delivery)?;
     }
     Ok(())
+}
+
+fn print_replies(ui: &Ui, view: &MessageView, id: Uuid) -> Result<(), Failure> {
+    let mut replies = named(view, id).filter_map(|delivery| delivery.reply.as_ref()).peekable();
+    if replies.peek().is_none() {
+        return Err(Failure::Unsuccessful {
+            what: "there is no reply that you may read".to_owned(),
+            hint: Some("an operator needs `read_payload`; it is kept with what ended a delivery".to_owned()),
+        });
+    }
+    if ui.json {
+        return ui.json(&replies.collect::<Vec<_>>());
+    }
+    replies.try_for_each(|reply| super::receive::print_reply(ui, reply))
 }
 
 fn print_attributes(ui: &Ui, view: &MessageView) -> Result<(), Failure> {
@@ -123,7 +145,15 @@ fn print_delivery(ui: &Ui, view: &DeliveryView) -> Result<(), Failure> {
         harmless(&delivery.destination)
     ))?;
     ui.line(ui.paint(Style::Faint, format_args!("  delivery {}", delivery.id)))?;
-    print_steps(ui, view, "  ")
+    print_steps(ui, view, "  ")?;
+    match &view.reply {
+        Some(reply) => {
+            let kind = reply.datacontenttype.as_deref().unwrap_or("JSON");
+            let told = format!("  the partner's answer ({}): show --reply {}", harmless(kind), delivery.id);
+            ui.line(ui.paint(Style::Faint, told))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What happened to the delivery: when, how long after it was accepted, by whom, and with what evidence.

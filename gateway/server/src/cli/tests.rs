@@ -419,6 +419,49 @@ fn show_tells_the_story_of_a_message() {
     assert_eq!(by_delivery, text);
     let (result, _) = stub.run("show 0193b3f0-0000-7000-8000-00000000dead");
     assert_eq!(result.unwrap_err().exit_code(), 5);
+    let (result, _) = stub.run(&format!("show --reply {MESSAGE}"));
+    assert_eq!(result.unwrap_err().exit_code(), 1, "there is none");
+}
+
+#[test]
+fn show_prints_what_the_partner_answered() {
+    const OTHER: &str = "0193b3f0-0000-7000-8000-000000000003";
+    let stub = Stub::start(|request| {
+        let path = request.line.split([' ', '?']).nth(1).unwrap();
+        let (mut refused, mut done) = (delivery("dead"), delivery("delivered"));
+        refused["reply"] = json!({"datacontenttype": "application/hl7-v2+er7", "data_base64": "TVNIfF5+XCZ8DU1TQXxBRXw3DQ=="});
+        done["reply"] = json!({"data": {"ok": true}});
+        done["id"] = json!(OTHER);
+        for view in [&mut refused, &mut done] {
+            view["history"] = json!([]);
+        }
+        match path.ends_with(MESSAGE) {
+            true => {
+                let event = json!({"specversion": "1.0", "id": "7", "source": "/ehr", "type": "t"});
+                (
+                    200,
+                    json!({"id": MESSAGE, "app": "ehr", "accepted_at": "2026-11-23T08:00:00.000000Z", "size": 612,
+                    "attributes": event, "payload_purged": false, "deliveries": [refused, done]}),
+                )
+            }
+            false if path == format!("/v1/deliveries/{OTHER}") => (200, {
+                let mut item = delivery("delivered");
+                item["id"] = json!(OTHER);
+                item
+            }),
+            false => problem(gatepost_api::Code::NotFound),
+        }
+    });
+    let shown = |words: &str| {
+        let (result, text) = stub.run(&format!("show {words}"));
+        result.unwrap();
+        text
+    };
+    assert_eq!(shown(&format!("--reply {MESSAGE}")), "MSH|^~\\&|\rMSA|AE|7\r\n{\"ok\":true}\n");
+    assert_eq!(shown(&format!("--reply {OTHER}")), "{\"ok\":true}\n");
+    assert!(shown(MESSAGE).contains(&format!("answer (application/hl7-v2+er7): show --reply {DELIVERY}")));
+    let json: Value = serde_json::from_str(&shown(&format!("--reply --json {OTHER}"))).unwrap();
+    assert_eq!(json, json!([{"data": {"ok": true}}]));
 }
 
 #[test]

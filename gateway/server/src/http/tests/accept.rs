@@ -260,6 +260,36 @@ async fn prefer_wait_answers_when_all_has_ended_with_the_reply() {
 }
 
 #[tokio::test]
+async fn whoever_waits_is_told_what_a_refusal_said_and_nobody_else_is() {
+    let bench = Bench::new().await;
+    let sent = event("1", "t.lab");
+    let waiting =
+        async { bench.event(Who::Ehr, &sent).header("prefer", "wait=60").send().await.ok(200).json() };
+    let serving = async {
+        let epoch = bench.session(Who::Lab).await;
+        let leased = bench.lease(Who::Lab, "lab", json!({"max": 1, "wait_ms": 60000, "epoch": epoch})).await;
+        let result = json!({
+            "delivery": leased[0]["id"], "token": leased[0]["token"], "outcome": "reject", "reason": "unknown patient",
+            "reply": {"datacontenttype": "text/plain", "data": "MSA|AE|1"},
+        });
+        bench.settle(Who::Lab, json!({"results": [result], "epoch": epoch})).await.ok(200);
+    };
+    let (answer, ()) = tokio::join!(waiting, serving);
+    let delivery = &answer["messages"][0]["deliveries"][0];
+    assert_eq!((&delivery["state"], &delivery["reply"]["data"]), (&json!("dead"), &json!("MSA|AE|1")));
+    let path = format!("/v1/messages/{}", answer["messages"][0]["id"].as_str().unwrap());
+    let seen = bench.get(Who::Ehr, &path).send().await.ok(200).json();
+    assert_eq!(seen["deliveries"][0]["reply"]["data"], "MSA|AE|1");
+    // It is payload.
+    let seen = bench.get(Who::Looker, &path).send().await.ok(200).json();
+    assert_eq!(
+        (&seen["deliveries"][0]["state"], &seen["deliveries"][0]["reply"]),
+        (&json!("dead"), &Value::Null)
+    );
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_wait_that_runs_out_answers_202_and_the_stop_ends_it() {
     let bench = Bench::new().await;
     let answer = bench.event(Who::Ehr, &event("1", "t.lab")).header("prefer", "wait=0").send().await.ok(202);

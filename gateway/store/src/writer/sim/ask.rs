@@ -361,7 +361,8 @@ impl Sim {
                 outcome,
                 reason: (outcome == Outcome::Reject).then(|| "no".to_owned()),
                 evidence: matches!(outcome, Outcome::Delivered { .. }).then(|| b"{\"ack\":\"AA\"}".to_vec()),
-                reply: matches!(outcome, Outcome::Delivered { .. }).then(|| b"{\"data\":1}".to_vec()),
+                reply: matches!(outcome, Outcome::Delivered { .. } | Outcome::Reject | Outcome::Retry { .. })
+                    .then(|| b"{\"data\":1}".to_vec()),
             })
             .collect();
         let (mut emit, mut prepared) = (Vec::new(), Vec::new());

@@ -49,6 +49,8 @@ pub(super) struct Snap {
     sizes: Vec<Vec<Value>>,
     pub(super) leaf_count: u64,
     pub(super) purged: Vec<i64>,
+    /// Deliveries with what a partner answered, by position.
+    replies: Vec<i64>,
 }
 
 /// A message as the tables have it.
@@ -85,6 +87,8 @@ impl Snap {
             ),
             leaf_count: u64::try_from(count).unwrap_or(0),
             purged: rows(connection, purged, [], |mut cells| cells.take()).map_err(fail)?,
+            replies: rows(connection, "SELECT delivery FROM reply", [], |mut cells| cells.take())
+                .map_err(fail)?,
         })
     }
 
@@ -479,6 +483,10 @@ pub(super) fn the_past_stays(was: &Snap, now: &Snap, time: i64) -> Result<(), Br
                         | (State::Sending { .. }, State::Sending { .. })
                 );
         law("no change without its leaf", silent, || format!("{before:?}, {after:?}"))?;
+    }
+    for pos in &now.replies {
+        let ended = now.rows.get(pos).is_some_and(|row| row.delivery.state.is_terminal());
+        law("only what has ended has an answer", ended, || format!("{:?}", now.rows.get(pos)))?;
     }
     let retention = i64::try_from(PAYLOAD_RETENTION.as_micros()).unwrap_or(i64::MAX);
     for row in now.rows.values().filter(|row| now.purged.contains(&row.message_seq)) {
