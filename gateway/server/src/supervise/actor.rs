@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::chain;
+use super::changeable::Changeable;
 use super::egress::Rules;
 use super::exit::{Cause, Exit};
 use super::handover::Handover;
@@ -62,6 +63,7 @@ pub(super) struct World {
     pub(super) launcher: Launcher,
     pub(super) search: SearchPath,
     pub(super) sockets: Sockets,
+    pub(super) changeable: Changeable,
     /// Who the gateway is in the audit log.
     pub(super) gateway: Actor,
     /// What control groups are known by.
@@ -239,11 +241,12 @@ impl Supervision {
         let mut policy = Policy::new(sandbox, implied, &command);
         policy.control =
             self.world.mark.as_ref().and_then(|mark| Control::new(name, mark, sandbox.resources));
+        self.world.changeable.is_only(name, sandbox, implied);
         let launch = Launch { name, config, command: &command, purpose, policy: &policy };
         let mut process = self.world.launcher.launch(launch).await?;
         socket.allow(Rules {
             connect: sandbox.allow.and(implied).connect,
-            files: Handover::new(sandbox, implied, settings, &self.world.data_dir),
+            files: Handover::new(sandbox, implied, settings, &self.world.changeable, &self.world.data_dir),
         });
         socket.admit(Some(process.pid()));
         {

@@ -403,6 +403,7 @@ async fn answer(stream: &UnixStream, line: &str, handed: Option<BorrowedFd<'_>>)
 mod tests {
     use std::path::Path;
 
+    use super::super::changeable::Changeable;
     use super::*;
     use crate::config::{Access, Sandbox};
 
@@ -478,7 +479,8 @@ mod tests {
         let read = vec!["/etc/lab cert.pem".into(), PathBuf::from(&name)];
         let implied = Access { read, ..Access::default() };
         let settings = serde_json::Map::from_iter([("files".to_owned(), serde_json::json!(implied.read))]);
-        let files = Handover::new(&Sandbox::default(), &implied, &settings, Path::new("/var/lib/gatepost"));
+        let (nobody, data_dir) = (Changeable::default(), Path::new("/var/lib/gatepost"));
+        let files = Handover::new(&Sandbox::default(), &implied, &settings, &nobody, data_dir);
         let rules = Rules { connect: vec![Connect::Anywhere], files };
         let asked = |request: &str| asked(request.as_bytes(), &rules);
         for named in ["/etc/lab cert.pem", &name] {

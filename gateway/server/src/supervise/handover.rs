@@ -1,8 +1,9 @@
 //! Files that the gateway opens for an adapter: those that it may read by name, as they are now. Landlock knows a file by what it was when the
 //! adapter started, so that one which has been put in its place since, as certificates are renewed, is closed to it.
 //!
-//! What is opened is opened with the gateway's rights, so this module must never open anything that an adapter could have put in a file's
-//! place: nothing that lies where an adapter may write, nor what is reached by a link that does, and nothing of the gateway's own.
+//! What is opened is opened with the gateway's rights, so this module must never open anything that an adapter, this one or another, could
+//! have put in a file's place: nothing that lies where one may write, nor what is reached by a link that does, and nothing of the
+//! gateway's own.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::fcntl::OFlag;
 use serde_json::{Map, Value};
 
+use super::changeable::Changeable;
 use crate::config::{Access, Level, Sandbox};
 
 /// Symbolic links on the way to one file; as many as the kernel follows.
@@ -24,8 +26,8 @@ const LINKS_MAX: usize = 40;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Handover {
     readable: Vec<PathBuf>,
-    /// Where it may write, without links.
-    writable: Vec<PathBuf>,
+    /// Where any adapter may write.
+    changeable: Changeable,
     /// The gateway's data, without links.
     kept: PathBuf,
 }
@@ -56,6 +58,7 @@ impl Handover {
         sandbox: &Sandbox,
         implied: &Access,
         settings: &Map<String, Value>,
+        changeable: &Changeable,
         data_dir: &Path,
     ) -> Self {
         match sandbox.level {
@@ -65,9 +68,8 @@ impl Handover {
         let is_named = |path: &&PathBuf| settings.values().any(|value| names(value, path));
         let implied_read = implied.read.iter().filter(is_named);
         let readable = sandbox.allow.read.iter().chain(implied_read).cloned().collect();
-        let write = sandbox.allow.write.iter().chain(&implied.write);
-        let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        Self { readable, writable: write.map(|path| real(path)).collect(), kept: real(data_dir) }
+        let kept = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+        Self { readable, changeable: changeable.clone(), kept }
     }
 
     /// Whether the adapter may read what has this name, as it is spelled. What lies in a directory that it may read it can open by itself.
@@ -100,13 +102,14 @@ impl Handover {
         let mut at = PathBuf::from("/");
         let mut left = steps(path);
         let mut links = 0;
+        let adapters = self.changeable.now();
         while let Some(step) = left.pop_front() {
             if step == ".." {
                 at.pop();
                 continue;
             }
             let next = at.join(&step);
-            if self.writable.iter().any(|writable| next.starts_with(writable)) {
+            if adapters.covers(&next, &fs::symlink_metadata(&at)?) {
                 return Err(HandoverError::Changeable);
             }
             if next.starts_with(&self.kept) {
@@ -154,12 +157,14 @@ fn steps(path: &Path) -> VecDeque<OsString> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
     use std::io::Read as _;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
     use serde_json::json;
 
     use super::*;
+    use crate::config::RunAs;
 
     struct Host {
         _dir: tempfile::TempDir,
@@ -181,13 +186,22 @@ mod tests {
             self.root.join(name)
         }
 
-        fn handover(&self, level: Level) -> Handover {
+        /// Of an adapter beside one with `other`.
+        fn beside(&self, level: Level, other: &Sandbox) -> Handover {
             let mut sandbox = Sandbox { level, ..Sandbox::default() };
             sandbox.allow.write = vec![self.path("adapter")];
+            let changeable = Changeable::default();
+            changeable.expect("lab", &sandbox, &Access::default());
+            changeable.expect("other", other, &Access::default());
             let read = vec![self.path("certs/cert.pem"), self.path("archive/unnamed")];
             let implied = Access { read, ..Access::default() };
             let tls = json!({"ca_files": [self.path("certs/cert.pem")], "connect": "archive/unnamed"});
-            Handover::new(&sandbox, &implied, &Map::from_iter([("tls".to_owned(), tls)]), &self.path("data"))
+            let settings = Map::from_iter([("tls".to_owned(), tls)]);
+            Handover::new(&sandbox, &implied, &settings, &changeable, &self.path("data"))
+        }
+
+        fn handover(&self, level: Level) -> Handover {
+            self.beside(level, &Sandbox::default())
         }
 
         fn read(&self, name: &str) -> Result<String, HandoverError> {
@@ -269,5 +283,81 @@ mod tests {
         assert!(matches!(lead(&cert), Err(HandoverError::Links)));
         nix::unistd::mkfifo(&host.path("archive/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(matches!(lead(&host.path("archive/pipe")), Err(HandoverError::NoFile)));
+    }
+
+    #[test]
+    fn nor_does_a_link_that_another_adapter_could_have_put_there() {
+        let host = Host::new();
+        let cert = host.path("certs/cert.pem");
+        fs::write(host.path("archive/1"), "whatever the gateway may read").unwrap();
+        symlink(host.path("archive/1"), &cert).unwrap();
+        let opened = |other: &Sandbox| host.beside(Level::Standard, other).open(&cert).map(drop);
+        let writes = |level, name: &str| {
+            let allow = Access { write: vec![host.path(name)], ..Access::default() };
+            Sandbox { level, allow, ..Sandbox::default() }
+        };
+        opened(&writes(Level::Standard, "data")).unwrap();
+        for level in [Level::Strict, Level::Standard, Level::Minimal, Level::Off] {
+            for place in ["certs", "certs/cert.pem", "archive"] {
+                let opened = opened(&writes(level, place));
+                assert!(matches!(opened, Err(HandoverError::Changeable)), "{level:?} {place}: {opened:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn where_files_are_not_limited_the_other_adapters_user_decides() {
+        let host = Host::new();
+        let (certs, cert) = (host.path("certs"), host.path("certs/cert.pem"));
+        fs::write(&cert, "one").unwrap();
+        let metadata = fs::metadata(&certs).unwrap();
+        let (me, nobody) =
+            (RunAs { uid: metadata.uid(), gid: metadata.gid() }, RunAs { uid: 65534, gid: 65534 });
+        let opened = |level, run_as, mode| {
+            fs::set_permissions(&certs, Permissions::from_mode(mode)).unwrap();
+            let other = Sandbox { level, run_as, ..Sandbox::default() };
+            host.beside(Level::Standard, &other).open(&cert).is_ok()
+        };
+        for level in [Level::Minimal, Level::Off] {
+            // The directories above it are this user's too.
+            assert!(!opened(level, Some(me), 0o755), "{level:?}: it is its directory");
+            assert!(opened(level, None, 0o777), "{level:?}: it can read what the gateway can");
+        }
+        for level in [Level::Strict, Level::Standard] {
+            assert!(opened(level, Some(me), 0o777), "{level:?}: it may write nowhere");
+        }
+        // Above it stands what everybody may write to, as a rule.
+        let adapters = Changeable::default();
+        let other = Sandbox { level: Level::Minimal, run_as: Some(nobody), ..Sandbox::default() };
+        adapters.expect("other", &other, &Access::default());
+        for (mode, is_changeable) in [(0o755, false), (0o775, true), (0o757, true), (0o1777, true)] {
+            fs::set_permissions(&certs, Permissions::from_mode(mode)).unwrap();
+            let covers = adapters.now().covers(&cert, &fs::metadata(&certs).unwrap());
+            assert_eq!(covers, is_changeable, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn what_adapters_may_write_is_known_from_before_they_start_until_they_are_gone() {
+        let (host, adapters) = (Host::new(), Changeable::default());
+        let writes = |name: &str| {
+            let allow = Access { write: vec![host.path(name)], ..Access::default() };
+            Sandbox { allow, ..Sandbox::default() }
+        };
+        let found = |name: &str| {
+            let path = host.path(name).join("x");
+            adapters.now().covers(&path, &fs::metadata(&host.root).unwrap())
+        };
+        let all = || ["certs", "archive", "adapter"].map(found);
+        adapters.expect("a", &writes("certs"), &Access::default());
+        adapters.expect("b", &Sandbox::default(), &writes("archive").allow);
+        assert_eq!(all(), [true, true, false]);
+        // Reloaded: the process that is to end may write still.
+        adapters.expect("a", &writes("adapter"), &Access::default());
+        assert_eq!(all(), [true, true, true]);
+        adapters.is_only("a", &writes("adapter"), &Access::default());
+        assert_eq!(all(), [false, true, true]);
+        adapters.keep(|name| name == "a");
+        assert_eq!(all(), [false, false, true]);
     }
 }

@@ -11,6 +11,7 @@
 //! leases of its predecessor are settled.
 
 mod actor;
+mod changeable;
 mod egress;
 mod exec;
 mod exit;
@@ -43,9 +44,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use actor::{Deadlines, Supervision, World};
+use changeable::Changeable;
 use shared::{Shared, Spec, Wish};
 
-use crate::config::{Access, Config};
+use crate::config::{Access, Adapter, Config};
 use crate::http::{AdapterControl, RestartError};
 
 pub(crate) use exec::adapter_exec;
@@ -110,6 +112,7 @@ impl Supervisor {
             launcher: launcher.clone(),
             search: program::SearchPath::of_this_process(),
             sockets,
+            changeable: Changeable::default(),
             gateway: gateway.clone(),
             mark: launcher.mark(&config.gateway.data_dir).await,
             data_dir: config.gateway.data_dir.clone(),
@@ -133,23 +136,29 @@ impl Supervisor {
         let Some(world) = roster.world.clone() else { return };
         world.follow(&config.digest);
         roster.leaving.retain(|_, task| !task.is_finished());
+        // Whether or not they have been started: an earlier process of theirs may have left something.
+        let specs = roster.specs(config);
+        for Spec { name, sandbox, implied, .. } in specs.values().flatten() {
+            world.changeable.expect(name, sandbox, implied);
+        }
         let kept = |name: &String| config.adapters.contains_key(name);
         let gone: Vec<_> = roster.adapters.keys().filter(|name| !kept(name)).cloned().collect();
         gone.iter().for_each(|name| roster.dismiss(name));
-        for (name, adapter) in &config.adapters {
-            let implied = roster.implied.get(name).cloned().unwrap_or_default();
-            match (Spec::of(adapter, implied), roster.adapters.get(name)) {
+        for (name, spec) in specs {
+            match (spec, roster.adapters.get(&name)) {
                 (Some(spec), Some(Entry::Supervised { wishes, .. })) => {
                     wishes.send_if_modified(|wish| std::mem::replace(&mut wish.spec, spec.clone()) != spec);
                 }
                 (Some(spec), Some(Entry::External { .. }) | None) => roster.engage(&world, spec),
                 (None, Some(Entry::External { .. })) => {}
                 (None, Some(Entry::Supervised { .. }) | None) => {
-                    roster.dismiss(name);
-                    roster.adapters.insert(name.clone(), Entry::External { shared: Arc::default() });
+                    roster.dismiss(&name);
+                    roster.adapters.insert(name, Entry::External { shared: Arc::default() });
                 }
             }
         }
+        let is_ours = |name: &str| matches!(roster.adapters.get(name), Some(Entry::Supervised { .. }));
+        world.changeable.keep(|name| is_ours(name) || roster.leaving.contains_key(name));
     }
 
     /// Asks every process to finish, ends those that do not, and waits until all are gone. Their sockets are served meanwhile.
@@ -180,6 +189,15 @@ impl Supervisor {
 }
 
 impl Roster {
+    /// The configuration's adapters, and how those are to run that somebody else does not.
+    fn specs(&self, config: &Config) -> BTreeMap<String, Option<Spec>> {
+        let spec = |(name, adapter): (&String, &Arc<Adapter>)| {
+            let implied = self.implied.get(name).cloned().unwrap_or_default();
+            (name.clone(), Spec::of(adapter, implied))
+        };
+        config.adapters.iter().map(spec).collect()
+    }
+
     fn engage(&mut self, world: &Arc<World>, spec: Spec) {
         let name = spec.name.clone();
         let shared = Arc::<Shared>::default();

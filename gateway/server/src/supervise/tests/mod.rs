@@ -1,5 +1,6 @@
 //! Supervision with real processes, real sockets and a real store. The adapters are small scripts.
 
+mod asking;
 mod manifest;
 mod poison;
 mod process;
