@@ -1,6 +1,8 @@
-//! What adapters ask their gateway for, beside their socket: files.
+//! What adapters ask their gateway for, beside their socket: files, and what the log says of refusals.
 
+use std::io::Write;
 use std::os::unix::fs::symlink;
+use std::sync::Mutex;
 
 use super::*;
 
@@ -53,5 +55,41 @@ async fn no_file_is_opened_that_another_adapter_may_have_put_there() {
     rig.apply(&(lab.clone() + &other)).await;
     assert_eq!(rig.ask(&asked).await, "failed: not_opened");
     assert_eq!(rig.item("lab").unwrap().restarts, 0, "the process that runs is told so too");
+    rig.stop().await;
+}
+
+/// The log, of the thread that has it.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_log_tells_of_refused_files_and_of_refused_connections_once_a_minute_each() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    // All tasks run on this thread.
+    let _told = tracing::subscriber::set_default(subscriber);
+    let rig = Rig::new(Deadlines::default()).await;
+    rig.begin(&adapter("lab", &rig.script("lab", ASKS), "")).await;
+    let refused = rig.ask("/etc/one\n/etc/two\n127.0.0.1:1\n/etc/three\n127.0.0.1:2").await;
+    assert_eq!(refused, ["refused: not_allowed"; 5].join("\n"));
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let told: Vec<&str> = text.lines().filter(|line| line.contains("that it may not have")).collect();
+    let [file, connection] = told[..] else { panic!("{text}") };
+    assert!(file.contains("asked for a file") && file.contains("/etc/one"), "{file}");
+    assert!(
+        connection.contains("asked for a connection") && connection.contains("127.0.0.1:1"),
+        "{connection}"
+    );
     rig.stop().await;
 }
