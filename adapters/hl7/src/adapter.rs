@@ -55,7 +55,7 @@ impl Adapter for Hl7 {
             // Of a partner that has left the settings too.
             judged.unwrap_or_else(|| answer::outcome(&on_ack, confirm, answer))
         };
-        let (awaited, late) = Awaited::open(session.clone(), settings.answerers(), Box::new(judge));
+        let (awaited, late) = Awaited::open(session.clone(), &settings, Box::new(judge));
         let both = async {
             let sending = async {
                 match fleet {

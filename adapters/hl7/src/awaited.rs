@@ -7,6 +7,7 @@
 
 mod kept;
 mod late;
+mod places;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,17 +18,19 @@ use gatepost_adapter::{
     Delivery, Evidence, Lease, Outcome, Session, SettleError, Settlement, StateChanges, Stop, digest,
 };
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use self::kept::{Kept, new_key, restore};
 pub(crate) use self::late::LateDesk;
+#[cfg(test)]
+pub(crate) use self::places::AWAITED_MAX;
+use self::places::{Place, Places};
 use crate::header::AckCode;
 use crate::peer::{Answerers, Peer};
 use crate::quiet::Quiet;
+use crate::settings::Settings;
 
-/// Most messages at a time of which a partner owes an application acknowledgement; further ones are not sent before.
-pub(crate) const AWAITED_MAX: usize = 4096;
 /// After its deadline has passed, the gateway has surely moved on.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -65,10 +68,11 @@ pub(crate) enum From<'a> {
 /// Shared by everything that reads what partners send.
 pub(crate) struct Awaited {
     all: Mutex<All>,
-    places: Arc<Semaphore>,
+    places: Places,
     late: mpsc::UnboundedSender<Late>,
     answerers: Answerers,
     unclear: Mutex<Quiet>,
+    crowded: Mutex<Quiet>,
     session: Session,
 }
 
@@ -85,7 +89,7 @@ struct Waiting {
     /// Where it went.
     peer: Option<Peer>,
     stage: Stage,
-    _place: Option<OwnedSemaphorePermit>,
+    _place: Option<Place>,
 }
 
 enum Stage {
@@ -128,27 +132,39 @@ impl Taken {
 
 impl Awaited {
     /// With what earlier sessions were still waiting for.
-    pub(crate) fn open(session: Session, answerers: Answerers, judge: Box<Judge>) -> (Arc<Self>, LateDesk) {
+    pub(crate) fn open(session: Session, settings: &Settings, judge: Box<Judge>) -> (Arc<Self>, LateDesk) {
         // Unbounded in form only: each message that is waited for is answered here once at most.
         let (sender, late) = mpsc::unbounded_channel();
-        let places = Arc::new(Semaphore::new(AWAITED_MAX));
+        let places = Places::new(settings);
         let (waiting, over) = restore(session.state(), &places);
-        let all = Mutex::new(All { waiting, over });
-        let unclear = Mutex::default();
-        let awaited =
-            Arc::new(Self { all, places, late: sender, answerers, unclear, session: session.clone() });
+        let awaited = Arc::new(Self {
+            all: Mutex::new(All { waiting, over }),
+            places,
+            late: sender,
+            answerers: settings.answerers(),
+            unclear: Mutex::default(),
+            crowded: Mutex::default(),
+            session: session.clone(),
+        });
         let desk = LateDesk { awaited: Arc::downgrade(&awaited), session, late, judge };
         (awaited, desk)
     }
 
-    /// To be called before the first byte leaves, to this one of several partners. Waits while partners owe too many answers.
+    /// To be called before the first byte leaves, to this one of several partners. Waits while that partner owes as many answers as
+    /// it may.
     pub(crate) async fn expect(
         self: &Arc<Self>,
         control_id: &[u8],
         delivery: &Delivery,
         partner: Option<&str>,
     ) -> Option<Ticket> {
-        let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
+        let place = match self.places.try_take(partner) {
+            Some(place) => place,
+            None => {
+                self.tell_crowded(partner);
+                self.places.take(partner).await?
+            }
+        };
         let (id, lease) = (digest(control_id), delivery.lease());
         let (sender, answers) = mpsc::channel(ANSWERS_MAX);
         let stage = Stage::Sending { answers: sender, accepted: false, applied: false };
@@ -240,6 +256,24 @@ impl Awaited {
         if let Some(answers) = unclear.count(Instant::now()) {
             tracing::warn!(answers, reason, "an answer to a message that waits settles nothing");
         }
+    }
+
+    fn tell_crowded(&self, partner: Option<&str>) {
+        let mut crowded = self.crowded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(messages) = crowded.count(Instant::now()) {
+            let owed = self.owed_max();
+            tracing::warn!(
+                messages,
+                partner,
+                owed,
+                "a partner owes as many acknowledgements as it may: its messages wait"
+            );
+        }
+    }
+
+    /// As many answers as one partner may owe.
+    pub(crate) fn owed_max(&self) -> usize {
+        self.places.share()
     }
 
     pub(crate) fn stop(&self) -> Stop {

@@ -106,6 +106,12 @@ impl Settings {
         sent_to.map(|partner| Arc::new(partner.settings(self))).collect()
     }
 
+    /// The names of those partners.
+    pub(crate) fn names_sent_to(&self) -> impl Iterator<Item = &str> {
+        let sent_to = self.partners.iter().filter(|partner| partner.connect.is_some());
+        sent_to.map(|partner| partner.name.as_str())
+    }
+
     /// An outcome as it is to be reported by itself: where there are several partners, one of them is not the destination.
     pub(crate) fn scoped(&self, outcome: Outcome) -> Outcome {
         match outcome {

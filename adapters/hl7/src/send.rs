@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use gatepost_adapter::tls::Connector;
 use gatepost_adapter::{DataError, Delivery, Evidence, Level, Outcome, SettleError, Worker};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::ack::{self, Verdict};
 use crate::answer::{self, Answer};
@@ -28,6 +28,9 @@ use crate::numbers::{Given, Numbers};
 use crate::owed;
 use crate::sequence::outgoing::Judged;
 use crate::settings::Settings;
+
+/// How long a message for one of several partners waits in hand while that one owes as many answers as it may; then it goes back.
+const PLACE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One connection to the partner, made when it is first needed.
 pub(crate) struct Link {
@@ -58,17 +61,22 @@ impl Link {
         Self { open, ..self }
     }
 
-    /// A place among the messages whose answer is owed; `None` where the adapter is asked to stop before there is one. What the
-    /// partner says meanwhile is read: it may be what frees a place.
-    async fn ticket(&mut self, control_id: &[u8], delivery: &Delivery) -> Option<Ticket> {
+    /// A place among the messages whose answer is owed. What the partner says meanwhile is read: it may be what frees a place. An
+    /// error is the outcome of the attempt: the adapter is asked to stop before there is one, or, of several partners, this one owes so
+    /// much that its messages should not take up room that others can use.
+    async fn ticket(&mut self, control_id: &[u8], delivery: &Delivery) -> Result<Ticket, Outcome> {
         let awaited = Arc::clone(&self.awaited);
         let (stop, settings) = (awaited.stop(), Arc::clone(&self.settings));
         let partner = settings.partner.as_deref();
         tokio::select! {
             biased;
-            ticket = awaited.expect(control_id, delivery, partner) => ticket,
-            () = stop.requested() => None,
-            () = self.idle() => None,
+            ticket = awaited.expect(control_id, delivery, partner) => ticket.ok_or(Outcome::Release),
+            () = stop.requested() => Err(Outcome::Release),
+            () = sleep(PLACE_PATIENCE), if partner.is_some() => {
+                let owed = awaited.owed_max();
+                Err(Outcome::destination_down(format!("it owes {owed} acknowledgements, which is as many as it may")))
+            }
+            () = self.idle() => Err(Outcome::Release),
         }
     }
 
@@ -236,8 +244,9 @@ impl Worker for Link {
                 Err(reason) => return Outcome::reject(reason),
             };
         // Before a byte leaves: the answer may come over another connection, faster than this task goes on.
-        let Some(mut ticket) = self.ticket(prepared.control_id, delivery).await else {
-            return Outcome::Release;
+        let mut ticket = match self.ticket(prepared.control_id, delivery).await {
+            Ok(ticket) => ticket,
+            Err(outcome) => return outcome,
         };
         let mut line = match self.line().await {
             Ok(line) => line,

@@ -1,14 +1,12 @@
 //! What adapter state holds of messages that a partner has accepted and whose application acknowledgement is to come.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 use gatepost_adapter::Lease;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
 
-use super::{Id, Stage, Waiting};
+use super::{Id, Places, Stage, Waiting};
 use crate::peer::Peer;
 
 const PREFIX: &str = "await/";
@@ -35,7 +33,7 @@ pub(super) fn new_key() -> String {
 /// What earlier sessions were waiting for, and the keys of what cannot be read, which nobody would ever delete.
 pub(super) fn restore(
     state: &BTreeMap<String, Vec<u8>>,
-    places: &Arc<Semaphore>,
+    places: &Places,
 ) -> (HashMap<Id, Vec<Waiting>>, Vec<String>) {
     let mut all: HashMap<Id, Vec<Waiting>> = HashMap::new();
     let mut unreadable = Vec::new();
@@ -46,13 +44,14 @@ pub(super) fn restore(
             unreadable.push(key.clone());
             continue;
         };
+        // What a partner owes that has left the settings, or had a larger share, takes none: its deadline ends it.
+        let place = places.try_take(kept.partner.as_deref());
         let waiting = Waiting {
             lease: kept.lease,
             partner: kept.partner,
             peer: kept.peer,
             stage: Stage::Sent { until, key: key.clone() },
-            // There are no more than there were places.
-            _place: Arc::clone(places).try_acquire_owned().ok(),
+            _place: place,
         };
         all.entry(kept.id).or_default().push(waiting);
     }

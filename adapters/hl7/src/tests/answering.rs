@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::enhanced::{PAUSE, Whole, delivered, encoded, kept, leased, order, sent};
-use super::{ack, body_of, write};
+use super::enhanced::{PAUSE, Whole, delivered, sent};
+use super::{ack, body_of, encoded, kept, leased, order, write};
 
 #[tokio::test]
 async fn an_answer_to_an_earlier_message_with_the_same_id_does_not_settle_the_one_in_flight() {
@@ -82,9 +82,9 @@ async fn what_is_kept_does_not_grow_with_what_is_foreign() {
 
 #[tokio::test]
 async fn state_that_nobody_waits_for_is_deleted_many_keys_at_a_time() {
-    let mut state: serde_json::Map<_, _> = (0..600).map(|number| kept(number, 1_000)).collect();
+    let mut state: serde_json::Map<_, _> = (0..600).map(|number| kept(number, None, 1_000)).collect();
     state.extend((0..100).map(|number| (format!("await/x{number}"), encoded(b"unreadable"))));
-    state.extend([kept(9999, 4_000_000_000), ("other".to_owned(), encoded(b"not ours"))]);
+    state.extend([kept(9999, None, 4_000_000_000), ("other".to_owned(), encoded(b"not ours"))]);
     let mut whole = Whole::start(json!({}), json!({"confirm": "business", "state": state})).await;
     let mut deleted = std::collections::BTreeSet::new();
     for _ in 0..2 {

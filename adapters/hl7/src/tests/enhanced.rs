@@ -1,14 +1,14 @@
 //! Enhanced mode and application acknowledgements: the whole adapter, both directions at once.
 
 use bytes::Bytes;
-use gatepost_adapter::testing::{Gateway, leased_event};
+use gatepost_adapter::testing::Gateway;
 use gatepost_adapter::{Adapter as _, Failure};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{ack, body_of, channel, is_closed, write};
+use super::{ack, body_of, channel, connect_from, free_address, is_closed, kept, leased, order, write};
 use crate::adapter::Hl7;
 use crate::awaited::AWAITED_MAX;
 use crate::channel::Channel;
@@ -16,16 +16,6 @@ use crate::mllp::COMMITTED;
 
 /// Long enough for what must not happen to happen.
 pub(super) const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
-
-/// Asks for both acknowledgements.
-pub(super) fn order(control_id: &str) -> Bytes {
-    Bytes::from(format!("MSH|^~\\&|EHR|C|LAB|H|2026||ORM^O01|{control_id}|P|2.5|||AL|AL\rPID|1||42\r"))
-}
-
-pub(super) fn leased(number: u128, body: &Bytes) -> Value {
-    let text = serde_json::to_value(gatepost_adapter::binary_reply("", body)).unwrap()["data_base64"].take();
-    leased_event(number, Some("42"), "application/hl7-v2+er7", json!({ "data_base64": text }))
-}
 
 pub(super) struct Whole {
     partner: TcpListener,
@@ -37,10 +27,7 @@ pub(super) struct Whole {
 impl Whole {
     pub(super) async fn start(changes: Value, session: Value) -> Self {
         let partner = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let listen = free.local_addr().unwrap().to_string();
-        drop(free);
-        let connect = partner.local_addr().unwrap().to_string();
+        let (listen, connect) = (free_address().await, partner.local_addr().unwrap().to_string());
         let mut settings = json!({"connect": connect, "connections": 1, "listen": listen});
         settings.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         let (gateway, session) = Gateway::open(session).await;
@@ -61,14 +48,7 @@ impl Whole {
     }
 
     pub(super) async fn connect_from(&self, address: &str) -> Channel {
-        loop {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
-            if let Ok(stream) = socket.connect(self.listen.parse().unwrap()).await {
-                return channel(stream);
-            }
-            tokio::task::yield_now().await;
-        }
+        connect_from(address, &self.listen).await
     }
 
     /// Message 1 is `sent`; gives the connection that it went over, and the key under which it is kept.
@@ -247,22 +227,10 @@ async fn in_doubt_it_is_not_waited_for_and_a_late_answer_settles_nothing() {
     assert_eq!(whole.gateway.next("/v1/messages").await.body["type"], "org.hl7.v2.ACK_A01");
 }
 
-pub(super) fn encoded(bytes: &[u8]) -> Value {
-    serde_json::to_value(gatepost_adapter::binary_reply("", bytes)).unwrap()["data_base64"].take()
-}
-
-/// State of a message that was sent and is waited for until then.
-pub(super) fn kept(number: usize, until: i64) -> (String, Value) {
-    let delivery = uuid::Uuid::from_u128(1_000_000 + number as u128);
-    let kept = json!({"id": gatepost_adapter::digest(format!("OLD{number}").as_bytes()), "until": until,
-        "lease": {"delivery": delivery, "token": "old"}});
-    (format!("await/{number}"), encoded(kept.to_string().as_bytes()))
-}
-
 /// Everything that may be waited for but `left`.
 fn crowded(left: usize) -> Value {
     let state: serde_json::Map<_, _> =
-        (0..AWAITED_MAX - left).map(|number| kept(number, 4_000_000_000)).collect();
+        (0..AWAITED_MAX - left).map(|number| kept(number, None, 4_000_000_000)).collect();
     json!({"confirm": "business", "state": state})
 }
 

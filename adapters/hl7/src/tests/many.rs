@@ -1,25 +1,20 @@
 //! Several partners: whose a message is, whose an answer is, and what each of them is told apart by.
 
 use bytes::Bytes;
-use gatepost_adapter::testing::{Gateway, leased_event};
+use gatepost_adapter::testing::Gateway;
 use gatepost_adapter::{Adapter as _, Failure};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::{ack, body_of, channel, is_closed, write};
+use super::{ack, body_of, channel, connect_from, free_address, is_closed, kept, leased, order, write};
 use crate::adapter::Hl7;
+use crate::awaited::AWAITED_MAX;
 use crate::channel::Channel;
 
-/// Asks for both acknowledgements.
-fn order(control_id: &str) -> Bytes {
-    Bytes::from(format!("MSH|^~\\&|EHR|C|LAB|H|2026||ORM^O01|{control_id}|P|2.5|||AL|AL\rPID|1||42\r"))
-}
-
-fn leased(number: u128, partner: &str, body: &Bytes) -> Value {
-    let text = serde_json::to_value(gatepost_adapter::binary_reply("", body)).unwrap()["data_base64"].take();
-    let mut leased =
-        leased_event(number, Some(partner), "application/hl7-v2+er7", json!({ "data_base64": text }));
+fn leased_for(number: u128, partner: &str, body: &Bytes) -> Value {
+    let mut leased = leased(number, body);
+    leased["event"]["partitionkey"] = partner.into();
     leased["event"]["hl7partner"] = partner.into();
     leased
 }
@@ -35,11 +30,14 @@ struct Region {
 
 impl Region {
     async fn start(changes: Value, of_south: Value) -> Self {
+        Self::resume(changes, of_south, json!({})).await
+    }
+
+    /// With what an earlier session has left in adapter state.
+    async fn resume(changes: Value, of_south: Value, state: Value) -> Self {
         let north = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let south = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let listen = free.local_addr().unwrap().to_string();
-        drop(free);
+        let listen = free_address().await;
         let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
         let mut second = json!({"name": "south", "connect": address(&south), "from": ["127.0.0.3"]});
         second.as_object_mut().unwrap().extend(of_south.as_object().unwrap().clone());
@@ -47,7 +45,7 @@ impl Region {
             {"name": "north", "connect": address(&north), "from": ["127.0.0.2"]}, second
         ]});
         settings.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        let (gateway, session) = Gateway::open(json!({"confirm": "business"})).await;
+        let (gateway, session) = Gateway::open(json!({"confirm": "business", "state": state})).await;
         let settings = serde_json::from_value(settings).unwrap();
         assert_eq!(Hl7::check(&settings), []);
         let running = tokio::spawn(Hl7::run(settings, session));
@@ -55,25 +53,18 @@ impl Region {
     }
 
     async fn connect_from(&self, address: &str) -> Channel {
-        loop {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
-            if let Ok(stream) = socket.connect(self.listen.parse().unwrap()).await {
-                return channel(stream);
-            }
-            tokio::task::yield_now().await;
-        }
+        connect_from(address, &self.listen).await
     }
 
     /// A message with this id is `sent` to both: number 1 to `north`, 2 to `south`.
     async fn sent_to_both(&mut self, control_id: &str) -> (Channel, Channel) {
         let body = order(control_id);
-        self.gateway.lease(&[leased(1, "north", &body)]).await;
+        self.gateway.lease(&[leased_for(1, "north", &body)]).await;
         let mut north = channel(self.north.accept().await.unwrap().0);
         body_of(&mut north).await;
         write(&mut north, &ack("CA", control_id)).await;
         assert_eq!(self.settled().await["outcome"], "sent");
-        self.gateway.lease(&[leased(2, "south", &body)]).await;
+        self.gateway.lease(&[leased_for(2, "south", &body)]).await;
         let mut south = channel(self.south.accept().await.unwrap().0);
         body_of(&mut south).await;
         write(&mut south, &ack("CA", control_id)).await;
@@ -115,6 +106,38 @@ async fn an_answer_counts_for_the_message_of_its_partner_whoever_else_got_the_sa
 }
 
 #[tokio::test]
+async fn a_partner_that_owes_as_many_answers_as_it_may_waits_and_nobody_else_does() {
+    // As many as each of two may owe, from an earlier session.
+    let state: serde_json::Map<_, _> =
+        (0..AWAITED_MAX / 2).map(|number| kept(number, Some("north"), 4_000_000_000)).collect();
+    let mut region = Region::resume(json!({}), json!({}), state.into()).await;
+    region.gateway.lease(&[leased_for(1, "north", &order("M1")), leased_for(2, "south", &order("M2"))]).await;
+    let mut south = channel(region.south.accept().await.unwrap().0);
+    body_of(&mut south).await;
+    write(&mut south, &ack("AA", "M2")).await;
+    let result = region.settled().await;
+    assert_eq!((&result["token"], &result["outcome"]), (&json!("t2"), &json!("delivered")));
+    // Charged with nothing: nothing of it has left.
+    let result = region.settled().await;
+    assert_eq!(
+        (&result["token"], &result["outcome"], &result["scope"]),
+        (&json!("t1"), &json!("retry"), &json!("lane"))
+    );
+    let reason = result["reason"].as_str().unwrap();
+    assert!(reason.starts_with("partner `north`: it owes 2048 acknowledgements"), "{reason}");
+    // One answer, and what waits goes at once.
+    let mut answering = region.connect_from("127.0.0.2").await;
+    write(&mut answering, &ack("AA", "OLD7")).await;
+    let result = region.settled().await;
+    assert_eq!((&result["token"], &result["outcome"]), (&json!("old"), &json!("delivered")));
+    let result = region.settled().await;
+    assert_eq!((&result["token"], &result["outcome"]), (&json!("t1"), &json!("wake")));
+    region.gateway.lease(&[leased_for(1, "north", &order("M1"))]).await;
+    let mut north = channel(region.north.accept().await.unwrap().0);
+    assert_eq!(body_of(&mut north).await, order("M1"));
+}
+
+#[tokio::test]
 async fn a_refusal_is_read_by_its_partners_table_and_is_never_the_whole_destinations_trouble() {
     let of_south = json!({"on_ack": {"AE": "retry_destination"}});
     let mut region = Region::start(json!({}), of_south).await;
@@ -125,7 +148,7 @@ async fn a_refusal_is_read_by_its_partners_table_and_is_never_the_whole_destinat
     let result = region.settled().await;
     assert_eq!((&result["outcome"], &result["scope"]), (&json!("retry"), &json!("lane")));
     // While it is being sent too.
-    region.gateway.lease(&[leased(3, "south", &order("M3"))]).await;
+    region.gateway.lease(&[leased_for(3, "south", &order("M3"))]).await;
     let result = region.settled().await;
     assert_eq!((&result["outcome"], &result["scope"]), (&json!("retry"), &json!("lane")), "it is away");
     assert!(
@@ -159,7 +182,7 @@ async fn what_comes_from_a_partner_says_whose_it_is_and_is_read_as_that_one_writ
 async fn a_connection_that_nobody_uses_is_closed_and_the_next_message_makes_a_new_one() {
     let mut region = Region::start(json!({"idle_disconnect_ms": 200}), json!({})).await;
     for number in [1, 2] {
-        region.gateway.lease(&[leased(number, "north", &order("M1"))]).await;
+        region.gateway.lease(&[leased_for(number, "north", &order("M1"))]).await;
         let mut north = channel(region.north.accept().await.unwrap().0);
         body_of(&mut north).await;
         write(&mut north, &ack("AA", "M1")).await;

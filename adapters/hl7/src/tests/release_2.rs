@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::receiving::{Intake, accept, msa};
-use super::sending::{Partner, leased};
-use super::{ack, adt, body_of, is_closed, write};
+use super::sending::Partner;
+use super::{ack, adt, body_of, is_closed, leased, write};
 use crate::mllp::{COMMITTED, NOT_COMMITTED};
 
 const SILENT: &[u8] = b"MSH|^~\\&|EHR|C|LAB|H|2026||ADT^A01|M1|P|2.5|||NE|NE\r";

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gatepost_adapter::testing::{Gateway, leased_event};
+use gatepost_adapter::testing::Gateway;
 use gatepost_adapter::tls::Connector;
 use gatepost_adapter::{Crew, Failure, Placement, digest};
 use serde_json::{Value, json};
@@ -11,15 +11,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::{ack, adt, awaited, body_of, channel, framed, is_closed, write};
+use super::{ack, adt, awaited, body_of, channel, framed, is_closed, leased, write};
 use crate::channel::Channel;
 use crate::send::Link;
 use crate::settings::Settings;
-
-pub(super) fn leased(number: u128, body: &[u8]) -> Value {
-    let text = serde_json::to_value(gatepost_adapter::binary_reply("", body)).unwrap()["data_base64"].take();
-    leased_event(number, Some("42"), "application/hl7-v2+er7", json!({ "data_base64": text }))
-}
 
 pub(super) struct Partner {
     listener: TcpListener,

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::enhanced::{PAUSE, Whole, encoded, leased};
+use super::enhanced::{PAUSE, Whole};
 use super::receiving::{msa, reply};
-use super::{adt, body_of, is_closed, write};
+use super::{adt, body_of, encoded, is_closed, leased, write};
 use crate::adapter::Hl7;
 use crate::channel::Channel;
 
