@@ -8,24 +8,24 @@
 mod kept;
 mod late;
 mod places;
+mod ticket;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gatepost_adapter::{
-    Delivery, Evidence, Lease, Outcome, Session, SettleError, Settlement, StateChanges, Stop, digest,
-};
+use gatepost_adapter::{Delivery, Lease, Outcome, Session, Stop, digest};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use self::kept::{Kept, new_key, restore};
+use self::kept::restore;
 pub(crate) use self::late::LateDesk;
 #[cfg(test)]
 pub(crate) use self::places::AWAITED_MAX;
 use self::places::{Place, Places};
+pub(crate) use self::ticket::Ticket;
 use crate::header::AckCode;
 use crate::peer::{Answerers, Peer};
 use crate::quiet::Quiet;
@@ -233,7 +233,10 @@ impl Awaited {
     fn only_one<'a>(&self, same: &'a mut [Waiting], from: From<'_>) -> Option<&'a mut Waiting> {
         let may = |waiting: &&mut Waiting| match from {
             From::Partner(partner) => waiting.partner.as_deref() == partner,
-            From::Caller(_, Some(partner)) => waiting.partner.as_deref() == Some(partner),
+            // Whose answers it gives says its name, and whether it may give any the list.
+            From::Caller(peer, Some(partner)) => {
+                waiting.partner.as_deref() == Some(partner) && self.answerers.admit(peer)
+            }
             From::Caller(peer, None) => self.answerers.include(peer, waiting.peer.as_ref()),
         };
         let mut those = same.iter_mut().filter(may);
@@ -328,124 +331,5 @@ impl Answer {
     /// An accept acknowledgement: the partner has it, or has it not; what its application says is another matter.
     pub(crate) fn is_accept(&self) -> bool {
         matches!(self.code, AckCode::Ca | AckCode::Ce | AckCode::Cr)
-    }
-}
-
-/// One message that is being sent. Dropped, it is not waited for any more.
-pub(crate) struct Ticket {
-    awaited: Arc<Awaited>,
-    id: Id,
-    lease: Lease,
-    partner: Option<String>,
-    answers: mpsc::Receiver<(Answer, Settling)>,
-    /// Of the answer that another connection has brought.
-    settling: Option<Settling>,
-}
-
-impl Ticket {
-    /// Where its bytes are about to go.
-    pub(crate) fn goes_to(&self, peer: &Peer) {
-        if let Some(own) = self.awaited.lock().find(&self.id, &self.lease) {
-            own.peer = Some(peer.clone());
-        }
-    }
-
-    /// Whether an answer over its own connection that names its id is to this message and to no other one. An accept
-    /// acknowledgement is always: it comes where the message went. The application of the partner may mean an earlier message with
-    /// the same id, which it has accepted.
-    pub(crate) fn is_meant_by(&self, answer: &Answer) -> bool {
-        if answer.is_accept() {
-            return true;
-        }
-        let all = self.awaited.lock();
-        let others = all.waiting.get(&self.id).into_iter().flatten();
-        let mut others = others.filter(|other| other.lease != self.lease && other.partner == self.partner);
-        let is_clear = !others.any(|other| other.stage.is_accepted());
-        if !is_clear {
-            self.awaited.tell("it could be to several");
-        }
-        is_clear
-    }
-
-    /// The answer, if another connection brings it.
-    pub(crate) async fn answer(&mut self) -> Answer {
-        match self.answers.recv().await {
-            Some((answer, settling)) => {
-                self.settling = Some(settling);
-                answer
-            }
-            // Its place was taken by a newer attempt, which ends this one's lease.
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Whether somebody else waits for what this answer does.
-    pub(crate) fn is_watched(&self) -> bool {
-        self.settling.is_some()
-    }
-
-    /// Settles it here, for whoever is to be told once the gateway has it.
-    pub(crate) async fn settle(
-        self,
-        delivery: &Delivery,
-        outcome: Outcome,
-        state: StateChanges,
-    ) -> Result<(), SettleError> {
-        let mut settlement = Settlement::default();
-        settlement.outcome(delivery, outcome);
-        settlement.state = state;
-        self.awaited.session.settle(settlement).await.map(drop)
-    }
-
-    /// The partner has accepted it: the delivery is `sent`, and its answer settles it until `within` has passed.
-    pub(crate) async fn sent(
-        mut self,
-        delivery: &Delivery,
-        evidence: Evidence,
-        within: Duration,
-        state: StateChanges,
-    ) -> Result<(), SettleError> {
-        let (until, key) = (OffsetDateTime::now_utc() + within, new_key());
-        let peer = {
-            let mut all = self.awaited.lock();
-            let own = all.find(&self.id, &self.lease);
-            own.and_then(|own| {
-                if let Stage::Sending { accepted, .. } = &mut own.stage {
-                    *accepted = true;
-                }
-                own.peer.clone()
-            })
-        };
-        let kept = Kept {
-            id: self.id.clone(),
-            lease: self.lease.clone(),
-            until: until.unix_timestamp(),
-            partner: self.partner.clone(),
-            peer,
-        };
-        let mut settlement = Settlement::default();
-        settlement.outcome(delivery, Outcome::Sent { evidence, within });
-        settlement.state = state;
-        // What is kept has no part that JSON cannot say.
-        settlement.state.set(key.clone(), serde_json::to_vec(&kept).unwrap_or_default());
-        self.awaited.session.settle(settlement).await?;
-        if let Some(own) = self.awaited.lock().find(&self.id, &self.lease) {
-            own.stage = Stage::Sent { until, key };
-        }
-        // It may have come over another connection while that was being written.
-        while let Ok((answer, settling)) = self.answers.try_recv() {
-            self.awaited.give(answer, From::Partner(self.partner.as_deref()), settling);
-        }
-        // Kept, not forgotten.
-        self.id.clear();
-        Ok(())
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if !self.id.is_empty() {
-            self.awaited.lock().remove(&self.id, &self.lease);
-        }
     }
 }

@@ -57,6 +57,14 @@ impl Answerers {
     pub(crate) fn include(&self, from: &Peer, sent_to: Option<&Peer>) -> bool {
         match self {
             Self::Partner => sent_to.is_some_and(|partner| partner.is(from)),
+            Self::Listed(_) => self.admit(from),
+        }
+    }
+
+    /// Whether answers from there are taken at all, to whichever messages.
+    pub(crate) fn admit(&self, from: &Peer) -> bool {
+        match self {
+            Self::Partner => true,
             Self::Listed(answerers) => answerers.iter().any(|answerer| answerer.is(from)),
         }
     }

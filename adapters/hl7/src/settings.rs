@@ -1,14 +1,16 @@
 //! The adapter's settings, `[adapters.<name>.settings]` in the gateway's configuration.
 
-use std::net::SocketAddr;
+mod choices;
+mod faults;
+
 use std::path::Path;
 use std::time::Duration;
 
-use gatepost_adapter::Fault;
 use gatepost_adapter::tls::{ConnectTls, ListenTls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::choices::{ApplicationAck, BatchAck, OnReusedId, OnUnreadable, SegmentEnd};
 use crate::channel::Limits;
 use crate::charset::Charset;
 use crate::on_ack::OnAck;
@@ -17,18 +19,6 @@ use crate::path::{FieldPath, FieldPathError};
 use crate::peer::{Answerer, Answerers};
 use crate::sequence::SequenceNumbers;
 use gatepost_adapter::Network;
-
-const CONNECTIONS_MAX: usize = 64;
-const TIMEOUT_MS_MAX: u64 = 600_000;
-const IDLE_MS_MAX: u64 = 7 * 24 * 3_600_000;
-/// The gateway waits for late proof so long at most.
-const APPLICATION_ACK_MS_MAX: u64 = 7 * 24 * 3_600_000;
-/// The gateway holds an answer for so long at most.
-const REPLY_MS_MAX: u64 = 60_000;
-const LENIENT_END_MS_MAX: u64 = 10_000;
-/// The gateway's own default for the largest message.
-const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
-const LISTEN_CONNECTIONS_MAX: usize = 4096;
 
 /// How to reach the partner, how the partner reaches us, and what its answers mean. At least one of `connect` and
 /// `listen` is needed.
@@ -69,7 +59,8 @@ pub(crate) struct Settings {
     pub(crate) allow_from: Option<Vec<Network>>,
     /// Who may answer, over a connection that it makes to us, what we have sent: addresses, networks, and names in certificates
     /// (`dns:`, `uri:`, `cn:`). Default: the partner that the message went to, by its certificate where both connections show one,
-    /// else by its address.
+    /// else by its address; of several `partners` also by `from`. Whoever is in the `from` of one of those answers that one's messages
+    /// only, and where this is set must be listed here too.
     pub(crate) answers_from: Option<Vec<Answerer>>,
     /// Largest message either way, in bytes without the framing.
     pub(crate) max_frame_bytes: usize,
@@ -164,91 +155,6 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(crate) fn faults(&self) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        let mut range = |key: &str, value: u64, highest: u64| {
-            if !(1..=highest).contains(&value) {
-                faults.push(Fault::new(key, format!("must be from 1 to {highest}")));
-            }
-        };
-        range("connections", self.connections as u64, CONNECTIONS_MAX as u64);
-        range("connect_timeout_ms", self.connect_timeout_ms, TIMEOUT_MS_MAX);
-        range("ack_timeout_ms", self.ack_timeout_ms, TIMEOUT_MS_MAX);
-        range("application_ack_timeout_ms", self.application_ack_timeout_ms, APPLICATION_ACK_MS_MAX);
-        range("mllp_release", self.mllp_release.into(), 2);
-        range("max_frame_bytes", self.max_frame_bytes as u64, FRAME_BYTES_MAX as u64);
-        range("max_connections", self.max_connections as u64, LISTEN_CONNECTIONS_MAX as u64);
-        range(
-            "max_connections_per_source",
-            self.max_connections_per_source as u64,
-            LISTEN_CONNECTIONS_MAX as u64,
-        );
-        range("idle_frame_timeout_ms", self.idle_frame_timeout_ms, TIMEOUT_MS_MAX);
-        if let Some(idle) = self.idle_connection_timeout_ms {
-            range("idle_connection_timeout_ms", idle, IDLE_MS_MAX);
-        }
-        if let Some(idle) = self.idle_disconnect_ms {
-            range("idle_disconnect_ms", idle, IDLE_MS_MAX);
-        }
-        if let Some(pause) = self.lenient_end_ms {
-            range("lenient_end_ms", pause, LENIENT_END_MS_MAX);
-        }
-        faults.extend(self.on_ack.faults());
-        if !(1_000..=REPLY_MS_MAX).contains(&self.reply_timeout_ms) {
-            faults.push(Fault::new("reply_timeout_ms", format!("must be from 1000 to {REPLY_MS_MAX}")));
-        }
-        if self.reply_from_app.iter().any(|code| !is_message_code(code)) {
-            faults.push(Fault::new("reply_from_app", "must hold message codes of MSH-9.1, like \"QBP\""));
-        }
-        if self.connect.is_none() && self.listen.is_none() && self.partners.is_empty() {
-            faults.push(Fault::new(
-                "connect",
-                "neither `connect` nor `partners` nor `listen` is set, so there is nothing to do",
-            ));
-        }
-        if self.connect.as_deref().is_some_and(|address| !is_host_and_port(address)) {
-            faults.push(Fault::new("connect", "must be host:port, like lab.example.org:2575"));
-        }
-        if self.listen.as_deref().is_some_and(|address| address.parse::<SocketAddr>().is_err()) {
-            faults.push(Fault::new("listen", "must be address:port, like 127.0.0.1:2575"));
-        }
-        if let Some(tls) = &self.tls {
-            match &self.connect {
-                Some(address) => faults.extend(tls.faults("tls", address)),
-                // They have it each for their own address.
-                None if !self.partners.is_empty() => {}
-                None => faults.push(Fault::new("tls", "goes with `connect`, which is not set")),
-            }
-        }
-        if let Some(tls) = &self.listen_tls {
-            match &self.listen {
-                Some(_) => faults.extend(tls.faults("listen_tls")),
-                None => faults.push(Fault::new("listen_tls", "goes with `listen`, which is not set")),
-            }
-        }
-        let of_listen = [
-            ("allow_from", self.allow_from.is_some()),
-            ("answers_from", self.answers_from.is_some()),
-            ("reply_from_app", !self.reply_from_app.is_empty()),
-            ("sequence_numbers.receive", self.sequence_numbers.receive),
-        ];
-        for (key, _) in of_listen.iter().filter(|(_, is_set)| *is_set && self.listen.is_none()) {
-            faults.push(Fault::new(*key, "goes with `listen`, which is not set"));
-        }
-        let of_connect = [
-            ("answers_from", self.answers_from.is_some()),
-            ("sequence_numbers.send", self.sequence_numbers.send),
-        ];
-        for (key, _) in of_connect.iter().filter(|(_, is_set)| *is_set && self.connect.is_none()) {
-            faults.push(Fault::new(*key, "goes with `connect`, which is not set"));
-        }
-        if self.source.as_deref() == Some("") {
-            faults.push(Fault::new("source", "must not be empty"));
-        }
-        faults.extend(self.partner_faults());
-        faults
-    }
-
     /// The files that they name.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         let partners = self.partners.iter().filter_map(|partner| partner.tls.as_ref());
@@ -311,61 +217,6 @@ impl Settings {
     }
 }
 
-/// What may end a segment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum SegmentEnd {
-    /// CR, LF or CR LF, as the message's first segment ends.
-    #[default]
-    Any,
-    /// CR, as HL7 says; other messages are refused.
-    Cr,
-}
-
-/// Who gives the application acknowledgement in enhanced mode.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum ApplicationAck {
-    /// The application, by a message of its own through the gateway; here it says nothing.
-    #[default]
-    App,
-    /// The adapter, as soon as the message is stored, right behind the accept acknowledgement.
-    OnCommit,
-}
-
-/// What a control id is worth that a partner has used before, for a message with other content.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum OnReusedId {
-    /// Nothing: some senders put the same id into every message. Only the same bytes are the same message.
-    #[default]
-    Accept,
-    /// The sender's word: within the gateway's window another message with the same MSH-3, MSH-4 and MSH-10 is refused.
-    Refuse,
-}
-
-/// The acknowledgements of a batch.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum BatchAck {
-    /// Each in a frame of its own, in the order of the messages.
-    #[default]
-    Message,
-    /// All in one batch, which names the partner's in BHS-12.
-    Batch,
-}
-
-/// What somebody gets who sends bytes that are not HL7.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum OnUnreadable {
-    /// An AR that names no message.
-    #[default]
-    Answer,
-    /// Nothing.
-    Silence,
-}
-
 /// A field path, or none when it is written as an empty string.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
@@ -382,84 +233,5 @@ impl TryFrom<String> for OptionalPath {
 impl From<OptionalPath> for String {
     fn from(path: OptionalPath) -> Self {
         path.0.map(|path| path.to_string()).unwrap_or_default()
-    }
-}
-
-fn is_message_code(code: &str) -> bool {
-    !code.is_empty() && code.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
-}
-
-fn is_host_and_port(address: &str) -> bool {
-    address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::on_ack::Action;
-
-    fn read(text: &str) -> Result<Settings, String> {
-        serde_json::from_str(text).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_smallest_settings_are_whole() {
-        let settings = read(r#"{"connect":"lab.example.org:2575"}"#).unwrap();
-        assert!(settings.faults().is_empty());
-        assert_eq!(settings.partition_key.0, "PID-3.1".parse().ok());
-        assert_eq!(settings.subject.0, "MSH-10".parse().ok());
-    }
-
-    #[test]
-    fn the_table_of_codes_is_the_partners() {
-        let settings =
-            read(r#"{"listen":"[::1]:2575","on_ack":{"AE":"retry_destination"},"partition_key":""}"#)
-                .unwrap();
-        assert!(settings.faults().is_empty());
-        assert_eq!(settings.on_ack.ae, Some(Action::RetryDestination));
-        assert_eq!(settings.on_ack.ar, None);
-        assert_eq!(settings.partition_key.0, None);
-    }
-
-    #[test]
-    fn every_fault_is_told() {
-        let faults = |text: &str| -> Vec<String> {
-            read(text).unwrap().faults().into_iter().map(|fault| fault.key).collect()
-        };
-        assert_eq!(faults("{}"), ["connect"]);
-        assert_eq!(
-            faults(r#"{"connect":"lab","listen":"localhost:1","connections":0,"source":""}"#),
-            ["connections", "connect", "listen", "source"]
-        );
-        assert_eq!(
-            faults(r#"{"connect":":1","ack_timeout_ms":0,"max_frame_bytes":99999999999}"#),
-            ["ack_timeout_ms", "max_frame_bytes", "connect"]
-        );
-        assert_eq!(faults(r#"{"listen":"127.0.0.1:1","tls":{}}"#), ["tls"]);
-        // What would do nothing is not what was meant.
-        assert_eq!(
-            faults(
-                r#"{"connect":"lab:1","allow_from":["::1"],"answers_from":["cn:lab"],"reply_from_app":["QBP"]}"#
-            ),
-            ["allow_from", "answers_from", "reply_from_app"]
-        );
-        assert_eq!(faults(r#"{"listen":"127.0.0.1:1","answers_from":["10.0.0.1"]}"#), ["answers_from"]);
-        let both = r#""sequence_numbers":{"send":true,"receive":true}"#;
-        assert_eq!(faults(&format!(r#"{{"connect":"lab:1",{both}}}"#)), ["sequence_numbers.receive"]);
-        assert_eq!(faults(&format!(r#"{{"listen":"127.0.0.1:1",{both}}}"#)), ["sequence_numbers.send"]);
-        let listen_tls = r#""listen_tls":{"cert_file":"/nonexistent/c","key_file":"/nonexistent/k"}"#;
-        assert_eq!(faults(&format!(r#"{{"connect":"lab:1",{listen_tls}}}"#)), ["listen_tls"]);
-        assert_eq!(
-            faults(&format!(
-                r#"{{"connect":"lab:1","tls":{{"cert_file":"/c"}},"listen":"127.0.0.1:1",{listen_tls}}}"#
-            )),
-            ["tls.key_file", "listen_tls.cert_file"]
-        );
-        assert!(read(r#"{"conect":"lab:1"}"#).unwrap_err().contains("unknown field `conect`"));
-        assert!(read(r#"{"on_ack":{"AA":"retry"}}"#).unwrap_err().contains("unknown field `AA`"));
-        assert!(read(r#"{"partition_key":"PID"}"#).unwrap_err().contains("like PID-3.1"));
-        assert!(read(r#"{"allow_from":["10.0.0.0/33"]}"#).unwrap_err().contains("10.1.0.0/16"));
     }
 }

@@ -1,13 +1,14 @@
 //! Several partners: whose a message is, whose an answer is, and what each of them is told apart by.
 
 use bytes::Bytes;
-use gatepost_adapter::testing::Gateway;
+use gatepost_adapter::testing::{Call, Gateway};
 use gatepost_adapter::{Adapter as _, Failure};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
-use super::{ack, body_of, channel, connect_from, free_address, is_closed, kept, leased, order, write};
+use super::{HANG, ack, body_of, channel, connect_from, free_address, is_closed, kept, leased, order, write};
 use crate::adapter::Hl7;
 use crate::awaited::AWAITED_MAX;
 use crate::channel::Channel;
@@ -72,9 +73,13 @@ impl Region {
         (north, south)
     }
 
+    async fn next(&mut self, path: &str) -> Call {
+        timeout(HANG, self.gateway.next(path)).await.expect("the gateway hears nothing")
+    }
+
     /// The next result.
     async fn settled(&mut self) -> Value {
-        let call = self.gateway.next("/v1/settle").await;
+        let call = self.next("/v1/settle").await;
         let result = call.body["results"][0].clone();
         call.settled("ok");
         result
@@ -91,12 +96,12 @@ async fn an_answer_counts_for_the_message_of_its_partner_whoever_else_got_the_sa
     // A neighbour whom nobody knows; then the partner itself, over a connection of its own.
     let mut neighbour = region.connect_from("127.0.0.9").await;
     write(&mut neighbour, &ack("AR", "M1")).await;
-    let call = region.gateway.next("/v1/messages").await;
+    let call = region.next("/v1/messages").await;
     assert_eq!(call.body["hl7partner"], Value::Null);
     call.answer_problem("no_route");
     let mut other = region.connect_from("127.0.0.3").await;
     write(&mut other, &ack("AR", "M1")).await;
-    let call = region.gateway.next("/v1/messages").await;
+    let call = region.next("/v1/messages").await;
     assert_eq!(call.body["hl7partner"], "south", "it has answered already");
     call.answer_problem("no_route");
     let mut own = region.connect_from("127.0.0.2").await;
@@ -138,6 +143,28 @@ async fn a_partner_that_owes_as_many_answers_as_it_may_waits_and_nobody_else_doe
 }
 
 #[tokio::test]
+async fn who_is_listed_may_answer_and_of_the_partners_each_its_own_messages() {
+    let listed = json!({"answers_from": ["127.0.0.3", "127.0.0.9"]});
+    let mut region = Region::start(listed, json!({})).await;
+    let _lines = region.sent_to_both("M1").await;
+    // Not listed, though it went there: its answer is a message.
+    let mut north = region.connect_from("127.0.0.2").await;
+    write(&mut north, &ack("AR", "M1")).await;
+    region.next("/v1/messages").await.answer_problem("no_route");
+    // Listed and a partner: its own.
+    let mut south = region.connect_from("127.0.0.3").await;
+    write(&mut south, &ack("AA", "M1")).await;
+    assert_eq!(region.settled().await["token"], "t2");
+    write(&mut south, &ack("AR", "M1")).await;
+    region.next("/v1/messages").await.answer_problem("no_route");
+    // Listed and none of them, as a hub that answers for all.
+    let mut hub = region.connect_from("127.0.0.9").await;
+    write(&mut hub, &ack("AA", "M1")).await;
+    let result = region.settled().await;
+    assert_eq!((&result["token"], &result["outcome"]), (&json!("t1"), &json!("delivered")));
+}
+
+#[tokio::test]
 async fn a_refusal_is_read_by_its_partners_table_and_is_never_the_whole_destinations_trouble() {
     let of_south = json!({"on_ack": {"AE": "retry_destination"}});
     let mut region = Region::start(json!({}), of_south).await;
@@ -168,7 +195,7 @@ async fn what_comes_from_a_partner_says_whose_it_is_and_is_read_as_that_one_writ
     ] {
         let mut partner_side = region.connect_from(address).await;
         write(&mut partner_side, &body).await;
-        let call = region.gateway.next("/v1/messages").await;
+        let call = region.next("/v1/messages").await;
         assert_eq!(
             (&call.body["hl7partner"], &call.body["partitionkey"]),
             (&partner, &json!(key)),
