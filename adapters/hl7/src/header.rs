@@ -3,7 +3,7 @@
 //! Works on the bytes as received, whatever their character set, and never changes them. It must never guess: a field
 //! that is not there is `None`, a header that cannot be read is an error.
 
-pub(crate) use self::number::{SEQUENCE_NUMBER_MAX, SequenceNumber, inquiry, numbered};
+pub(crate) use self::number::{SEQUENCE_NUMBER_MAX, SequenceNumber, expecting, inquiry, numbered};
 use crate::charset::{Charset, Declared, looks_wide};
 use crate::mllp::CR;
 use crate::path::FieldPath;
@@ -260,18 +260,22 @@ impl<'a> Message<'a> {
     }
 
     fn segments_named(&self, name: &[u8; 3]) -> impl Iterator<Item = &'a [u8]> {
-        self.segments().filter(|segment| {
-            segment
-                .strip_prefix(name.as_slice())
-                .is_some_and(|rest| rest.first().is_none_or(|byte| *byte == self.delimiters.field))
-        })
+        self.segments().filter(|segment| self.is_named(segment, name))
+    }
+
+    fn is_named(&self, segment: &[u8], name: &[u8; 3]) -> bool {
+        let rest = segment.strip_prefix(name.as_slice());
+        rest.is_some_and(|rest| rest.first().is_none_or(|byte| *byte == self.delimiters.field))
     }
 
     pub(crate) fn segments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.lines().map(|line| line.strip_prefix(&[LF]).unwrap_or(line))
+    }
+
+    /// What stands between terminators; where these are CR LF, with the LF in front.
+    fn lines(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let terminator = self.terminator;
-        self.bytes
-            .split(move |byte| *byte == terminator)
-            .map(|segment| segment.strip_prefix(&[LF]).unwrap_or(segment))
+        self.bytes.split(move |byte| *byte == terminator)
     }
 }
 

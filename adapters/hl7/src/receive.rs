@@ -5,6 +5,7 @@
 
 mod batches;
 mod numbered;
+mod question;
 mod tally;
 
 use std::io;
@@ -13,11 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gatepost_adapter::{AcceptError, Failure, Session, reply_bytes};
+use gatepost_adapter::{AcceptError, Failure, Session};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
 use self::numbered::Streams;
+use self::question::Question;
 use self::tally::Tally;
 use crate::ack::{self, ErrorCode, Trouble, Verdict};
 use crate::answer;
@@ -64,22 +66,28 @@ enum Next {
     Ask(Box<Question>),
 }
 
-/// A message that has been stored and whose answer an application gives.
-struct Question {
-    body: Bytes,
-    received: Received,
-    /// It came in with its stream's number, as an event whose source and id are its idempotency key.
-    is_numbered: bool,
-}
-
 /// What became of a message.
 struct Stored {
     verdict: Verdict,
     trouble: Option<Trouble>,
     /// As it was handed in, if it was.
     received: Option<Received>,
-    /// MSA-4, where transactions are numbered.
-    expected: Option<i64>,
+    expected: Option<Expected>,
+}
+
+/// MSA-4, where transactions are numbered.
+#[derive(Debug, Clone, Copy)]
+struct Expected {
+    /// Of an answer that says yes: the transaction's own number, or, if it had been taken before, the next one.
+    accepted: i64,
+    /// Of any other, also an application's to what has been taken: the number that is to come next.
+    refused: i64,
+}
+
+impl Expected {
+    fn of(self, verdict: Verdict) -> i64 {
+        if verdict == Verdict::Accepted { self.accepted } else { self.refused }
+    }
 }
 
 impl Stored {
@@ -300,12 +308,13 @@ impl Receiver {
             verdict == Verdict::Accepted && received.event.data.is_some() && self.asks(message)
         });
         if by_application.is_none() || ack::is_two_phase(message) {
+            let expected = expected.map(|expected| expected.of(verdict));
             let acknowledgement = numbered_acknowledgement(message, verdict, trouble.as_ref(), expected);
             answer.frames.extend(acknowledgement);
         }
         match by_application {
             Some(received) => {
-                let question = Question { body: body.clone(), received, is_numbered: streams.is_some() };
+                let question = Question { body: body.clone(), received, expected };
                 answer.next = Next::Ask(Box::new(question));
             }
             None if self.settings.application_ack == ApplicationAck::OnCommit => {
@@ -324,50 +333,20 @@ impl Receiver {
         Answer { frames: byte.into_iter().chain(answer).collect(), next: Next::GoOn }
     }
 
-    /// Whether an application answers messages like this one.
-    fn asks(&self, message: &Message<'_>) -> bool {
-        let code = message.message_type().map(|kind| kind.code).unwrap_or_default();
-        self.settings.reply_from_app.iter().any(|asked| asked == code)
-    }
-
-    /// The application's answer to a message that is stored; in its place, when none comes in time, that there is none.
-    async fn ask(&self, Question { body, received, is_numbered }: &Question) -> Vec<Bytes> {
-        let wait = self.settings.reply_timeout();
-        // By another key it would be another message.
-        let key = (!is_numbered).then_some(received.idempotency_key.as_str());
-        let reply = self.session.ask(&received.event, key, wait).await;
-        let trouble = match reply {
-            Ok(Some(reply)) => match reply_bytes(&reply).map(Bytes::from) {
-                Some(answer) if answers(&answer, body) => return vec![answer],
-                _ => {
-                    tracing::warn!("an application's reply is no HL7 answer to the message; it is not sent");
-                    "the application gave no usable answer"
-                }
-            },
-            Ok(None) => "the application gave no answer in time",
-            Err(error) => {
-                tracing::warn!(%error, "cannot wait for an application's reply");
-                "the application cannot be asked now"
-            }
-        };
-        let Ok(message) = Message::parse(body) else { return Vec::new() };
-        let trouble = Trouble::internal(trouble);
-        let code = match ack::is_two_phase(&message) {
-            true => ack::application_code_owed(&message, Verdict::TryLater),
-            false => ack::code_owed(&message, Verdict::TryLater),
-        };
-        code.map(|code| ack::build(&message, code, Some(&trouble), None, &stamp())).into_iter().collect()
+    /// The message as it is to be handed in; an error is why it is refused.
+    fn read(&self, body: &Bytes, message: &Message<'_>, tally: &mut Tally) -> Result<Received, Trouble> {
+        let origin = Origin { settings: &self.settings, source: &self.source };
+        origin.event(body, message).map_err(|error| {
+            tally.unreadable += 1;
+            tally.tell_refusal(&error);
+            Trouble::from(&error)
+        })
     }
 
     async fn store(&self, body: &Bytes, message: &Message<'_>, tally: &mut Tally) -> Stored {
-        let origin = Origin { settings: &self.settings, source: &self.source };
-        let received = match origin.event(body, message) {
+        let received = match self.read(body, message, tally) {
             Ok(received) => received,
-            Err(error) => {
-                tally.unreadable += 1;
-                tally.tell_refusal(&error);
-                return Stored::refused(Trouble::from(&error));
-            }
+            Err(trouble) => return Stored::refused(trouble),
         };
         let Received { event, idempotency_key } = &received;
         let accepted = match &event.data {
@@ -410,14 +389,6 @@ impl Receiver {
             }
         }
     }
-}
-
-/// Whether these bytes answer this message: HL7 that fits into a frame, with its control id in MSA-2.
-fn answers(reply: &Bytes, body: &[u8]) -> bool {
-    let asked = Message::parse(body);
-    let control_id = asked.as_ref().ok().and_then(|message| message.control_id().ok());
-    let answer = Message::parse(reply).ok().and_then(|message| message.acknowledgement());
-    mllp::frame(reply).is_ok() && answer.is_some_and(|answer| Some(answer.control_id) == control_id)
 }
 
 /// How a connection ends when nothing has failed.

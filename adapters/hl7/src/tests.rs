@@ -1,6 +1,8 @@
 //! Both directions over real sockets, between a played gateway and a played partner.
 
 mod answering;
+mod batches;
+mod by_application;
 mod enhanced;
 mod many;
 mod over_tls;

@@ -1,12 +1,13 @@
-//! MSH-13, the sequence number: where transactions are numbered it is ours to write, and nothing else of a message is.
+//! MSH-13 and MSA-4, the sequence numbers: where transactions are numbered they are ours to write, and nothing else of a message is.
 
 use bytes::{Bytes, BytesMut};
 
-use super::{HeaderError, Message, nth};
+use super::{HeaderError, LF, Message, nth};
 use crate::ack::{self, Stamp};
 use crate::mllp::CR;
 
 const MSH_SEQUENCE_NUMBER: usize = 13;
+const MSA_EXPECTED_NUMBER: usize = 4;
 /// MSH-13 has 15 digits at most.
 pub(crate) const SEQUENCE_NUMBER_MAX: u64 = 999_999_999_999_999;
 /// Fields of MSH that an inquiry repeats: who to whom, what, in which version, and which acknowledgements it wants.
@@ -63,19 +64,44 @@ impl Message<'_> {
 
 /// The message with this number in MSH-13: its head, which is new, and the rest, which is not copied.
 pub(crate) fn numbered(body: &Bytes, number: u64) -> Result<(Bytes, Bytes), HeaderError> {
-    let message = Message::parse(body)?;
-    let header = message.segments().next().unwrap_or_default();
-    let start = body.len() - message.bytes.len();
-    let number = number.to_string();
-    let mut fields: Vec<&[u8]> = header.split(|byte| *byte == message.delimiters.field).collect();
-    if fields.len() < MSH_SEQUENCE_NUMBER {
-        fields.resize(MSH_SEQUENCE_NUMBER, b"");
-    }
     // MSH-1 is the separator, so MSH-13 is the twelfth behind the name.
-    fields[MSH_SEQUENCE_NUMBER - 1] = number.as_bytes();
-    let header_end = start + header.len();
-    let head = [&body[..start], &fields.join(&message.delimiters.field)].concat();
-    Ok((head.into(), body.slice(header_end..)))
+    with_field(body, b"MSH", MSH_SEQUENCE_NUMBER - 1, &number.to_string())?.ok_or(HeaderError::NoHeader)
+}
+
+/// An application's acknowledgement with this number in MSA-4, which is not the application's to know; `None` where it is none.
+pub(crate) fn expecting(acknowledgement: &Bytes, expected: i64) -> Option<Bytes> {
+    let (head, rest) =
+        with_field(acknowledgement, b"MSA", MSA_EXPECTED_NUMBER, &expected.to_string()).ok()??;
+    Some([head, rest].concat().into())
+}
+
+/// The message with this value in one place of the first segment of that name; in two parts, as `numbered`. `None` without such a
+/// segment.
+fn with_field(
+    body: &Bytes,
+    name: &[u8; 3],
+    place: usize,
+    value: &str,
+) -> Result<Option<(Bytes, Bytes)>, HeaderError> {
+    let message = Message::parse(body)?;
+    let field = message.delimiters.field;
+    let mut end = body.len() - message.bytes.len();
+    for line in message.lines() {
+        let segment = line.strip_prefix(&[LF]).unwrap_or(line);
+        end += line.len();
+        if !message.is_named(segment, name) {
+            end += 1;
+            continue;
+        }
+        let mut fields: Vec<&[u8]> = segment.split(|byte| *byte == field).collect();
+        if fields.len() <= place {
+            fields.resize(place + 1, b"");
+        }
+        fields[place] = value.as_bytes();
+        let head = [&body[..end - segment.len()], &fields.join(&field)].concat();
+        return Ok(Some((head.into(), body.slice(end..))));
+    }
+    Ok(None)
 }
 
 /// A transaction that is nothing but its number: 0 or −1 (HL7 version 2.5.1, 2.10.1 f).
@@ -126,6 +152,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_expected_stands_in_msa_4_whatever_the_application_has_put_there() {
+        for (body, expecting_8) in [
+            ("MSH|^~\\&|A||B\rMSA|AE|1\rERR|\r", Some("MSH|^~\\&|A||B\rMSA|AE|1||8\rERR|\r")),
+            ("MSH|^~\\&|A\r\nERR|\r\nMSA|AA|1|ok|3|x", Some("MSH|^~\\&|A\r\nERR|\r\nMSA|AA|1|ok|8|x")),
+            ("\u{feff}MSH:;~\\&:A\nMSA:AA:1\n", Some("\u{feff}MSH:;~\\&:A\nMSA:AA:1::8\n")),
+            ("MSH|^~\\&|A\rMSAX|AA\r", None),
+            ("MSA|AA|1\r", None),
+        ] {
+            let expecting = expecting(&Bytes::copy_from_slice(body.as_bytes()), 8);
+            let expecting = expecting.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
+            assert_eq!(expecting.as_deref(), expecting_8);
+        }
+    }
+
+    #[test]
     fn an_inquiry_has_a_header_and_an_id_of_its_own() {
         let body = b"MSH|^~\\&|A|B|C|D|2026|S|ADT^A01|M1|P|2.5|9|P2|AL|NE||8859/1\rPID|1||42\r";
         let stamp = crate::owed::stamp();
@@ -163,6 +204,17 @@ mod tests {
             let fields = |message: &Message<'_>| (2..=40).filter(|own| *own != 13).map(|own| message.header_field(own).to_vec()).collect::<Vec<_>>();
             prop_assert_eq!(fields(&before), fields(&message));
             prop_assert!(before.segments().skip(1).eq(message.segments().skip(1)));
+        }
+
+        #[test]
+        fn whatever_the_acknowledgement_is_what_is_expected_is_read_again(before in "[ -~\r\n]{0,60}", after in "[ -~\r\n]{0,60}", expected in -1..1000_i64) {
+            let body = Bytes::from(format!("MSH|^~\\&|{before}\rMSA|AE|1{after}"));
+            if let Some(told) = expecting(&body, expected) {
+                let told = Message::parse(&told).unwrap().acknowledgement().unwrap();
+                prop_assert_eq!(told.expected, Some(expected));
+                let own = Message::parse(&body).unwrap().acknowledgement().unwrap();
+                prop_assert_eq!((told.code, told.control_id), (own.code, own.control_id));
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use gatepost_adapter::{
     AcceptError, CallError, Data, REPLY_BYTES_MAX, Session, SettleError, Settlement, StateChanges, digest,
 };
 
-use super::{Answer, Receiver, Stored, Tally};
+use super::{Answer, Expected, Receiver, Stored, Tally};
 use crate::ack::{ErrorCode, Trouble, Verdict};
 use crate::event::Origin;
 use crate::header::Message;
@@ -112,6 +112,7 @@ impl Receiver {
             Step::Again => {
                 let origin = Origin { settings: &self.settings, source: &self.source };
                 let received = origin.event(body, message).ok();
+                let expected = expected.map(|next| Expected { accepted: next, refused: next });
                 Ok(Stored { verdict: Verdict::Accepted, trouble: None, received, expected })
             }
             Step::Forget => {
@@ -146,12 +147,14 @@ impl Receiver {
             }
             Step::Take(next) => {
                 let mut stored = self.store_with(body, message, changes(&key, &next), tally).await;
-                stored.expected = expected;
-                if stored.verdict == Verdict::Accepted {
+                stored.expected = if stored.verdict == Verdict::Accepted {
                     // The standard has it echoed: it was the one that was expected.
-                    stored.expected = Some(next.expected() - 1);
+                    let numbers = Expected { accepted: next.expected() - 1, refused: next.expected() };
                     *stream = Stream::Known(next);
-                }
+                    Some(numbers)
+                } else {
+                    expected.map(|number| Expected { accepted: number, refused: number })
+                };
                 Ok(stored)
             }
         }
@@ -165,14 +168,9 @@ impl Receiver {
         state: StateChanges,
         tally: &mut Tally,
     ) -> Stored {
-        let origin = Origin { settings: &self.settings, source: &self.source };
-        let received = match origin.event(body, message) {
+        let received = match self.read(body, message, tally) {
             Ok(received) => received,
-            Err(error) => {
-                tally.unreadable += 1;
-                tally.tell_refusal(&error);
-                return Stored::refused(Trouble::from(&error));
-            }
+            Err(trouble) => return Stored::refused(trouble),
         };
         if body.len() > REPLY_BYTES_MAX {
             return Stored::refused(Trouble::internal("message too large for a numbered one"));

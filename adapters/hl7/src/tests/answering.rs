@@ -113,7 +113,7 @@ async fn an_answer_in_a_batch_settles_only_once_the_batch_is_stored() {
     write(&mut other, &Bytes::from(batch)).await;
     let call = whole.gateway.next("/v1/messages").await;
     assert_eq!(call.body.as_array().unwrap().len(), 1, "the answer is no message");
-    super::receiving::accept_all(call);
+    super::batches::accept_all(call);
     delivered(whole.settled().await, "t1", &key);
     assert!(text(body_of(&mut other).await).contains("MSA|AA|R1\r"));
 }

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::by_application::reply;
 use super::enhanced::{PAUSE, Whole};
-use super::receiving::{msa, reply};
+use super::receiving::msa;
 use super::{adt, body_of, encoded, is_closed, leased, write};
 use crate::adapter::Hl7;
 use crate::channel::Channel;
@@ -341,7 +342,37 @@ async fn a_numbered_query_is_one_message_and_sent_again_it_gets_the_applications
         }
         reply(asked, Some(answer));
     }
-    assert_eq!(body_of(&mut partner).await, answer.as_bytes(), "and no acknowledgement that nobody gave");
+    let told = "MSH|^~\\&|C|D|A|B|||RSP^K22|R1|P|2.5\rMSA|AE|Q1||8\r";
+    assert_eq!(body_of(&mut partner).await, told.as_bytes(), "and no acknowledgement that nobody gave");
+}
+
+#[tokio::test]
+async fn an_applications_answer_to_a_numbered_query_says_which_number_is_expected() {
+    let settings = json!({"sequence_numbers": {"receive": true}, "reply_from_app": ["QBP"]});
+    let mut whole = Whole::start(settings, json!({})).await;
+    let mut partner = whole.connect().await;
+    // Taken in any case, so that only a yes may echo its number: a no with that would call for it again.
+    for (number, modes, says, msas) in [
+        (7, "", Some("MSA|AA|Q7|fine|99"), vec!["MSA|AA|Q7|fine|7"]),
+        (8, "", Some("MSA|AE|Q8"), vec!["MSA|AE|Q8||9"]),
+        (9, "", Some("MSA|AR|Q9"), vec!["MSA|AR|Q9||10"]),
+        (10, "", Some("MSA|AA|OTHER"), vec!["MSA|AE|Q10|the application gave no usable answer|11"]),
+        (11, "", None, vec!["MSA|AE|Q11|the application gave no answer in time|12"]),
+        // Its accept acknowledgement has said it.
+        (12, "||AL|AL", Some("MSA|AE|Q12"), vec!["MSA|CA|Q12||12", "MSA|AE|Q12"]),
+        (13, "||AL|AL", None, vec!["MSA|CA|Q13||13", "MSA|AE|Q13|the application gave no answer in time"]),
+    ] {
+        let query = format!("MSH|^~\\&|EHR|C|LAB|H|2026||QBP^Q22|Q{number}|P|2.5|{number}{modes}\rQPD|x\r");
+        write(&mut partner, &query.into()).await;
+        taken_in(&mut whole, &format!("Q{number}")).await.0.settled("ok");
+        let mut msas = msas.into_iter();
+        if !modes.is_empty() {
+            assert_eq!(Some(msa(&body_of(&mut partner).await)), msas.next());
+        }
+        let answer = says.map(|says| format!("MSH|^~\\&|C|D|A|B|||RSP^K22|R1|P|2.5\r{says}\r"));
+        reply(whole.gateway.next("/v1/messages").await, answer.as_deref());
+        assert_eq!(Some(msa(&body_of(&mut partner).await)), msas.next());
+    }
 }
 
 #[tokio::test]
