@@ -165,7 +165,7 @@ struct Open {
 
 impl Open {
     fn file(&mut self, body: &Bytes, line: &[u8]) -> Result<(), BatchError> {
-        if self.head.is_some() {
+        if self.head.is_some() || !self.messages.is_empty() {
             return Err(BatchError::Misplaced("FHS"));
         }
         let mut head = read_head(body, line, "FHS")?;
@@ -175,7 +175,8 @@ impl Open {
     }
 
     fn batch(&mut self, body: &Bytes, line: &[u8]) -> Result<(), BatchError> {
-        if self.ended || self.batch.is_some() {
+        let is_behind_messages = self.head.is_none() && !self.messages.is_empty();
+        if self.ended || self.batch.is_some() || is_behind_messages {
             return Err(BatchError::Misplaced("BHS"));
         }
         let head = read_head(body, line, "BHS")?;
@@ -348,6 +349,8 @@ mod tests {
             (format!("BHS|^~\\&\r{one}BTS\rBTS\r"), BatchError::Misplaced("BTS")),
             (format!("BHS|^~\\&\r{one}FTS\r"), BatchError::Misplaced("FTS")),
             (format!("BHS|^~\\&\r{one}FHS|^~\\&\r"), BatchError::Misplaced("FHS")),
+            (format!("{one}BHS|^~\\&\r{one}"), BatchError::Misplaced("BHS")),
+            (format!("{one}FHS|^~\\&\r{one}"), BatchError::Misplaced("FHS")),
             (format!("BHS|^~\\&\rPID|1\r{one}BTS\r"), BatchError::NoMessage),
             (format!("BHS|^\r{one}"), BatchError::Delimiters("BHS")),
             (format!("BHS|^~\\&\r{}", one.repeat(MAX + 1)), BatchError::TooMany(MAX)),
