@@ -184,3 +184,19 @@ fn at_once<T>(doing: impl Future<Output = T>) -> Option<T> {
         Poll::Pending => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_peer_is_asked_whether_it_is_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        assert!(!SockRef::from(&stream).keepalive().unwrap());
+        let channel = Channel::new(Stream::plain(stream), Limits::new(1, Duration::from_secs(1))).unwrap();
+        assert!(SockRef::from(&channel.stream).keepalive().unwrap());
+    }
+}

@@ -12,7 +12,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use super::{HANG, adt, awaited, framed};
+use super::sending::Partner;
+use super::{HANG, adt, awaited, framed, leased};
 use crate::peer::{Answerers, Peer};
 use crate::receive::Receiver;
 use crate::settings::Settings;
@@ -109,4 +110,16 @@ async fn a_cut_connection_ends_no_frame_and_one_that_its_sender_has_ended_does()
     let (mut gateway, heard) = cut_at_its_end(false).await;
     let taken = tokio::time::timeout(Duration::from_millis(300), gateway.next("/v1/messages")).await;
     assert!(taken.is_err() && heard.is_empty(), "the half that came was taken for the message");
+}
+
+#[tokio::test]
+async fn a_partner_that_does_not_get_connected_in_time_is_no_fault_of_the_message() {
+    let authority = Authority::new();
+    let settings = json!({"connect_timeout_ms": 100, "tls": {"ca_files": [authority.ca()]}});
+    // It takes the connection, and says nothing.
+    let mut partner = Partner::new(settings).await;
+    partner.gateway.lease(&[leased(1, &adt("M1"))]).await;
+    let result = tokio::time::timeout(HANG, partner.settled()).await.expect("it is waited for too long");
+    assert_eq!((&result["outcome"], &result["scope"]), (&json!("retry"), &json!("destination")));
+    assert!(result["reason"].as_str().unwrap().contains("within 100 ms"), "{result}");
 }
