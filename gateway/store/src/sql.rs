@@ -283,6 +283,9 @@ statements! {
         AND sender_kind = 'adapter' AND sender = $2 ORDER BY seq LIMIT 1");
     QUEUE_ID = "/* queue_id */ SELECT id FROM queue WHERE name = $1";
     OLDEST_READY = "/* oldest_ready */ SELECT ready FROM delivery WHERE queue = $1 AND ready IS NOT NULL ORDER BY ready LIMIT 1";
+    /// Among those that are due next.
+    AWAY = "/* away */ SELECT id, settled_token FROM (SELECT id, settled_token, settled_as FROM delivery WHERE queue = $1 AND ready > $2 \
+        ORDER BY ready LIMIT 5000) WHERE settled_as = 'retry_lane' LIMIT $3";
     /// As in lists: the state is said twice for the sake of the partial index.
     OLDEST_BORN = "/* oldest_born */ SELECT min(born) FROM (SELECT born FROM (SELECT born FROM delivery WHERE queue = $1 AND ready IS NOT NULL \
         ORDER BY ready LIMIT 1000) UNION ALL SELECT born FROM (SELECT born FROM delivery WHERE queue = $1 AND token IS NOT NULL LIMIT 1000) \
@@ -370,7 +373,7 @@ mod tests {
     #[test]
     fn few_dead_or_doubtful_ones_are_found_among_any_number_of_waiting_ones() {
         let connection = migrated();
-        let mut statements = vec![OLDEST_BORN.to_owned(), OLDEST_READY.to_owned()];
+        let mut statements = vec![OLDEST_BORN.to_owned(), OLDEST_READY.to_owned(), AWAY.to_owned()];
         for (state, held) in [(Some(3), false), (Some(5), false), (None, true), (Some(3), true)] {
             statements.extend([false, true].map(|by_queue| delivery_list(state, held, by_queue)));
         }

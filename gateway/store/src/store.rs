@@ -5,6 +5,7 @@
 //! on stable storage. Reads use a pool of their own.
 
 mod keys;
+mod wake;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -191,13 +192,18 @@ impl Store {
         self.call(|answer| Op::Settle { settle, prepared, answer }).await
     }
 
-    /// Opens an adapter's session and ends its earlier ones.
+    /// Opens an adapter's session and ends its earlier ones. What these gave back for one partner's trouble is due again.
     pub async fn session_open(
         &self,
         adapter: String,
         version: Option<String>,
     ) -> Result<Session, StoreError> {
-        self.call(|answer| Op::SessionOpen { adapter, version, answer }).await
+        let named = adapter.clone();
+        let session = self.call(|answer| Op::SessionOpen { adapter: named, version, answer }).await?;
+        if let Err(error) = self.wake_all(&adapter, session.epoch).await {
+            tracing::warn!(adapter, %error, "what waits for the adapter's partners comes by itself, later");
+        }
+        Ok(session)
     }
 
     /// Ends an adapter's session: what it had leased goes back or into doubt.

@@ -15,7 +15,7 @@ use crate::delivery::Delivery;
 use crate::evidence::Outcome;
 use crate::lease::Lease;
 
-/// What has gone back comes by itself after so long, if nobody wakes it: this process may not be there any more.
+/// What has gone back comes by itself after so long, if nobody wakes it: a call may fail, and of very many not all are remembered.
 const BACK_FOR: Duration = Duration::from_secs(60);
 /// So much later for each other that is away already, so that a long backlog does not come all at once.
 const BACK_SPREAD: Duration = Duration::from_millis(50);

@@ -1,7 +1,7 @@
 //! Lists, newest first, in pages. A filter that no index serves looks at a bounded number of rows and then hands out a
 //! cursor, so that no search holds a snapshot for long.
 
-use gatepost_core::State;
+use gatepost_core::{DeliveryId, LeaseToken, State};
 
 use super::record::{Listed, MessageHead};
 use super::source::{DeliverySearch, MessageSearch};
@@ -101,6 +101,19 @@ impl Reader {
             row => Some(row),
         });
         noted.collect()
+    }
+
+    pub(crate) async fn queue_number(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        self.source().queue_id(name).await
+    }
+
+    /// Some of those that have gone back for their lanes' trouble and are not due yet, with the tokens that wake them.
+    pub(crate) async fn queue_away(
+        &self,
+        queue: i64,
+        limit: usize,
+    ) -> Result<Vec<(DeliveryId, LeaseToken)>, StoreError> {
+        self.source().queue_away(queue, self.now(), i64::try_from(limit).unwrap_or(i64::MAX)).await
     }
 
     /// Every queue with its counts and ages, by name.

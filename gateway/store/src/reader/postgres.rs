@@ -7,7 +7,7 @@ mod sql;
 mod tests;
 
 use gatepost_core::principal::Actor;
-use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use gatepost_core::{DeliveryId, LeaseToken, MessageId, Timestamp};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{PgPool, Row as _};
 
@@ -197,6 +197,20 @@ impl PgSource {
 
     pub(super) async fn queue_oldest_ready(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {
         self.time(sqlx::query(sql::QUEUE_OLDEST_READY).bind(queue)).await
+    }
+
+    pub(super) async fn queue_away(
+        &self,
+        queue: i64,
+        now: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<(DeliveryId, LeaseToken)>, StoreError> {
+        let rows =
+            self.all(sqlx::query(sql::QUEUE_AWAY).bind(queue).bind(now.as_micros()).bind(limit)).await?;
+        let away = |row| {
+            Ok((DeliveryId::from_bytes(get(row, "id")?), LeaseToken::from_bytes(get(row, "settled_token")?)))
+        };
+        rows.iter().map(away).collect()
     }
 
     pub(super) async fn queue_oldest_born(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {

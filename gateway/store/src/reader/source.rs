@@ -7,7 +7,7 @@ use std::path::Path;
 
 use gatepost_audit::{TILE_WIDTH, entries_path, tile_path};
 use gatepost_core::principal::Actor;
-use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use gatepost_core::{DeliveryId, LeaseToken, MessageId, Timestamp};
 use sqlx::{PgPool, SqlitePool};
 
 use super::postgres::PgSource;
@@ -183,6 +183,17 @@ impl Source {
     /// When the first delivery of the queue may be leased, in the past or not.
     pub(crate) async fn queue_oldest_ready(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {
         ask!(self.queue_oldest_ready(queue))
+    }
+
+    /// Of those that may be leased next, but not yet: the ones that went back for their lanes' trouble, with the tokens that wake them. As
+    /// their rows say it, sound or not; among a bounded number of them.
+    pub(crate) async fn queue_away(
+        &self,
+        queue: i64,
+        now: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<(DeliveryId, LeaseToken)>, StoreError> {
+        ask!(self.queue_away(queue, now, limit))
     }
 
     /// When the series of its oldest unsettled delivery began, among a bounded number of them.

@@ -2,7 +2,7 @@
 
 use futures_util::TryStreamExt as _;
 use gatepost_core::principal::Actor;
-use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use gatepost_core::{DeliveryId, LeaseToken, MessageId, Timestamp};
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Row as _, SqlitePool};
 
@@ -227,6 +227,22 @@ impl SqliteSource {
 
     pub(super) async fn queue_oldest_ready(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {
         self.time(sqlx::query(sql::OLDEST_READY).bind(queue)).await
+    }
+
+    pub(super) async fn queue_away(
+        &self,
+        queue: i64,
+        now: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<(DeliveryId, LeaseToken)>, StoreError> {
+        let rows = self.all(sqlx::query(sql::AWAY).bind(queue).bind(now.as_micros()).bind(limit)).await?;
+        let away = |row: &SqliteRow| {
+            Ok((
+                DeliveryId::from_bytes(bytes(row, "id", 0)?),
+                LeaseToken::from_bytes(bytes(row, "settled_token", 0)?),
+            ))
+        };
+        rows.iter().map(away).collect()
     }
 
     pub(super) async fn queue_oldest_born(&self, queue: i64) -> Result<Option<Timestamp>, StoreError> {

@@ -7,7 +7,9 @@ use gatepost_core::{Outcome, QueuePolicy, RetryPolicy, RetryScope};
 use gatepost_store::Pause;
 
 use crate::check::{assert_log, assert_sound};
-use crate::fixture::{AWAY, DELIVERED, Fixture, RETRY, SENT, TROUBLE, operator, queue, quick, texts, until};
+use crate::fixture::{
+    AWAY, DELIVERED, Fixture, RETRY, RETRY_LATER, SENT, TROUBLE, item, operator, queue, quick, texts, until,
+};
 
 async fn with(policy: QueuePolicy, count: usize) -> (Fixture, u64) {
     let fixture = Fixture::new(vec![queue("lab", policy)]).await;
@@ -211,15 +213,43 @@ async fn r13_5_a_lane_whose_partner_is_away_charges_nothing_and_holds_up_no_othe
 }
 
 #[tokio::test]
-async fn r13_5_what_waits_for_its_partner_is_woken_after_a_restart_too() {
-    let (fixture, session) = with(quick(), 1).await;
-    let leased = fixture.lease_one("lab", session).await;
-    fixture.taken("lab", session, &leased, AWAY).await;
+async fn r13_5_what_waits_for_its_partner_is_due_again_with_the_next_session_and_nothing_else_is() {
+    let policy = QueuePolicy { order: gatepost_core::Order::Key, ..quick() };
+    let fixture = Fixture::new(vec![queue("lab", policy)]).await;
+    for (text, key) in [("a1", "a"), ("a2", "a"), ("b1", "b"), ("c1", "c")] {
+        fixture.send(text, Some(key), "lab").await;
+    }
+    let session = fixture.session("lab").await;
+    let heads = fixture.lease("lab", session, 10).await;
+    assert_eq!(texts(&heads), ["a1", "b1", "c1"]);
+    fixture.taken("lab", session, &heads[0], AWAY).await;
+    fixture.taken("lab", session, &heads[1], RETRY_LATER).await;
+    fixture.taken("lab", session, &heads[2], AWAY).await;
+    assert!(fixture.lease("lab", session, 10).await.is_empty());
+    // Of the same gateway, and of one that has been started anew.
+    let session = fixture.session("lab").await;
+    let again = fixture.lease("lab", session, 10).await;
+    assert_eq!(texts(&again), ["a1", "c1"]);
+    assert!(again.iter().all(|leased| leased.attempt == 1), "nothing is charged");
+    fixture.taken("lab", session, &again[0], AWAY).await;
+    fixture.taken("lab", session, &again[1], DELIVERED).await;
     let fixture = fixture.crash().await.open().await.unwrap();
     let session = fixture.session("lab").await;
-    assert!(fixture.lease("lab", session, 10).await.is_empty());
-    fixture.taken("lab", session, &leased, Outcome::Wake).await;
-    assert_eq!(fixture.lease_one("lab", session).await.delivery, leased.delivery);
+    assert_eq!(texts(&fixture.lease("lab", session, 10).await), ["a1"]);
+    let place = fixture.stop().await;
+    assert_sound(&place, "woken").await;
+    assert_log(&place, "woken").await;
+}
+
+#[tokio::test]
+async fn r13_5_more_than_one_step_of_what_waits_for_its_partner_is_woken() {
+    let (fixture, session) = with(QueuePolicy { max_in_flight: 1000, ..quick() }, 700).await;
+    let leased = fixture.lease("lab", session, 1000).await;
+    assert_eq!(leased.len(), 700);
+    let away = leased.iter().map(|leased| item(leased, AWAY)).collect();
+    fixture.store.delivery_settle(fixture.settling("lab", session, away)).await.unwrap();
+    let session = fixture.session("lab").await;
+    assert_eq!(fixture.lease("lab", session, 1000).await.len(), 700);
 }
 
 #[tokio::test]
