@@ -130,7 +130,8 @@ pub(crate) fn split_unchecked(body: &Bytes, messages_max: usize) -> Option<Batch
     Some(Batch { file_id: Bytes::new(), messages, head: open.head? })
 }
 
-/// Start and end of each segment. Whatever ends the first one ends all; a mark and blank lines before it are passed over.
+/// Start and end of each segment. Whatever ends the first one ends all, and CR does in any case: behind a head that ends in LF it would
+/// else hide messages and a trailer. A mark and blank lines before it are passed over.
 fn lines(body: &[u8]) -> impl Iterator<Item = (usize, usize)> {
     let marked = if body.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
     let blank = body[marked..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
@@ -143,7 +144,8 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (usize, usize)> {
         }
         let rest = body.get(at..).filter(|rest| !rest.is_empty())?;
         let start = at;
-        let end = memchr::memchr(terminator, rest).map_or(body.len(), |length| at + length);
+        let length = if terminator == CR { memchr::memchr(CR, rest) } else { memchr::memchr2(CR, LF, rest) };
+        let end = length.map_or(body.len(), |length| at + length);
         at = end + 1;
         Some((start, end))
     })
@@ -350,6 +352,7 @@ mod tests {
             (format!("BHS|^~\\&\r{one}FTS\r"), BatchError::Misplaced("FTS")),
             (format!("BHS|^~\\&\r{one}FHS|^~\\&\r"), BatchError::Misplaced("FHS")),
             (format!("{one}BHS|^~\\&\r{one}"), BatchError::Misplaced("BHS")),
+            (format!("BHS|^~\\&\n{one}{one}BTS\rBTS\r"), BatchError::Misplaced("BTS")),
             (format!("{one}FHS|^~\\&\r{one}"), BatchError::Misplaced("FHS")),
             (format!("BHS|^~\\&\rPID|1\r{one}BTS\r"), BatchError::NoMessage),
             (format!("BHS|^\r{one}"), BatchError::Delimiters("BHS")),
