@@ -285,7 +285,7 @@ statements! {
     OLDEST_READY = "/* oldest_ready */ SELECT ready FROM delivery WHERE queue = $1 AND ready IS NOT NULL ORDER BY ready LIMIT 1";
     /// Among those that are due next.
     AWAY = "/* away */ SELECT id, settled_token FROM (SELECT id, settled_token, settled_as FROM delivery WHERE queue = $1 AND ready > $2 \
-        ORDER BY ready LIMIT 5000) WHERE settled_as = 'retry_lane' LIMIT $3";
+        ORDER BY ready LIMIT 5000) WHERE settled_as GLOB 'retry_lane*' LIMIT $3";
     /// As in lists: the state is said twice for the sake of the partial index.
     OLDEST_BORN = "/* oldest_born */ SELECT min(born) FROM (SELECT born FROM (SELECT born FROM delivery WHERE queue = $1 AND ready IS NOT NULL \
         ORDER BY ready LIMIT 1000) UNION ALL SELECT born FROM (SELECT born FROM delivery WHERE queue = $1 AND token IS NOT NULL LIMIT 1000) \
