@@ -2,7 +2,8 @@
 """A FIX partner that others wrote, QuickFIX C++: fix_partner.py acceptor|initiator PORT DIRECTORY [answer] [status] [CERTIFICATE KEY AUTHORITY].
 
 It is SELL and talks to BUY in FIX 4.4, or has the sessions that FIX_SESSIONS names: `COMPID=BEGINSTRING` or
-`COMPID=FIXT.1.1/APPLVER`, with spaces between. It keeps its files in DIRECTORY, and with `answer` confirms every order (35=D)
+`COMPID=FIXT.1.1/APPLVER`, with spaces between. Behind it may stand fields of the header that go out with every message of the
+session, like `;50=DESK;57=OTHER`; sessions that differ in them alone have qualifiers, which an acceptor cannot have. It keeps its files in DIRECTORY, and with `answer` confirms every order (35=D)
 with an ExecutionReport, with `status` every OrderStatusRequest (35=H). It prints a line for each thing that happens: `logon`,
 `logout`, and `app` or `admin` with the message, `|` for SOH. Lines on its standard input tell it what to do, in each session:
 `send FIRST LAST` sends ExecutionReports E<FIRST> to E<LAST> and says `sent LAST` once it has stored them, `expect N` makes it
@@ -45,13 +46,14 @@ class Partner(fix.Application):
         say("logout")
 
     def toAdmin(self, message, session):
-        pass
+        for number, value in self.fields.get(session.getSessionQualifier(), []):
+            message.getHeader().setField(number, value)
 
     def fromAdmin(self, message, session):
         say("admin", shown(message))
 
     def toApp(self, message, session):
-        pass
+        self.toAdmin(message, session)
 
     def fromApp(self, message, session):
         say("app", shown(message))
@@ -74,6 +76,8 @@ class Partner(fix.Application):
                 fix.Session.sendToTarget(self.report("X" + tag(message, 11), tag(message, 11)), session)
 
     sessions = []
+    # Of the header, by the session's qualifier.
+    fields = {}
     answered = set()
     seen = set()
     fills = 0
@@ -117,12 +121,18 @@ def settings():
             f"CertificationAuthoritiesFile={authority}",
             "CertificateVerifyLevel=1",
         ]
-    for session in SESSIONS:
+    for index, session in enumerate(SESSIONS):
+        session, *fields = session.split(";")
         target, _, version = session.partition("=")
         begin_string, _, application = version.partition("/")
         lines += ["[SESSION]", f"BeginString={begin_string}", "SenderCompID=SELL", f"TargetCompID={target}"]
         if application:
             lines.append(f"DefaultApplVerID={application}")
+        qualifier = str(index) if fields and ROLE == "initiator" else ""
+        if qualifier:
+            lines.append(f"SessionQualifier={qualifier}")
+        if fields:
+            Partner.fields[qualifier] = [(int(tag), value) for tag, value in (field.split("=") for field in fields)]
     file = os.path.join(DIRECTORY, "settings")
     with open(file, "w") as out:
         out.write("\n".join(lines) + "\n")

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatepost_adapter::listener::{self, Door};
+use gatepost_adapter::listener;
 use gatepost_adapter::tls::{Acceptor, explain};
 use gatepost_adapter::{Failure, Session};
 use tokio::net::TcpStream;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::data_fields::DataFields;
 use crate::link::{self, Reader};
-use crate::message::{Message, tag};
+use crate::message::{Message, Tag, tag};
 use crate::session::Arrival;
 use crate::settings::{Entrance, Plan};
 
@@ -25,9 +25,16 @@ const LOGON_BYTES_MAX: usize = 16 * 1024;
 /// How long a TLS handshake, and then a Logon, may take.
 const LOGON_PATIENCE: Duration = Duration::from_secs(10);
 
-/// By what a Logon says: BeginString, its SenderCompID, its TargetCompID.
+/// By what every Logon says: BeginString, its SenderCompID, its TargetCompID.
 type Who = (Vec<u8>, Vec<u8>, Vec<u8>);
-type Doors = HashMap<Who, mpsc::Sender<Arrival>>;
+type Doors<T = mpsc::Sender<Arrival>> = HashMap<Who, Vec<Door<T>>>;
+
+/// Where a session is handed its connections.
+struct Door<T> {
+    /// SubIDs and LocationIDs of the partner's Logon: what tells sessions with the same CompIDs apart.
+    ids: Vec<(Tag, String)>,
+    arrivals: T,
+}
 
 /// One address, and the sessions whose partners connect to it.
 pub(crate) struct Listener {
@@ -47,7 +54,8 @@ impl Listener {
             config.target_comp_id.clone().into_bytes(),
             config.sender_comp_id.clone().into_bytes(),
         );
-        self.doors.insert(who, arrivals);
+        let door = Door { ids: config.partner_header.clone(), arrivals };
+        self.doors.entry(who).or_default().push(door);
     }
 
     /// Takes connections until the adapter is asked to stop.
@@ -58,13 +66,13 @@ impl Listener {
             .await
             .map_err(|error| Failure::new(format!("cannot listen on {address}"), error))?;
         tracing::info!(address, "listening for partners");
-        let door = Door {
+        let rules = listener::Door {
             allow_from: self.entrance.allow_from,
             connections_max: UNKNOWN_MAX,
             connections_per_source_max: UNKNOWN_PER_SOURCE_MAX,
         };
         let doors = Arc::new(self.doors);
-        listener::serve(listener, &door, gateway.stop(), |stream, peer| {
+        listener::serve(listener, &rules, gateway.stop(), |stream, peer| {
             let (acceptor, doors) = (Arc::clone(&acceptor), Arc::clone(&doors));
             async move {
                 if let Err(why) = introduce(stream, &acceptor, &doors).await {
@@ -87,13 +95,82 @@ async fn introduce(stream: TcpStream, acceptor: &Acceptor, doors: &Doors) -> Res
     if logon.msg_type() != b"A" {
         return Err("its first message is no Logon".to_owned());
     }
-    let door = doors.get(&who(&logon)).ok_or("its Logon names no session of this address")?;
+    let door = named(doors, &logon)?;
     let (stream, rest) = reader.into_parts();
     let arrival = Arrival { stream, logon, rest: rest.to_vec() };
     door.send(arrival).await.map_err(|_| "its session is closed".to_owned())
 }
 
+/// The session that a Logon names: of those all of whose ids it has, the one that has most of them.
+fn named<'a, T>(doors: &'a Doors<T>, logon: &Message) -> Result<&'a T, &'static str> {
+    let is_meant = |door: &&Door<T>| door.ids.iter().all(|(tag, id)| logon.get(*tag) == Some(id.as_bytes()));
+    let mut meant: Vec<&Door<T>> = doors.get(&who(logon)).into_iter().flatten().filter(is_meant).collect();
+    meant.sort_by_key(|door| std::cmp::Reverse(door.ids.len()));
+    match meant[..] {
+        [] => Err("its Logon names no session of this address"),
+        [first, second, ..] if first.ids.len() == second.ids.len() => {
+            Err("its Logon names several sessions of this address")
+        }
+        [first, ..] => Ok(&first.arrivals),
+    }
+}
+
 fn who(logon: &Message) -> Who {
     let value = |tag| logon.get(tag).unwrap_or_default().to_vec();
     (logon.begin_string().to_vec(), value(tag::SENDER_COMP_ID), value(tag::TARGET_COMP_ID))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::version::BeginString;
+    use crate::wire::{Draft, parse};
+
+    fn logon(ids: &[(Tag, &str)]) -> Message {
+        let draft = Draft::new(BeginString::Fix44, "A").header(49, "SELL").header(56, "BUY");
+        let bytes = ids.iter().fold(draft, |draft, (tag, id)| draft.header(*tag, id)).encode().unwrap();
+        parse(bytes, &DataFields::default()).unwrap()
+    }
+
+    fn doors(all: &[(&'static str, &[(Tag, &str)])]) -> Doors<&'static str> {
+        let mut doors = Doors::new();
+        for (name, ids) in all {
+            let ids = ids.iter().map(|(tag, id)| (*tag, (*id).to_owned())).collect();
+            doors.entry(who(&logon(&[]))).or_default().push(Door { ids, arrivals: *name });
+        }
+        doors
+    }
+
+    #[test]
+    fn a_logon_names_the_session_that_says_most_of_what_it_says() {
+        let doors = doors(&[
+            ("any", &[]),
+            ("desk 1", &[(57, "D1")]),
+            ("desk 2", &[(57, "D2")]),
+            ("trader", &[(57, "D1"), (50, "T")]),
+            ("london", &[(142, "LDN")]),
+        ]);
+        for (ids, expected) in [
+            (&[][..], Some("any")),
+            (&[(57, "D3")], Some("any")),
+            (&[(57, "D1")], Some("desk 1")),
+            (&[(57, "D2"), (50, "T")], Some("desk 2")),
+            (&[(57, "D1"), (50, "T")], Some("trader")),
+            (&[(57, "D1"), (50, "T"), (142, "LDN")], Some("trader")),
+            (&[(142, "LDN")], Some("london")),
+            // As much of one as of the other.
+            (&[(57, "D1"), (142, "LDN")], None),
+        ] {
+            assert_eq!(named(&doors, &logon(ids)).ok().copied(), expected, "{ids:?}");
+        }
+    }
+
+    #[test]
+    fn ids_that_a_session_has_must_be_there() {
+        let doors = doors(&[("desk 1", &[(57, "D1"), (143, "NY")])]);
+        for ids in [&[][..], &[(57, "D1")], &[(57, "D1"), (143, "LDN")], &[(57, "d1"), (143, "NY")]] {
+            assert!(named(&doors, &logon(ids)).is_err(), "{ids:?}");
+        }
+        assert!(named(&doors, &logon(&[(57, "D1"), (143, "NY")])).is_ok());
+    }
 }

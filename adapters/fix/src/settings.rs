@@ -51,11 +51,16 @@ pub(crate) struct SessionSettings {
     pub(crate) sender_comp_id: String,
     /// TargetCompID (56) of what this side sends.
     pub(crate) target_comp_id: String,
-    /// SenderSubID (50), TargetSubID (57), SenderLocationID (142) and TargetLocationID (143) of what this side sends.
+    /// SenderSubID (50), TargetSubID (57), SenderLocationID (142) and TargetLocationID (143) of what this side sends; what comes
+    /// in must have them the other way round. Locations came with FIX.4.1.
     pub(crate) sender_sub_id: Option<String>,
     pub(crate) target_sub_id: Option<String>,
     pub(crate) sender_location_id: Option<String>,
     pub(crate) target_location_id: Option<String>,
+    /// `false`: the four above are sent, and tell sessions of one address apart when the partner logs on; otherwise its messages
+    /// may lack them.
+    #[serde(default = "check_sub_ids")]
+    pub(crate) check_sub_ids: bool,
     /// Username (553) of the Logon; with it goes `password_file`. FIX 4.3 and later.
     pub(crate) username: Option<String>,
     /// A file that holds Password (554), read when the adapter starts.
@@ -203,6 +208,10 @@ fn max_message_bytes() -> usize {
 
 fn subject() -> Tag {
     11
+}
+
+fn check_sub_ids() -> bool {
+    true
 }
 
 fn enabled() -> bool {

@@ -64,6 +64,10 @@ pub(crate) struct Config {
     pub(crate) header: Vec<(Tag, String)>,
     /// The tags of `header`.
     pub(crate) header_tags: Vec<Tag>,
+    /// The same ids as they stand in the partner's messages: what we send as SenderSubID comes back as TargetSubID.
+    pub(crate) partner_header: Vec<(Tag, String)>,
+    /// Whether each message of the partner must have them.
+    pub(crate) check_header: bool,
     pub(crate) credentials: Option<Credentials>,
     /// Without traffic a heartbeat goes out this often. An acceptor takes the initiator's. Zero: no heartbeats.
     pub(crate) heartbeat: Duration,

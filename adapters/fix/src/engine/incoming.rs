@@ -54,8 +54,11 @@ impl Engine {
     }
 
     pub(super) fn is_between_us(&self, message: &Message) -> bool {
-        message.get(tag::SENDER_COMP_ID) == Some(self.config.target_comp_id.as_bytes())
-            && message.get(tag::TARGET_COMP_ID) == Some(self.config.sender_comp_id.as_bytes())
+        let config = &self.config;
+        let says = |tag, id: &str| message.get(tag) == Some(id.as_bytes());
+        says(tag::SENDER_COMP_ID, &config.target_comp_id)
+            && says(tag::TARGET_COMP_ID, &config.sender_comp_id)
+            && (!config.check_header || config.partner_header.iter().all(|(tag, id)| says(*tag, id)))
     }
 
     pub(super) fn check_sending_time(

@@ -161,7 +161,9 @@ impl Engine {
             return Err("its BeginString (8) is not the session's");
         }
         if !self.is_between_us(message) {
-            return Err("its CompIDs (49, 56) are not the session's");
+            return Err(
+                "its CompIDs, SubIDs or LocationIDs (49, 56, 50, 57, 142, 143) are not the session's",
+            );
         }
         self.check_sending_time(message, now)
             .map_err(|_| "its SendingTime (52) is missing or too far from ours")?;

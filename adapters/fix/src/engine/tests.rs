@@ -36,6 +36,8 @@ fn config(role: Role) -> Config {
         target_comp_id: target.to_owned(),
         header: Vec::new(),
         header_tags: Vec::new(),
+        partner_header: Vec::new(),
+        check_header: true,
         credentials: None,
         heartbeat: Duration::from_secs(30),
         logon_timeout: Duration::from_secs(10),

@@ -13,7 +13,7 @@ use super::{AfterResetSetting, QuerySetting, ResetOn, SessionSettings, Settings}
 use crate::content::Keys;
 use crate::engine::{AfterReset, AskFor, BUSINESS_IDS, Config, Credentials, Role};
 use crate::event::Origin;
-use crate::message::{SOH, tag};
+use crate::message::{SOH, Tag, tag};
 use crate::schedule::{Schedule, ScheduleFault};
 use crate::version::{ApplVerId, BeginString};
 
@@ -76,12 +76,9 @@ pub(crate) fn plans(settings: &Settings, adapter: &str, confirm: Level) -> Resul
         if !names.insert(&session.name) {
             reader.fault("name", "stands twice; each session has its own");
         }
-        let who = (&session.listen, &session.begin_string, &session.sender_comp_id, &session.target_comp_id);
-        if session.listen.is_some()
-            && let Some(other) = between.insert(who, index)
-        {
+        if let Some(other) = between.insert(identity(session), index) {
             let message = format!(
-                "the same BeginString and CompIDs at the same address as {}",
+                "the same BeginString, CompIDs, SubIDs and LocationIDs at the same address as {}",
                 element("sessions", other)
             );
             reader.fault("target_comp_id", &message);
@@ -104,6 +101,27 @@ pub(crate) fn plans(settings: &Settings, adapter: &str, confirm: Level) -> Resul
         plans.extend(plan);
     }
     if faults.is_empty() { Ok(plans) } else { Err(faults) }
+}
+
+/// What tells a session from others, besides its name: where it is kept, and who speaks what with whom.
+fn identity(session: &SessionSettings) -> impl Ord {
+    (
+        (&session.connect, &session.listen),
+        (&session.begin_string, &session.sender_comp_id, &session.target_comp_id),
+        (&session.sender_sub_id, &session.target_sub_id),
+        (&session.sender_location_id, &session.target_location_id),
+    )
+}
+
+/// The tag in the partner's messages whose value is that of this one in ours.
+fn turned(tag: Tag) -> Tag {
+    match tag {
+        tag::SENDER_SUB_ID => tag::TARGET_SUB_ID,
+        tag::TARGET_SUB_ID => tag::SENDER_SUB_ID,
+        tag::SENDER_LOCATION_ID => tag::TARGET_LOCATION_ID,
+        tag::TARGET_LOCATION_ID => tag::SENDER_LOCATION_ID,
+        other => other,
+    }
 }
 
 pub(super) struct Reader {
@@ -130,7 +148,7 @@ impl Reader {
         let way = self.way(session);
         let begin_string = self.begin_string(session);
         let appl_ver_id = self.appl_ver_id(session, begin_string);
-        let header = self.header(session);
+        let header = self.header(session, begin_string);
         let credentials = self.credentials(session, begin_string);
         let schedule = self.schedule(session);
         let reset_at = self.reset_at(session, begin_string);
@@ -155,7 +173,9 @@ impl Reader {
             sender_comp_id: session.sender_comp_id.clone(),
             target_comp_id: session.target_comp_id.clone(),
             header_tags: header.iter().map(|(tag, _)| *tag).collect(),
+            partner_header: header.iter().map(|(tag, value)| (turned(*tag), value.clone())).collect(),
             header,
+            check_header: session.check_sub_ids,
             credentials,
             heartbeat: Duration::from_secs(session.heartbeat_s),
             logon_timeout: millis(session.logon_timeout_ms),
@@ -312,7 +332,16 @@ impl Reader {
         }
     }
 
-    fn header(&mut self, session: &SessionSettings) -> Vec<(u32, String)> {
+    fn header(&mut self, session: &SessionSettings, version: Option<BeginString>) -> Vec<(Tag, String)> {
+        let locations = [
+            ("sender_location_id", &session.sender_location_id),
+            ("target_location_id", &session.target_location_id),
+        ];
+        for (key, _) in locations.into_iter().filter(|(_, value)| value.is_some()) {
+            if version == Some(BeginString::Fix40) {
+                self.fault(key, "came with FIX.4.1; leave it out");
+            }
+        }
         let fields = [
             (tag::SENDER_SUB_ID, &session.sender_sub_id),
             (tag::TARGET_SUB_ID, &session.target_sub_id),

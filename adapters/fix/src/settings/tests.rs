@@ -71,6 +71,11 @@ fn every_fault_is_told_by_its_setting() {
         (json!({"allow_from": ["10.0.0.0/8"]}), vec!["listen_tls"]),
         (json!({"connect": null, "listen": "127.0.0.1:1", "tls": {}}), vec!["tls"]),
         (json!({"source": ""}), vec!["source"]),
+        (json!({"sender_sub_id": "", "target_sub_id": "A\u{1}"}), vec!["sender_sub_id", "target_sub_id"]),
+        (
+            json!({"begin_string": "FIX.4.0", "sender_location_id": "NY", "target_location_id": "LDN"}),
+            vec!["sender_location_id", "target_location_id"],
+        ),
     ] {
         assert_eq!(faults(json!([session(&change)])), expected, "{change}");
     }
@@ -85,6 +90,46 @@ fn every_fault_is_told_by_its_setting() {
     let unknown =
         serde_json::from_value::<Settings>(json!({"sessions": [session(&json!({"hearbeat_s": 1}))]}));
     assert!(unknown.unwrap_err().to_string().contains("unknown field `hearbeat_s`"));
+}
+
+#[test]
+fn sessions_that_differ_in_one_id_only_are_two() {
+    let ways = [json!({}), json!({"connect": null, "listen": "127.0.0.1:1"})];
+    for way in ways {
+        let first = session(&way);
+        let mut second = first.clone();
+        second["name"] = "other".into();
+        let twice = faults(json!([first, second]));
+        assert_eq!(twice, ["sessions[2].target_comp_id"], "{way}");
+        for (key, value) in [
+            ("begin_string", "FIX.4.2"),
+            ("sender_comp_id", "X"),
+            ("target_comp_id", "X"),
+            ("sender_sub_id", "X"),
+            ("target_sub_id", "X"),
+            ("sender_location_id", "X"),
+            ("target_location_id", "X"),
+        ] {
+            let mut second = second.clone();
+            second[key] = value.into();
+            assert_eq!(faults(json!([first, second])), [] as [&str; 0], "{way} {key}");
+        }
+    }
+}
+
+#[test]
+fn what_we_send_as_ours_is_asked_for_as_theirs() {
+    let ids = json!({
+        "sender_sub_id": "a", "target_sub_id": "b", "sender_location_id": "c", "target_location_id": "d",
+    });
+    let plans = plans(&read(json!([session(&ids)])), "venue", Level::Transport).unwrap();
+    let config = &plans[0].config;
+    let pairs = |ids: &[(Tag, String)]| -> Vec<String> {
+        ids.iter().map(|(tag, id)| format!("{tag}={id}")).collect()
+    };
+    assert_eq!(pairs(&config.header), ["50=a", "57=b", "142=c", "143=d"]);
+    assert_eq!(pairs(&config.partner_header), ["57=a", "50=b", "143=c", "142=d"]);
+    assert!(config.check_header);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod away;
 mod certificates;
+mod desks;
 mod kills;
 mod operators;
 mod partner;

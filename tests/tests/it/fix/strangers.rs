@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use super::*;
 
 /// A whole message, `|` for SOH; `52=now` becomes the time.
-fn message(fields: &str) -> Vec<u8> {
+pub(crate) fn message(fields: &str) -> Vec<u8> {
     let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let now = now.replace('-', "").replace('T', "-").replace('Z', "");
     let fields = fields.replace("52=now", &format!("52={now}")).replace('|', "\x01");
@@ -16,7 +16,7 @@ fn message(fields: &str) -> Vec<u8> {
 }
 
 /// What comes back until the connection is closed.
-fn answer(port: u16, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn answer(port: u16, bytes: &[u8]) -> Vec<u8> {
     let mut stream = until("it listens", || TcpStream::connect(("127.0.0.1", port)).ok());
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream.write_all(bytes).unwrap();

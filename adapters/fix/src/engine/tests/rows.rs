@@ -222,6 +222,45 @@ fn r2k_wrong_names_are_rejected_and_log_out() {
     assert_eq!((side.emits.len(), side.engine.numbers().next_in), (0, 3));
 }
 
+/// SubIDs and LocationIDs are names as CompIDs are, where the session has them.
+#[test]
+fn names_within_a_firm_are_sent_and_asked_for() {
+    let ids = |config: &mut Config| {
+        config.header = vec![(50, "DESK".to_owned()), (142, "NY".to_owned())];
+        config.header_tags = vec![50, 142];
+        config.partner_header = vec![(57, "DESK".to_owned()), (143, "NY".to_owned())];
+    };
+    let logon = "35=A|34=1|57=DESK|143=NY|98=0|108=30";
+    for wrong in [LOGON, "35=A|34=1|57=DESK|98=0|108=30", "35=A|34=1|57=DESK|143=LDN|98=0|108=30"] {
+        let mut side = arrived(ids);
+        side.receive(wrong, at(0));
+        assert_eq!(side.left(), NOTHING, "{wrong}");
+        assert!(matches!(side.closed, Some(Closing::NotWelcome(_))), "{wrong}");
+        let mut side = arrived(|config| {
+            ids(config);
+            config.check_header = false;
+        });
+        side.receive(wrong, at(0));
+        assert!(side.engine.is_up(), "{wrong}");
+    }
+    let mut side = arrived(ids);
+    side.receive(logon, at(0));
+    assert_eq!(side.left(), ["35=A|34=1|50=DESK|142=NY|98=0|108=30"]);
+    side.receive("35=8|34=2|57=DESK|143=NY|37=x", at(0));
+    side.send(&[1], at(0));
+    assert_eq!(side.emits.len(), 1);
+    // Sent again they stand there once.
+    side.receive("35=2|34=3|57=DESK|143=NY|7=2|16=2", at(0));
+    let left = side.left();
+    assert_eq!(left[0], "35=D|34=2|50=DESK|142=NY|11=O1|55=X");
+    assert!(left.contains(&"35=D|34=2|43=Y|50=DESK|122=20261130-09:00:00.000|142=NY|11=O1|55=X".to_owned()));
+    side.receive("35=8|34=4|57=OTHER|143=NY|37=x", at(0));
+    let left = side.left();
+    assert!(left[0].contains("|45=4|372=8|373=9|58=CompID problem"), "{left:?}");
+    assert!(left[1].starts_with("35=5|"), "{left:?}");
+    assert_eq!((side.emits.len(), side.engine.numbers().next_in), (1, 5));
+}
+
 #[test]
 fn r2o_a_sending_time_that_is_off_is_rejected_and_logs_out() {
     for (stamp, off) in
