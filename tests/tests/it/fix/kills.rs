@@ -16,6 +16,40 @@ pub(crate) fn assert_all_came(what: &str, count: u32, took: &[partner::Taken]) {
     }
 }
 
+/// Orders and reports in chunks; after each somebody dies, but for the fourth: no delivery sees three deaths of the adapter, which the
+/// gateway would take for its fault (`poison`).
+pub(crate) fn in_turn(
+    gateway: &mut Gateway,
+    partner: &mut Partner,
+    rounds: u32,
+    chunk: u32,
+    send: impl Fn(&Gateway, std::ops::RangeInclusive<u32>),
+) {
+    for round in 0..rounds {
+        let (first, last) = (round * chunk + 1, (round + 1) * chunk);
+        send(gateway, first..=last);
+        partner.send_reports(first, last);
+        std::thread::sleep(Duration::from_millis(u64::from(round % 5) * 20));
+        match round % 4 {
+            0 => {
+                gateway.kill_adapter("venue");
+                gateway.admin().post("/v1/adapters/venue/restart", &json!({}));
+            }
+            1 => {
+                gateway.kill();
+                gateway.restart();
+            }
+            2 => {
+                partner.kill();
+                partner.start();
+            }
+            _ => gateway.until_settled("venue"),
+        }
+    }
+    gateway.until_settled("venue");
+    assert_none_dead(gateway);
+}
+
 fn kills(role: &'static str, confirm: &str, answer: bool) {
     let port = free_port();
     let builder = Gateway::builder();
@@ -39,30 +73,7 @@ fn kills(role: &'static str, confirm: &str, answer: bool) {
     partner.start();
     let lines = format!("confirm = \"{confirm}\"\nretry = {{ initial = \"50ms\", max = \"1s\" }}");
     let mut gateway = gateway(builder, &lines, &session);
-    for round in 0..ORDERS / CHUNK {
-        let (first, last) = (round * CHUNK + 1, (round + 1) * CHUNK);
-        send_orders(&gateway, first..=last);
-        partner.send_reports(first, last);
-        std::thread::sleep(Duration::from_millis(u64::from(round % 5) * 20));
-        match round % 4 {
-            0 => {
-                gateway.kill_adapter("venue");
-                gateway.admin().post("/v1/adapters/venue/restart", &json!({}));
-            }
-            1 => {
-                gateway.kill();
-                gateway.restart();
-            }
-            2 => {
-                partner.kill();
-                partner.start();
-            }
-            // No delivery sees three deaths of the adapter, which the gateway would take for its fault (`poison`).
-            _ => gateway.until_settled("venue"),
-        }
-    }
-    gateway.until_settled("venue");
-    assert_none_dead(&gateway);
+    in_turn(&mut gateway, &mut partner, ORDERS / CHUNK, CHUNK, send_orders);
     assert_all_came("out", ORDERS, &partner.took());
     // What is still on its way in comes; then it is all there, once, in the order in which it was sent.
     let expected: Vec<String> = (1..=ORDERS).map(|number| format!("E{number}")).collect();

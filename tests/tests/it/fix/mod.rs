@@ -42,6 +42,26 @@ fn gateway(builder: Builder, lines: &str, session: &str) -> Gateway {
         .start()
 }
 
+/// QuickFIX in a role, told `words`, and a gateway in the other; `session` is what its session has besides names and version.
+fn pair(role: &'static str, words: &[&str], lines: &str, session: &str) -> Option<(Gateway, Partner)> {
+    pair_of(Gateway::builder(), role, words, lines, session)
+}
+
+fn pair_of(
+    builder: Builder,
+    role: &'static str,
+    words: &[&str],
+    lines: &str,
+    session: &str,
+) -> Option<(Gateway, Partner)> {
+    let port = free_port();
+    let mut partner = Partner::new(role, port, &builder.dir().join("partner"), words)?;
+    partner.start();
+    let way = if role == "acceptor" { "connect" } else { "listen" };
+    let gateway = gateway(builder, lines, &format!("{way} = \"127.0.0.1:{port}\"{session}"));
+    Some((gateway, partner))
+}
+
 fn order(number: u32) -> Value {
     json!({
         "specversion": "1.0", "id": format!("O{number}"), "source": "/desk", "type": "orders.new",
@@ -88,14 +108,9 @@ fn accept(directory: &Gateway, number: u32, more: &Value) -> String {
 
 #[test]
 fn orders_go_out_and_reports_come_in() {
-    let port = free_port();
-    let builder = Gateway::builder();
-    let directory = builder.dir().join("partner");
-    let Some(mut partner) = Partner::new("acceptor", port, &directory, &["answer"]) else {
+    let Some((mut gateway, partner)) = pair("acceptor", &["answer"], "confirm = \"business\"", "") else {
         return skipped(PACKAGE);
     };
-    partner.start();
-    let mut gateway = gateway(builder, "confirm = \"business\"", &format!("connect = \"127.0.0.1:{port}\""));
     send_orders(&gateway, 1..=10);
     gateway.until_settled("venue");
     let took = partner.took();
@@ -115,12 +130,9 @@ fn orders_go_out_and_reports_come_in() {
 /// An order that is past its `expirytime` when the partner asks for it is filled over, and told as not delivered.
 #[test]
 fn a_stale_order_is_filled_over_and_expires() {
-    let port = free_port();
-    let builder = Gateway::builder();
-    let directory = builder.dir().join("partner");
-    let Some(mut partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
-    partner.start();
-    let gateway = gateway(builder, "confirm = \"transport\"", &format!("connect = \"127.0.0.1:{port}\""));
+    let Some((gateway, mut partner)) = pair("acceptor", &[], "confirm = \"transport\"", "") else {
+        return skipped(PACKAGE);
+    };
     send_orders(&gateway, 1..=1);
     gateway.until_settled("venue");
     // It takes bytes and does not look at them, then dies with them.
@@ -149,13 +161,8 @@ fn a_stale_order_is_filled_over_and_expires() {
 fn everything_comes_again_identical_after_fifty_kills() {
     const KILLS: u32 = 50;
     const EACH: u32 = 4;
-    let port = free_port();
-    let builder = Gateway::builder();
-    let directory = builder.dir().join("partner");
-    let Some(mut partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
-    partner.start();
     let retry = "confirm = \"transport\"\nretry = { initial = \"50ms\", max = \"1s\" }";
-    let gateway = gateway(builder, retry, &format!("connect = \"127.0.0.1:{port}\""));
+    let Some((gateway, mut partner)) = pair("acceptor", &[], retry, "") else { return skipped(PACKAGE) };
     for life in 0..KILLS {
         send_orders(&gateway, life * EACH + 1..=(life + 1) * EACH);
         let before = partner.logons();

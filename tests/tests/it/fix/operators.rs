@@ -17,24 +17,11 @@ pub(crate) fn call(gateway: &Gateway, arguments: &[&str]) {
 
 #[test]
 fn numbers_that_differ_raise_an_alarm_and_are_set_by_an_operator() {
-    let port = free_port();
-    let builder = Gateway::builder();
-    let directory = builder.dir().join("partner");
-    let Some(mut partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
-    partner.start();
-    let gateway = gateway(builder, "", &format!("connect = \"127.0.0.1:{port}\""));
+    let Some((gateway, mut partner)) = pair("acceptor", &[], "", "") else { return skipped(PACKAGE) };
     send_orders(&gateway, 1..=3);
     gateway.until_settled("venue");
     assert_eq!(state(&gateway)["state"], "logged_on");
-    // The partner loses all that it knew, and begins at 1.
-    let forget = |partner: &mut Partner| {
-        partner.kill();
-        for file in std::fs::read_dir(&directory).unwrap() {
-            std::fs::remove_file(file.unwrap().path()).unwrap();
-        }
-        partner.start();
-    };
-    forget(&mut partner);
+    partner.forget();
     until("the session has seen it", || (state(&gateway)["state"] == "numbers_differ").then_some(()));
     assert!(gateway.log().contains("the partner's MsgSeqNum is too low"), "{}", gateway.log());
     // What QuickFIX has still to say of that connection; then nothing more comes.
@@ -44,7 +31,7 @@ fn numbers_that_differ_raise_an_alarm_and_are_set_by_an_operator() {
     assert_eq!(partner.logons(), logons, "it does not try again by itself");
     send_orders(&gateway, 4..=4);
     // Both begin at 1 again, as they have agreed.
-    forget(&mut partner);
+    partner.forget();
     call(&gateway, &["reset"]);
     gateway.until_settled("venue");
     assert_eq!(partner.took().last().unwrap().order(), "O4");
@@ -55,12 +42,7 @@ fn numbers_that_differ_raise_an_alarm_and_are_set_by_an_operator() {
 
 #[test]
 fn an_operator_logs_a_session_out_and_lets_it_log_on() {
-    let port = free_port();
-    let builder = Gateway::builder();
-    let directory = builder.dir().join("partner");
-    let Some(mut partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
-    partner.start();
-    let gateway = gateway(builder, "", &format!("connect = \"127.0.0.1:{port}\""));
+    let Some((gateway, partner)) = pair("acceptor", &[], "", "") else { return skipped(PACKAGE) };
     until("it has logged on", || (state(&gateway)["state"] == "logged_on").then_some(()));
     let refused = gateway.cli(&["adapter", "call", "venue", "reset", "--reason", "too early"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("log it out first"), "{refused:?}");

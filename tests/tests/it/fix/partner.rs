@@ -70,6 +70,15 @@ impl Partner {
         }
     }
 
+    /// It loses all that it knew, and begins at 1.
+    pub(crate) fn forget(&mut self) {
+        self.kill();
+        for file in std::fs::read_dir(&self.directory).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        self.start();
+    }
+
     /// SIGSTOP, SIGCONT …
     pub(crate) fn signal(&self, signal: Signal) {
         let (child, _) = self.process.as_ref().expect("the partner runs");

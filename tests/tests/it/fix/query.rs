@@ -4,18 +4,12 @@ use super::*;
 
 #[test]
 fn orders_in_doubt_are_asked_for_and_sent_again_only_if_they_are_unknown() {
-    let port = free_port();
-    let builder = Gateway::builder();
-    let directory = builder.dir().join("partner");
+    let lines = "confirm = \"business\"\non_doubt = \"query\"\nretry = { initial = \"50ms\", max = \"1s\" }";
+    let session = ", query = \"order_status\", confirm_timeout_ms = 1500";
     // It answers no order, but says how one stands.
-    let Some(mut partner) = Partner::new("acceptor", port, &directory, &["status"]) else {
+    let Some((gateway, mut partner)) = pair("acceptor", &["status"], lines, session) else {
         return skipped(PACKAGE);
     };
-    partner.start();
-    let lines = "confirm = \"business\"\non_doubt = \"query\"\nretry = { initial = \"50ms\", max = \"1s\" }";
-    let session =
-        format!("connect = \"127.0.0.1:{port}\", query = \"order_status\", confirm_timeout_ms = 1500");
-    let gateway = gateway(builder, lines, &session);
     let known = accept(&gateway, 1, &json!({}));
     let unknown = accept(&gateway, 2, &json!({}));
     until("both have arrived", || (partner.took().len() == 2).then_some(()));
@@ -45,14 +39,9 @@ fn orders_in_doubt_are_asked_for_and_sent_again_only_if_they_are_unknown() {
 /// Partial fills come while the order is long settled, over a restart of everything.
 #[test]
 fn every_report_on_an_order_names_its_message() {
-    let port = free_port();
-    let builder = Gateway::builder();
-    let directory = builder.dir().join("partner");
-    let Some(mut partner) = Partner::new("acceptor", port, &directory, &["answer"]) else {
+    let Some((mut gateway, mut partner)) = pair("acceptor", &["answer"], "confirm = \"business\"", "") else {
         return skipped(PACKAGE);
     };
-    partner.start();
-    let mut gateway = gateway(builder, "confirm = \"business\"", &format!("connect = \"127.0.0.1:{port}\""));
     let message = accept(&gateway, 1, &json!({}));
     gateway.until_state(&message, "delivered");
     partner.tell("fill O1 1");

@@ -5,14 +5,7 @@ use super::*;
 
 /// A gateway and its partner, logged on, in the role that the partner does not have.
 fn logged_on(role: &'static str, more: &str) -> Option<(Gateway, Partner)> {
-    let port = free_port();
-    let builder = Gateway::builder();
-    let directory = builder.dir().join("partner");
-    let mut partner = Partner::new(role, port, &directory, &[])?;
-    partner.start();
-    let way = if role == "acceptor" { "connect" } else { "listen" };
-    let lines = "retry = { initial = \"50ms\", max = \"1s\" }";
-    let gateway = gateway(builder, lines, &format!("{way} = \"127.0.0.1:{port}\"{more}"));
+    let (gateway, partner) = pair(role, &[], "retry = { initial = \"50ms\", max = \"1s\" }", more)?;
     until("it has logged on", || (state(&gateway)["state"] == "logged_on").then_some(()));
     Some((gateway, partner))
 }

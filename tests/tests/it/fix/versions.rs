@@ -74,29 +74,7 @@ fn every_version(role: &'static str, confirm: &str, more: &[&str], rounds: u32) 
         .route("venue", &["fills"])
         .start();
     let count = rounds * CHUNK;
-    for round in 0..rounds {
-        let (first, last) = (round * CHUNK + 1, (round + 1) * CHUNK);
-        send_to_all(&gateway, first..=last);
-        partner.send_reports(first, last);
-        std::thread::sleep(Duration::from_millis(u64::from(round % 5) * 20));
-        match round % 4 {
-            0 => {
-                gateway.kill_adapter("venue");
-                gateway.admin().post("/v1/adapters/venue/restart", &json!({}));
-            }
-            1 => {
-                gateway.kill();
-                gateway.restart();
-            }
-            2 => {
-                partner.kill();
-                partner.start();
-            }
-            _ => gateway.until_settled("venue"),
-        }
-    }
-    gateway.until_settled("venue");
-    assert_none_dead(&gateway);
+    kills::in_turn(&mut gateway, &mut partner, rounds, CHUNK, send_to_all);
     let took = partner.took();
     for (name, ..) in VERSIONS {
         let of_session: Vec<_> = took.iter().filter(|taken| taken.field(49) == Some(name)).cloned().collect();
