@@ -8,6 +8,7 @@ mod operators;
 mod partner;
 mod query;
 mod reset;
+mod schedule;
 mod strangers;
 mod versions;
 
