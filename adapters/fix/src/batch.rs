@@ -37,7 +37,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// Takes a turn in; gives it back if it cannot go with what is here.
-    pub(crate) fn add(&mut self, turn: Turn) -> Result<(), Turn> {
+    pub(crate) fn add(&mut self, turn: Turn) -> Result<(), Box<Turn>> {
         let commit = &turn.commit;
         let results = !commit.outcomes.is_empty() || !commit.begins.is_empty();
         let only_emits = !commit.emits.is_empty() && !results;
@@ -50,7 +50,7 @@ impl Batch {
         let full =
             !self.commits.is_empty() && (self.items + items > ITEMS_MAX || self.bytes + bytes > BYTES_MAX);
         if mixes || full || deliveries.iter().any(|delivery| self.deliveries.contains(delivery)) {
-            return Err(turn);
+            return Err(Box::new(turn));
         }
         self.deliveries.extend(deliveries);
         self.items += items;

@@ -115,6 +115,8 @@ pub(crate) struct Engine {
     barrier: Option<Barrier>,
     gap: Option<Gap>,
     held: Held,
+    /// More of what is held has its turn than went into one commit.
+    catching_up: bool,
     answer: Option<Answer>,
     confirming: Option<Confirming>,
     /// Messages of earlier epochs, from here on, are still to be sent again.
@@ -144,6 +146,7 @@ impl Engine {
             barrier: None,
             gap: None,
             held: Held::default(),
+            catching_up: false,
             answer: None,
             confirming: None,
             orphans_from: None,
@@ -249,6 +252,7 @@ impl Engine {
         self.barrier = None;
         self.gap = None;
         self.held = Held::default();
+        self.catching_up = false;
         self.answer = None;
         self.confirming = None;
         self.orphans_from = None;

@@ -5,6 +5,8 @@
 
 mod away;
 mod connection;
+#[cfg(test)]
+mod gathering;
 mod operators;
 #[cfg(test)]
 mod tests;
@@ -239,13 +241,28 @@ impl Driver {
 
     /// Puts what has come of the last input to the rest.
     async fn gather(&mut self) -> Result<(), Failure> {
-        let turn = self.engine.take();
-        if let Err(turn) = self.batch.add(turn) {
-            self.flush().await?;
-            // An empty batch takes anything.
-            let _ = self.batch.add(turn);
+        loop {
+            let turn = self.engine.take();
+            if let Err(turn) = self.batch.add(turn) {
+                self.flush_before(*turn).await?;
+            }
+            if !self.engine.catches_up() {
+                return Ok(());
+            }
+            let now = self.now();
+            self.engine.go_on(now);
         }
-        Ok(())
+    }
+
+    /// Makes durable and acts on what has gathered, for a turn that cannot go with it. What comes of acting stands behind that
+    /// turn: it may say numbers that count in what the turn takes in, and must not be durable without it.
+    async fn flush_before(&mut self, turn: Turn) -> Result<(), Failure> {
+        let (commits, effects) = std::mem::take(&mut self.batch).into_parts();
+        self.settle_gathered(commits).await?;
+        // An empty batch takes anything.
+        let _ = self.batch.add(turn);
+        Box::pin(self.act(effects)).await?;
+        Box::pin(self.gather()).await
     }
 
     /// Makes durable what has gathered, and acts on it; then on what has come of that.
@@ -255,17 +272,21 @@ impl Driver {
                 return Ok(());
             }
             let (commits, effects) = std::mem::take(&mut self.batch).into_parts();
-            match self.settle(commits).await {
-                Ok(()) => {}
-                Err(Refused::Fatal(failure)) => return Err(failure),
-                // Only `send_waiting` begins anything.
-                Err(Refused::Begins { .. }) => {
-                    let source = io::Error::other("a delivery begins out of turn");
-                    return Err(Failure::new("the session has lost its way", source));
-                }
-            }
+            self.settle_gathered(commits).await?;
             Box::pin(self.act(effects)).await?;
             Box::pin(self.gather()).await?;
+        }
+    }
+
+    async fn settle_gathered(&mut self, commits: Vec<Commit>) -> Result<(), Failure> {
+        match self.settle(commits).await {
+            Ok(()) => Ok(()),
+            Err(Refused::Fatal(failure)) => Err(failure),
+            // Only `send_waiting` begins anything.
+            Err(Refused::Begins { .. }) => {
+                let source = io::Error::other("a delivery begins out of turn");
+                Err(Failure::new("the session has lost its way", source))
+            }
         }
     }
 

@@ -30,12 +30,15 @@ enum Piece {
 impl Engine {
     /// Whether there is more to do than went into one turn; [`Engine::go_on`] does the next piece.
     pub(crate) fn has_more(&self) -> bool {
-        self.confirming.is_some() || self.orphans_from.is_some() || self.answer.is_some()
+        self.catching_up || self.confirming.is_some() || self.orphans_from.is_some() || self.answer.is_some()
     }
 
-    /// Settles more of what has been confirmed, sends more of what an earlier epoch left, or the next piece of an answer.
+    /// Takes in more of what was held behind a gap, settles more of what has been confirmed, sends more of what an earlier epoch
+    /// left, or the next piece of an answer.
     pub(crate) fn go_on(&mut self, now: Now) {
-        if self.confirming.is_some() {
+        if self.catching_up {
+            self.catch_up(now);
+        } else if self.confirming.is_some() {
             self.settle_confirmed();
         } else if self.orphans_from.is_some() {
             self.send_more_orphans(now);

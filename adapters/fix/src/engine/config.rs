@@ -90,6 +90,8 @@ pub(crate) struct Config {
     pub(crate) keep: usize,
     /// The same in bytes: the adapter's whole state is read when it starts, and so is bounded.
     pub(crate) keep_bytes: usize,
+    /// Memory of messages that are kept behind a gap, bytes.
+    pub(crate) held_bytes: usize,
     /// Messages that may wait for proof at a time.
     pub(crate) unconfirmed_max: usize,
     /// What the destination counts as delivered.

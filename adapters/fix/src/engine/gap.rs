@@ -10,10 +10,16 @@ use crate::message::Message;
 use crate::version::BeginString;
 use crate::wire;
 
-/// Most messages, and bytes of them, that are kept behind a gap. Further ones are let go of: the partner is asked for them
-/// when it is their turn.
+/// Most messages that are kept behind a gap; of their memory `held_bytes` says how much. Further ones are let go of: the answer to
+/// the ResendRequest has them too, or they are asked for when it is their turn.
 const HELD_MESSAGES_MAX: usize = 2000;
-const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What a held message costs besides its bytes and its fields' places, rather too much.
+const HELD_OVERHEAD_BYTES: usize = 256;
+/// What a field's place costs.
+const PLACE_BYTES: usize = 12;
+/// Most of them, and bytes, that have their turn at once: one settlement holds a thousand events, and what each brings with it.
+const CAUGHT_UP_MESSAGES_MAX: usize = 100;
+const CAUGHT_UP_BYTES_MAX: usize = 1024 * 1024;
 /// How often the partner is asked for the same gap before the session gives up.
 const ASKED_MAX: u32 = 3;
 /// How long the partner may take to send the next missing message.
@@ -39,29 +45,37 @@ pub(super) struct Held {
 }
 
 impl Held {
+    fn has_room(&self, message: &Message, bytes_max: usize) -> bool {
+        self.messages.len() < HELD_MESSAGES_MAX && self.bytes + memory(message) <= bytes_max
+    }
+
+    fn has(&self, seq: u64) -> bool {
+        self.messages.contains_key(&seq)
+    }
+
     fn insert(&mut self, seq: u64, message: Message) {
-        let bytes = message.bytes().len();
-        let full = self.messages.len() >= HELD_MESSAGES_MAX || self.bytes + bytes > HELD_BYTES_MAX;
-        if !full && let std::collections::btree_map::Entry::Vacant(place) = self.messages.entry(seq) {
-            place.insert(message);
-            self.bytes += bytes;
+        self.bytes += memory(&message);
+        if let Some(before) = self.messages.insert(seq, message) {
+            self.bytes -= memory(&before);
         }
     }
 
-    /// The message with this number; those before it are of no use any more.
     fn take(&mut self, seq: u64) -> Option<Message> {
-        while let Some(entry) = self.messages.first_entry() {
-            if *entry.key() > seq {
-                return None;
-            }
-            let (number, message) = entry.remove_entry();
-            self.bytes -= message.bytes().len();
-            if number == seq {
-                return Some(message);
-            }
-        }
-        None
+        let message = self.messages.remove(&seq)?;
+        self.bytes -= memory(&message);
+        Some(message)
     }
+
+    /// Messages before this number are of no use any more.
+    fn forget_before(&mut self, seq: u64) {
+        while let Some(entry) = self.messages.first_entry().filter(|entry| *entry.key() < seq) {
+            self.bytes -= memory(&entry.remove());
+        }
+    }
+}
+
+fn memory(message: &Message) -> usize {
+    message.bytes().len() + message.fields().len() * PLACE_BYTES + HELD_OVERHEAD_BYTES
 }
 
 impl Engine {
@@ -71,8 +85,17 @@ impl Engine {
         self.note_gap(seq, now);
     }
 
+    /// How many messages are kept behind a gap, and what they take, bytes.
+    #[cfg(test)]
+    pub(super) fn held_now(&self) -> (usize, usize) {
+        (self.held.messages.len(), self.held.bytes)
+    }
+
     /// Keeps a copy: the message itself shares the memory of everything that was read with it.
     pub(super) fn hold(&mut self, seq: u64, message: &Message) {
+        if self.held.has(seq) || !self.held.has_room(message, self.config.held_bytes) {
+            return;
+        }
         let bytes = Bytes::copy_from_slice(message.bytes());
         if let Ok(copy) = wire::parse(bytes, self.config.validator.data_fields()) {
             self.held.insert(seq, copy);
@@ -103,9 +126,27 @@ impl Engine {
         self.gap = Some(Gap { highest, asked_through, expected, since: now.tick, asked });
     }
 
-    /// The next expected number has grown: whatever was kept for it has its turn.
+    /// Whether kept messages have their turn that did not go into the last commit; [`Engine::go_on`] goes on with them, and must
+    /// before anything else is received: what comes meanwhile would look as if it were too early.
+    pub(crate) fn catches_up(&self) -> bool {
+        self.catching_up
+    }
+
+    /// The next expected number has grown: whatever was kept for it has its turn, as much of it as goes into one commit.
     pub(super) fn catch_up(&mut self, now: Now) {
-        while let Some(message) = self.held.take(self.numbers.next_in) {
+        self.catching_up = false;
+        self.held.forget_before(self.numbers.next_in);
+        let emits = &self.turn.commit.emits;
+        let mut count = emits.len();
+        let mut bytes: usize = emits.iter().map(|received| received.message.bytes().len()).sum();
+        while self.held.has(self.numbers.next_in) {
+            if count >= CAUGHT_UP_MESSAGES_MAX || bytes >= CAUGHT_UP_BYTES_MAX {
+                self.catching_up = true;
+                return;
+            }
+            let Some(message) = self.held.take(self.numbers.next_in) else { break };
+            count += 1;
+            bytes += message.bytes().len();
             let expected = self.numbers.next_in;
             match message.msg_type() {
                 // Acted on when they came; only their numbers have had to wait.

@@ -1,5 +1,6 @@
 //! The session layer without sockets: rows after the specification's test cases, and two engines that talk to each other.
 
+mod gaps;
 mod lossy;
 mod orders;
 mod proof;
@@ -52,6 +53,7 @@ fn config(role: Role) -> Config {
         resend_chunk: 0,
         keep: 10_000,
         keep_bytes: 1024 * 1024,
+        held_bytes: 16 * 1024 * 1024,
         unconfirmed_max: 10_000,
         confirm: Level::Transport,
         confirm_within: Duration::from_secs(600),

@@ -28,6 +28,9 @@ const KEEP_MESSAGES_MAX: usize = 100_000;
 const KEEP_MESSAGES_MIN: usize = 256;
 /// Bytes of sent messages that all sessions keep together: the gateway hands the state over in one piece at every start.
 const KEEP_BYTES_MAX: usize = 24 * 1024 * 1024;
+/// Memory of messages that all sessions together keep behind gaps, and one of them, bytes.
+const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+const HELD_BYTES_PER_SESSION_MAX: usize = 16 * 1024 * 1024;
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const PASSWORD_BYTES_MAX: usize = 256;
 
@@ -67,12 +70,15 @@ pub(crate) fn plans(settings: &Settings, adapter: &str, confirm: Level) -> Resul
     if settings.sessions.len() > SESSIONS_MAX {
         faults.push(Fault::new("sessions", format!("{SESSIONS_MAX} at most; use more adapters")));
     }
-    let keep_bytes = KEEP_BYTES_MAX / settings.sessions.len().max(1);
+    let share = |bytes: usize| bytes / settings.sessions.len().max(1);
+    let keep_bytes = share(KEEP_BYTES_MAX);
+    let held_bytes = share(HELD_BYTES_MAX).min(HELD_BYTES_PER_SESSION_MAX);
     let mut names = BTreeSet::new();
     let mut between = BTreeMap::new();
     let mut entrances: BTreeMap<String, (usize, Entrance)> = BTreeMap::new();
     for (index, session) in settings.sessions.iter().enumerate() {
-        let mut reader = Reader { prefix: element("sessions", index), keep_bytes, faults: Vec::new() };
+        let mut reader =
+            Reader { prefix: element("sessions", index), keep_bytes, held_bytes, faults: Vec::new() };
         if !names.insert(&session.name) {
             reader.fault("name", "stands twice; each session has its own");
         }
@@ -127,6 +133,7 @@ fn turned(tag: Tag) -> Tag {
 pub(super) struct Reader {
     prefix: String,
     keep_bytes: usize,
+    held_bytes: usize,
     pub(super) faults: Vec<Fault>,
 }
 
@@ -190,6 +197,7 @@ impl Reader {
             resend_chunk: session.resend_chunk,
             keep: session.keep_messages,
             keep_bytes: self.keep_bytes,
+            held_bytes: self.held_bytes,
             unconfirmed_max: session.keep_messages,
             confirm,
             confirm_within: millis(session.confirm_timeout_ms),

@@ -1,0 +1,108 @@
+//! Commits of a session in their order, with a gateway that a test plays and a partner that says much at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use base64::Engine as _;
+use gatepost_adapter::Level;
+use gatepost_adapter::testing::Gateway;
+use gatepost_adapter::tls::Acceptor;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::data_fields::DataFields;
+use crate::settings::{Settings, plans};
+use crate::value::write_timestamp;
+use crate::version::BeginString;
+use crate::wire::{Draft, parse};
+
+/// More than one settlement holds, all of it in one read.
+const REPORTS: u64 = 230;
+
+fn message(msg_type: &str, seq: u64, fields: &[(u32, &str)]) -> bytes::Bytes {
+    let stamp = write_timestamp(OffsetDateTime::now_utc(), BeginString::Fix44.time_precision());
+    let draft = Draft::new(BeginString::Fix44, msg_type)
+        .header_number(34, seq)
+        .header(49, "SELL")
+        .header(56, "BUY")
+        .header(52, stamp);
+    fields.iter().fold(draft, |draft, (tag, value)| draft.field(*tag, value)).encode().unwrap()
+}
+
+fn next_in(state: &Value) -> Option<u64> {
+    let numbers = base64::engine::general_purpose::STANDARD.decode(state["n/main"].as_str()?).unwrap();
+    serde_json::from_slice::<Value>(&numbers).unwrap()["next_in"].as_u64()
+}
+
+/// The gateway does not take the first report, so the session answers it while others are still to be made durable. Whenever the
+/// process dies, all that its numbers say has come must be there.
+#[tokio::test]
+async fn no_commit_says_numbers_of_what_is_not_durable_yet() {
+    let (mut gateway, session) = Gateway::open(json!({})).await;
+    let settings: Settings =
+        serde_json::from_value(json!({"sessions": [{"name": "main", "listen": "127.0.0.1:1",
+        "begin_string": "FIX.4.4", "sender_comp_id": "BUY", "target_comp_id": "SELL", "heartbeat_s": 0}]}))
+        .unwrap();
+    let plan = plans(&settings, "lab", Level::Transport).unwrap().remove(0);
+    let (_orders, to_send) = mpsc::channel(1);
+    let (arrivals, arriving) = mpsc::channel(1);
+    let (_ask, asked) = mpsc::channel(1);
+    let (up, _is_up) = watch::channel(false);
+    let inputs = Inputs { orders: to_send, arrivals: arriving, asked, up };
+    let driver = tokio::spawn(Driver::new(session.clone(), plan, inputs).unwrap().run());
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut partner = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    let stream = Acceptor::new(None).unwrap().accept(stream, Duration::from_secs(5)).await.unwrap();
+    let logon = message("A", 1, &[(98, "0"), (108, "0")]);
+    let logon = parse(logon, &DataFields::default()).unwrap();
+    let mut all = Vec::new();
+    for seq in 2..2 + REPORTS {
+        all.extend_from_slice(&message("8", seq, &[(37, "o")]));
+    }
+    assert!(all.len() < 64 * 1024);
+    partner.write_all(&all).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    arrivals.send(Arrival { stream, logon, rest: Vec::new() }).await.ok().unwrap();
+
+    let (mut durable, mut refused, mut said) = (BTreeSet::new(), false, BTreeMap::new());
+    while durable.len() < REPORTS as usize {
+        let call = gateway.next("/v1/settle").await;
+        let emits = call.body["emit"].as_array().cloned().unwrap_or_default();
+        let seqs: Vec<u64> =
+            emits.iter().map(|event| event["fixseqnum"].as_str().unwrap().parse().unwrap()).collect();
+        if seqs.contains(&2) {
+            refused = true;
+            call.answer_problem("no_route");
+            continue;
+        }
+        durable.extend(seqs);
+        if let Some(next) = next_in(&call.body["state"]) {
+            if refused {
+                // It was dealt with in the commit that has no event any more.
+                durable.insert(2);
+            }
+            let missing: Vec<u64> = (2..next).filter(|seq| !durable.contains(seq)).collect();
+            assert_eq!(missing, [] as [u64; 0], "{next} is said to be next");
+        }
+        for (key, _) in call.body["state"].as_object().into_iter().flatten() {
+            *said.entry(key.split('/').next().unwrap().to_owned()).or_insert(0) += 1;
+        }
+        call.settled("ok");
+    }
+    assert!(refused && said["m"] >= 1, "the reject is kept: {said:?}");
+    drop(partner);
+    gateway.drain();
+    let finish = async {
+        tokio::pin!(driver);
+        loop {
+            tokio::select! {
+                done = &mut driver => break done.unwrap().unwrap(),
+                call = gateway.next("/v1/settle") => call.settled("ok"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), finish).await.unwrap();
+}
