@@ -12,11 +12,13 @@ use gatepost_adapter::{
 use uuid::Uuid;
 
 use crate::engine::{Commit, Config, Effect, Engine, Now, Proof, Received, Turn, Verdict};
-use crate::event::Origin;
+use crate::event::{Origin, content_id, may_be_double};
 
 /// Most results, events and state keys of one settlement; a little below the gateway's own limits.
 const ITEMS_MAX: usize = 400;
 const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What the gateway says of an event whose name another has had.
+const NAME_IN_USE: &str = "idempotency_mismatch";
 
 /// Deliveries that the gateway has given to this session and that are not settled yet.
 pub(crate) type InHand = HashMap<Uuid, Delivery>;
@@ -135,9 +137,7 @@ impl Books<'_> {
                     }
                     in_hand.retain(|delivery, _| !stale.contains(delivery));
                 }
-                Err(SettleError::Call(CallError::Refused(refusal)))
-                    if commits.iter().any(|commit| !commit.emits.is_empty()) =>
-                {
+                Err(error) if is_refusal(&error) && commits.iter().any(|commit| !commit.emits.is_empty()) => {
                     if commits.len() > 1 {
                         // One by one, so that one message that is not taken keeps no other back.
                         for commit in commits {
@@ -145,10 +145,18 @@ impl Books<'_> {
                         }
                         return Ok(());
                     }
-                    let problem = &refusal.problem;
+                    let (code, title) = match &error {
+                        SettleError::Call(CallError::Refused(refusal)) => {
+                            (&*refusal.problem.code, &*refusal.problem.title)
+                        }
+                        _ => ("too_large", "The message is too large"),
+                    };
                     for commit in &mut commits {
+                        if code == NAME_IN_USE && self.tell_apart(commit) {
+                            continue;
+                        }
                         for received in std::mem::take(&mut commit.emits) {
-                            self.turn_away(&received, &problem.code, &problem.title, engine, now);
+                            self.turn_away(&received, code, title, engine, now);
                         }
                     }
                     commits.retain(|commit| !commit.is_empty());
@@ -157,6 +165,27 @@ impl Books<'_> {
             }
         }
         Ok(())
+    }
+
+    /// An execution has come that was known by its content before. If it is alone, and its sender says that it may have sent it
+    /// before, it is the same once more and goes no further. What is not certain goes on, under its number. `false`: it is not that.
+    fn tell_apart(&self, commit: &mut Commit) -> bool {
+        if !commit.emits.iter().any(|received| content_id(received).is_some()) {
+            return false;
+        }
+        match &mut commit.emits[..] {
+            [one] if may_be_double(&one.message) => {
+                tracing::info!(
+                    session = self.config.name,
+                    epoch = one.epoch,
+                    seq = one.seq,
+                    "an execution that has come before is passed over"
+                );
+                commit.emits.clear();
+            }
+            several => several.iter_mut().for_each(|received| received.by_number = true),
+        }
+        true
     }
 
     fn turn_away(&self, received: &Received, code: &str, title: &str, engine: &mut Engine, now: Now) {
@@ -224,64 +253,14 @@ impl Books<'_> {
     }
 }
 
+/// The gateway's final word on a settlement, or ours in its place: it would be the same again.
+fn is_refusal(error: &SettleError) -> bool {
+    matches!(error, SettleError::Call(CallError::Refused(_)) | SettleError::OverLimit { .. })
+}
+
 fn fatal(error: SettleError) -> Refused {
     Refused::Fatal(Failure::new("the gateway does not take a settlement", error))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data_fields::DataFields;
-    use crate::version::BeginString;
-    use crate::wire::Draft;
-
-    fn lease(number: u128) -> Lease {
-        serde_json::from_value(serde_json::json!({"delivery": Uuid::from_u128(number), "token": "t"}))
-            .unwrap()
-    }
-
-    fn turn(begins: &[u128], outcomes: &[u128], emits: usize) -> Turn {
-        let report = Draft::new(BeginString::Fix44, "8").encode().unwrap();
-        let message = crate::wire::parse(report, &DataFields::default()).unwrap();
-        let received = Received { epoch: 1, seq: 1, message, answers: None };
-        let retry = |number: &u128| (lease(*number), Verdict::Retry(String::new()));
-        let commit = Commit {
-            begins: begins.iter().map(|number| lease(*number)).collect(),
-            outcomes: outcomes.iter().map(retry).collect(),
-            emits: vec![received; emits],
-            ..Commit::default()
-        };
-        Turn { commit, then: Vec::new() }
-    }
-
-    #[test]
-    fn what_the_gateway_may_refuse_is_not_mixed_with_what_it_keeps_in_any_case() {
-        let goes = |turns: [Turn; 2]| {
-            let mut batch = Batch::default();
-            let [first, second] = turns;
-            assert!(batch.add(first).is_ok());
-            batch.add(second).is_ok()
-        };
-        assert!(goes([turn(&[], &[], 1), turn(&[], &[], 1)]));
-        assert!(goes([turn(&[], &[1], 1), turn(&[2], &[], 0)]));
-        assert!(goes([turn(&[], &[], 0), turn(&[], &[], 1)]));
-        assert!(!goes([turn(&[], &[], 1), turn(&[], &[1], 0)]));
-        assert!(!goes([turn(&[], &[1], 0), turn(&[], &[], 1)]));
-        // One delivery stands once in a settlement.
-        assert!(!goes([turn(&[1], &[], 0), turn(&[], &[1], 0)]));
-        assert!(!goes([turn(&[], &[1], 0), turn(&[], &[1], 0)]));
-    }
-
-    #[test]
-    fn begins_go_with_what_they_can_go_with() {
-        let takes = |turn| {
-            let mut batch = Batch::default();
-            assert!(batch.add(turn).is_ok());
-            batch.takes_begins([lease(1)].iter())
-        };
-        assert!(takes(turn(&[], &[], 0)));
-        assert!(takes(turn(&[], &[2], 1)));
-        assert!(!takes(turn(&[], &[1], 0)));
-        assert!(!takes(turn(&[], &[], 1)));
-    }
-}
+mod tests;

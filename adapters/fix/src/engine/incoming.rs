@@ -190,7 +190,8 @@ impl Engine {
     fn take_in(&mut self, seq: u64, message: &Message) {
         let answers = self.business_answer(message);
         let epoch = self.numbers.epoch;
-        self.turn.commit.emits.push(Received { epoch, seq, message: message.clone(), answers });
+        let received = Received { epoch, seq, message: message.clone(), answers, by_number: false };
+        self.turn.commit.emits.push(received);
     }
 
     /// SequenceReset-GapFill, in turn.

@@ -37,6 +37,8 @@ pub(crate) struct Received {
     pub(crate) message: Message,
     /// The gateway's id of the message of ours that it answers.
     pub(crate) answers: Option<String>,
+    /// Its event has the message's number for a name, also where it would have one by its content.
+    pub(crate) by_number: bool,
 }
 
 /// What must be durable, all of it at once, before anything of it is acted on.
