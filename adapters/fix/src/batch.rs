@@ -110,8 +110,14 @@ impl Books<'_> {
     ) -> Result<(), Refused> {
         commits.retain(|commit| !commit.is_empty());
         while !commits.is_empty() {
+            let [before, behind] = points(&commits);
+            gatepost_faults::point(before);
             match self.gateway.settle(self.settlement(&commits, in_hand)).await {
                 Ok(_) => {
+                    gatepost_faults::point(behind);
+                    if let Some(epoch) = commits.iter().filter_map(|commit| commit.epoch).next_back() {
+                        tracing::info!(session = self.config.name, epoch, "the sequence numbers begin anew");
+                    }
                     let settled = commits.iter().flat_map(|commit| &commit.outcomes);
                     for (lease, _) in settled {
                         in_hand.remove(&lease.delivery);
@@ -256,6 +262,22 @@ impl Books<'_> {
 /// The gateway's final word on a settlement, or ours in its place: it would be the same again.
 fn is_refusal(error: &SettleError) -> bool {
     matches!(error, SettleError::Call(CallError::Refused(_)) | SettleError::OverLimit { .. })
+}
+
+/// Where the fault laboratory lets the process die: before and behind the commit of these.
+fn points(commits: &[Commit]) -> [&'static str; 2] {
+    let any = |has: fn(&Commit) -> bool| commits.iter().any(has);
+    if any(|commit| commit.epoch.is_some()) {
+        ["fix.before_reset", "fix.after_reset"]
+    } else if any(|commit| !commit.begins.is_empty()) {
+        ["fix.before_begin", "fix.after_begin"]
+    } else if any(|commit| !commit.emits.is_empty()) {
+        ["fix.before_receive", "fix.after_receive"]
+    } else if any(|commit| !commit.outcomes.is_empty()) {
+        ["fix.before_outcome", "fix.after_outcome"]
+    } else {
+        ["fix.before_numbers", "fix.after_numbers"]
+    }
 }
 
 fn fatal(error: SettleError) -> Refused {

@@ -265,6 +265,7 @@ impl Engine {
         }
         self.numbers.reset(window);
         self.numbers_changed = true;
+        self.turn.commit.epoch = Some(self.numbers.epoch);
         self.outbox.begin_epoch(self.numbers.epoch);
         self.forget_connection();
     }

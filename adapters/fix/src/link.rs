@@ -201,18 +201,28 @@ async fn write(
             places.extend(carries);
         }
         let length = bytes.len();
-        while bytes.has_remaining() {
-            let written = timeout(WRITE_PATIENCE, to.write_buf(&mut bytes)).await;
-            if written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
+        if gatepost_faults::ON && !places.is_empty() {
+            let half = bytes.split_to(length / 2);
+            write_all(&mut to, half).await?;
+            gatepost_faults::point("fix.mid_write");
         }
-        timeout(WRITE_PATIENCE, to.flush()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        write_all(&mut to, bytes).await?;
         queued.fetch_sub(length, Ordering::AcqRel);
         if !places.is_empty() {
+            gatepost_faults::point("fix.after_write");
             // Nobody listens any more once the connection is given up.
             let _ = tell.send(places);
         }
     }
     to.shutdown().await
+}
+
+async fn write_all(to: &mut WriteHalf<Stream>, mut bytes: BytesMut) -> io::Result<()> {
+    let overdue = |_| io::Error::from(io::ErrorKind::TimedOut);
+    while bytes.has_remaining() {
+        if timeout(WRITE_PATIENCE, to.write_buf(&mut bytes)).await.map_err(overdue)?? == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+    }
+    timeout(WRITE_PATIENCE, to.flush()).await.map_err(overdue)?
 }

@@ -297,7 +297,6 @@ impl Driver {
     }
 
     async fn act(&mut self, effects: Vec<Effect>) -> Result<(), Failure> {
-        gatepost_faults::point("fix.after_commit");
         for effect in effects {
             match effect {
                 Effect::Write { bytes, carries } => {

@@ -69,6 +69,31 @@ pub const ADAPTER_POINTS: [&str; 5] = [
     "hl7.before_ack",
 ];
 
+/// Those of `gatepost-fix`: before and behind the commits of a session, by the most that they hold, and at its connection.
+pub const FIX_POINTS: [&str; 12] = [
+    // Orders have numbers, and that is not durable.
+    "fix.before_begin",
+    // It is, and no byte has left.
+    "fix.after_begin",
+    // Half of the bytes of some have left.
+    "fix.mid_write",
+    // All have, and the session has not been told.
+    "fix.after_write",
+    // What has become of orders is known, and not durable.
+    "fix.before_outcome",
+    "fix.after_outcome",
+    // Messages have come, and are not durable.
+    "fix.before_receive",
+    // They are, and nothing of them has been acted on.
+    "fix.after_receive",
+    // The session's own messages have come or are to leave.
+    "fix.before_numbers",
+    "fix.after_numbers",
+    // The numbers begin at 1 again, and that is not durable.
+    "fix.before_reset",
+    "fix.after_reset",
+];
+
 /// The points of `gatepost`'s commands that copy data and put it back.
 pub const COMMAND_POINTS: [&str; 3] = [
     // The database has been copied, and the log's files have not.

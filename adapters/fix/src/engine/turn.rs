@@ -48,6 +48,8 @@ pub(crate) struct Commit {
     pub(crate) begins: Vec<Lease>,
     pub(crate) outcomes: Vec<(Lease, Verdict)>,
     pub(crate) emits: Vec<Received>,
+    /// The sequence numbers begin at 1 with it, in this epoch.
+    pub(crate) epoch: Option<u64>,
 }
 
 impl Commit {

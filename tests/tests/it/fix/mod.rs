@@ -3,9 +3,9 @@
 mod away;
 mod certificates;
 mod desks;
-mod kills;
+pub(crate) mod kills;
 mod operators;
-mod partner;
+pub(crate) mod partner;
 mod query;
 mod reset;
 mod schedule;
@@ -48,7 +48,7 @@ fn pair(role: &'static str, words: &[&str], lines: &str, session: &str) -> Optio
     pair_of(Gateway::builder(), role, words, lines, session)
 }
 
-fn pair_of(
+pub(crate) fn pair_of(
     builder: Builder,
     role: &'static str,
     words: &[&str],
@@ -72,14 +72,14 @@ fn order(number: u32) -> Value {
     })
 }
 
-fn send_orders(gateway: &Gateway, numbers: std::ops::RangeInclusive<u32>) {
+pub(crate) fn send_orders(gateway: &Gateway, numbers: std::ops::RangeInclusive<u32>) {
     let orders: Vec<Value> = numbers.map(order).collect();
     let accepted = gateway.app().try_batch(&orders).unwrap();
     accepted.expect(202);
 }
 
 /// Everything in the inbox, settled.
-fn drain_fills(gateway: &Gateway) -> Vec<Value> {
+pub(crate) fn drain_fills(gateway: &Gateway) -> Vec<Value> {
     let mut all = Vec::new();
     loop {
         let leased = gateway.lease("fills", 500);
@@ -93,7 +93,7 @@ fn drain_fills(gateway: &Gateway) -> Vec<Value> {
 }
 
 /// The gateway gives up what its adapter dies of again and again; here the deaths are the test's.
-fn assert_none_dead(gateway: &Gateway) {
+pub(crate) fn assert_none_dead(gateway: &Gateway) {
     let dead = gateway.list("/v1/deliveries?state=dead", "deliveries");
     assert!(dead.is_empty(), "{dead:?}");
 }

@@ -1,5 +1,6 @@
 //! The fault laboratory: what must never be lost, doubled or reordered, whatever dies where.
 
+mod fix;
 mod hl7;
 mod kill;
 mod load;

@@ -12,7 +12,7 @@ fn names_the_variable(program: &std::path::Path) -> bool {
 
 #[test]
 fn a_normal_program_has_no_points_and_a_faulty_one_has() {
-    for name in ["gatepost", "gatepost-hl7", "gatepost-http"] {
+    for name in ["gatepost", "gatepost-fix", "gatepost-hl7", "gatepost-http"] {
         assert!(!names_the_variable(&program(name)), "{name} would obey GATEPOST_FAULTS");
         assert!(names_the_variable(&faulty(name)), "a faulty {name} has no points");
     }
