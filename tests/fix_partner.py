@@ -6,7 +6,8 @@ It is SELL and talks to BUY in FIX 4.4, or has the sessions that FIX_SESSIONS na
 session, like `;50=DESK;57=OTHER`; sessions that differ in them alone have qualifiers, which an acceptor cannot have. It keeps its files in DIRECTORY, and with `answer` confirms every order (35=D)
 with an ExecutionReport, with `status` every OrderStatusRequest (35=H). It prints a line for each thing that happens: `logon`,
 `logout`, and `app` or `admin` with the message, `|` for SOH. Lines on its standard input tell it what to do, in each session:
-`send FIRST LAST` sends ExecutionReports E<FIRST> to E<LAST> and says `sent LAST` once it has stored them, `expect N` makes it
+`send FIRST LAST` sends ExecutionReports E<FIRST> to E<LAST> and says `sent LAST` once it has stored them, `again FIRST LAST` the
+same with PossResend and `sent again LAST`, `expect N` makes it
 expect MsgSeqNum N next, `reset` sends a Logon with ResetSeqNumFlag, `forget ORDER` lets it forget that it has seen an order,
 `fill ORDER STATUS` sends a report on one, `quit` ends it."""
 
@@ -155,6 +156,13 @@ def main():
                     for session in partner.sessions:
                         fix.Session.sendToTarget(partner.report(f"E{number}", ""), session)
                 say("sent", last)
+            case ["again", first, last]:
+                for number in range(int(first), int(last) + 1):
+                    for session in partner.sessions:
+                        report = partner.report(f"E{number}", "")
+                        report.getHeader().setField(97, "Y")
+                        fix.Session.sendToTarget(report, session)
+                say("sent", "again", last)
             case ["expect", number]:
                 for session in partner.sessions:
                     fix.Session.lookupSession(session).setNextTargetMsgSeqNum(int(number))

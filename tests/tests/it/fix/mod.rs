@@ -3,6 +3,7 @@
 mod away;
 mod certificates;
 mod desks;
+mod executions;
 pub(crate) mod kills;
 mod operators;
 pub(crate) mod partner;
