@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::engine::{Commit, Config, Effect, Engine, Now, Proof, Received, Turn, Verdict};
 use crate::event::{Origin, content_id, may_be_double};
+use crate::link::QUEUE_BYTES_SOFT;
 
 /// Most results, events and state keys of one settlement; a little below the gateway's own limits.
 const ITEMS_MAX: usize = 400;
@@ -31,6 +32,8 @@ pub(crate) struct Batch {
     deliveries: HashSet<Uuid>,
     items: usize,
     bytes: usize,
+    /// Of what is to be written.
+    write_bytes: usize,
     /// Messages taken in without an outcome, which the gateway may refuse; with one it keeps them in any case. The two are
     /// not mixed, lest chance decide.
     only_emits: bool,
@@ -62,8 +65,18 @@ impl Batch {
         if !commit.is_empty() {
             self.commits.push(turn.commit);
         }
+        let written = turn.then.iter().map(|effect| match effect {
+            Effect::Write { bytes, .. } => bytes.len(),
+            Effect::Begun(_) | Effect::Close(_) | Effect::Alarm(_) => 0,
+        });
+        self.write_bytes += written.sum::<usize>();
         self.effects.extend(turn.then);
         Ok(())
+    }
+
+    /// Whether it has much to write: then it is settled before more is read, lest a partner that asks and asks fills memory.
+    pub(crate) fn says_much(&self) -> bool {
+        self.write_bytes >= QUEUE_BYTES_SOFT
     }
 
     /// Whether these deliveries can begin in the same settlement.

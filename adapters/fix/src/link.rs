@@ -69,6 +69,22 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         }
     }
 
+    /// The first message of whoever has not said who it is: it gets no second try.
+    pub(crate) async fn first(&mut self) -> io::Result<Option<Message>> {
+        loop {
+            match self.decoder.next_item() {
+                Some(Item::Message(message)) => return Ok(Some(message)),
+                Some(Item::Garbled(why)) => return Err(io::Error::new(io::ErrorKind::InvalidData, why)),
+                None => {}
+            }
+            let buffer = self.decoder.buffer();
+            buffer.reserve(READ_BYTES);
+            if self.stream.read_buf(buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
     /// The next message if it is here already.
     pub(crate) fn ready(&mut self) -> Option<Message> {
         loop {
@@ -225,4 +241,34 @@ async fn write_all(to: &mut WriteHalf<Stream>, mut bytes: BytesMut) -> io::Resul
         }
     }
     timeout(WRITE_PATIENCE, to.flush()).await.map_err(overdue)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::version::BeginString;
+    use crate::wire::Draft;
+
+    /// What takes longer hangs.
+    const HANG: Duration = Duration::from_secs(10);
+
+    /// QuickFIX's script 1d_InvalidLogonLengthInvalid: it is not waited for what else may come.
+    #[tokio::test]
+    async fn a_first_message_that_is_garbled_is_the_last() {
+        let logon = Draft::new(BeginString::Fix44, "A").header_number(34, 1).encode().unwrap();
+        let (mut partner, ours) = tokio::io::duplex(1024);
+        let mut reader = Reader::new(ours, 512, DataFields::default());
+        partner.write_all(&logon).await.unwrap();
+        assert_eq!(reader.first().await.unwrap().unwrap().bytes(), &logon);
+        for (good, wrong) in [("9=10", "9=11"), ("35=A", "35=0"), ("8=FIX.4.4\x019=", "8=FIX.4.4\x01x=")] {
+            let text = String::from_utf8(logon.to_vec()).unwrap();
+            assert!(text.contains(good), "{text}");
+            let (mut partner, ours) = tokio::io::duplex(1024);
+            let mut reader = Reader::new(ours, 512, DataFields::default());
+            partner.write_all(text.replace(good, wrong).as_bytes()).await.unwrap();
+            partner.write_all(&logon).await.unwrap();
+            let first = timeout(HANG, reader.first()).await.expect("it is waited for more");
+            assert_eq!(first.unwrap_err().kind(), io::ErrorKind::InvalidData, "{wrong}");
+        }
+    }
 }

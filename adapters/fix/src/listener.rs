@@ -90,7 +90,7 @@ async fn introduce(stream: TcpStream, acceptor: &Acceptor, doors: &Doors) -> Res
     let stream = acceptor.accept(stream, LOGON_PATIENCE).await.map_err(|error| error.to_string())?;
     link::prepare(&stream).map_err(|_| "it cannot be used")?;
     let mut reader = Reader::new(stream, LOGON_BYTES_MAX, DataFields::default());
-    let first = timeout(LOGON_PATIENCE, reader.next()).await.map_err(|_| "no Logon came in time")?;
+    let first = timeout(LOGON_PATIENCE, reader.first()).await.map_err(|_| "no Logon came in time")?;
     let logon = first.map_err(|error| explain(&error))?.ok_or("it ended before a Logon came")?;
     if logon.msg_type() != b"A" {
         return Err("its first message is no Logon".to_owned());

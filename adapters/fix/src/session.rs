@@ -179,6 +179,9 @@ impl Driver {
         for _ in 0..STEP_MESSAGES_MAX {
             let Some(heard) = self.link.as_mut().and_then(Link::ready) else { break };
             self.heard(heard).await?;
+            if self.batch.says_much() {
+                break;
+            }
         }
         while let Ok(order) = self.orders.try_recv() {
             self.waiting.push_back(order);

@@ -61,6 +61,17 @@ fn begins_go_with_what_they_can_go_with() {
     assert!(!takes(turn(&[], &[], 1)));
 }
 
+#[test]
+fn what_says_much_is_told_by_its_bytes() {
+    let mut batch = Batch::default();
+    let write = |count: usize| {
+        let write = Effect::Write { bytes: vec![0; count].into(), carries: None };
+        Turn { then: vec![write], ..Turn::default() }
+    };
+    assert!(batch.add(write(QUEUE_BYTES_SOFT - 1)).is_ok() && !batch.says_much());
+    assert!(batch.add(write(1)).is_ok() && batch.says_much());
+}
+
 // === what is refused ===
 
 fn plan() -> Plan {

@@ -77,6 +77,12 @@ impl Engine {
         if from <= self.numbers.forgotten {
             self.alarm(Alarm::NotKept { from, through: self.numbers.forgotten });
         }
+        if let Some(answer) = &mut self.answer {
+            // One that is under way is not forgotten: both in one, which may send some once more, marked as all of it is.
+            answer.next = answer.next.min(from);
+            answer.through = answer.through.max(through);
+            return;
+        }
         self.answer = Some(Answer { next: from, through });
         self.answer_more(now);
     }

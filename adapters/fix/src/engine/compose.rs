@@ -163,8 +163,8 @@ impl Engine {
         now: Now,
     ) {
         let seq = self.numbers.next_out;
-        let mut draft = self.draft(b"3", seq, now);
-        draft = draft.number(tag::REF_SEQ_NUM, refused.seq_num().unwrap_or(0));
+        let draft = self.draft(b"3", seq, now).number(tag::REF_SEQ_NUM, refused.seq_num().unwrap_or(0));
+        let mut draft = with_text(draft, text);
         // These three came with FIX 4.2.
         if self.config.begin_string >= BeginString::Fix42 {
             if let Some(ref_tag) = ref_tag {
@@ -177,7 +177,7 @@ impl Engine {
                 draft = draft.number(tag::SESSION_REJECT_REASON, u64::from(code));
             }
         }
-        let _ = self.send_kept(with_text(draft, text), now);
+        let _ = self.send_kept(draft, now);
     }
 
     /// A BusinessMessageReject (35=j), or before FIX 4.2 a Reject. Kept like any application message.
@@ -186,12 +186,11 @@ impl Engine {
             return self.send_reject(refused, RejectReason::Unnamed, None, text, now);
         }
         let seq = self.numbers.next_out;
-        let draft = self
-            .draft(b"j", seq, now)
-            .number(tag::REF_SEQ_NUM, refused.seq_num().unwrap_or(0))
+        let draft = self.draft(b"j", seq, now).number(tag::REF_SEQ_NUM, refused.seq_num().unwrap_or(0));
+        let draft = with_text(draft, text)
             .field(tag::REF_MSG_TYPE, refused.msg_type())
             .number(tag::BUSINESS_REJECT_REASON, u64::from(reason));
-        let _ = self.send_kept(with_text(draft, text), now);
+        let _ = self.send_kept(draft, now);
     }
 
     /// Gives the place that it got.
@@ -227,17 +226,17 @@ impl Engine {
     }
 }
 
-/// What a Logon says besides its header.
+/// What a Logon says besides its header; in the order of tags, as in all messages of the session.
 fn logon(config: &Config, draft: Draft, heartbeat: Duration, reset: bool, next_in: u64) -> Draft {
     let mut draft = draft.field(tag::ENCRYPT_METHOD, "0").number(tag::HEART_BT_INT, heartbeat.as_secs());
     if reset {
         draft = draft.field(tag::RESET_SEQ_NUM_FLAG, "Y");
     }
-    if config.next_expected {
-        draft = draft.number(tag::NEXT_EXPECTED_MSG_SEQ_NUM, next_in);
-    }
     if let Some(credentials) = &config.credentials {
         draft = draft.field(USERNAME, &credentials.username).field(PASSWORD, &credentials.password);
+    }
+    if config.next_expected {
+        draft = draft.number(tag::NEXT_EXPECTED_MSG_SEQ_NUM, next_in);
     }
     match config.appl_ver_id {
         Some(version) => draft.field(tag::DEFAULT_APPL_VER_ID, version.code()),

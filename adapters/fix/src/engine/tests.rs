@@ -1,5 +1,6 @@
 //! The session layer without sockets: rows after the specification's test cases, and two engines that talk to each other.
 
+mod answers;
 mod gaps;
 mod lossy;
 mod orders;

@@ -7,7 +7,7 @@ use gatepost_adapter::Level;
 use gatepost_adapter::testing::Gateway;
 use gatepost_adapter::tls::Acceptor;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -35,19 +35,25 @@ fn next_in(state: &Value) -> Option<u64> {
     serde_json::from_slice::<Value>(&numbers).unwrap()["next_in"].as_u64()
 }
 
-/// The gateway does not take the first report, so the session answers it while others are still to be made durable. Whenever the
-/// process dies, all that its numbers say has come must be there.
-#[tokio::test]
-async fn no_commit_says_numbers_of_what_is_not_durable_yet() {
-    let (mut gateway, session) = Gateway::open(json!({})).await;
+struct Played {
+    gateway: Gateway,
+    driver: tokio::task::JoinHandle<Result<(), Failure>>,
+    partner: TcpStream,
+    /// As long as they live nobody else has an end to wait for.
+    _inputs: (mpsc::Sender<Order>, mpsc::Sender<Arrival>, mpsc::Sender<Asked>),
+}
+
+/// A session that its partner logs on to, with these bytes behind the Logon.
+async fn logged_on_with(bytes: &[u8]) -> Played {
+    let (gateway, session) = Gateway::open(json!({})).await;
     let settings: Settings =
         serde_json::from_value(json!({"sessions": [{"name": "main", "listen": "127.0.0.1:1",
         "begin_string": "FIX.4.4", "sender_comp_id": "BUY", "target_comp_id": "SELL", "heartbeat_s": 0}]}))
         .unwrap();
     let plan = plans(&settings, "lab", Level::Transport).unwrap().remove(0);
-    let (_orders, to_send) = mpsc::channel(1);
+    let (orders, to_send) = mpsc::channel(1);
     let (arrivals, arriving) = mpsc::channel(1);
-    let (_ask, asked) = mpsc::channel(1);
+    let (ask, asked) = mpsc::channel(1);
     let (up, _is_up) = watch::channel(false);
     let inputs = Inputs { orders: to_send, arrivals: arriving, asked, up };
     let driver = tokio::spawn(Driver::new(session.clone(), plan, inputs).unwrap().run());
@@ -58,18 +64,46 @@ async fn no_commit_says_numbers_of_what_is_not_durable_yet() {
     let stream = Acceptor::new(None).unwrap().accept(stream, Duration::from_secs(5)).await.unwrap();
     let logon = message("A", 1, &[(98, "0"), (108, "0")]);
     let logon = parse(logon, &DataFields::default()).unwrap();
+    partner.write_all(bytes).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    arrivals.send(Arrival { stream, logon, rest: Vec::new() }).await.ok().unwrap();
+    Played { gateway, driver, partner, _inputs: (orders, arrivals, ask) }
+}
+
+impl Played {
+    /// Ends it; what the partner was told.
+    async fn finish(self) -> Vec<u8> {
+        let Self { mut gateway, mut driver, mut partner, _inputs } = self;
+        gateway.drain();
+        partner.shutdown().await.unwrap();
+        let ending = async {
+            loop {
+                tokio::select! {
+                    done = &mut driver => break done.unwrap().unwrap(),
+                    call = gateway.next("/v1/settle") => call.settled("ok"),
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ending).await.unwrap();
+        let mut told = Vec::new();
+        partner.read_to_end(&mut told).await.unwrap();
+        told
+    }
+}
+
+/// The gateway does not take the first report, so the session answers it while others are still to be made durable. Whenever the
+/// process dies, all that its numbers say has come must be there.
+#[tokio::test]
+async fn no_commit_says_numbers_of_what_is_not_durable_yet() {
     let mut all = Vec::new();
     for seq in 2..2 + REPORTS {
         all.extend_from_slice(&message("8", seq, &[(37, "o")]));
     }
     assert!(all.len() < 64 * 1024);
-    partner.write_all(&all).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    arrivals.send(Arrival { stream, logon, rest: Vec::new() }).await.ok().unwrap();
-
+    let mut played = logged_on_with(&all).await;
     let (mut durable, mut refused, mut said) = (BTreeSet::new(), false, BTreeMap::new());
     while durable.len() < REPORTS as usize {
-        let call = gateway.next("/v1/settle").await;
+        let call = played.gateway.next("/v1/settle").await;
         let emits = call.body["emit"].as_array().cloned().unwrap_or_default();
         let seqs: Vec<u64> =
             emits.iter().map(|event| event["fixseqnum"].as_str().unwrap().parse().unwrap()).collect();
@@ -93,16 +127,24 @@ async fn no_commit_says_numbers_of_what_is_not_durable_yet() {
         call.settled("ok");
     }
     assert!(refused && said["m"] >= 1, "the reject is kept: {said:?}");
-    drop(partner);
-    gateway.drain();
-    let finish = async {
-        tokio::pin!(driver);
-        loop {
-            tokio::select! {
-                done = &mut driver => break done.unwrap().unwrap(),
-                call = gateway.next("/v1/settle") => call.settled("ok"),
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), finish).await.unwrap();
+    played.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_garbled_is_passed_over_and_takes_no_number() {
+    let [second, third] = [2, 3].map(|seq| message("8", seq, &[(37, "o")]));
+    let mut garbled = third.to_vec();
+    let sum = garbled.len() - 3;
+    garbled[sum] = if garbled[sum] == b'0' { b'1' } else { b'0' };
+    let mut played = logged_on_with(&[&second[..], &garbled, &third].concat()).await;
+    let mut came = Vec::new();
+    while came.len() < 2 {
+        let call = played.gateway.next("/v1/settle").await;
+        let emits = call.body["emit"].as_array().into_iter().flatten();
+        came.extend(emits.map(|event| event["fixseqnum"].as_str().unwrap().to_owned()));
+        call.settled("ok");
+    }
+    assert_eq!(came, ["2", "3"]);
+    let told = String::from_utf8(played.finish().await).unwrap();
+    assert!(told.contains("\x0135=A\x01") && !told.contains("\x0135=2\x01"), "{told}");
 }

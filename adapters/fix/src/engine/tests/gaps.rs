@@ -152,3 +152,39 @@ fn what_a_reset_passes_over_takes_no_room_any_more() {
     receive(&mut side, "35=4|34=99|36=8");
     assert_eq!((came(&side), side.engine.held_now()), (vec![8, 9], (0, 0)));
 }
+
+/// QuickFIX's script RejectResentMessage, and quickfixj 1235: neither is looked at before its turn.
+#[test]
+fn what_was_held_is_checked_and_acted_on_in_its_turn() {
+    let mut side = up(|config| {
+        config.validator = Validator::new(crate::validate::Level::Structure, None).unwrap();
+        config.confirm = Level::Business;
+    });
+    side.send(&[1], at(0));
+    side.left();
+    side.outcomes.clear();
+    side.receive("35=8|34=3|58=a|50=X", at(0));
+    side.receive("35=3|34=4|45=2|58=bad", at(0));
+    assert_eq!((side.left(), side.outcomes.len()), (vec!["35=2|34=3|7=2|16=0".to_owned()], 0));
+    side.receive("35=0|34=2|43=Y|122=20261130-08:59:59.000", at(0));
+    let left = side.left();
+    assert!(
+        matches!(&left[..], [reject] if reject.starts_with("35=3|34=4|45=3|") && reject.ends_with("|373=14")),
+        "{left:?}"
+    );
+    assert!(matches!(side.outcomes[..], [(_, Verdict::Reject(..))]), "{:?}", side.outcomes);
+    assert_eq!(side.engine.numbers().next_in, 5);
+}
+
+#[test]
+fn a_gap_is_asked_for_anew_over_a_new_connection() {
+    let mut side = up(|_| {});
+    side.receive("35=8|34=5|37=x", at(0));
+    // It was written to a socket that was gone: nobody knows whether the partner has seen it.
+    assert_eq!(side.left(), ["35=2|34=2|7=2|16=0"]);
+    side.engine.disconnected();
+    side.connect(at(1));
+    assert_eq!(side.left(), ["35=A|34=3|98=0|108=30"]);
+    side.receive("35=A|34=6|98=0|108=30", at(1));
+    assert_eq!(side.left(), ["35=2|34=4|7=2|16=0"]);
+}

@@ -280,22 +280,3 @@ fn what_is_confirmed_or_orphaned_at_once_is_settled_in_pieces() {
         }
     }
 }
-
-#[test]
-fn an_answer_goes_out_in_pieces() {
-    let mut side = up(|_| {});
-    let numbers: Vec<u128> = (1..=600).collect();
-    side.send(&numbers, at(0));
-    side.left();
-    side.receive("35=2|34=2|7=1|16=0", at(0));
-    let mut again = side.left();
-    assert_eq!(again.len(), 257);
-    assert!(!side.engine.can_send(), "old and new must not mix");
-    while side.engine.has_more() {
-        side.engine.go_on(at(0));
-        side.settle();
-        again.extend(side.left());
-    }
-    assert_eq!(again.iter().filter(|text| text.starts_with("35=D|")).count(), 600);
-    assert!(side.engine.can_send());
-}
