@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost_adapter::listener;
-use gatepost_adapter::tls::{Acceptor, explain};
+use gatepost_adapter::tls::{Acceptor, PeerName, explain};
 use gatepost_adapter::{Failure, Session};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -33,6 +33,8 @@ type Doors<T = mpsc::Sender<Arrival>> = HashMap<Who, Vec<Door<T>>>;
 struct Door<T> {
     /// SubIDs and LocationIDs of the partner's Logon: what tells sessions with the same CompIDs apart.
     ids: Vec<(Tag, String)>,
+    /// Of these its certificate must have one, if there are any.
+    names: Vec<PeerName>,
     arrivals: T,
 }
 
@@ -54,7 +56,7 @@ impl Listener {
             config.target_comp_id.clone().into_bytes(),
             config.sender_comp_id.clone().into_bytes(),
         );
-        let door = Door { ids: config.partner_header.clone(), arrivals };
+        let door = Door { ids: config.partner_header.clone(), names: plan.partner_names.clone(), arrivals };
         self.doors.entry(who).or_default().push(door);
     }
 
@@ -97,12 +99,15 @@ async fn introduce(stream: TcpStream, acceptor: &Acceptor, doors: &Doors) -> Res
     }
     let door = named(doors, &logon)?;
     let (stream, rest) = reader.into_parts();
+    if !door.names.is_empty() && !stream.peer_names().iter().any(|name| door.names.contains(name)) {
+        return Err("its certificate is not one of its session's partner".to_owned());
+    }
     let arrival = Arrival { stream, logon, rest: rest.to_vec() };
-    door.send(arrival).await.map_err(|_| "its session is closed".to_owned())
+    door.arrivals.send(arrival).await.map_err(|_| "its session is closed".to_owned())
 }
 
 /// The session that a Logon names: of those all of whose ids it has, the one that has most of them.
-fn named<'a, T>(doors: &'a Doors<T>, logon: &Message) -> Result<&'a T, &'static str> {
+fn named<'a, T>(doors: &'a Doors<T>, logon: &Message) -> Result<&'a Door<T>, &'static str> {
     let is_meant = |door: &&Door<T>| door.ids.iter().all(|(tag, id)| logon.get(*tag) == Some(id.as_bytes()));
     let mut meant: Vec<&Door<T>> = doors.get(&who(logon)).into_iter().flatten().filter(is_meant).collect();
     meant.sort_by_key(|door| std::cmp::Reverse(door.ids.len()));
@@ -111,7 +116,7 @@ fn named<'a, T>(doors: &'a Doors<T>, logon: &Message) -> Result<&'a T, &'static 
         [first, second, ..] if first.ids.len() == second.ids.len() => {
             Err("its Logon names several sessions of this address")
         }
-        [first, ..] => Ok(&first.arrivals),
+        [first, ..] => Ok(first),
     }
 }
 
@@ -136,7 +141,7 @@ mod tests {
         let mut doors = Doors::new();
         for (name, ids) in all {
             let ids = ids.iter().map(|(tag, id)| (*tag, (*id).to_owned())).collect();
-            doors.entry(who(&logon(&[]))).or_default().push(Door { ids, arrivals: *name });
+            doors.entry(who(&logon(&[]))).or_default().push(Door { ids, names: Vec::new(), arrivals: *name });
         }
         doors
     }
@@ -161,7 +166,7 @@ mod tests {
             // As much of one as of the other.
             (&[(57, "D1"), (142, "LDN")], None),
         ] {
-            assert_eq!(named(&doors, &logon(ids)).ok().copied(), expected, "{ids:?}");
+            assert_eq!(named(&doors, &logon(ids)).ok().map(|door| door.arrivals), expected, "{ids:?}");
         }
     }
 

@@ -8,7 +8,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use gatepost_adapter::Network;
-use gatepost_adapter::tls::{ConnectTls, ListenTls};
+use gatepost_adapter::tls::{ConnectTls, ListenTls, PeerName};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -39,6 +39,11 @@ pub(crate) struct SessionSettings {
     pub(crate) listen: Option<String>,
     /// With `listen`: TLS with partners that connect.
     pub(crate) listen_tls: Option<ListenTls>,
+    /// With `listen_tls.client_ca_files`: names of which the certificate of whoever logs on to this session must have one, as in
+    /// `allow_names` there. Sessions of one address are told apart by what their partners can prove, not only by what they say.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub(crate) partner_names: Vec<PeerName>,
     /// With `listen`: partners' addresses (`10.1.2.3`) and networks (`10.1.0.0/16`). Others are turned away. Default: this
     /// host.
     #[schemars(with = "Option<Vec<String>>")]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gatepost_adapter::tls::{ConnectTls, ListenTls};
+use gatepost_adapter::tls::{ConnectTls, ListenTls, PeerName};
 use gatepost_adapter::{Fault, Level, Network, element};
 
 use super::{AfterResetSetting, QuerySetting, ResetOn, SessionSettings, Settings};
@@ -55,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) config: Arc<Config>,
     pub(crate) way: Way,
     pub(crate) origin: Origin,
+    /// Names of certificates, of which whoever logs on must have one; none: whoever may connect may log on.
+    pub(crate) partner_names: Vec<PeerName>,
     pub(crate) message_bytes_max: usize,
     pub(crate) enabled: bool,
 }
@@ -163,6 +165,11 @@ impl Reader {
         if session.next_expected_seq_num && begin_string.is_some_and(|version| version < BeginString::Fix44) {
             self.fault("next_expected_seq_num", "came with FIX.4.4; leave it out");
         }
+        let asks_for_certificates =
+            session.listen_tls.as_ref().is_some_and(|tls| !tls.client_ca_files.is_empty());
+        if !session.partner_names.is_empty() && !asks_for_certificates {
+            self.fault("partner_names", "goes with `listen_tls` that has `client_ca_files`");
+        }
         if session.source.as_deref() == Some("") {
             self.fault("source", "must not be empty");
         }
@@ -225,6 +232,7 @@ impl Reader {
                     partition_key: session.partition_key,
                 },
             },
+            partner_names: session.partner_names.clone(),
             message_bytes_max: session.max_message_bytes,
             enabled: session.enabled,
         })

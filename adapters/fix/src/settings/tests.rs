@@ -71,6 +71,7 @@ fn every_fault_is_told_by_its_setting() {
         (json!({"allow_from": ["10.0.0.0/8"]}), vec!["listen_tls"]),
         (json!({"connect": null, "listen": "127.0.0.1:1", "tls": {}}), vec!["tls"]),
         (json!({"source": ""}), vec!["source"]),
+        (json!({"partner_names": ["dns:sell.example.org"]}), vec!["partner_names"]),
         (json!({"sender_sub_id": "", "target_sub_id": "A\u{1}"}), vec!["sender_sub_id", "target_sub_id"]),
         (
             json!({"begin_string": "FIX.4.0", "sender_location_id": "NY", "target_location_id": "LDN"}),

@@ -56,6 +56,46 @@ fn whoever_is_not_the_partner_is_told_nothing() {
     assert_eq!((partner.took().len(), partner.logons()), (5, 1));
 }
 
+/// Two partners at one address, both with a certificate of the authority: neither can log on as the other.
+#[test]
+fn a_certificate_is_good_for_its_own_session_only() {
+    let port = free_port();
+    let builder = Gateway::builder();
+    let certificates = Certificates::make(builder.dir());
+    let directory = builder.dir().join("partner");
+    let more = certificates.of_partner();
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    let Some(partner) = Partner::new("initiator", port, &directory, &more) else { return skipped(PACKAGE) };
+    let mut partner = partner.sessions(&["BUY=FIX.4.4".to_owned(), "OTHER=FIX.4.4".to_owned()]);
+    let [certificate, key] = &certificates.ours;
+    let authority = &certificates.authority;
+    let session = |name: &str, id: &str, of: &str| {
+        format!(
+            "{{ name = \"{name}\", sender_comp_id = \"{id}\", target_comp_id = \"SELL\", begin_string = \"FIX.4.4\", listen = \"127.0.0.1:{port}\", \
+             partner_names = [\"dns:{of}.example.org\"], listen_tls = {{ client_ca_files = [{authority:?}], cert_file = {certificate:?}, key_file = {key:?} }} }}"
+        )
+    };
+    let sessions = [session("main", "BUY", "sell"), session("other", "OTHER", "somebody")];
+    let gateway = builder
+        .app("desk", &["orders.new"], &["fills"])
+        .inbox("fills", "")
+        .adapter(
+            "venue",
+            "run = \"gatepost-fix\"\norder = \"strict\"\nsend = [\"org.fixtrading.*\"]",
+            &format!("sessions = [{}]", sessions.join(", ")),
+        )
+        .route("desk", &["venue"])
+        .route("venue", &["fills"])
+        .start();
+    partner.start();
+    until("one has logged on", || (operators::state(&gateway)["state"] == "logged_on").then_some(()));
+    until("the other has been turned away", || {
+        gateway.log().contains("its certificate is not one of its session's partner").then_some(())
+    });
+    let all = gateway.admin().post("/v1/adapters/venue/calls", &json!({ "call": "sessions" })).json();
+    assert_eq!(all["answer"]["other"]["state"], "disconnected", "{all}");
+}
+
 /// What has no route is not lost in silence: its sender is told.
 #[test]
 fn what_the_gateway_does_not_take_is_rejected() {
