@@ -75,7 +75,7 @@ async fn hundreds_of_sessions_that_are_down_give_back_what_they_cannot_send_and_
     let sessions: Vec<Value> = (0..SESSIONS)
         .map(|number| {
             json!({"name": format!("s{number}"), "connect": "127.0.0.1:1", "begin_string": "FIX.4.4",
-                "sender_comp_id": "BUY", "target_comp_id": "SELL"})
+                "sender_comp_id": "BUY", "target_comp_id": format!("SELL{number}")})
         })
         .collect();
     let mut desk = start(&session, &sessions);
