@@ -214,6 +214,35 @@ mod tests {
         assert_eq!(gone.kind(), io::ErrorKind::NotFound);
     }
 
+    /// The files have the text `text`, or cannot be used; how often they were read.
+    fn read_by(live: &Live<String>, file: &Path, text: Result<&str, &str>) -> (String, usize) {
+        let mut reads = 0;
+        let held = live.current([file], || {
+            reads += 1;
+            text.map(str::to_owned)
+        });
+        (held.to_string(), reads)
+    }
+
+    #[test]
+    fn files_are_read_when_they_change_and_what_could_not_be_used_again_after_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "1").unwrap();
+        let live = Live::new([file.as_path()], || Ok::<_, &str>("one".to_owned())).unwrap();
+        let said = |text: &str, reads| (text.to_owned(), reads);
+        assert_eq!(read_by(&live, &file, Ok("not asked")), said("one", 0));
+        std::fs::write(&file, "12").unwrap();
+        assert_eq!(read_by(&live, &file, Err("no use")), said("one", 1));
+        assert_eq!(read_by(&live, &file, Ok("not yet")), said("one", 0));
+        let while_ago = || Instant::now().checked_sub(READ_AGAIN_AFTER);
+        locked(&live.0).failed_at = while_ago();
+        assert_eq!(read_by(&live, &file, Err("no use")), said("one", 1));
+        locked(&live.0).failed_at = while_ago();
+        assert_eq!(read_by(&live, &file, Ok("two")), said("two", 1));
+        assert_eq!(read_by(&live, &file, Ok("not asked")), said("two", 0));
+    }
+
     #[test]
     fn what_is_too_large_is_not_read_in_part() {
         let dir = tempfile::tempdir().unwrap();

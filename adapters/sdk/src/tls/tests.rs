@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, SanType, date_time_ymd};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -63,6 +63,22 @@ impl Authority {
         let mut settings = self.server();
         extend(&mut settings, more);
         serde_json::from_value(settings).unwrap()
+    }
+
+    /// A partner's sides, which resume what the other side lets them.
+    fn willing_to_resume(&self) -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
+        let provider = || Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server: ListenTls = serde_json::from_value(self.server()).unwrap();
+        let chain = CertificateDer::pem_file_iter(&server.cert_file).unwrap().collect::<Result<_, _>>();
+        let key = PrivateKeyDer::from_pem_file(&server.key_file).unwrap();
+        let server = rustls::ServerConfig::builder_with_provider(provider());
+        let server = server.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
+        let client = rustls::ClientConfig::builder_with_provider(provider());
+        let client = client.with_safe_default_protocol_versions().unwrap();
+        let client = client.with_root_certificates(roots).with_no_client_auth();
+        (Arc::new(server.with_single_cert(chain.unwrap(), key).unwrap()), Arc::new(client))
     }
 
     /// Settings that ask every client for a certificate of this authority.
@@ -532,4 +548,45 @@ fn what_is_wrong_says_where_and_what_to_do() {
     );
     assert!(read(with(json!({"min_version": "1.1"}))).contains("1.2"));
     assert!(read(with(json!({"ca_file": "x"}))).contains("unknown field `ca_file`"));
+}
+
+/// Who resumes a session is not judged again: not by a list that has changed, nor by a certificate that has run out.
+#[tokio::test]
+async fn nothing_is_resumed_either_way() {
+    use rustls::HandshakeKind::Full;
+
+    let authority = Authority::new();
+    let (listener, address) = listener().await;
+    let resuming = authority.willing_to_resume();
+    let connector = Connector::new(&address.to_string(), Some(&authority.connect(json!({})))).unwrap();
+    for _ in 0..3 {
+        let (ours, theirs) = tokio::join!(connector.connect(PATIENCE), async {
+            tokio_rustls::TlsAcceptor::from(Arc::clone(&resuming.0))
+                .accept(listener.accept().await.unwrap().0)
+                .await
+                .unwrap()
+        });
+        let (mut ours, mut theirs) = (ours.unwrap(), theirs);
+        assert_eq!(theirs.get_ref().1.handshake_kind(), Some(Full));
+        theirs.write_all(b"x").await.unwrap();
+        // With it come the tickets.
+        ours.read_exact(&mut [0]).await.unwrap();
+    }
+    let acceptor = Acceptor::new(Some(&authority.listen(json!({})))).unwrap();
+    for _ in 0..3 {
+        let name = rustls::pki_types::ServerName::try_from("lab.example").unwrap();
+        let (theirs, ours) = tokio::join!(
+            async {
+                let stream = TcpStream::connect(address).await.unwrap();
+                let connector = tokio_rustls::TlsConnector::from(Arc::clone(&resuming.1));
+                connector.connect(name, stream).await.unwrap()
+            },
+            async { acceptor.accept(listener.accept().await.unwrap().0, PATIENCE).await.unwrap() }
+        );
+        let (mut theirs, mut ours) = (theirs, ours);
+        assert_eq!(theirs.get_ref().1.handshake_kind(), Some(Full));
+        ours.write_all(b"x").await.unwrap();
+        ours.flush().await.unwrap();
+        theirs.read_exact(&mut [0]).await.unwrap();
+    }
 }

@@ -1,5 +1,10 @@
 //! Lists of revoked certificates, both ways.
 
+use rcgen::{
+    BasicConstraints, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    SerialNumber,
+};
+
 use super::*;
 
 const REVOKED: &str = "no TLS with the partner: its certificate has been revoked";
@@ -97,6 +102,70 @@ async fn a_list_that_is_replaced_holds_from_the_next_connection_on_and_ends_none
     assert_eq!(both_ends().await.1.unwrap_err().to_string(), REVOKED);
     both.authority.0.revoke("list", &[]);
     assert!(both_ends().await.1.is_ok());
+    // The one that connects follows its lists as well.
+    replace(both.authority.0.revoke("newer", &[&both.lab]));
+    assert_eq!(both_ends().await.0.unwrap_err().to_string(), REVOKED);
+}
+
+/// An authority below another, with a list of its own that names nobody.
+struct Below {
+    issuer: Issuer<'static, KeyPair>,
+    own: Certificate,
+    list: PathBuf,
+}
+
+impl Below {
+    fn new(root: &testing::Authority) -> Self {
+        let mut kept = None;
+        let own = root.certify_with("below", |params| {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params.extended_key_usages.clear();
+            params.distinguished_name.push(DnType::CommonName, "Below");
+            kept = Some(params.clone());
+        });
+        let key = KeyPair::from_pem(&std::fs::read_to_string(&own.key_file).unwrap()).unwrap();
+        let issuer = Issuer::new(kept.unwrap(), key);
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(4000, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let file = root.path("below.crl");
+        std::fs::write(&file, list.signed_by(&issuer).unwrap().pem().unwrap()).unwrap();
+        Self { issuer, own, list: file }
+    }
+
+    /// Puts a certificate of this authority, with that of the authority itself, in the place of another.
+    fn certify_anew(&self, certificate: &Certificate, name: &str) {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let own = std::fs::read_to_string(&self.own.cert_file).unwrap();
+        let chain = params.signed_by(&key, &self.issuer).unwrap().pem() + &own;
+        std::fs::write(&certificate.cert_file, chain).unwrap();
+        std::fs::write(&certificate.key_file, key.serialize_pem()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_authority_on_the_way_to_the_root_can_be_revoked_too() {
+    let both = Both::new();
+    let below = Below::new(&both.authority.0);
+    below.certify_anew(&both.lab, "lab.example");
+    below.certify_anew(&both.ehr, "ehr.example");
+    let root = both.authority.0.revoke("root", &[]);
+    assert_eq!(both.meet(&[root, below.list.clone()]).await, (None, None));
+    let revoked = both.authority.0.revoke("revoked", &[&below.own]);
+    for (lists, told) in [(vec![revoked, below.list.clone()], REVOKED), (vec![below.list], NOT_LISTED)] {
+        let ((connect, listen), (trusts, lets_in)) = (both.settings(&lists), both.settings(&[]));
+        assert_eq!(meet(&connect, &lets_in).await.0.unwrap_err(), told);
+        assert_eq!(meet(&trusts, &listen).await.1.unwrap_err(), told);
+    }
 }
 
 #[tokio::test]
