@@ -6,6 +6,7 @@ mod figures;
 mod fix;
 mod hl7;
 mod mllp;
+mod played;
 mod tap;
 mod venue;
 

@@ -1,9 +1,10 @@
 //! An HL7 partner that acknowledges at once, and remembers in which order messages came.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::thread;
+
+use crate::played;
 
 const START: u8 = 0x0b;
 const END: [u8; 2] = [0x1c, 0x0d];
@@ -18,18 +19,9 @@ pub(crate) struct Partner {
 
 impl Partner {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-        let address = listener.local_addr().expect("it has an address");
         let came: Arc<Mutex<Vec<String>>> = Arc::default();
         let noted = Arc::clone(&came);
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let noted = Arc::clone(&noted);
-                // A connection ends with its adapter.
-                thread::spawn(move || serve(stream, &noted));
-            }
-        });
-        Self { address, came }
+        Self { address: played::listen(move |stream| serve(stream, &noted)), came }
     }
 
     pub(crate) fn came(&self) -> Vec<String> {
@@ -38,7 +30,6 @@ impl Partner {
 }
 
 fn serve(mut stream: TcpStream, came: &Mutex<Vec<String>>) -> io::Result<()> {
-    stream.set_nodelay(true)?;
     let mut held = Vec::new();
     let mut buffer = vec![0; READ_BYTES];
     loop {

@@ -2,10 +2,11 @@
 //! with an ExecutionReport if it is to.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Instant, SystemTime};
+
+use crate::played;
 
 const SOH: u8 = 1;
 const READ_BYTES: usize = 256 * 1024;
@@ -27,17 +28,10 @@ struct Seen {
 
 impl Venue {
     pub(crate) fn start(answers: bool) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-        let address = listener.local_addr().expect("it has an address");
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let noted = Arc::clone(&seen);
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let session = Session { seen: &noted, answers, next_in: 1, next_out: 1, out: Vec::new() };
-                if let Err(error) = session.serve(stream) {
-                    gatepost_tests::note(&format!("the venue's session ended: {error}"));
-                }
-            }
+        let address = played::listen(move |stream| {
+            Session { seen: &noted, answers, next_in: 1, next_out: 1, out: Vec::new() }.serve(stream)
         });
         Self { address, seen }
     }
@@ -65,7 +59,6 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn serve(mut self, mut stream: TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
         let mut held = Vec::new();
         let mut buffer = vec![0; READ_BYTES];
         loop {
