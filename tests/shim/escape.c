@@ -152,6 +152,34 @@ static void ask_with(const char *name, const char *request, size_t length) {
     if (fd >= 0) close(fd);
 }
 
+// What the gateway would hand out, opened with its rights.
+static void ask_for_file(const char *name, const char *file) {
+    char request[600];
+    snprintf(request, sizeof request, "%s\n", file);
+    int fd = through_gateway(request, strlen(request));
+    say(name, fd >= 0 ? "allowed" : "denied", 0);
+    if (fd >= 0) close(fd);
+}
+
+// Other files, and one that it may have opened and that it has put a link in the place of.
+static void files_by_the_gateway(void) {
+    ask_for_file("ask-file-shadow", "/etc/shadow");
+    ask_for_file("ask-file-key", path("data/keys/audit.key"));
+    ask_for_file("ask-file-database", path("data/gatepost.db"));
+    ask_for_file("ask-file-beside-named", path("results/lure/../../outside/file"));
+    ask_for_file("ask-file-directory", path("results"));
+    static char lure[512];
+    snprintf(lure, sizeof lure, "%s", path("results/lure"));
+    const char *targets[] = {path("data/keys/audit.key"), "/etc/shadow", path("outside/file")};
+    for (size_t i = 0; i < sizeof targets / sizeof *targets; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "ask-file-linked-%zu", i + 1);
+        unlink(lure);
+        if (symlink(targets[i], lure)) say(name, "untestable", errno);
+        else ask_for_file(name, lure);
+    }
+}
+
 // A child is not the process that the gateway has started.
 static void ask_from_a_child(void) {
     pid_t child = fork();
@@ -595,6 +623,7 @@ int main(int argc, char **argv) {
     pid_t gateway = getppid();
     works();
     hosts();
+    files_by_the_gateway();
     files(gateway);
     groups();
     processes(gateway);

@@ -1,5 +1,5 @@
 //! Certificates and secrets that are replaced while a sandboxed adapter works: it goes by the new ones, without a restart and without being
-//! allowed more than the files that its settings name.
+//! allowed more than the files that its settings name. What it is not given so, the probe of `sandbox.rs` asks for.
 
 use std::fs::Permissions;
 use std::io::{Read as _, Write as _};
@@ -74,7 +74,7 @@ fn kubernetes(live: &Path, new: &[PathBuf; 2]) {
     std::fs::rename(live.join("..new"), live.join("..data")).unwrap();
 }
 
-/// What an adapter of this kind presents follows the files, and a file beside them stays closed to it.
+/// What an adapter of this kind presents follows the files, with the process that it has had from the beginning.
 fn follows(adapter: &str, renew: Renew, settings: impl Fn(u16, &str) -> String) {
     let (builder, port) = (Gateway::builder(), free_port());
     let (live, archive) = (builder.dir().join("live"), builder.dir().join("archive"));

@@ -20,7 +20,7 @@ use crate::order_event;
 /// A user that nobody is.
 const STRANGER: u32 = 61_234;
 /// What the probe tries at least.
-const TRIES_MIN: usize = 110;
+const TRIES_MIN: usize = 170;
 /// What gets through without a sandbox, for root; the probe would otherwise only seem to try.
 const THROUGH_WITHOUT_MIN: usize = 60;
 /// What the probe tries that only `strict` promises.
@@ -77,7 +77,12 @@ impl Escape {
         let _abstract = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
         let text = |name: &str| dir.join(name).display().to_string();
         let run = format!("{:?}", [text("escape"), text(""), own.to_string(), other.to_string()]);
-        let allow = format!("allow.connect = [\"127.0.0.1:{own}\"]\nallow.write = [{:?}]", text("results"));
+        std::fs::write(dir.join("results/lure"), "harmless").unwrap();
+        let allow = format!(
+            "allow.connect = [\"127.0.0.1:{own}\"]\nallow.read = [{:?}]\nallow.write = [{:?}]",
+            text("results/lure"),
+            text("results")
+        );
         let adapter = format!("run = {run}\nconfirm = \"sent\"\n{lines}\n{allow}");
         let gateway = builder.adapter("probe", &adapter, "").echo("other", "", "");
         Some(Self { gateway, listeners, _abstract })
