@@ -126,6 +126,35 @@ fn an_operator_calls_an_adapter_and_the_log_has_what_was_asked_and_what_came_of_
     gateway.audit_verifies();
 }
 
+/// Their arguments and reasons can name people.
+#[test]
+fn texts_of_calls_go_when_payloads_of_their_age_do() {
+    let builder = echo("", "calls = true");
+    let audit = builder.dir().join("data/audit");
+    let mut gateway = builder.start();
+    until("it takes calls", || gateway.cli(&["adapter", "calls", "desk"]).status.success().then_some(()));
+    gateway.cli_ok(&["adapter", "call", "desk", "say", "text=hello", "--reason", "a trial"]);
+    assert!(gateway.stop().success());
+    let texts = || -> Vec<String> {
+        let names = std::fs::read_dir(&audit).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = names.map(|name| name.into_string().unwrap());
+        names.filter(|name| name.trim_start_matches('.').starts_with("call-")).collect()
+    };
+    let own = texts();
+    assert_eq!(own.len(), 1);
+    // Of the year 2020; the second one was being written when the gateway was killed.
+    for name in [
+        "call-016f5e66-e800-7000-8000-000000000001.json",
+        ".call-016f5e66-e800-7000-8000-000000000002.json.tmp",
+    ] {
+        std::fs::write(audit.join(name), "{}").unwrap();
+    }
+    gateway.restart();
+    until("the old ones are gone", || (texts() == own).then_some(()));
+    assert!(gateway.stop().success());
+    gateway.audit_verifies();
+}
+
 #[test]
 fn an_adapter_that_hangs_can_be_restarted_and_the_rest_goes_on() {
     let gateway = echo("", "batch = 1").start();

@@ -45,26 +45,29 @@ pub(crate) async fn forget_calls(state: AppState, mut stop: watch::Receiver<bool
     }
 }
 
-/// How many went.
+/// How many went. One that cannot be removed keeps none of the others.
 fn forget(dir: &Path, keep: Duration, now: Timestamp) -> io::Result<u64> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         entries => entries?,
     };
-    let mut gone = 0;
+    let (mut gone, mut failed) = (0, None);
     for entry in entries {
         let entry = entry?;
         if entry.file_name().to_str().and_then(called_at).is_some_and(|at| now.since(at) >= keep) {
-            std::fs::remove_file(entry.path())?;
-            gone += 1;
+            match std::fs::remove_file(entry.path()) {
+                Ok(()) => gone += 1,
+                Err(error) => failed = Some(error),
+            }
         }
     }
-    Ok(gone)
+    failed.map_or(Ok(gone), Err)
 }
 
-/// When the call was made whose text has this name; `None` for any other file.
+/// When the call was made whose text has this name, or the one that it has while it is written; `None` for any other file.
 fn called_at(name: &str) -> Option<Timestamp> {
-    let id: Uuid = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()?;
+    let unfinished = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+    let id: Uuid = unfinished.unwrap_or(name).strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()?;
     let (seconds, nanos) = id.get_timestamp()?.to_unix();
     let micros = i64::try_from(seconds).ok()?.checked_mul(1_000_000)?;
     micros.checked_add(i64::from(nanos / 1000)).map(Timestamp::from_micros)
@@ -88,13 +91,15 @@ mod tests {
         };
         let (young, due, old) = (call(29), call(30), call(400));
         let random = file_name(Uuid::from_u128(7));
-        let others = ["checkpoint", "call-.json", "call-x.json", "vkey", random.as_str()];
-        for name in [&young, &due, &old].into_iter().map(String::as_str).chain(others) {
+        let others = ["checkpoint", "call-.json", "call-x.json", "vkey", random.as_str(), ".checkpoint.tmp"];
+        // Left by whoever was killed while it was written.
+        let unfinished = format!(".{}.tmp", call(31));
+        for name in [&young, &due, &old, &unfinished].into_iter().map(String::as_str).chain(others) {
             std::fs::write(dir.path().join(name), "{}").unwrap();
         }
         let now = Timestamp::from_micros(i64::try_from(NOW_S * 1_000_000).unwrap());
         let keep = Duration::from_secs(30 * DAY_S);
-        assert_eq!(forget(dir.path(), keep, now).unwrap(), 2);
+        assert_eq!(forget(dir.path(), keep, now).unwrap(), 3);
         assert_eq!(forget(dir.path(), keep, now).unwrap(), 0);
         let mut left: Vec<_> = std::fs::read_dir(dir.path())
             .unwrap()
@@ -105,5 +110,13 @@ mod tests {
         expected.sort();
         assert_eq!(left, expected);
         assert_eq!(forget(&dir.path().join("missing"), keep, now).unwrap(), 0);
+        // A directory cannot be removed so.
+        std::fs::create_dir(dir.path().join(call(40))).unwrap();
+        for days in 50..80 {
+            std::fs::write(dir.path().join(call(days)), "{}").unwrap();
+        }
+        assert!(forget(dir.path(), keep, now).is_err());
+        let count = std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(count, expected.len() + 1, "and all others are gone");
     }
 }
