@@ -82,19 +82,7 @@ impl Handover {
         if !self.names(path) {
             return Err(HandoverError::NotAllowed);
         }
-        let real = self.resolve(path)?;
-        let mut options = fs::OpenOptions::new();
-        // A pipe without a writer would be waited for.
-        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let file = options.read(true).custom_flags(flags.bits()).open(&real)?;
-        if !file.metadata()?.is_file() {
-            return Err(HandoverError::NoFile);
-        }
-        // Somebody else may have exchanged a directory meanwhile.
-        if fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))? != real {
-            return Err(HandoverError::Changeable);
-        }
-        Ok(file)
+        open_at(&self.resolve(path)?)
     }
 
     /// Where `path` leads, without links. Each step is looked at: one that lies where an adapter may write leads wherever it likes.
@@ -136,6 +124,22 @@ impl Handover {
     }
 }
 
+/// Opens a file that has been looked for, unless another stands there by now.
+fn open_at(real: &Path) -> Result<File, HandoverError> {
+    let mut options = fs::OpenOptions::new();
+    // A pipe without a writer would be waited for.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = options.read(true).custom_flags(flags.bits()).open(real)?;
+    if !file.metadata()?.is_file() {
+        return Err(HandoverError::NoFile);
+    }
+    // Somebody else may have exchanged a directory meanwhile.
+    if fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))? != real {
+        return Err(HandoverError::Changeable);
+    }
+    Ok(file)
+}
+
 /// Whether a value of the settings is this path, or holds it.
 fn names(value: &Value, path: &Path) -> bool {
     match value {
@@ -175,9 +179,11 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let root = fs::canonicalize(dir.path()).unwrap();
-            for name in ["certs", "archive", "adapter", "data"] {
+            for name in ["certs", "archive", "adapter", "disk"] {
                 fs::create_dir(root.join(name)).unwrap();
             }
+            // A data directory is often led to by a link.
+            symlink("disk", root.join("data")).unwrap();
             fs::write(root.join("data/key"), "the gateway's").unwrap();
             Self { _dir: dir, root }
         }
@@ -275,7 +281,7 @@ mod tests {
             let opened = lead(&host.path(changeable));
             assert!(matches!(opened, Err(HandoverError::Changeable)), "{changeable}: {opened:?}");
         }
-        for kept in [host.path("data/key"), host.path("archive/../data/key")] {
+        for kept in ["data/key", "archive/../data/key", "disk/key"].map(|name| host.path(name)) {
             assert!(matches!(lead(&kept), Err(HandoverError::Kept)), "{}", kept.display());
         }
         assert_eq!(lead(&host.path("archive/1")).unwrap(), "good");
@@ -359,5 +365,24 @@ mod tests {
         assert_eq!(all(), [false, true, true]);
         adapters.keep(|name| name == "a");
         assert_eq!(all(), [false, false, true]);
+    }
+
+    #[test]
+    fn what_is_exchanged_between_the_look_and_the_opening_is_not_opened() {
+        let host = Host::new();
+        let (cert, version) = (host.path("certs/cert.pem"), host.path("certs/v1"));
+        fs::create_dir(&version).unwrap();
+        fs::write(version.join("cert.pem"), "one").unwrap();
+        symlink("v1/cert.pem", &cert).unwrap();
+        let looked_for = host.handover(Level::Standard).resolve(&cert).unwrap();
+        assert!(open_at(&looked_for).is_ok());
+        fs::rename(&version, host.path("certs/v0")).unwrap();
+        symlink(host.path("data"), &version).unwrap();
+        fs::write(host.path("data/cert.pem"), "the gateway's").unwrap();
+        assert!(matches!(open_at(&looked_for), Err(HandoverError::Changeable)), "by a directory");
+        fs::remove_file(&version).unwrap();
+        fs::create_dir(&version).unwrap();
+        symlink(host.path("data/key"), version.join("cert.pem")).unwrap();
+        assert!(matches!(open_at(&looked_for), Err(HandoverError::Io(_))), "by a link");
     }
 }

@@ -84,6 +84,9 @@ async fn without_descriptors() {
     hoard.pop();
     let mut waiting = UnixStream::connect(&path).await.unwrap();
     until("a failed accept", || rig.counters.accept_errors() > 1).await;
+    // It pauses ever longer, and does not try over and over.
+    tokio::time::sleep(A_WHILE).await;
+    assert!(rig.counters.accept_errors() < 50, "{} in half a second", rig.counters.accept_errors());
     // Enough to accept, not enough to look: that is our trouble, not an unknown peer.
     hoard.pop();
     assert_eq!(get_and_close(&mut waiting, "/who").await.status, 429);
@@ -183,6 +186,28 @@ async fn who_connects_in_vain_over_and_over_is_listened_to_later() {
         assert_eq!(what_follows(in_vain).await, None, "{}", in_vain.escape_ascii());
     }
     assert_eq!(what_follows(b"GET /none HTTP/1.1\r\nhost: x\r\n\r\n").await, Some(200), "it was a request");
+}
+
+/// Apps of one user share much, but not that.
+#[tokio::test]
+async fn who_connects_in_vain_waits_and_another_process_of_its_user_does_not() {
+    if !have("curl") {
+        return skipped("needs curl");
+    }
+    let mut rig = Rig::new(Gate::of_this_user(), Limits { in_vain: HOURS, ..Limits::default() });
+    let path = rig.serve_unix("app.sock", Apps).await;
+    drop(UnixStream::connect(&path).await.unwrap());
+    until("it was seen, and has ended", || rig.counters.accepted() == 1 && rig.counters.open() == 0).await;
+    let output = tokio::process::Command::new("curl")
+        .args(["--silent", "--include", "--max-time", "10", "--unix-socket"])
+        .arg(&path)
+        .arg("http://x/who")
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(parse(&output.stdout).status, 200);
+    assert!(timeout(A_WHILE, get_unix(&path, "/who")).await.is_err(), "its own next one waits");
+    rig.stop().await;
 }
 
 #[tokio::test]
