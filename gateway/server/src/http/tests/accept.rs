@@ -24,6 +24,23 @@ async fn an_event_is_stored_and_answered_with_its_deliveries() {
     bench.end().await;
 }
 
+/// Nobody can know from the configuration that a user is in the other's group.
+#[tokio::test]
+async fn r13_15_who_matches_two_principals_is_refused_with_an_entry_and_nothing_is_stored() {
+    let bench = Bench::new().await;
+    bench.reconfigure(|text| format!("{text}\n[apps.grouped]\ngroup = \"4242\"\nsend = [\"t.*\"]\n"));
+    for who in [Who::Ehr, Who::InGroup(1099, 4242)] {
+        bench.get(who, "/livez").send().await.ok(200);
+    }
+    let both = Who::InGroup(1001, 4242);
+    assert_eq!(bench.event(both, &event("1", "t.lab")).send().await.ok(403).code(), "ambiguous_identity");
+    assert_eq!(bench.get(both, "/livez").send().await.ok(403).code(), "ambiguous_identity");
+    assert_eq!(bench.leaves("accepted").await.len(), 0);
+    let refused = bench.leaves("refused").await;
+    assert!(refused.iter().any(|leaf| leaf["code"] == "ambiguous_identity"), "{refused:?}");
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn large_bodies_that_never_end_hold_up_nobody_but_their_sender() {
     let bench = Bench::new().await;

@@ -214,6 +214,8 @@ pub(super) enum Who {
     Looker,
     /// A user on the apps' socket.
     User(u32),
+    /// … and its group.
+    InGroup(u32, u32),
 }
 
 impl Who {
@@ -225,9 +227,10 @@ impl Who {
             Self::Careful => (Serves::Adapters, 2002),
             Self::Ops => (Serves::Operators, 3001),
             Self::Looker => (Serves::Operators, 3002),
-            Self::User(uid) => (Serves::Apps, uid),
+            Self::User(uid) | Self::InGroup(uid, _) => (Serves::Apps, uid),
         };
-        let facts = Arc::new(PeerFacts { uid: Some(uid), ..PeerFacts::default() });
+        let gid = if let Self::InGroup(_, gid) = self { Some(gid) } else { None };
+        let facts = Arc::new(PeerFacts { uid: Some(uid), gid, ..PeerFacts::default() });
         Peer { serves, facts, connection: ConnectionId(1), pid: None }
     }
 }
