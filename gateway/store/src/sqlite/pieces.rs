@@ -55,8 +55,21 @@ pub(crate) fn whole(
 }
 
 impl Sqlite {
+    /// Nothing leads to what was never accepted, so that nobody could erase it later: zeros are written in its place when it goes. A disk
+    /// that has no room for them gets the pages back all the same.
     pub(super) fn drop_some_pieces(&self, message: &MessageId) -> Result<More, CommitError> {
-        let dropped = self.execute(sql::PIECES_DROP, params![message.as_bytes(), DROPPED_MAX])?;
+        let drop_some = || self.execute(sql::PIECES_DROP, params![message.as_bytes(), DROPPED_MAX]);
+        self.set("PRAGMA secure_delete = ON")?;
+        let dropped = drop_some();
+        self.set("PRAGMA secure_delete = OFF")?;
+        let dropped = match dropped {
+            Err(CommitError::Full) => drop_some()?,
+            dropped => dropped?,
+        };
         Ok(if dropped < DROPPED_MAX as usize { More::No } else { More::Yes })
+    }
+
+    fn set(&self, pragma: &'static str) -> Result<(), CommitError> {
+        Ok(self.connection.query_row(pragma, [], |_| Ok(()))?)
     }
 }

@@ -14,9 +14,9 @@ use gatepost_core::{
     DeliveryId, LeaseToken, Level, OnDoubt, Order, Outcome, QueuePolicy, Resolution, RetryPolicy, RetryScope,
 };
 use gatepost_store::{
-    Accept, AcceptError, Accepted, Adopt, Database, DeliveryRow, Emit, LeaseAnswer, LeaseError, LeaseRequest,
-    Leased, OpenError, OperateError, Options, QueueKind, QueueSetup, QueueStats, Sessions, Settle,
-    SettleAnswer, SettleError, SettleItem, Store, StoreTask, Verb,
+    Accept, AcceptError, Accepted, Adopt, Database, DeliveryRow, Emit, Encryption, LeaseAnswer, LeaseError,
+    LeaseRequest, Leased, OpenError, OperateError, Options, QueueKind, QueueSetup, QueueStats, Sessions,
+    Settle, SettleAnswer, SettleError, SettleItem, Store, StoreTask, Verb,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -32,6 +32,7 @@ pub(crate) struct Place {
     pub(crate) queues: Vec<QueueSetup>,
     pub(crate) dedup_window: Duration,
     pub(crate) payload_retention: Duration,
+    pub(crate) encryption: Encryption,
     pub(crate) adopt: bool,
 }
 
@@ -51,6 +52,7 @@ impl Place {
             queues,
             dedup_window: Duration::from_secs(8 * 86_400),
             payload_retention: Duration::from_secs(30 * 86_400),
+            encryption: Encryption::On,
             adopt: false,
         }
     }
@@ -67,7 +69,7 @@ impl Place {
             dedup_window: self.dedup_window,
             payload_retention: self.payload_retention,
             // So that keys are moved into their index all the time.
-            encryption: gatepost_store::Encryption::On,
+            encryption: self.encryption,
             seal_keys: Default::default(),
             keys_in_memory: 2,
             adopt: self.adopt.then(|| Adopt { operator: "ops".into(), reason: "sha256:00".into() }),

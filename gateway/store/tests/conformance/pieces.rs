@@ -6,11 +6,11 @@ use std::time::Duration;
 use gatepost_core::message::NewMessage;
 use gatepost_core::policy::BacklogLimit;
 use gatepost_core::{MessageId, QueuePolicy};
-use gatepost_store::{AcceptError, Data, Database, Emit, EraseWhat, StoreError};
+use gatepost_store::{AcceptError, Data, Database, Emit, Encryption, EraseWhat, StoreError};
 
 use crate::check::{assert_log, assert_sound, number};
 use crate::fixture::{DELIVERED, Fixture, Place, app, inbox, item, message, queue, quick, sender, until};
-use crate::seal::operator;
+use crate::seal::{operator, stands_in_a_file};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -310,4 +310,26 @@ async fn what_a_crash_leaves_of_a_payload_without_its_message_goes_with_the_next
     }
     assert!(content(&fixture, kept).await == Some(text("kept", 2 * MIB)));
     assert_sound(&fixture.stop().await, "half").await;
+}
+
+/// Erasing a message cuts its own keys, and knows of no other that the same content was sealed with.
+#[tokio::test]
+async fn what_was_never_accepted_is_overwritten_when_it_goes() {
+    let place = Place { encryption: Encryption::Off, ..Place::new(vec![queue("lab", quick())]) };
+    let fixture = place.open().await.unwrap();
+    if !in_pieces(&place) {
+        return;
+    }
+    let (store, accept) =
+        (fixture.store.clone(), crate::fixture::accept_of(&app(), vec![large("half", 60 * MIB)]));
+    tokio::spawn(async move { store.message_accept(accept).await });
+    until("it is under way", async || unclaimed(&place).await > 0).await;
+    let place = fixture.crash().await;
+    let begins = &text("half", 100).into_bytes()[..];
+    assert!(stands_in_a_file(place.path(), begins), "so it would be found");
+    let fixture = place.open().await.unwrap();
+    until("nothing is left of it", async || pieces(&place).await == 0).await;
+    let place = fixture.stop().await;
+    assert!(!stands_in_a_file(place.path(), begins), "it is in a page that nothing stands in");
+    assert_sound(&place, "overwritten").await;
 }

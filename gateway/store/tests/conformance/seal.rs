@@ -38,7 +38,7 @@ pub(crate) async fn payload(fixture: &Fixture, id: MessageId) -> Option<String> 
 }
 
 /// Whether bytes stand in a file somewhere below.
-fn stands_in_a_file(dir: &Path, needle: &[u8]) -> bool {
+pub(crate) fn stands_in_a_file(dir: &Path, needle: &[u8]) -> bool {
     fs::read_dir(dir).unwrap().any(|entry| {
         let path = entry.unwrap().path();
         match path.is_dir() {
