@@ -28,6 +28,9 @@ const SLOW_PIECE_BYTES: usize = 64 * 1024;
 const SLOW_PAUSE: Duration = Duration::from_millis(50);
 const LARGE: u64 = 4;
 const LARGE_BYTES: usize = 16 * 1024 * 1024;
+/// As many bytes as a large message, or nearly, and none of the messages is large.
+const LARGE_BATCH: u64 = 200;
+const BATCHED_BYTES: usize = 63 * 1024;
 /// More than the gateway lets one user have.
 const SILENT: u64 = 300;
 const BROKEN: u64 = 16;
@@ -104,7 +107,7 @@ impl Neighbour {
             Kind::Silent => SILENT,
             Kind::Garbage => BROKEN,
             Kind::Permitted => 1,
-            Kind::LargeMessages => LARGE,
+            Kind::LargeMessages | Kind::LargeBatches => LARGE,
         };
         let mut tasks = JoinSet::new();
         for number in 0..connections {
@@ -116,7 +119,9 @@ impl Neighbour {
 
     async fn act(&self, number: u64) {
         match self.args.kind {
-            Kind::Flood | Kind::FullQueue | Kind::LargeMessages => self.flood(number).await,
+            Kind::Flood | Kind::FullQueue | Kind::LargeMessages | Kind::LargeBatches => {
+                self.flood(number).await
+            }
             Kind::SlowBodies => self.slow().await,
             Kind::Silent => self.silent().await,
             Kind::Garbage => self.garbage(number).await,
@@ -173,19 +178,20 @@ impl Neighbour {
         }
     }
 
-    /// One message after the other, as fast as they are answered; what the answer says about waiting is not heard.
+    /// One message or batch after the other, as fast as they are answered; what the answer says about waiting is not heard.
     async fn flood(&self, number: u64) {
-        let (senders, payload) = match self.args.kind {
-            Kind::LargeMessages => (LARGE, LARGE_BYTES),
-            _ => (FLOODING, self.args.payload),
+        let (senders, batch, payload) = match self.args.kind {
+            Kind::LargeMessages => (LARGE, 1, LARGE_BYTES),
+            Kind::LargeBatches => (LARGE, LARGE_BATCH, BATCHED_BYTES),
+            _ => (FLOODING, 1, self.args.payload),
         };
-        let mut request = Request::new(&self.shape(1, payload), number, senders);
+        let mut request = Request::new(&self.shape(batch, payload), number, senders);
         let mut sent = 0;
         loop {
             let mut wire = self.connect(async |socket| Wire::connect(socket).await).await;
             loop {
                 request.renumber(sent);
-                sent += 1;
+                sent += batch;
                 match wire.exchange(&request.bytes).await {
                     Ok(status) => self.answered(status),
                     Err(_) => break,

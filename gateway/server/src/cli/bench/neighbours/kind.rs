@@ -18,10 +18,12 @@ pub(crate) enum Kind {
     Permitted,
     /// 4 connections hand in messages of 16 MiB, one after the other
     LargeMessages,
+    /// 4 connections hand in batches of 200 messages of 63 KiB, one after the other
+    LargeBatches,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Flood,
         Self::SlowBodies,
         Self::Silent,
@@ -29,6 +31,7 @@ impl Kind {
         Self::FullQueue,
         Self::Permitted,
         Self::LargeMessages,
+        Self::LargeBatches,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -40,6 +43,7 @@ impl Kind {
             Self::FullQueue => "full_queue",
             Self::Permitted => "permitted",
             Self::LargeMessages => "large_messages",
+            Self::LargeBatches => "large_batches",
         }
     }
 
@@ -53,6 +57,7 @@ impl Kind {
             Self::FullQueue => "fills a queue that is full",
             Self::Permitted => "hands in what it may",
             Self::LargeMessages => "hands in large messages",
+            Self::LargeBatches => "hands in large batches",
         }
     }
 }

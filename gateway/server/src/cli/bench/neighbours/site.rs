@@ -1,4 +1,4 @@
-//! The configuration: a well-behaved app, and two greedy ones with the limits of the example in docs/configuration.md.
+//! The configuration: a well-behaved app, and greedy ones with the limits of the example in docs/configuration.md, or all but the rate.
 
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use super::kind::Kind;
 pub(super) const TOKEN_GOOD: &str = "good";
 const TOKEN_GREEDY: &str = "greedy";
 const TOKEN_FILLER: &str = "filler";
+const TOKEN_BATCHES: &str = "batches";
 pub(super) const KIND_GOOD: &str = "bench.good";
 /// What the full queue holds.
 const FULL_MESSAGES: u32 = 100;
@@ -19,6 +20,7 @@ const FULL_MESSAGES: u32 = 100;
 pub(super) fn credentials(kind: Kind) -> (&'static str, &'static str) {
     match kind {
         Kind::FullQueue => (TOKEN_FILLER, "bench.full"),
+        Kind::LargeBatches => (TOKEN_BATCHES, "bench.batches"),
         _ => (TOKEN_GREEDY, "bench.greedy"),
     }
 }
@@ -39,9 +41,11 @@ pub(super) fn write(dir: &Path, url_file: Option<&Path>) -> Result<Site, Failure
     );
     // Named after what it sends. Its queue alone refuses it: that is decided where everybody's messages are written.
     text += &app("full", TOKEN_FILLER, "bytes_in_flight = \"64MiB\", requests = 64");
-    text += "[inboxes.good]\n[inboxes.greedy]\n[inboxes.full]\n";
+    // A rate in messages would be all that keeps its batches apart.
+    text += &app("batches", TOKEN_BATCHES, "bytes_in_flight = \"64MiB\", requests = 64");
+    text += "[inboxes.good]\n[inboxes.greedy]\n[inboxes.batches]\n[inboxes.full]\n";
     text += &format!("max_backlog = {{ messages = {FULL_MESSAGES} }}\n");
-    for name in ["good", "greedy", "full"] {
+    for name in ["good", "greedy", "full", "batches"] {
         text += &format!("\n[[routes]]\nfrom = \"{name}\"\nto = [\"{name}\"]\n");
     }
     Site::write(
@@ -61,9 +65,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let site = write(dir.path(), None).unwrap();
         let config = crate::config::Config::load(Some(&site.config)).unwrap();
-        assert_eq!(config.apps.len(), 3);
+        assert_eq!(config.apps.len(), 4);
         let limits = config.apps["greedy"].limits;
         assert_eq!((limits.rate.unwrap().messages.get(), limits.requests), (100, Some(64)));
-        assert!(config.apps["full"].limits.rate.is_none());
+        for name in ["full", "batches"] {
+            assert!(config.apps[name].limits.rate.is_none(), "{name}");
+        }
     }
 }
