@@ -120,6 +120,32 @@ async fn a_batch_of_large_and_small_ones_is_all_there_or_nothing() {
     assert_sound(&fixture.stop().await, "a batch").await;
 }
 
+/// None of them is large, and together they are.
+#[tokio::test]
+async fn a_batch_of_many_small_ones_is_large_too() {
+    let fixture = lab().await;
+    let batch = || -> Vec<_> { (0..60).map(|n| large(&n.to_string(), 20 * KIB + n)).collect() };
+    let accepted = fixture.accept(batch()).await.unwrap();
+    let written = pieces(&fixture.place).await;
+    assert!(!in_pieces(&fixture.place) || (40..60).contains(&written), "{written} pieces");
+    assert_eq!(unclaimed(&fixture.place).await, 0);
+    let again = fixture.accept(batch()).await.unwrap();
+    assert!(again.iter().zip(&accepted).all(|(again, first)| again.duplicate && again.id == first.id));
+    assert_eq!(pieces(&fixture.place).await, written);
+    let fixture = fixture.restart().await;
+    let session = fixture.session("lab").await;
+    let leased = fixture.lease("lab", session, 60).await;
+    assert_eq!(leased.len(), 60);
+    for (n, leased) in leased.iter().enumerate() {
+        let expected = text(&n.to_string(), 20 * KIB + n);
+        assert!(leased.message.data.as_deref() == Some(expected.as_bytes()), "{n}");
+        assert!(content(&fixture, accepted[n].id).await == Some(expected), "{n}");
+    }
+    let place = fixture.stop().await;
+    assert_sound(&place, "many small ones").await;
+    assert_log(&place, "many small ones").await;
+}
+
 #[tokio::test]
 async fn what_is_refused_or_known_leaves_nothing() {
     let policy =

@@ -25,7 +25,7 @@ pub(super) const ORIGIN: &str = "sim";
 /// So few that keys are moved into their index all the time.
 const KEYS_IN_MEMORY: usize = 3;
 /// So small that there are pieces all the time, and a batch has some payloads in pieces and others not.
-const SIZES: Sizes = Sizes { piece: 16, operation: 40, payload: 40 };
+const SIZES: Sizes = Sizes { piece: 16, operation: 40, payload: 40, least: 10 };
 /// 2026-01-01.
 const STARTED_MICROS: i64 = 1_767_225_600_000_000;
 
