@@ -161,10 +161,19 @@ pub(crate) trait Backend: Send + 'static {
     fn adopt(&mut self, memory: &mut Memory, queue: i64) -> Result<(), CommitError>;
     /// Bytes of a log that waits to be brought into the database.
     fn log_bytes(&self) -> u64;
+    /// Whether there is space for so many bytes more, and as much as others need to go on.
+    fn has_room(&mut self, bytes: u64) -> Result<bool, CommitError> {
+        let _ = bytes;
+        Ok(true)
+    }
+    /// There is no space for a commit: whether there may be some now that can be had without giving anything up.
+    fn make_room(&mut self) -> Result<bool, CommitError> {
+        Ok(false)
+    }
     /// There is no space: gives up what was set aside for that.
     fn release_reserve(&mut self);
     /// Whether there is space again, something set aside included.
-    fn has_space(&mut self) -> bool;
+    fn has_space(&mut self) -> Result<bool, CommitError>;
     /// Connects anew after a failure, if the database is sound, and reads what memory holds.
     /// A start counts as another one when it comes back after others have taken its place.
     fn reopen(&mut self, vault: &Vault, keys_in_memory: usize) -> Result<Memory, String>;

@@ -547,8 +547,8 @@ impl Backend for Postgres {
     fn release_reserve(&mut self) {}
 
     /// Nobody but the server knows: the next one who accepts will see.
-    fn has_space(&mut self) -> bool {
-        true
+    fn has_space(&mut self) -> Result<bool, CommitError> {
+        Ok(true)
     }
 
     fn reopen(&mut self, vault: &Vault, _: usize) -> Result<Memory, String> {

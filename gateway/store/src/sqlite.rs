@@ -11,10 +11,10 @@ pub(crate) mod pieces;
 mod purge;
 mod reads;
 pub(crate) mod row;
+mod space;
 pub(crate) mod wal;
 mod writeback;
 
-use std::path::Path;
 use std::time::Duration;
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
@@ -33,7 +33,7 @@ use crate::backend::{
     Attributes, Backend, CommitError, EraseFind, Erasing, KeyUse, More, Need, Put, Read, Ready, Tended,
     ToErase, ToMove,
 };
-use crate::data_dir::{DataDir, RESERVE_BYTES};
+use crate::data_dir::DataDir;
 use crate::keyring::WrappedTree;
 use crate::ops::StoreError;
 use crate::recent::RecentMessage;
@@ -45,8 +45,6 @@ use backfill::{STEP_PAGES, STEP_PAGES_OF_PIECES};
 use commit::at_commit;
 use connection::{CheckpointMode, Checkpointed, rows};
 
-/// The disk is taken for usable again when this much is free beside the reserve.
-const FREE_BYTES_TO_RESUME: u64 = 2 * RESERVE_BYTES;
 /// Most positions looked at for a part of a queue, whosever they are, so that nobody waits long for the writer.
 const POSITIONS_MAX: i64 = 10_000;
 
@@ -102,7 +100,7 @@ impl Sqlite {
                 return self.checkpoint_failed(CommitError::Broken(error.to_string()));
             }
         }
-        if connection::wal_is_long() { self.checkpoint() } else { Ok(()) }
+        if connection::wal_is_long() || self.wal_is_to_stay_short() { self.checkpoint() } else { Ok(()) }
     }
 
     /// Brings the WAL into the database. A checkpoint that failed is simply made again: it starts where the last good one ended.
@@ -364,7 +362,15 @@ impl Backend for Sqlite {
     }
 
     fn log_bytes(&self) -> u64 {
-        self.data_dir.wal().metadata().map_or(0, |metadata| metadata.len())
+        self.wal_bytes()
+    }
+
+    fn has_room(&mut self, bytes: u64) -> Result<bool, CommitError> {
+        self.has_bytes_beside(bytes)
+    }
+
+    fn make_room(&mut self) -> Result<bool, CommitError> {
+        self.use_the_wal_anew()
     }
 
     fn release_reserve(&mut self) {
@@ -373,17 +379,8 @@ impl Backend for Sqlite {
         }
     }
 
-    fn has_space(&mut self) -> bool {
-        let free = free_bytes(self.data_dir.root());
-        if free < FREE_BYTES_TO_RESUME {
-            return false;
-        }
-        if let Err(error) = self.data_dir.keep_reserve() {
-            tracing::warn!(%error, "the reserve cannot be set aside yet");
-            return false;
-        }
-        tracing::info!(free_bytes = free, "the disk has space again");
-        true
+    fn has_space(&mut self) -> Result<bool, CommitError> {
+        self.is_usable_again()
     }
 
     fn reopen(&mut self, vault: &Vault, keys_in_memory: usize) -> Result<Memory, String> {
@@ -405,9 +402,4 @@ impl Backend for Sqlite {
             tracing::error!(%error, "SQLite does not leave the WAL as it is");
         }
     }
-}
-
-/// Free bytes of the file system that holds `path`, for those without privileges; 0 when it cannot be asked.
-fn free_bytes(path: &Path) -> u64 {
-    nix::sys::statvfs::statvfs(path).map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
 }

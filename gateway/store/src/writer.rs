@@ -445,10 +445,14 @@ impl<B: Backend> Writer<B> {
     }
 
     fn look_for_space(&mut self) {
-        if self.database.has_space() {
-            tracing::info!("accepting resumes");
-            self.condition = Condition::Working;
-            self.health.set_obstacle(None);
+        match self.database.has_space() {
+            Ok(true) => {
+                tracing::info!("accepting resumes");
+                self.condition = Condition::Working;
+                self.health.set_obstacle(None);
+            }
+            Ok(false) => {}
+            Err(error) => self.failed(&error),
         }
     }
 

@@ -97,6 +97,15 @@ impl Backfill {
         self.runs = false;
         Some(outcome)
     }
+
+    /// As [`Backfill::outcome`], and waits for the one that runs.
+    pub(crate) fn finish(&mut self) -> Option<Result<(), BackfillError>> {
+        if !self.runs {
+            return None;
+        }
+        self.runs = false;
+        self.outcomes.recv().ok()
+    }
 }
 
 impl Drop for Backfill {

@@ -13,6 +13,8 @@ use crate::ops::StoreError;
 /// Pages in the WAL from which on the writer itself checkpoints, so that it begins anew. In laboratory builds always, so that a
 /// kill meets it.
 const WAL_PAGES: u32 = if gatepost_faults::ON { 1 } else { 8000 };
+/// As many bytes, at SQLite's own page size.
+pub(super) const WAL_BYTES_LONG: u64 = WAL_PAGES as u64 * 4096;
 /// The WAL file is cut back to this after a checkpoint, bytes.
 const WAL_BYTES: u32 = 67_108_864;
 /// Pages that the writer keeps in memory, as SQLite takes it: KiB, negative.
@@ -113,6 +115,21 @@ pub(crate) fn checkpoint(connection: &Connection, mode: CheckpointMode) -> rusql
     })?;
     let how = if busy == 0 && length == moved { Checkpointed::Whole } else { Checkpointed::Partly };
     Ok(Brought { how, frames: u64::try_from(moved).unwrap_or(0) })
+}
+
+/// As [`checkpoint`], and waits for nobody, which leaves undone what they are in the way of.
+pub(crate) fn checkpoint_at_once(connection: &Connection, mode: CheckpointMode) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::ZERO)?;
+    let done = checkpoint(connection, mode);
+    connection.busy_timeout(BUSY_WAIT)?;
+    done.map(drop)
+}
+
+/// Bytes of the pages in the database that nothing stands in.
+pub(crate) fn free_page_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    let read = |name: &str| connection.query_row(name, [], |row| row.get::<_, i64>(0));
+    let bytes = read("PRAGMA freelist_count")?.saturating_mul(read("PRAGMA page_size")?);
+    Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
 /// Settings on which the promise rests, as they are now: name and value.

@@ -195,8 +195,12 @@ impl<B: Backend> Writer<B> {
         if rides && attempted.is_err() {
             self.piecemeal.not_written();
         }
-        match attempted {
+        let attempted = match attempted {
             Err(CommitError::Full | CommitError::Refused(_)) if rides => self.attempt_anew(ops),
+            attempted => attempted,
+        };
+        match attempted {
+            Err(CommitError::Full) if self.database.make_room()? => self.attempt_anew(ops),
             attempted => attempted,
         }
     }

@@ -57,6 +57,13 @@ struct Ahead {
     progress: Option<Progress>,
 }
 
+impl Ahead {
+    fn bytes_to_come(&self) -> u64 {
+        let (Some(payloads), Some(progress)) = (prepared(&self.op), &self.progress) else { return 0 };
+        progress.left.iter().map(|position| payloads[*position].data.len() as u64).sum()
+    }
+}
+
 /// How much of an operation has been written.
 #[derive(Clone, Default)]
 pub(crate) struct Progress {
@@ -124,6 +131,17 @@ impl Piecemeal {
             let progress = Some(Progress { left, ..Progress::default() });
             self.waiting.push_front(Ahead { op, progress });
         }
+    }
+
+    /// Where an accept has just been looked at and nothing of it is written: the bytes of all pieces that are to come, its own and
+    /// others', whose payloads that are written in part count whole.
+    pub(super) fn bytes_to_come(&self) -> Option<u64> {
+        let first = self.waiting.front()?;
+        let progress = first.progress.as_ref()?;
+        if !matches!(first.op, Op::Accept { .. }) || !progress.begun.is_empty() {
+            return None;
+        }
+        Some(self.waiting.iter().map(Ahead::bytes_to_come).sum())
     }
 
     /// What rides along with a commit of others.

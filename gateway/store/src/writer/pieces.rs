@@ -40,7 +40,8 @@ impl<B: Backend> Writer<B> {
         }
     }
 
-    /// Finds out what of the operation whose turn it is would be added: what is refused, or was handed in before, needs no pieces.
+    /// Finds out what of the operation whose turn it is would be added: what is refused, or was handed in before, needs no pieces; and
+    /// what there is no room for is refused alone, before any of it takes what others need.
     pub(super) fn look_at_pieces(&mut self) {
         if let Some(error) = unavailable(&self.condition) {
             self.give_up_pieces(&error, |_| true);
@@ -50,13 +51,32 @@ impl<B: Backend> Writer<B> {
         }
         while self.piecemeal.to_look_at().is_some() {
             match self.would_be_added() {
-                Ok(added) => self.piecemeal.looked_at(&added),
+                Ok(added) => {
+                    self.piecemeal.looked_at(&added);
+                    self.refuse_without_room();
+                }
                 // Its own group says what is wrong.
                 Err(error) => {
                     tracing::debug!(?error, "what is large cannot be looked at");
                     self.piecemeal.looked_at(&HashSet::new());
                 }
             }
+        }
+    }
+
+    /// Refuses the accept that was looked at if the disk has no room for it. Outcomes of what was accepted are not refused: they are
+    /// settled from the reserve.
+    fn refuse_without_room(&mut self) {
+        let Some(bytes) = self.piecemeal.bytes_to_come() else { return };
+        match self.database.has_room(bytes) {
+            Ok(true) => {}
+            Ok(false) => {
+                if let Some((op, _)) = self.piecemeal.give_up_first() {
+                    refuse_all(vec![op], &StoreError::Full);
+                }
+            }
+            // Its commits say what is wrong.
+            Err(error) => tracing::debug!(?error, "the room for what is large cannot be looked at"),
         }
     }
 
@@ -96,7 +116,15 @@ impl<B: Backend> Writer<B> {
     pub(super) fn pieces_alone(&mut self, closing: bool) {
         self.look_at_pieces();
         let began = Instant::now();
-        match self.attempt_pieces(closing) {
+        let mut attempted = self.attempt_pieces(closing);
+        if let Err(CommitError::Full) = attempted {
+            attempted = match self.database.make_room() {
+                Ok(true) => self.attempt_pieces(closing),
+                Ok(false) => attempted,
+                Err(error) => Err(error),
+            };
+        }
+        match attempted {
             Ok(false) => {}
             Ok(true) => self.piecemeal.committed(Whose::Pieces, Instant::now(), began.elapsed()),
             Err(error) => {

@@ -1,6 +1,7 @@
 //! Disks that forget, fill up and fail.
 
 mod failing;
+mod large;
 mod lost;
 mod shim;
 

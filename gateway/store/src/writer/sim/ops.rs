@@ -34,6 +34,14 @@ pub(super) struct Fault {
     pub(super) kind: Kind,
 }
 
+impl Fault {
+    /// A full disk also refuses what comes next: the log that is to begin anew, or the commit that was to go without its pieces.
+    pub(super) fn strikes_at(self, commit: u32) -> bool {
+        let times = if self.kind == Kind::Full { 2 } else { 1 };
+        (self.at..self.at + times).contains(&commit)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Kind {
     Full,

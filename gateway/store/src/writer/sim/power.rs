@@ -31,7 +31,7 @@ pub(super) fn disarm() -> Option<Fault> {
 
 pub(crate) fn at_commit<T>(commit: impl FnOnce() -> Result<T, CommitError>) -> Result<T, CommitError> {
     let mut plan = PLAN.get();
-    let due = plan.fault.filter(|fault| fault.at == plan.commits);
+    let due = plan.fault.filter(|fault| fault.strikes_at(plan.commits));
     plan.commits += 1;
     plan.struck = plan.struck.or(due);
     PLAN.set(plan);
