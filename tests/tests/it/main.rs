@@ -12,6 +12,7 @@ mod hl7_numbers;
 mod hl7_partners;
 mod keys;
 mod kills;
+mod kills_large;
 mod lab;
 mod limits;
 mod merges;
