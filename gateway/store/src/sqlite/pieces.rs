@@ -13,7 +13,7 @@ use crate::sum;
 use crate::writer::{Piece, Turn};
 
 /// Rows removed in one step.
-const DROPPED_MAX: u32 = 32;
+const DROPPED_MAX: u32 = 8;
 
 /// Writes the turn's pieces, and takes from those of its messages the row that says that they have none.
 pub(super) fn write(connection: &Connection, turn: &Turn<'_>) -> Result<(), CommitError> {
