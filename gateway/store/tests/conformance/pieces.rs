@@ -203,6 +203,29 @@ async fn of_two_that_only_one_is_taken_of_the_other_leaves_nothing() {
     }
 }
 
+/// What nobody accepted is removed little by little, but no faster does it grow.
+#[tokio::test]
+async fn whoever_hands_in_the_same_many_times_at_once_leaves_pieces_of_few() {
+    let fixture = lab().await;
+    let mut waiting = Vec::new();
+    for _ in 0..40 {
+        let (store, accept) =
+            (fixture.store.clone(), crate::fixture::accept_of(&app(), vec![large("1", 300 * KIB)]));
+        waiting.push(tokio::spawn(async move { store.message_accept(accept).await }));
+    }
+    let mut new = 0;
+    for answer in waiting {
+        new += usize::from(!answer.await.unwrap().unwrap()[0].duplicate);
+    }
+    assert_eq!(new, 1);
+    // Behind all that was done with them.
+    fixture.send("2", None, "lab").await;
+    let left = unclaimed(&fixture.place).await;
+    assert!(left <= 16, "{left} are left");
+    until("nothing is left of them", async || unclaimed(&fixture.place).await == 0).await;
+    assert_sound(&fixture.stop().await, "the same").await;
+}
+
 #[tokio::test]
 async fn what_is_emitted_may_be_as_large() {
     let fixture = lab().await;
