@@ -678,6 +678,6 @@ impl Postgres {
 
     fn position(&mut self, statement: connection::Statement<'_>) -> Result<Option<i64>, CommitError> {
         let row = self.connection.row(statement)?;
-        row.map_or(Ok(None), |row| Ok(Some(Cells::new(&row).take()?)))
+        row.map_or(Ok(None), |row| Ok(Cells::new(&row).take()?))
     }
 }

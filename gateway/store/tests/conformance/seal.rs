@@ -7,7 +7,9 @@ use std::path::Path;
 
 use gatepost_core::principal::{Actor, ActorKind};
 use gatepost_core::{MessageId, Outcome};
-use gatepost_store::{AcceptError, Data, Database, EraseWhat, MessageFilter, OpenError, StoreError};
+use gatepost_store::{
+    AcceptError, Data, Database, Encryption, EraseWhat, MessageFilter, OpenError, StoreError,
+};
 
 use crate::check::{assert_log, assert_sound, entries};
 use crate::fixture::{DELIVERED, Fixture, Place, item, merge, message, queue, quick};
@@ -62,6 +64,29 @@ async fn nothing_of_a_message_stands_in_a_file() {
     let id = delivered(&fixture, session, "canary", "canary").await;
     assert!(!stands_in_a_file(fixture.place.path(), b"canary"), "while it is in use");
     assert_eq!(payload(&fixture, id).await.as_deref(), Some("canary"));
+    let place = fixture.stop().await;
+    assert!(!stands_in_a_file(place.path(), b"canary"));
+}
+
+/// `at_rest = false`, from the first start on and after another.
+#[tokio::test]
+async fn a_store_that_encrypts_nothing_opens_and_has_what_was_accepted() {
+    let place = Place { encryption: Encryption::Off, ..Place::new(vec![queue("lab", quick())]) };
+    let fixture = place.open().await.unwrap();
+    let session = fixture.session("lab").await;
+    let id = delivered(&fixture, session, "plain", "plain").await;
+    let fixture = fixture.crash().await.open().await.unwrap();
+    assert_eq!(payload(&fixture, id).await.as_deref(), Some("plain"));
+    let place = Place { encryption: Encryption::On, ..fixture.stop().await };
+    let fixture = place.open().await.unwrap();
+    assert_eq!(
+        payload(&fixture, id).await.as_deref(),
+        Some("plain"),
+        "what was in the clear is read as before"
+    );
+    let session = fixture.session("lab").await;
+    let sealed = delivered(&fixture, session, "canary", "canary").await;
+    assert_eq!(payload(&fixture, sealed).await.as_deref(), Some("canary"));
     let place = fixture.stop().await;
     assert!(!stands_in_a_file(place.path(), b"canary"));
 }
