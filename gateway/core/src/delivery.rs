@@ -517,7 +517,8 @@ impl Delivery {
             // series, so that an auditor does not take the new count for attempts that were taken back.
             Resolution::Retry => {
                 let (series, born, idle_at_birth) = (self.series + 1, moment.now, moment.idle_total.into());
-                Self { attempts: 0, series, born, idle_at_birth, ..delivery }.moved(
+                let settled = self.pause_over(moment);
+                Self { attempts: 0, series, born, idle_at_birth, settled, ..delivery }.moved(
                     State::Waiting { due: moment.now },
                     Record::Resolved,
                     Reason::Resolved,

@@ -323,10 +323,20 @@ impl Delivery {
             | State::Discarded => self.state,
         };
         let idle_at_birth = self.idle_without_pause_twice(moment).put_forward(unspent);
-        // What the destination is idle from now on is no longer within the pause.
-        let settled =
-            self.settled.map(|(token, _)| (token, OutcomeKind::RetryLane { idle_total: moment.idle_total }));
-        Change { delivery: Self { state, idle_at_birth, settled, ..*self }, record: None }
+        Change {
+            delivery: Self { state, idle_at_birth, settled: self.pause_over(moment), ..*self },
+            record: None,
+        }
+    }
+
+    /// What is remembered of a pause that was its lane's and ends now: what the destination is idle from here on is no longer within it.
+    pub(super) fn pause_over(&self, moment: &Moment<'_>) -> Option<(LeaseToken, OutcomeKind)> {
+        self.settled.map(|(token, kind)| match kind {
+            OutcomeKind::RetryLane { .. } => {
+                (token, OutcomeKind::RetryLane { idle_total: moment.idle_total })
+            }
+            other => (token, other),
+        })
     }
 
     /// Its clock of idle time at the end of a pause that was its lane's. What the destination was idle during that pause counts as such

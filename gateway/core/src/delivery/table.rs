@@ -355,6 +355,13 @@ fn r13_5_the_time_in_which_its_lanes_partner_is_away_does_not_age_a_delivery() {
         let leased = woken.delivery.apply(Event::Lease(next), &moment).unwrap().delivery;
         assert_eq!(leased.age(&moment), Duration::from_secs(age), "woken, {idle} s idle");
     }
+    // Where a person says that it is to be sent again, all that begins anew.
+    let doubtful = self::back(&Delivery { doubt: true, ..delivery(sending) }, &policy);
+    let moment = |now| Moment { now: at(now), idle_total: Duration::from_secs(150), ..moment(&policy) };
+    let resolved = doubtful.apply(Event::Resolve(Resolution::Retry), &moment(300)).unwrap().delivery;
+    let leased = resolved.apply(Event::Lease(next), &moment(300)).unwrap().delivery;
+    let later = Moment { now: at(460), idle_total: Duration::from_secs(250), ..moment(460) };
+    assert_eq!(leased.age(&later), Duration::from_secs(60), "resolved, and idle for a hundred seconds since");
     // While it is away it is not given up, however old it is.
     let old = Delivery { born: at(-9999), ..delivery(sending) };
     assert!(matches!(self::back(&old, &policy).state, State::Waiting { .. }));
