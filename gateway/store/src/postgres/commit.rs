@@ -6,6 +6,7 @@ mod lanes;
 mod script;
 mod write;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use gatepost_core::{State, Timestamp};
@@ -365,6 +366,10 @@ pub(super) fn each<'r, T>(rows: &[&'r Row], column: impl Fn(&'r Row) -> T) -> Ve
 
 pub(super) fn due(row: &Row) -> Option<i64> {
     row.delivery.state.due().map(Timestamp::as_micros)
+}
+
+pub(super) fn settled_as(row: &Row) -> Option<Cow<'static, str>> {
+    row.delivery.settled.map(|(_, kind)| kind.to_text())
 }
 
 pub(super) fn token(row: &Row) -> Option<&[u8]> {

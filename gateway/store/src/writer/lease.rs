@@ -251,7 +251,8 @@ impl Turn<'_> {
         let succeeds = self.queue_named(&request.queue).is_ok_and(Queue::succeeds_itself);
         let mut next = Vec::new();
         for row in lane {
-            let row = self.row(&row.id).unwrap_or(row);
+            // As this turn has left it, or else as it was just read: what is in memory may be from before another node had its say.
+            let row = self.touched.get(&row.id).map_or(row, |touched| &touched.now);
             if !row.delivery.state.blocks_lane() {
                 continue;
             }

@@ -72,7 +72,9 @@ impl Turn<'_> {
         if !may_be_behind {
             return Ok(());
         }
-        let in_hand = self.memory.hot.keys().filter_map(|id| self.row(id));
+        // Another node's leases are known as far as this turn has to do with them.
+        let elsewhere = self.loaded.keys().filter(|id| !self.memory.hot.contains_key(*id));
+        let in_hand = self.memory.hot.keys().chain(elsewhere).filter_map(|id| self.row(id));
         let mut behind: Vec<(Row, Event)> = in_hand
             .filter(|row| row.delivery.state.in_flight())
             .filter_map(|row| Some((row.clone(), fronts.recall(row)?)))

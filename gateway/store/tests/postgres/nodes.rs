@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gatepost_core::{DeliveryId, OnDoubt, Outcome};
+use gatepost_core::{DeliveryId, OnDoubt, Outcome, QueuePolicy, RetryScope};
 use gatepost_store::{
     Database, Emit, LeaseError, Leased, NODE_SHARES, NodeRow, Pause, QueueSetup, Receipt, SettleError, Verb,
 };
@@ -109,6 +109,38 @@ async fn a_consumer_that_moves_to_another_node_finds_everything_there() {
         assert!(started.elapsed() < TAKEOVER, "{} of 40", seen.len());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert_both_sound(one, other).await;
+}
+
+/// The node that has leased it does not know yet.
+#[tokio::test]
+async fn what_goes_back_at_another_node_is_not_overtaken_within_its_window() {
+    let policy = QueuePolicy { window: 8, on_doubt: OnDoubt::Resend, ..keyed() };
+    let (one, other) = two(vec![inbox("in", policy)]).await;
+    for number in 0..3 {
+        one.send(&number.to_string(), Some("a"), "in").await;
+    }
+    let first = lease(&one, "in", 0, 1).await;
+    let back = Outcome::Retry { after: Some(Duration::ZERO), scope: RetryScope::Message };
+    other.taken("in", 0, &first[0], back).await;
+    let again = lease(&one, "in", 0, 8).await;
+    assert_eq!(again.iter().map(text).collect::<Vec<_>>(), ["0", "1", "2"]);
+    assert_both_sound(one, other).await;
+}
+
+/// The node at which its lane goes back does not know yet.
+#[tokio::test]
+async fn what_is_begun_at_another_node_stays_so_when_its_lane_goes_back() {
+    let policy = QueuePolicy { window: 8, on_doubt: OnDoubt::Resend, ..keyed() };
+    let (one, other) = two(vec![inbox("in", policy)]).await;
+    for number in 0..2 {
+        one.send(&number.to_string(), Some("a"), "in").await;
+    }
+    let leased = lease(&one, "in", 0, 2).await;
+    other.taken("in", 0, &leased[1], Outcome::Begin).await;
+    let away = Outcome::Retry { after: Some(Duration::from_secs(3600)), scope: RetryScope::Lane };
+    one.taken("in", 0, &leased[0], away).await;
+    other.taken("in", 0, &leased[1], DELIVERED).await;
     assert_both_sound(one, other).await;
 }
 

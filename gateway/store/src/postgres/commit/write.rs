@@ -14,7 +14,7 @@ use super::super::sql::store_time;
 use super::keep::Days;
 use super::lanes::Simple;
 use super::script::{Script, Values};
-use super::{Context, day_of, due, each, in_lanes, queue_id, small, stands_in, token, whole};
+use super::{Context, day_of, due, each, in_lanes, queue_id, settled_as, small, stands_in, token, whole};
 use crate::backend::CommitError;
 use crate::leaves::Run;
 use crate::prepared::Prepared;
@@ -105,8 +105,9 @@ const CHANGED: &str = "changed AS (UPDATE delivery d SET queue = n.queue, lane =
      unnest(?::bigint[]) AS born, unnest(?::bigint[]) AS idle_at_birth, unnest(?::bigint[]) AS changed_at, \
      unnest(?::bytea[]) AS settled_token, unnest(?::text[]) AS settled_as, unnest(?::bytea[]) AS leaves, unnest(?::bytea[]) AS barrier, \
      unnest(?::smallint[]) AS was_state, unnest(?::bytea[]) AS was_token, unnest(?::bigint[]) AS was_until, unnest(?::int[]) AS was_queue, \
-     unnest(?::bigint[]) AS was_due) n WHERE d.pos = n.pos AND d.state = n.was_state AND d.token IS NOT DISTINCT FROM n.was_token \
-     AND d.until IS NOT DISTINCT FROM n.was_until AND d.queue = n.was_queue AND d.due IS NOT DISTINCT FROM n.was_due RETURNING 1)";
+     unnest(?::bigint[]) AS was_due, unnest(?::text[]) AS was_settled_as) n WHERE d.pos = n.pos AND d.state = n.was_state \
+     AND d.token IS NOT DISTINCT FROM n.was_token AND d.until IS NOT DISTINCT FROM n.was_until AND d.queue = n.was_queue \
+     AND d.due IS NOT DISTINCT FROM n.was_due AND d.settled_as IS NOT DISTINCT FROM n.was_settled_as RETURNING 1)";
 const READY_NO_MORE: &str = "ready_no_more AS (DELETE FROM ready r USING (SELECT unnest(?::int[]) AS queue, unnest(?::smallint[]) AS bucket, \
      unnest(?::bigint[]) AS due, unnest(?::bigint[]) AS pos) n \
      WHERE r.queue = n.queue AND r.bucket = n.bucket AND r.due = n.due AND r.pos = n.pos)";
@@ -542,7 +543,7 @@ fn changes(script: &mut Script, turn: &Turn<'_>, touched: &[&Touched]) {
             .bind(each(&was, |row| small(state_code(&row.delivery.state))))
             .bind(each(&was, token))
             .bind(each(&now, |row| i32::try_from(row.delivery.attempts).unwrap_or(i32::MAX)))
-            .bind(each(&now, |row| row.delivery.settled.map(|(_, kind)| kind.to_text())))
+            .bind(each(&now, settled_as))
             .bind(each(&now, |row| row.leaves.as_slice()));
         script.expect("delivered", now.len(), OTHER);
     }
@@ -553,7 +554,9 @@ fn changes(script: &mut Script, turn: &Turn<'_>, touched: &[&Touched]) {
             .bind(each(&was, token))
             .bind(each(&was, until))
             .bind(each(&was, |row| queue_id(row.queue)))
-            .bind(each(&was, due));
+            .bind(each(&was, due))
+            // What another node was told of a lease changes nothing else of it.
+            .bind(each(&was, settled_as));
         script.expect("changed", now.len(), OTHER);
     }
 }
@@ -584,7 +587,7 @@ pub(in crate::postgres) fn bind_rows<'v>(values: &'v mut Values, rows: &[&Row]) 
         .bind(each(rows, |row| row.delivery.idle_at_birth.as_micros()))
         .bind(each(rows, |row| row.changed_at.as_micros()))
         .bind(each(rows, |row| row.delivery.settled.as_ref().map(|(token, _)| token.as_bytes().as_slice())))
-        .bind(each(rows, |row| row.delivery.settled.map(|(_, kind)| kind.to_text())))
+        .bind(each(rows, settled_as))
         .bind(each(rows, |row| row.leaves.as_slice()))
         .bind(each(rows, barrier_of))
 }
