@@ -248,6 +248,7 @@ impl Driver {
             let turn = self.engine.take();
             if let Err(turn) = self.batch.add(turn) {
                 self.flush_before(*turn).await?;
+                continue;
             }
             if !self.engine.catches_up() {
                 return Ok(());
@@ -257,15 +258,14 @@ impl Driver {
         }
     }
 
-    /// Makes durable and acts on what has gathered, for a turn that cannot go with it. What comes of acting stands behind that
+    /// Makes durable and acts on what has gathered, for a turn that cannot go with it. What comes of acting goes behind that
     /// turn: it may say numbers that count in what the turn takes in, and must not be durable without it.
     async fn flush_before(&mut self, turn: Turn) -> Result<(), Failure> {
         let (commits, effects) = std::mem::take(&mut self.batch).into_parts();
         self.settle_gathered(commits).await?;
         // An empty batch takes anything.
         let _ = self.batch.add(turn);
-        Box::pin(self.act(effects)).await?;
-        Box::pin(self.gather()).await
+        Box::pin(self.act(effects)).await
     }
 
     /// Makes durable what has gathered, and acts on it; then on what has come of that.

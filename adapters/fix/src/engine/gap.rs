@@ -17,9 +17,8 @@ const HELD_MESSAGES_MAX: usize = 2000;
 const HELD_OVERHEAD_BYTES: usize = 256;
 /// What a field's place costs.
 const PLACE_BYTES: usize = 12;
-/// Most of them, and bytes, that have their turn at once: one settlement holds a thousand events, and what each brings with it.
+/// Most of them that have their turn in one commit, if none of them is to be handed on: each may bring an answer with it.
 const CAUGHT_UP_MESSAGES_MAX: usize = 100;
-const CAUGHT_UP_BYTES_MAX: usize = 1024 * 1024;
 /// How often the partner is asked for the same gap before the session gives up.
 const ASKED_MAX: u32 = 3;
 /// How long the partner may take to send the next missing message.
@@ -132,21 +131,21 @@ impl Engine {
         self.catching_up
     }
 
-    /// The next expected number has grown: whatever was kept for it has its turn, as much of it as goes into one commit.
+    /// The next expected number has grown: whatever was kept for it has its turn, as much of it as goes into one commit. That
+    /// ends with a message that is handed on, or that settles something: the gateway takes or refuses a commit as a whole, so
+    /// one message that it does not take would keep back others.
     pub(super) fn catch_up(&mut self, now: Now) {
         self.catching_up = false;
         self.held.forget_before(self.numbers.next_in);
-        let emits = &self.turn.commit.emits;
-        let mut count = emits.len();
-        let mut bytes: usize = emits.iter().map(|received| received.message.bytes().len()).sum();
+        let mut count = 0;
         while self.held.has(self.numbers.next_in) {
-            if count >= CAUGHT_UP_MESSAGES_MAX || bytes >= CAUGHT_UP_BYTES_MAX {
+            let commit = &self.turn.commit;
+            if count == CAUGHT_UP_MESSAGES_MAX || !commit.emits.is_empty() || !commit.outcomes.is_empty() {
                 self.catching_up = true;
                 return;
             }
             let Some(message) = self.held.take(self.numbers.next_in) else { break };
             count += 1;
-            bytes += message.bytes().len();
             let expected = self.numbers.next_in;
             match message.msg_type() {
                 // Acted on when they came; only their numbers have had to wait.

@@ -130,6 +130,32 @@ async fn no_commit_says_numbers_of_what_is_not_durable_yet() {
     played.finish().await;
 }
 
+/// What was held behind a gap has its turn all at once; the gateway does not take one of it, and takes the others.
+#[tokio::test]
+async fn one_held_message_that_is_not_taken_keeps_no_other_back() {
+    let seqs: Vec<u64> = (3..=12).chain([2]).collect();
+    let all: Vec<u8> = seqs.iter().flat_map(|seq| message("8", *seq, &[(37, "o")])).collect();
+    let mut played = logged_on_with(&all).await;
+    let (mut came, mut next) = (BTreeSet::new(), 0);
+    while next < 13 {
+        let call = played.gateway.next("/v1/settle").await;
+        let emits = call.body["emit"].as_array().into_iter().flatten();
+        let seqs: Vec<u64> =
+            emits.map(|event| event["fixseqnum"].as_str().unwrap().parse().unwrap()).collect();
+        if seqs.contains(&7) {
+            call.answer_problem("no_route");
+            continue;
+        }
+        came.extend(seqs);
+        next = next_in(&call.body["state"]).unwrap_or(next);
+        call.settled("ok");
+    }
+    assert_eq!(came, [2, 3, 4, 5, 6, 8, 9, 10, 11, 12].into());
+    let told = String::from_utf8(played.finish().await).unwrap();
+    assert_eq!(told.matches("\x0135=j\x01").count(), 1, "{told}");
+    assert!(told.contains("\x0145=7\x01"), "{told}");
+}
+
 #[tokio::test]
 async fn what_is_garbled_is_passed_over_and_takes_no_number() {
     let [second, third] = [2, 3].map(|seq| message("8", seq, &[(37, "o")]));

@@ -95,8 +95,9 @@ fn chunks_bring_what_was_let_go_of() {
     assert!((8..=10).contains(&requests), "{requests}");
 }
 
+/// The gateway takes or refuses a commit as a whole, so one that is refused has nothing in it but what must go.
 #[test]
-fn what_has_its_turn_goes_into_commits_that_a_settlement_holds() {
+fn each_that_is_handed_on_goes_into_a_commit_of_its_own() {
     let mut side = up(|config| config.confirm = Level::Business);
     let numbers: Vec<u128> = (1..=1500).collect();
     side.send(&numbers, at(0));
@@ -111,9 +112,9 @@ fn what_has_its_turn_goes_into_commits_that_a_settlement_holds() {
     loop {
         let turn = side.engine.take();
         let commit = &turn.commit;
-        assert!(commit.emits.len() <= 100 && commit.outcomes.len() <= 100 && commit.state.len() <= 700);
+        assert!(commit.emits.len() == 1 && commit.outcomes.len() <= 1 && commit.state.len() <= 7);
         // A crash here finds the next one asked for.
-        let next = commit.emits.last().unwrap().seq + 1;
+        let next = commit.emits[0].seq + 1;
         let numbers = commit.state["n/buy"].as_deref().unwrap();
         assert_eq!(serde_json::from_slice::<serde_json::Value>(numbers).unwrap()["next_in"], next);
         side.commit(turn.commit);
@@ -123,23 +124,33 @@ fn what_has_its_turn_goes_into_commits_that_a_settlement_holds() {
         }
         side.engine.go_on(at(0));
     }
-    assert_eq!((commits, came(&side).len(), delivered(&side).len()), (16, 1501, 1500));
+    assert_eq!((commits, came(&side).len(), delivered(&side).len()), (1501, 1501, 1500));
 }
 
-/// By size too, and a large one goes alone.
+/// Others go together, in pieces that a settlement holds; what settles a delivery and what is handed on stay apart.
 #[test]
-fn large_messages_have_their_turn_in_pieces() {
+fn what_is_not_handed_on_has_its_turn_in_pieces() {
     let mut side = up(|_| {});
-    for seq in 3..=8 {
-        side.receive(&report(seq, false, &"y".repeat(600 * 1024)), at(0));
+    side.send(&[1], at(0));
+    side.left();
+    for seq in 3..=250 {
+        side.receive(&format!("35=1|34={seq}|112=T{seq}"), at(0));
     }
-    side.engine.received(&message(BeginString::Fix44, &report(2, true, ""), at(0)), at(0));
-    let mut sizes = vec![side.engine.take().commit.emits.len()];
-    while side.engine.catches_up() {
+    side.receive("35=3|34=251|45=2", at(0));
+    side.receive(&report(252, false, ""), at(0));
+    side.left();
+    side.outcomes.clear();
+    side.engine.received(&message(BeginString::Fix44, "35=0|34=2", at(0)), at(0));
+    let mut pieces = Vec::new();
+    loop {
+        let turn = side.engine.take();
+        pieces.push((turn.then.len(), turn.commit.outcomes.len(), turn.commit.emits.len()));
+        if !side.engine.catches_up() {
+            break;
+        }
         side.engine.go_on(at(0));
-        sizes.push(side.engine.take().commit.emits.len());
     }
-    assert_eq!(sizes, [3, 2, 2]);
+    assert_eq!(pieces, [(100, 0, 0), (100, 0, 0), (48, 1, 0), (0, 0, 1)]);
 }
 
 #[test]
