@@ -25,6 +25,8 @@ const LOGON_BYTES_MAX: usize = 16 * 1024;
 /// How long a TLS handshake, and then a Logon, may take.
 const LOGON_PATIENCE: Duration = Duration::from_secs(10);
 
+const SEVERAL: &str = "its Logon names several sessions of this address";
+
 /// By what every Logon says: BeginString, its SenderCompID, its TargetCompID.
 type Who = (Vec<u8>, Vec<u8>, Vec<u8>);
 type Doors<T = mpsc::Sender<Arrival>> = HashMap<Who, Vec<Door<T>>>;
@@ -33,6 +35,8 @@ type Doors<T = mpsc::Sender<Arrival>> = HashMap<Who, Vec<Door<T>>>;
 struct Door<T> {
     /// SubIDs and LocationIDs of the partner's Logon: what tells sessions with the same CompIDs apart.
     ids: Vec<(Tag, String)>,
+    /// Whether a Logon must have them.
+    checks_ids: bool,
     /// Of these its certificate must have one, if there are any.
     names: Vec<PeerName>,
     arrivals: T,
@@ -56,7 +60,12 @@ impl Listener {
             config.target_comp_id.clone().into_bytes(),
             config.sender_comp_id.clone().into_bytes(),
         );
-        let door = Door { ids: config.partner_header.clone(), names: plan.partner_names.clone(), arrivals };
+        let door = Door {
+            ids: config.partner_header.clone(),
+            checks_ids: config.check_header,
+            names: plan.partner_names.clone(),
+            arrivals,
+        };
         self.doors.entry(who).or_default().push(door);
     }
 
@@ -106,17 +115,24 @@ async fn introduce(stream: TcpStream, acceptor: &Acceptor, doors: &Doors) -> Res
     door.arrivals.send(arrival).await.map_err(|_| "its session is closed".to_owned())
 }
 
-/// The session that a Logon names: of those all of whose ids it has, the one that has most of them.
+/// The session that a Logon names: of those all of whose ids it has, the one that has most of them. If it has all ids of none,
+/// the only one with its CompIDs that does not insist on its ids.
 fn named<'a, T>(doors: &'a Doors<T>, logon: &Message) -> Result<&'a Door<T>, &'static str> {
-    let is_meant = |door: &&Door<T>| door.ids.iter().all(|(tag, id)| logon.get(*tag) == Some(id.as_bytes()));
-    let mut meant: Vec<&Door<T>> = doors.get(&who(logon)).into_iter().flatten().filter(is_meant).collect();
+    let between_them = doors.get(&who(logon)).map_or(&[][..], Vec::as_slice);
+    let has_all = |door: &&Door<T>| door.ids.iter().all(|(tag, id)| logon.get(*tag) == Some(id.as_bytes()));
+    let mut meant: Vec<&Door<T>> = between_them.iter().filter(has_all).collect();
     meant.sort_by_key(|door| std::cmp::Reverse(door.ids.len()));
     match meant[..] {
-        [] => Err("its Logon names no session of this address"),
-        [first, second, ..] if first.ids.len() == second.ids.len() => {
-            Err("its Logon names several sessions of this address")
-        }
+        [first, second, ..] if first.ids.len() == second.ids.len() => Err(SEVERAL),
         [first, ..] => Ok(first),
+        [] => {
+            let mut lenient = between_them.iter().filter(|door| !door.checks_ids);
+            match (lenient.next(), lenient.next()) {
+                (Some(only), None) => Ok(only),
+                (Some(_), Some(_)) => Err(SEVERAL),
+                (None, _) => Err("its Logon names no session of this address"),
+            }
+        }
     }
 }
 
@@ -127,7 +143,10 @@ fn who(logon: &Message) -> Who {
 
 #[cfg(test)]
 mod tests {
+    use gatepost_adapter::Level;
+
     use super::*;
+    use crate::settings::{Settings, Way, plans};
     use crate::version::BeginString;
     use crate::wire::{Draft, parse};
 
@@ -137,13 +156,20 @@ mod tests {
         parse(bytes, &DataFields::default()).unwrap()
     }
 
-    fn doors(all: &[(&'static str, &[(Tag, &str)])]) -> Doors<&'static str> {
+    /// Those of `lenient` names do not insist on their ids.
+    fn doors_with(all: &[(&'static str, &[(Tag, &str)])], lenient: &[&str]) -> Doors<&'static str> {
         let mut doors = Doors::new();
         for (name, ids) in all {
             let ids = ids.iter().map(|(tag, id)| (*tag, (*id).to_owned())).collect();
-            doors.entry(who(&logon(&[]))).or_default().push(Door { ids, names: Vec::new(), arrivals: *name });
+            let checks_ids = !lenient.contains(name);
+            let door = Door { ids, checks_ids, names: Vec::new(), arrivals: *name };
+            doors.entry(who(&logon(&[]))).or_default().push(door);
         }
         doors
+    }
+
+    fn doors(all: &[(&'static str, &[(Tag, &str)])]) -> Doors<&'static str> {
+        doors_with(all, &[])
     }
 
     #[test]
@@ -177,5 +203,42 @@ mod tests {
             assert!(named(&doors, &logon(ids)).is_err(), "{ids:?}");
         }
         assert!(named(&doors, &logon(&[(57, "D1"), (143, "NY")])).is_ok());
+    }
+
+    #[test]
+    fn a_logon_that_names_none_is_for_the_only_session_that_does_not_insist() {
+        let desks: &[(&'static str, &[(Tag, &str)])] =
+            &[("desk 1", &[(57, "D1")]), ("desk 2", &[(57, "D2")]), ("desk 3", &[(57, "D3"), (143, "NY")])];
+        for (lenient, ids, expected) in [
+            (&["desk 1"][..], &[][..], Some("desk 1")),
+            (&["desk 1"], &[(57, "D9")], Some("desk 1")),
+            (&["desk 1"], &[(57, "D3")], Some("desk 1")),
+            // Whoever says who it is has its own.
+            (&["desk 1"], &[(57, "D2")], Some("desk 2")),
+            // Not even where one has more ids than the other.
+            (&["desk 1", "desk 3"], &[], None),
+            (&["desk 1", "desk 2"], &[(57, "D2")], Some("desk 2")),
+        ] {
+            let doors = doors_with(desks, lenient);
+            let found = named(&doors, &logon(ids)).ok().map(|door| door.arrivals);
+            assert_eq!(found, expected, "{lenient:?} {ids:?}");
+        }
+    }
+
+    /// As the settings say it, all the way to the door.
+    #[test]
+    fn check_sub_ids_is_what_says_whether_a_session_insists() {
+        for checks in [true, false] {
+            let session = serde_json::json!({"name": "main", "listen": "127.0.0.1:1", "begin_string": "FIX.4.4",
+                "sender_comp_id": "BUY", "target_comp_id": "SELL", "sender_sub_id": "D1", "check_sub_ids": checks});
+            let settings: Settings =
+                serde_json::from_value(serde_json::json!({ "sessions": [session] })).unwrap();
+            let plan = plans(&settings, "lab", Level::Transport).unwrap().remove(0);
+            let Way::Listen(entrance) = &plan.way else { panic!("it listens") };
+            let mut listener = Listener::new(entrance.clone());
+            listener.register(&plan, mpsc::channel(1).0);
+            assert!(named(&listener.doors, &logon(&[(57, "D1")])).is_ok());
+            assert_eq!(named(&listener.doors, &logon(&[])).is_ok(), !checks);
+        }
     }
 }
