@@ -73,6 +73,11 @@ impl Outgoing {
         Ok(outgoing)
     }
 
+    /// What it takes within a message, bytes, without tags of the header.
+    pub(crate) fn bytes(&self) -> usize {
+        self.header.iter().map(|(_, value)| value.len()).sum::<usize>() + self.body.len()
+    }
+
     /// MsgType (35).
     pub fn msg_type(&self) -> &[u8] {
         &self.msg_type

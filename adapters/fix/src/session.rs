@@ -44,6 +44,9 @@ const GOOD_AFTER: Duration = Duration::from_secs(10);
 const STEP_MESSAGES_MAX: usize = 256;
 /// Most deliveries that begin in one settlement.
 const BEGINS_MAX: usize = 200;
+/// Most content of theirs, bytes; one alone may have more. All of it is kept in the adapter's state, whose limit must not be
+/// passed by much: what has gone in is looked at only before.
+const BEGINS_BYTES_MAX: usize = 1024 * 1024;
 
 /// A connection that a partner has made, and the Logon that it began with.
 pub(crate) struct Arrival {
@@ -338,7 +341,8 @@ impl Driver {
             && self.engine.can_send()
             && self.link.as_ref().is_some_and(|link| !link.is_busy())
         {
-            let leases = self.waiting.iter().take(BEGINS_MAX).map(|order| &order.outgoing.lease);
+            let count = together(self.waiting.iter().map(|order| order.outgoing.content.bytes()));
+            let leases = self.waiting.iter().take(count).map(|order| &order.outgoing.lease);
             if !self.batch.takes_begins(leases) {
                 // An empty one takes them.
                 self.flush().await?;
@@ -346,7 +350,6 @@ impl Driver {
             }
             let now = self.now();
             let (mut commits, mut effects) = std::mem::take(&mut self.batch).into_parts();
-            let count = self.waiting.len().min(BEGINS_MAX);
             let mut deliveries: Vec<Outgoing> = newest(self.waiting.drain(..count), Order::id)
                 .into_iter()
                 .filter(|order| !order.delivery.is_lost())
@@ -442,6 +445,16 @@ impl Driver {
 fn in_hand(in_hand: &mut InHand, Order { delivery, outgoing }: Order) -> Outgoing {
     in_hand.insert(delivery.id(), delivery);
     outgoing
+}
+
+/// How many of those that wait, of these sizes, begin in one settlement.
+fn together(sizes: impl Iterator<Item = usize>) -> usize {
+    let mut bytes = 0;
+    let fits = |(at, size): &(usize, usize)| {
+        bytes += size;
+        *at == 0 || bytes <= BEGINS_BYTES_MAX
+    };
+    sizes.take(BEGINS_MAX).enumerate().take_while(fits).count()
 }
 
 /// Of several leases of a delivery only the last: the others have been recalled.

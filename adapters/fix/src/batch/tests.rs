@@ -180,3 +180,18 @@ async fn what_the_gateway_does_not_take_the_partner_is_told() {
     let large = taken_in(vec![report(7, "E1", None, &"y".repeat(49 * 1024 * 1024))]);
     assert_eq!(settled(vec![large], "", |_| false).await, (vec![], 1, 1));
 }
+
+/// A state that is full is the adapter's end: the partner is not told that its message is too large, and sends it again.
+#[tokio::test]
+async fn a_full_state_turns_no_message_away() {
+    let Plan { config, origin, .. } = plan();
+    let (_gateway, session) = Gateway::open(json!({})).await;
+    let mut engine = Engine::restore(std::sync::Arc::clone(&config), &BTreeMap::new()).unwrap();
+    let books = Books { gateway: &session, config: &config, origin: &origin };
+    let now = Now { utc: OffsetDateTime::now_utc(), tick: std::time::Duration::ZERO };
+    let mut commit = taken_in(vec![report(7, "E1", None, "x")]);
+    commit.state.extend((0..40).map(|key| (format!("m/main/1/{key}"), Some(vec![0; 1024 * 1024]))));
+    let settled = books.settle(vec![commit], &mut engine, &mut InHand::new(), now).await;
+    assert!(matches!(settled, Err(Refused::Fatal(_))), "{settled:?}");
+    assert!(engine.take().then.is_empty());
+}

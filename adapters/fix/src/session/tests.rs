@@ -67,6 +67,24 @@ fn start(session: &Session, sessions: &[Value]) -> Desk {
     desk
 }
 
+/// Connects the first session's partner, which logs on.
+async fn log_on(desk: &Desk) -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let connecting = TcpStream::connect(listener.local_addr().unwrap());
+    let (partner, accepted) = tokio::join!(connecting, listener.accept());
+    let logon = Draft::new(BeginString::Fix44, "A")
+        .header(49, "SELL")
+        .header(56, "BUY")
+        .header(34, "1")
+        .header(52, "20261130-09:00:00.000")
+        .field(98, "0")
+        .field(108, "30");
+    let logon = wire::parse(logon.encode().unwrap(), &DataFields::default()).unwrap();
+    let arrival = Arrival { stream: Stream::plain(accepted.unwrap().0), logon, rest: Vec::new() };
+    desk.arrivals[0].send(arrival).await.ok().unwrap();
+    partner.unwrap()
+}
+
 /// Each is said to be away once, and then there is silence.
 #[tokio::test]
 async fn hundreds_of_sessions_that_are_down_give_back_what_they_cannot_send_and_keep_nothing() {
@@ -115,19 +133,7 @@ async fn what_has_gone_back_is_woken_when_the_session_has_logged_on() {
     while said < 2 {
         said += take_back(gateway.next("/v1/settle").await).len();
     }
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let connecting = TcpStream::connect(listener.local_addr().unwrap());
-    let (_partner, accepted) = tokio::join!(connecting, listener.accept());
-    let logon = Draft::new(BeginString::Fix44, "A")
-        .header(49, "SELL")
-        .header(56, "BUY")
-        .header(34, "1")
-        .header(52, "20261130-09:00:00.000")
-        .field(98, "0")
-        .field(108, "30");
-    let logon = wire::parse(logon.encode().unwrap(), &DataFields::default()).unwrap();
-    let arrival = Arrival { stream: Stream::plain(accepted.unwrap().0), logon, rest: Vec::new() };
-    desk.arrivals[0].send(arrival).await.ok().unwrap();
+    let _partner = log_on(&desk).await;
     let woken = async {
         loop {
             let call = gateway.next("/v1/settle").await;
@@ -141,4 +147,55 @@ async fn what_has_gone_back_is_woken_when_the_session_has_logged_on() {
         }
     };
     tokio::time::timeout(HANG, woken).await.expect("it is not woken");
+}
+
+/// What begins is written into the adapter's state all at once, and that is bounded.
+#[tokio::test]
+async fn large_messages_begin_few_at_a_time() {
+    const LARGE: usize = 400 * 1024;
+    const COUNT: usize = 8;
+    let (mut gateway, session) = Gateway::open(json!({"window": 64})).await;
+    let partner = json!({"name": "s0", "listen": "127.0.0.1:1", "begin_string": "FIX.4.4", "latency_max_s": 0,
+        "sender_comp_id": "BUY", "target_comp_id": "SELL"});
+    let desk = start(&session, &[partner]);
+    let mut partner = log_on(&desk).await;
+    tokio::spawn(async move { tokio::io::copy(&mut partner, &mut tokio::io::sink()).await });
+    gateway.next("/v1/settle").await.settled("ok");
+    let large = (0..COUNT as u128).map(|number| {
+        let mut order = order(0, number);
+        order["event"]["data"]["58"] = "x".repeat(LARGE).into();
+        order
+    });
+    gateway.lease(&large.collect::<Vec<_>>()).await;
+    let mut begun = 0;
+    let all_begin = async {
+        while begun < COUNT {
+            let call = gateway.next("/v1/settle").await;
+            // Meanwhile others come.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let begins = call.outcomes().iter().filter(|(_, outcome)| *outcome == "begin").count();
+            let written = call.body["state"].as_object().into_iter().flatten();
+            let bytes: usize =
+                written.filter_map(|(_, value)| value.as_str()).map(|text| text.len() / 4 * 3).sum();
+            assert!(bytes < 1024 * 1024 && begins <= 2, "{begins} begin, {bytes} bytes");
+            begun += begins;
+            call.settled("ok");
+        }
+    };
+    tokio::time::timeout(HANG, all_begin).await.expect("not all begin");
+}
+
+#[test]
+fn what_begins_together_is_bounded_by_number_and_by_size() {
+    const MAX: usize = BEGINS_BYTES_MAX;
+    for (sizes, expected) in [
+        (vec![], 0),
+        (vec![0; 300], 200),
+        (vec![MAX / 4; 9], 4),
+        (vec![MAX - 1, 1, 1], 2),
+        (vec![MAX + 1, 1], 1),
+        (vec![1, MAX, 1], 1),
+    ] {
+        assert_eq!(together(sizes.into_iter()), expected);
+    }
 }
