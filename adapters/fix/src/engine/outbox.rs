@@ -38,6 +38,23 @@ pub(crate) struct Pending {
     pub(crate) query: Query,
 }
 
+/// What a delivery that waits costs in the adapter's state besides its ids, bytes; rather too much.
+const PENDING_OVERHEAD_BYTES: usize = 320;
+
+impl Pending {
+    fn bytes(&self) -> usize {
+        let name = self.business_id.as_ref().map_or(0, |id| id.1.len());
+        PENDING_OVERHEAD_BYTES + self.message.len() + name
+    }
+}
+
+impl Record {
+    /// Of the message and what waits behind it.
+    fn bytes_kept(&self) -> usize {
+        self.bytes.len() + self.pending.as_ref().map_or(0, Pending::bytes)
+    }
+}
+
 /// Whether the partner has been asked about it by name, and has said that it does not know it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -79,9 +96,9 @@ impl Outbox {
             }
             self.pending += 1;
         }
-        self.bytes += record.bytes.len();
+        self.bytes += record.bytes_kept();
         if let Some(before) = self.records.insert(place, record) {
-            self.bytes -= before.bytes.len();
+            self.bytes -= before.bytes_kept();
         }
     }
 
@@ -92,11 +109,11 @@ impl Outbox {
     pub(crate) fn remove(&mut self, place: Place) -> Option<Record> {
         self.settle(place);
         let record = self.records.remove(&place)?;
-        self.bytes -= record.bytes.len();
+        self.bytes -= record.bytes_kept();
         Some(record)
     }
 
-    /// Of all messages together.
+    /// Of all messages together, and of the deliveries that wait behind them.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -105,6 +122,7 @@ impl Outbox {
     pub(crate) fn settle(&mut self, place: Place) -> Option<Pending> {
         let pending = self.records.get_mut(&place)?.pending.take()?;
         self.pending -= 1;
+        self.bytes -= pending.bytes();
         if self.by_delivery.get(&pending.lease.delivery) == Some(&place) {
             self.by_delivery.remove(&pending.lease.delivery);
         }
@@ -187,7 +205,7 @@ impl Outbox {
                 break;
             }
             excess = excess.saturating_sub(1);
-            excess_bytes = excess_bytes.saturating_sub(record.bytes.len());
+            excess_bytes = excess_bytes.saturating_sub(record.bytes_kept());
             if record.pending.is_none() {
                 places.push(*place);
             }

@@ -236,6 +236,37 @@ fn where_nobody_waits_for_transport_proof_it_is_asked_for_before_too_much_is_kep
     assert!(side.engine.can_send());
 }
 
+/// Small messages, long names: what is kept of the deliveries stands in the same state.
+#[test]
+fn deliveries_that_wait_count_as_what_is_kept() {
+    let mut side = up(|config| {
+        config.keep_bytes = 32 * 1024;
+        config.confirm = Level::Business;
+    });
+    let mut sent = 0;
+    while side.engine.can_send() {
+        sent += 1;
+        side.send(&[sent], at(0));
+        let written: usize = side
+            .state
+            .iter()
+            .filter(|(key, _)| key.starts_with("m/") || key.starts_with("p/"))
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
+        assert!(written <= side.engine.outbox.bytes(), "{written} of {}", side.engine.outbox.bytes());
+    }
+    assert!((40..100).contains(&sent), "{sent}");
+    side.outcomes.clear();
+    for number in 1..=sent {
+        let text = format!("35=8|34={}|11=O{number}|37=x|17=E{number}|39=0|150=0", number + 1);
+        side.receive(&text, at(0));
+    }
+    assert_eq!((delivered(&side).len() as u128, side.engine.outbox.pending()), (sent, 0));
+    assert!(side.engine.can_send());
+    let records = side.engine.outbox.within(1, 1, u64::MAX);
+    assert_eq!(side.engine.outbox.bytes(), records.map(|(_, record)| record.bytes.len()).sum::<usize>());
+}
+
 /// A settlement holds a thousand results at most.
 #[test]
 fn what_is_confirmed_or_orphaned_at_once_is_settled_in_pieces() {
