@@ -16,6 +16,8 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 const SENDING_APPLICATION: usize = 3;
 const CONTROL_ID: usize = 11;
 const REFERENCE_ID: usize = 12;
+/// The segments that a batch is taken apart at.
+const BORDERS: [&str; 5] = ["FHS", "BHS", "MSH", "BTS", "FTS"];
 
 /// Why a batch is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub(crate) enum BatchError {
     Delimiters(&'static str),
     #[error("a {0} segment stands where it has no place")]
     Misplaced(&'static str),
+    #[error("a {0} segment follows an LF, and the segments of this batch end in CR")]
+    Hidden(&'static str),
     #[error("the first segment in the batch is no MSH")]
     NoMessage,
     #[error("{trailer} counts {said}, and there are {found}")]
@@ -89,10 +93,19 @@ pub(crate) fn is_batch(body: &[u8]) -> bool {
 /// Takes a frame apart. The messages are not read.
 pub(crate) fn split(body: &Bytes, messages_max: usize) -> Result<Batch, BatchError> {
     let mut open = Open::default();
+    // An LF within a field of a CR message is text, but what ends a header ends every segment of its message.
+    // This is the separator of a message that ends its segments so.
+    let mut in_lf = None;
     for (start, end) in lines(body) {
         let line = &body[start..end];
-        if matches!(line.get(..3), Some(b"FHS" | b"BHS" | b"MSH" | b"BTS" | b"FTS")) {
+        if border(line).is_some() {
             open.close_message(body, start, messages_max)?;
+            in_lf = line.get(3).copied().filter(|_| line.contains(&LF));
+        }
+        if let Some(own) = in_lf
+            && let Some((_, name)) = hidden(line, [open.separator(), own]).next()
+        {
+            return Err(BatchError::Hidden(name));
         }
         match line.get(..3) {
             Some(b"FHS") => open.file(body, line)?,
@@ -120,7 +133,13 @@ pub(crate) fn split_unchecked(body: &Bytes, messages_max: usize) -> Option<Batch
                 let name = if name == b"FHS" { "FHS" } else { "BHS" };
                 open.head = read_head(body, line, name).ok();
             }
-            Some(b"MSH") if starts.len() < messages_max => starts.push(start),
+            Some(b"MSH") => {
+                let is_message = |(at, name)| (name == "MSH").then_some(start + at);
+                let separators = [open.separator(), line.get(3).copied().unwrap_or(LF)];
+                starts.push(start);
+                starts.extend(hidden(line, separators).filter_map(is_message).take(messages_max));
+                starts.truncate(messages_max);
+            }
             _ => {}
         }
     }
@@ -138,8 +157,8 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (usize, usize)> {
     let mut at = marked + blank;
     let terminator = body[at..].iter().copied().find(|byte| matches!(*byte, CR | LF)).unwrap_or(CR);
     std::iter::from_fn(move || {
-        // The LF of CR LF belongs to the end before it.
-        if body.get(at) == Some(&LF) && terminator == CR {
+        // The LF of CR LF belongs to the end before it, and so do those of blank lines.
+        while body.get(at) == Some(&LF) && terminator == CR {
             at += 1;
         }
         let rest = body.get(at..).filter(|rest| !rest.is_empty())?;
@@ -148,6 +167,20 @@ fn lines(body: &[u8]) -> impl Iterator<Item = (usize, usize)> {
         let end = length.map_or(body.len(), |length| at + length);
         at = end + 1;
         Some((start, end))
+    })
+}
+
+fn border(line: &[u8]) -> Option<&'static str> {
+    BORDERS.into_iter().find(|name| line.starts_with(name.as_bytes()))
+}
+
+/// Borders behind an LF within a line, and where they begin. The separators are the batch's and the message's.
+fn hidden(line: &[u8], separators: [u8; 2]) -> impl Iterator<Item = (usize, &'static str)> {
+    memchr::memchr_iter(LF, line).filter_map(move |at| {
+        let behind = &line[at + 1..];
+        let name = border(behind)?;
+        let is_segment = behind.get(3).is_none_or(|next| *next == LF || separators.contains(next));
+        is_segment.then_some((at + 1, name))
     })
 }
 
@@ -166,6 +199,10 @@ struct Open {
 }
 
 impl Open {
+    fn separator(&self) -> u8 {
+        self.head.as_ref().map_or(b'|', |head| head.delimiters.field)
+    }
+
     fn file(&mut self, body: &Bytes, line: &[u8]) -> Result<(), BatchError> {
         if self.head.is_some() || !self.messages.is_empty() {
             return Err(BatchError::Misplaced("FHS"));
@@ -210,7 +247,7 @@ impl Open {
     }
 
     fn check_count(&self, line: &[u8], trailer: &'static str, found: u64) -> Result<(), BatchError> {
-        let separator = self.head.as_ref().map_or(b'|', |head| head.delimiters.field);
+        let separator = self.separator();
         let field = line.split(|byte| *byte == separator).nth(1).unwrap_or_default().trim_ascii();
         if field.is_empty() {
             // Optional, and then nothing is said.
@@ -323,6 +360,8 @@ mod tests {
             let expected = message("1").replace('\r', end);
             assert_eq!(texts(&body)[0].1, expected, "{end:?}");
         }
+        let blank = format!("BHS|^~\\&\r\n\n{}\n\n{}\n\nBTS|2\r\n", message("1"), message("2"));
+        assert_eq!(texts(&blank).len(), 2);
         assert_eq!(texts("BHS|^~\\&\rBTS|0\r"), []);
     }
 
@@ -359,6 +398,42 @@ mod tests {
             (format!("BHS|^~\\&\r{}", one.repeat(MAX + 1)), BatchError::TooMany(MAX)),
         ] {
             assert_eq!(read(&body).unwrap_err(), error, "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_cr_batch_that_hides_a_segment_behind_an_lf_is_none() {
+        let (one, two) = (message("1"), message("2"));
+        let (lf_one, lf_two) = (one.replace('\r', "\n"), two.replace('\r', "\n"));
+        for (body, name) in [
+            (format!("BHS|^~\\&\r{lf_one}{lf_two}BTS|2\n"), "MSH"),
+            (format!("BHS|^~\\&\r\n{lf_one}{lf_two}"), "MSH"),
+            (format!("BHS:;~\\&\r{}", [&*lf_one, &lf_two].concat().replace('|', ":")), "MSH"),
+            // Each by its own separator.
+            (format!("BHS:;~\\&\r{lf_one}{lf_two}"), "MSH"),
+            (format!("BHS|^~\\&\r{lf_one}BTS|1\n"), "BTS"),
+            (format!("BHS|^~\\&\r{lf_one}BTS\nFTS"), "BTS"),
+            (format!("BHS|^~\\&\r{lf_one}FTS"), "FTS"),
+            (format!("BHS|^~\\&\r{lf_one}BHS|^~\\&\n"), "BHS"),
+            (format!("BHS|^~\\&\r{lf_one}FHS|^~\\&\n"), "FHS"),
+            // A line further on in a message whose header ended in LF.
+            (format!("BHS|^~\\&\r{lf_one}NTE|1\rNTE|2\n{lf_two}BTS|2\n"), "MSH"),
+            (format!("BHS:;~\\&\r{lf_one}NTE|1\rNTE+2\n{lf_two}BTS:2\n"), "MSH"),
+            // Behind the envelope's own segments.
+            (format!("FHS|^~\\&\rBHS|^~\\&\n{lf_one}BTS|1\nFTS|1\n"), "MSH"),
+            (format!("FHS|^~\\&\rBHS|^~\\&\r{one}BTS|1|last\nBHS|^~\\&\n{lf_two}FTS\r"), "BHS"),
+        ] {
+            assert_eq!(read(&body).unwrap_err(), BatchError::Hidden(name), "{body:?}");
+        }
+        // Refused by the ids of all of them.
+        let body = Bytes::from(format!("BHS|^~\\&\r{}BTS|12\n", lf_one.repeat(12)));
+        assert_eq!(split_unchecked(&body, MAX).unwrap().messages.len(), MAX);
+        // An LF that ends nothing, or ends a segment that is no border, hides nothing.
+        for body in [
+            format!("BHS|^~\\&\r{one}NTE|1||as sent:\nMSH|^~\\&|A\nBTS|1\r{two}BTS|2\r"),
+            format!("BHS|^~\\&\r{lf_one}NTE|1||MSH|\nMSHA\r{two}BTS|2\r"),
+        ] {
+            assert_eq!(texts(&body).len(), 2, "{body:?}");
         }
     }
 

@@ -299,8 +299,17 @@ fn batch(input: &[u8]) {
         assert!(lies_in(&member.body, &body) && member.body.starts_with(b"MSH"));
         assert!(member.body.as_ptr() >= end, "in order and apart");
         end = member.body.as_ptr_range().end;
+        assert!(!holds_another(&member.body), "a message within a message");
         assert!(batch::split_unchecked(&member.body, MESSAGES_MAX).is_none(), "a batch in a batch");
     }
+}
+
+/// Whether a message whose header ends in LF, as then all of its segments do, goes on into a second one.
+fn holds_another(message: &[u8]) -> bool {
+    let mut lines = message.split_inclusive(|byte| matches!(*byte, CR | LF));
+    let header = lines.next().unwrap_or_default();
+    let begins_alike = |line: &[u8]| line.len() > 4 && line.get(..4) == header.get(..4);
+    header.ends_with(&[LF]) && lines.any(begins_alike)
 }
 
 // === settings ===

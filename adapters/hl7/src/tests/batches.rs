@@ -87,6 +87,20 @@ async fn a_batch_that_counts_otherwise_is_refused_as_a_whole_by_its_messages_ids
 }
 
 #[tokio::test]
+async fn a_message_hidden_by_other_line_ends_refuses_the_batch_and_is_refused_by_its_id_too() {
+    let (head, rest) = BATCH.split_once('\r').unwrap();
+    let mixed = format!("{head}\r{}", rest.replace('\r', "\n"));
+    let mut intake = Intake::new(json!({})).await;
+    let mut partner = intake.connect().await;
+    write(&mut partner, &Bytes::from(mixed)).await;
+    let reason = "a MSH segment follows an LF, and the segments of this batch end in CR";
+    assert_eq!(msa(&body_of(&mut partner).await), format!("MSA|AR|M1|{reason}"));
+    assert_eq!(msa(&body_of(&mut partner).await), format!("MSA|CR|M2|{reason}"));
+    write(&mut partner, &adt("M9")).await;
+    assert_eq!(intake.gateway.next("/v1/messages").await.body["subject"], "M9");
+}
+
+#[tokio::test]
 async fn a_batch_that_cannot_be_stored_now_is_asked_for_again() {
     let mut intake = Intake::new(json!({})).await;
     let mut partner = intake.connect().await;
