@@ -123,7 +123,8 @@ impl Delivery {
         }
     }
 
-    /// To be called immediately before bytes leave. Durable before it returns, where the destination asks for that.
+    /// To be called immediately before bytes leave. Durable before it returns, where the destination asks for that or has a window, so that
+    /// no other of its lane takes it back while it is being sent.
     pub async fn begin(&self) -> Result<(), LeaseLost> {
         self.record_attempt().await?;
         gatepost_faults::point("sdk.after_begin");
@@ -134,8 +135,9 @@ impl Delivery {
         if !self.held.is_valid() {
             return Err(LeaseLost);
         }
-        // With `resend` the gateway has recorded the attempt with the lease.
-        if self.session.on_doubt() != OnDoubt::Resend {
+        // With `resend` the gateway has recorded the attempt with the lease. But where several of a lane are leased, one that goes back with
+        // its lane takes along what has not been reported as begun.
+        if self.session.on_doubt() != OnDoubt::Resend || self.session.window() > 1 {
             let begin = item(self.held.id, &self.held.token, WireOutcome::Begin);
             self.session.settler().ask(begin, Arc::clone(&self.held)).await?;
         }

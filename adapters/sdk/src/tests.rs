@@ -186,6 +186,34 @@ async fn with_resend_the_lease_is_the_begin_and_otherwise_it_is_settled_first() 
 }
 
 #[tokio::test]
+async fn with_resend_and_a_window_the_begin_is_settled_too_so_that_its_lane_does_not_take_it_back() {
+    let (mut gateway, session) = Gateway::open(json!({"on_doubt": "resend", "window": 3})).await;
+    let (_working, mut tried) = start(&session, 3, Placement::Anywhere);
+    let mut sending = Vec::new();
+    for number in [1, 2] {
+        gateway.lease(&[leased(number, Some("a"))]).await;
+        let begin = gateway.next("/v1/settle").await;
+        assert_eq!(begin.outcomes(), [(&*format!("t{number}"), "begin")]);
+        assert!(tried.try_recv().is_err(), "bytes left before the gateway knew");
+        begin.settled("ok");
+        sending.push(tried.recv().await.unwrap());
+    }
+    // The first one's lane goes back, and with it the third, which had not begun.
+    let away = Outcome::Retry { scope: Scope::Lane, after: None, reason: "the partner is away".to_owned() };
+    assert!(sending.remove(0).outcome.send(away).is_ok());
+    let retry = gateway.next("/v1/settle").await;
+    assert_eq!(retry.outcomes(), [("t1", "retry")]);
+    retry.settled("ok");
+    gateway.lease(&[leased(3, Some("a"))]).await;
+    let begin = gateway.next("/v1/settle").await;
+    assert_eq!(begin.outcomes(), [("t3", "begin")]);
+    begin.settled("stale");
+    sending.remove(0).delivered();
+    assert_eq!(gateway.next("/v1/settle").await.outcomes(), [("t2", "delivered")]);
+    assert!(tried.try_recv().is_err(), "sent although its lane had gone back");
+}
+
+#[tokio::test]
 async fn a_stale_begin_sends_nothing_and_reports_nothing() {
     let (mut gateway, session) = Gateway::open(json!({"on_doubt": "hold"})).await;
     let (_working, mut tried) = start(&session, 1, Placement::ByKey);
