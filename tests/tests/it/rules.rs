@@ -238,3 +238,74 @@ fn the_adapter_that_the_page_shows_is_the_one_that_is_tested() {
         "docs/adapters/protocol.md shows another program"
     );
 }
+
+/// The names of all functions in Rust files below a directory.
+fn functions(directory: &Path, found: &mut HashSet<String>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            functions(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let code = std::fs::read_to_string(&path).unwrap();
+            let named = code.split("fn ").skip(1).filter_map(|rest| rest.split(['(', '<']).next());
+            found.extend(named.map(str::to_owned));
+        }
+    }
+}
+
+/// Whether one of `functions` is called so; `…` stands for any text.
+fn is_there(name: &str, functions: &HashSet<String>) -> bool {
+    functions.iter().any(|function| {
+        let mut left = function.as_str();
+        let mut parts = name.split('…').peekable();
+        let begins = parts.next().is_some_and(|first| {
+            let rest = left.strip_prefix(first);
+            left = rest.unwrap_or(left);
+            rest.is_some()
+        });
+        begins
+            && parts.all(|part| match left.split_once(part) {
+                Some((_, rest)) => {
+                    left = rest;
+                    true
+                }
+                None => false,
+            })
+            && (left.is_empty() || name.ends_with('…'))
+    })
+}
+
+/// What a page's tables name as tests: in backticks, perhaps several in braces behind a path, long or shortened by `…`.
+fn tests_named(page: &str) -> Vec<&str> {
+    let quoted =
+        page.lines().filter(|line| line.starts_with('|')).flat_map(|row| row.split('`').skip(1).step_by(2));
+    let names = quoted
+        .flat_map(|quoted| quoted.split(['{', '}', ',', ' ']))
+        .filter_map(|name| name.rsplit("::").next());
+    names
+        .filter(|name| name.contains('…') && name.len() > "…".len() || name.matches('_').count() > 2)
+        .collect()
+}
+
+#[test]
+fn every_test_that_the_pages_of_the_adapters_name_exists() {
+    let mut known = HashSet::new();
+    for directory in ["../adapters", "tests"] {
+        functions(&source(directory), &mut known);
+    }
+    for (page, least) in [("hl7-tests.md", 70), ("fix-tests.md", 60)] {
+        let text = std::fs::read_to_string(source("../docs/adapters").join(page)).unwrap();
+        let named = tests_named(&text);
+        assert!(named.len() > least, "{page} names {} tests only", named.len());
+        let missing: Vec<_> = named.into_iter().filter(|name| !is_there(name, &known)).collect();
+        assert!(missing.is_empty(), "{page}: {missing:?}");
+    }
+
+    let known = HashSet::from(["a_b_c_d".to_owned()]);
+    for (name, there) in
+        [("a_b_c_d", true), ("a_b…", true), ("…c_d", true), ("a…c…", true), ("a_b", false), ("b…", false)]
+    {
+        assert_eq!(is_there(name, &known), there, "{name}");
+    }
+    assert_eq!(tests_named("| x | `p::{a_b_c_d, e_f…}`, `q`, `r_s` |\n`no_row_at_all`"), ["a_b_c_d", "e_f…"]);
+}
