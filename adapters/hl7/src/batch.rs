@@ -174,12 +174,15 @@ fn border(line: &[u8]) -> Option<&'static str> {
     BORDERS.into_iter().find(|name| line.starts_with(name.as_bytes()))
 }
 
-/// Borders behind an LF within a line, and where they begin. The separators are the batch's and the message's.
+/// Borders behind an LF within a line, and where they begin. The separators are the batch's and the message's; a header may bring its own.
 fn hidden(line: &[u8], separators: [u8; 2]) -> impl Iterator<Item = (usize, &'static str)> {
     memchr::memchr_iter(LF, line).filter_map(move |at| {
         let behind = &line[at + 1..];
         let name = border(behind)?;
-        let is_segment = behind.get(3).is_none_or(|next| *next == LF || separators.contains(next));
+        let brings_its_own = !matches!(name, "BTS" | "FTS");
+        let is_segment = behind.get(3).is_none_or(|next| {
+            *next == LF || separators.contains(next) || brings_its_own && next.is_ascii_punctuation()
+        });
         is_segment.then_some((at + 1, name))
     })
 }

@@ -112,6 +112,9 @@ fn a_cr_batch_that_hides_a_segment_behind_an_lf_is_none() {
         (format!("BHS|^~\\&\r{lf_one}FTS"), "FTS"),
         (format!("BHS|^~\\&\r{lf_one}BHS|^~\\&\n"), "BHS"),
         (format!("BHS|^~\\&\r{lf_one}FHS|^~\\&\n"), "FHS"),
+        // By separators that nobody else has.
+        (format!("BHS|^~\\&\r{lf_one}{}", lf_two.replace('|', ":")), "MSH"),
+        (format!("BHS|^~\\&\r{lf_one}BHS:;~\\&\n"), "BHS"),
         // A line further on in a message whose header ended in LF.
         (format!("BHS|^~\\&\r{lf_one}NTE|1\rNTE|2\n{lf_two}BTS|2\n"), "MSH"),
         (format!("BHS:;~\\&\r{lf_one}NTE|1\rNTE+2\n{lf_two}BTS:2\n"), "MSH"),
