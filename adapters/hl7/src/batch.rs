@@ -242,7 +242,7 @@ impl Open {
     }
 
     fn file_end(&mut self, line: &[u8]) -> Result<(), BatchError> {
-        if self.ended || self.batch.is_some() {
+        if self.ended || self.batch.is_some() || self.head.is_none() {
             return Err(BatchError::Misplaced("FTS"));
         }
         self.ended = true;

@@ -89,6 +89,7 @@ fn a_batch_out_of_order_is_none() {
         (format!("{one}BHS|^~\\&\r{one}"), BatchError::Misplaced("BHS")),
         (format!("BHS|^~\\&\n{one}{one}BTS\rBTS\r"), BatchError::Misplaced("BTS")),
         (format!("{one}FHS|^~\\&\r{one}"), BatchError::Misplaced("FHS")),
+        ("FTS|\rFHS|^~\\&\r".to_owned(), BatchError::Misplaced("FTS")),
         (format!("BHS|^~\\&\rPID|1\r{one}BTS\r"), BatchError::NoMessage),
         (format!("BHS|^\r{one}"), BatchError::Delimiters("BHS")),
         (format!("BHS|^~\\&\r{}", one.repeat(MAX + 1)), BatchError::TooMany(MAX)),
