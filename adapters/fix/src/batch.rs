@@ -20,8 +20,6 @@ const ITEMS_MAX: usize = 400;
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What the gateway says of an event whose name another has had.
 const NAME_IN_USE: &str = "idempotency_mismatch";
-/// The limit of which the adapter's toolkit says so when all of its state together would be too large.
-const STATE_IS_FULL: &str = "bytes of state in all";
 
 /// Deliveries that the gateway has given to this session and that are not settled yet.
 pub(crate) type InHand = HashMap<Uuid, Delivery>;
@@ -277,11 +275,7 @@ impl Books<'_> {
 /// The gateway's final word on a settlement, or ours in its place: it would be the same again. That the adapter's state is full
 /// says nothing of what came in.
 fn is_refusal(error: &SettleError) -> bool {
-    match error {
-        SettleError::Call(CallError::Refused(_)) => true,
-        SettleError::OverLimit { what, .. } => *what != STATE_IS_FULL,
-        _ => false,
-    }
+    matches!(error, SettleError::Call(CallError::Refused(_)) | SettleError::OverLimit { .. })
 }
 
 /// Where the fault laboratory lets the process die: before and behind the commit of these.

@@ -163,6 +163,10 @@ pub enum SettleError {
     /// The gateway was not asked.
     #[error("{what}: {max} at most")]
     OverLimit { what: &'static str, max: usize },
+    /// With it the adapter's state would have more bytes in all than a gateway keeps. That says nothing of anything else in the settlement. The
+    /// gateway was not asked.
+    #[error("bytes of state in all: {max} at most")]
+    StateFull { max: usize },
     /// The gateway was not asked.
     #[error("a key of state is empty")]
     EmptyKey,
@@ -200,7 +204,7 @@ impl Session {
         patience: Patience,
     ) -> Result<SettleResponse, SettleError> {
         if !self.state_sizes().fit(&settlement.state) {
-            return Err(SettleError::OverLimit { what: "bytes of state in all", max: STATE_BYTES_MAX });
+            return Err(SettleError::StateFull { max: STATE_BYTES_MAX });
         }
         let state = settlement.state.clone();
         let asked = settlement.into_request(self.epoch())?;

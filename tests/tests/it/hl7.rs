@@ -178,19 +178,21 @@ fn a_query_gets_the_applications_reply() {
     assert_eq!(wire.read().unwrap(), refusal);
 }
 
+/// A gateway whose application sends to whoever listens here.
+fn sends_to(listener: &TcpListener) -> Gateway {
+    let connect = format!("connect = \"{}\"", listener.local_addr().unwrap());
+    Gateway::builder()
+        .app("ehr", &["org.hl7.v2.*"], &[])
+        .adapter("lab", "run = \"gatepost-hl7\"", &connect)
+        .route("ehr", &["lab"])
+        .start()
+}
+
 /// Whoever handed an order in, and waits, is told what the partner refused it with; whoever asks later too, until it is sent again.
 #[test]
 fn whoever_sent_an_order_sees_what_the_partner_refused_it_with() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gateway = Gateway::builder()
-        .app("ehr", &["org.hl7.v2.*"], &[])
-        .adapter(
-            "lab",
-            "run = \"gatepost-hl7\"",
-            &format!("connect = \"{}\"", listener.local_addr().unwrap()),
-        )
-        .route("ehr", &["lab"])
-        .start();
+    let gateway = sends_to(&listener);
     let refusal = |code: &str| {
         let msa = format!("MSA|{code}|M1\rERR||PID^1^3|204^Unknown key identifier^HL70357|E\r");
         format!("MSH|^~\\&|LAB|H|EHR|C|2026||ACK^O01^ACK|A1|P|2.5\r{msa}")
@@ -234,15 +236,7 @@ fn whoever_sent_an_order_sees_what_the_partner_refused_it_with() {
 #[test]
 fn whoever_sent_a_query_gets_an_answer_of_many_megabytes() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gateway = Gateway::builder()
-        .app("ehr", &["org.hl7.v2.*"], &[])
-        .adapter(
-            "lab",
-            "run = \"gatepost-hl7\"",
-            &format!("connect = \"{}\"", listener.local_addr().unwrap()),
-        )
-        .route("ehr", &["lab"])
-        .start();
+    let gateway = sends_to(&listener);
     let answering = std::thread::spawn(move || {
         let mut wire = Wire::accept(&listener);
         assert!(wire.read().unwrap().contains("|Q1|"));

@@ -5,21 +5,14 @@ use std::time::Duration;
 use gatepost_core::{OnDoubt, Outcome, QueuePolicy};
 
 use crate::check::{assert_log, assert_sound};
-use crate::fixture::{AWAY, BEGIN, DELIVERED, Fixture, RETRY, SENT, doubting, item, queue, texts};
+use crate::fixture::{AWAY, BEGIN, DELIVERED, Fixture, RETRY, SENT, doubting, item, texts};
+use crate::window;
 
 const ALL: [OnDoubt; 3] = [OnDoubt::Resend, OnDoubt::Hold, OnDoubt::Query];
 
 /// Six in each lane, of which four may be leased.
 async fn with(on_doubt: OnDoubt, lanes: &[&str]) -> (Fixture, u64) {
-    let policy = QueuePolicy { window: 4, ..doubting(on_doubt) };
-    let fixture = Fixture::new(vec![queue("fix", policy)]).await;
-    for lane in lanes {
-        for n in 1..=6 {
-            fixture.send(&format!("{lane}{n}"), Some(lane), "fix").await;
-        }
-    }
-    let session = fixture.session("fix").await;
-    (fixture, session)
+    window::with(QueuePolicy { window: 4, ..doubting(on_doubt) }, lanes).await
 }
 
 #[tokio::test]

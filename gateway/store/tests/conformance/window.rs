@@ -15,7 +15,8 @@ fn windowed(window: u32) -> QueuePolicy {
     QueuePolicy { window, ..doubting(OnDoubt::Hold) }
 }
 
-async fn with(policy: QueuePolicy, lanes: &[&str]) -> (Fixture, u64) {
+/// Six in each lane.
+pub(crate) async fn with(policy: QueuePolicy, lanes: &[&str]) -> (Fixture, u64) {
     let fixture = Fixture::new(vec![queue("fix", policy)]).await;
     for lane in lanes {
         for n in 1..=6 {

@@ -6,20 +6,6 @@ use super::*;
 /// The session's name, which is also our SenderSubID, and the partner's; all else is the same.
 const DESKS: [(&str, &str); 2] = [("equity", "floor"), ("bonds", "floor")];
 
-fn send(gateway: &Gateway, numbers: std::ops::RangeInclusive<u32>) {
-    let mut orders = Vec::new();
-    for number in numbers {
-        for (name, _) in DESKS {
-            let mut event = order(number);
-            event["id"] = format!("{name}-O{number}").into();
-            event["fixsession"] = name.into();
-            event["partitionkey"] = name.into();
-            orders.push(event);
-        }
-    }
-    gateway.app().try_batch(&orders).unwrap().expect(202);
-}
-
 #[test]
 fn two_sessions_that_differ_in_a_sub_id_only_are_kept_apart() {
     let port = free_port();
@@ -55,7 +41,7 @@ fn two_sessions_that_differ_in_a_sub_id_only_are_kept_apart() {
     partner.start();
     until("both have logged on", || (partner.logons() == 2).then_some(()));
     for life in 0..3 {
-        send(&gateway, life * 4 + 1..=life * 4 + 4);
+        send_to_each(&gateway, &DESKS.map(|(name, _)| name), life * 4 + 1..=life * 4 + 4);
         partner.send_reports(life * 4 + 1, life * 4 + 4);
         if life == 0 {
             gateway.kill_adapter("venue");

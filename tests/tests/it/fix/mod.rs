@@ -73,6 +73,21 @@ fn order(number: u32) -> Value {
     })
 }
 
+/// Orders with these numbers in each of the sessions, each session a lane.
+fn send_to_each(gateway: &Gateway, sessions: &[&str], numbers: std::ops::RangeInclusive<u32>) {
+    let mut orders = Vec::new();
+    for number in numbers {
+        for name in sessions {
+            let mut event = order(number);
+            event["id"] = format!("{name}-O{number}").into();
+            event["fixsession"] = (*name).into();
+            event["partitionkey"] = (*name).into();
+            orders.push(event);
+        }
+    }
+    gateway.app().try_batch(&orders).unwrap().expect(202);
+}
+
 pub(crate) fn send_orders(gateway: &Gateway, numbers: std::ops::RangeInclusive<u32>) {
     let orders: Vec<Value> = numbers.map(order).collect();
     let accepted = gateway.app().try_batch(&orders).unwrap();

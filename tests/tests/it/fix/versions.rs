@@ -22,19 +22,9 @@ const ROUNDS: u32 = 8;
 /// In the long form each version sees a thousand each way, as 4.4 does in the short one.
 const ROUNDS_LONG: u32 = 200;
 
-/// Orders with these numbers in every session, each session a lane.
+/// Orders with these numbers in every session.
 fn send_to_all(gateway: &Gateway, numbers: std::ops::RangeInclusive<u32>) {
-    let mut orders = Vec::new();
-    for number in numbers {
-        for (name, ..) in VERSIONS {
-            let mut event = order(number);
-            event["id"] = format!("{name}-O{number}").into();
-            event["fixsession"] = name.into();
-            event["partitionkey"] = name.into();
-            orders.push(event);
-        }
-    }
-    gateway.app().try_batch(&orders).unwrap().expect(202);
+    send_to_each(gateway, &VERSIONS.map(|(name, ..)| name), numbers);
 }
 
 fn sessions(way: &str, port: u16) -> String {
