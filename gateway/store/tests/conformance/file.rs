@@ -156,6 +156,7 @@ async fn leaves_are_immutable_in_the_database_itself() {
     let place = place_with(1).await;
     let mut connection = crate::check::connect(&place).await;
     let edited = sqlx::query("UPDATE leaf SET bytes = x'00' WHERE idx = 0").execute(&mut connection).await;
+    connection.close().await.unwrap();
     assert!(edited.is_err());
 }
 
@@ -211,6 +212,7 @@ async fn full_bundles_become_files_and_their_rows_go() {
     until("the rows of full bundles are gone", async || {
         let mut connection = crate::check::connect(&place).await;
         let row = sqlx::query("SELECT min(idx) FROM leaf").fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
         sqlx::Row::get::<i64, _>(&row, 0) == 512
     })
     .await;
