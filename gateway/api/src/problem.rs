@@ -80,7 +80,7 @@ catalogue! {
     QueueFull, "queue_full", 429, true, "A destination's backlog is full";
     BacklogFull, "backlog_full", 429, true, "Too much of what this principal has handed in is not settled";
     TooManyRequests, "too_many_requests", 429, true, "Too many requests of this principal are open";
-    RateLimited, "rate_limited", 429, true, "This principal hands in messages faster than it may";
+    RateLimited, "rate_limited", 429, true, "This principal sends messages or requests faster than it may";
     BytesInFlight, "bytes_in_flight", 429, true, "This principal has too many bytes on their way";
     HeadersTooLarge, "headers_too_large", 431, false, "The request's head is over the limit";
     Internal, "internal", 500, true, "The gateway failed";

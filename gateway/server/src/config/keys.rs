@@ -240,6 +240,11 @@ const LIMITS: Groups = &[&[
         "Messages that it may hand in at once after a pause. Default: what `rate` is in a second.",
     ),
     key(
+        "request_rate",
+        Shape::Text(Some(limits::RATE_PATTERN)),
+        "Requests of any kind that it may make, such as \"500/s\"; what it may in a second also at once. Default: no limit.",
+    ),
+    key(
         "bytes_in_flight",
         Shape::Size,
         "Bodies of its requests that are not answered yet. Default: no limit.",

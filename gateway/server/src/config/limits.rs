@@ -12,7 +12,10 @@ use super::units::SIZE_BYTES_MAX;
 /// What one principal may take. What is not limited here is bounded by what every principal may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PrincipalLimits {
+    /// Messages handed in.
     pub(crate) rate: Option<Rate>,
+    /// Requests of any kind.
+    pub(crate) request_rate: Option<Rate>,
     /// Request bodies that have begun to come in and are not answered, bytes.
     pub(crate) bytes_in_flight: Option<u64>,
     /// Open requests.
@@ -23,10 +26,10 @@ pub(crate) struct PrincipalLimits {
     pub(crate) backlog: Option<BacklogLimit>,
 }
 
-/// Messages handed in: on average, and at once after a pause.
+/// Of messages or requests: on average, and at once after a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {
-    pub(crate) messages: NonZeroU64,
+    pub(crate) count: NonZeroU64,
     pub(crate) per: Duration,
     pub(crate) burst: NonZeroU64,
 }
@@ -37,15 +40,19 @@ const RATE_MAX: u64 = 9_999_999;
 
 pub(super) fn read(owner: &Section<'_>, report: &mut Report<'_>) -> PrincipalLimits {
     let Some(section) = owner.table("limits") else { return PrincipalLimits::default() };
-    let rate = section.text("rate").and_then(|rate| self::rate(&rate, &section, report));
-    if let Some(burst) = section.count("burst")
-        && !section.has("rate")
-    {
-        report.add(&burst.spot, "says how far `rate` may be exceeded for a moment: add rate = \"100/s\"");
+    let mut rate = section.text("rate").and_then(|text| self::rate(&text, report));
+    if let Some(burst) = section.count("burst") {
+        match (&mut rate, NonZeroU64::new(burst.value)) {
+            (Some(rate), Some(burst)) => rate.burst = burst,
+            _ if section.has("rate") => {}
+            _ => report
+                .add(&burst.spot, "says how far `rate` may be exceeded for a moment: add rate = \"100/s\""),
+        }
     }
     let count = |key| section.count(key).and_then(|count| usize::try_from(count.value).ok());
     PrincipalLimits {
         rate,
+        request_rate: section.text("request_rate").and_then(|text| self::rate(&text, report)),
         bytes_in_flight: section.size("bytes_in_flight").map(|size| size.value),
         requests: count("requests"),
         connections: count("connections"),
@@ -63,7 +70,8 @@ pub(super) fn backlog(section: &Section<'_>, report: &mut Report<'_>) -> Option<
     Some(BacklogLimit { messages, bytes: section.size("bytes").map_or(SIZE_BYTES_MAX, |size| size.value) })
 }
 
-fn rate(text: &Item<&str>, section: &Section<'_>, report: &mut Report<'_>) -> Option<Rate> {
+/// With as much at once as there is in a second.
+fn rate(text: &Item<&str>, report: &mut Report<'_>) -> Option<Rate> {
     let parsed = text.value.split_once('/').and_then(|(number, unit)| {
         let per = match unit {
             "s" => Duration::from_secs(1),
@@ -71,18 +79,16 @@ fn rate(text: &Item<&str>, section: &Section<'_>, report: &mut Report<'_>) -> Op
             _ => return None,
         };
         let digits = number.bytes().all(|byte| byte.is_ascii_digit());
-        let messages = number.parse::<u64>().ok().filter(|messages| digits && *messages <= RATE_MAX)?;
-        Some((NonZeroU64::new(messages)?, per))
+        let count = number.parse::<u64>().ok().filter(|count| digits && *count <= RATE_MAX)?;
+        Some((NonZeroU64::new(count)?, per))
     });
-    let Some((messages, per)) = parsed else {
+    let Some((count, per)) = parsed else {
         report.add(
             &text.spot,
-            "not a rate: write messages per second or minute, such as \"100/s\" or \"6000/m\"",
+            "not a rate: write how many per second or minute, such as \"100/s\" or \"6000/m\"",
         );
         return None;
     };
-    // What it may send in a second.
-    let usual = NonZeroU64::new(messages.get().div_ceil(per.as_secs())).unwrap_or(NonZeroU64::MIN);
-    let burst = section.count("burst").and_then(|burst| NonZeroU64::new(burst.value)).unwrap_or(usual);
-    Some(Rate { messages, per, burst })
+    let burst = NonZeroU64::new(count.get().div_ceil(per.as_secs())).unwrap_or(NonZeroU64::MIN);
+    Some(Rate { count, per, burst })
 }

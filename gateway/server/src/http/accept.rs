@@ -13,6 +13,7 @@ use gatepost_core::principal::{Actor, SendPermit};
 use gatepost_core::routing::RouteError;
 use gatepost_store::{Accept, Accepted, Durability, Store};
 
+use super::allowance::Paced;
 use super::body::{self, Received};
 use super::events::{Mode, invalid_event};
 use super::headers;
@@ -77,7 +78,8 @@ pub(crate) async fn accept(
         intake.compose()?
     };
     if let Some(rate) = limits.rate {
-        state.allowances.take(&sender, rate, composed.drafts.len() as u64, Instant::now())?;
+        let drafts = composed.drafts.len() as u64;
+        state.allowances.take(&sender, Paced::Messages, rate, drafts, Instant::now())?;
     }
     // Needs no task of its own: the store takes a request whole or not at all, and its writer commits it whoever waits.
     let before = state.store.health().durability();

@@ -1,4 +1,4 @@
-//! What a principal has used of its own limits: messages by rate, bytes on their way. Pure but for a lock; time is a parameter.
+//! What a principal has used of its own limits: messages and requests by rate, bytes on their way. Pure but for a lock; time is a parameter.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,29 +11,47 @@ use gatepost_core::principal::Actor;
 use super::problem::Refusal;
 use crate::config::Rate;
 
+/// What a rate is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Paced {
+    /// Handed in.
+    Messages,
+    /// Of any kind.
+    Requests,
+}
+
 /// Of all principals. The maps are bounded by the principals that configurations have named.
 #[derive(Debug, Default)]
 pub(crate) struct Allowances {
-    /// When what each has handed in so far would be due by its rate.
-    due: Mutex<HashMap<Actor, Instant>>,
+    /// When what each has had so far would be due by its rate.
+    due: Mutex<HashMap<(Actor, Paced), Instant>>,
     bytes: Mutex<HashMap<Actor, Arc<AtomicU64>>>,
 }
 
 impl Allowances {
-    /// Takes `messages` of the principal's rate, all or none. A batch above the burst is taken only after a full pause, and is paid for by a
+    /// Takes so many of the principal's rate, all or none. A batch above the burst is taken only after a full pause, and is paid for by a
     /// longer one: the rate holds, and no batch is refused for ever.
-    pub(crate) fn take(&self, by: &Actor, rate: Rate, messages: u64, now: Instant) -> Result<(), Refusal> {
+    pub(crate) fn take(
+        &self,
+        by: &Actor,
+        of: Paced,
+        rate: Rate,
+        count: u64,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = due.get(by).copied().unwrap_or(now).max(now);
-        wait_for(rate, messages, next, now)?;
-        due.insert(by.clone(), next + cost(rate, messages));
+        let due = due.entry((by.clone(), of)).or_insert(now);
+        let next = (*due).max(now);
+        wait_for(of, rate, count, next, now)?;
+        *due = next + cost(rate, count);
         Ok(())
     }
 
     /// Whether the principal could hand in even one message; asked before anything of a body is read.
     pub(crate) fn peek(&self, by: &Actor, rate: Rate, now: Instant) -> Result<(), Refusal> {
         let due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        wait_for(rate, 1, due.get(by).copied().unwrap_or(now).max(now), now)
+        let next = due.get(&(by.clone(), Paced::Messages)).copied().unwrap_or(now).max(now);
+        wait_for(Paced::Messages, rate, 1, next, now)
     }
 
     /// An account for one request's body.
@@ -45,23 +63,25 @@ impl Allowances {
     }
 }
 
-fn cost(rate: Rate, messages: u64) -> Duration {
-    let nanos = rate.per.as_nanos() * u128::from(messages) / u128::from(rate.messages.get());
+fn cost(rate: Rate, count: u64) -> Duration {
+    let nanos = rate.per.as_nanos() * u128::from(count) / u128::from(rate.count.get());
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-fn wait_for(rate: Rate, messages: u64, next: Instant, now: Instant) -> Result<(), Refusal> {
+fn wait_for(of: Paced, rate: Rate, count: u64, next: Instant, now: Instant) -> Result<(), Refusal> {
     let burst = rate.burst.get();
-    let ahead = cost(rate, burst - messages.min(burst));
+    let ahead = cost(rate, burst - count.min(burst));
     let wait = next.duration_since(now).saturating_sub(ahead);
     if wait.is_zero() {
         return Ok(());
     }
-    let detail = format!(
-        "{} messages per {} s may be handed in, {burst} at once; nothing was stored",
-        rate.messages,
-        rate.per.as_secs()
-    );
+    let what = match of {
+        Paced::Messages => "messages",
+        Paced::Requests => "requests",
+    };
+    let (most, seconds) = (rate.count, rate.per.as_secs());
+    let detail =
+        format!("this principal may send {most} {what} per {seconds} s, {burst} at once; nothing was done");
     Err(Refusal::new(Code::RateLimited, detail).retry_after(wait))
 }
 
@@ -108,9 +128,9 @@ mod tests {
 
     use super::*;
 
-    fn rate(messages: u64, burst: u64) -> Rate {
+    fn rate(count: u64, burst: u64) -> Rate {
         let number = |n| NonZeroU64::new(n).unwrap();
-        Rate { messages: number(messages), per: Duration::from_secs(1), burst: number(burst) }
+        Rate { count: number(count), per: Duration::from_secs(1), burst: number(burst) }
     }
 
     fn ehr() -> Actor {
@@ -120,8 +140,10 @@ mod tests {
     #[test]
     fn a_rate_is_kept_over_any_time_and_a_batch_is_whole_or_not() {
         let (allowances, start) = (Allowances::default(), Instant::now());
-        let take =
-            |messages, ms| allowances.take(&ehr(), rate(10, 5), messages, start + Duration::from_millis(ms));
+        let take = |messages, ms| {
+            let now = start + Duration::from_millis(ms);
+            allowances.take(&ehr(), Paced::Messages, rate(10, 5), messages, now)
+        };
         take(3, 0).unwrap();
         let refusal = take(3, 0).unwrap_err();
         assert_eq!((refusal.code, refusal.code.status()), (Code::RateLimited, 429));
@@ -129,7 +151,8 @@ mod tests {
         assert!(take(1, 99).is_err());
         take(1, 100).unwrap();
         let other = Actor::new(ActorKind::App, "lab");
-        allowances.take(&other, rate(10, 5), 5, start).expect("another's");
+        allowances.take(&other, Paced::Messages, rate(10, 5), 5, start).expect("another's");
+        allowances.take(&ehr(), Paced::Requests, rate(10, 5), 5, start).expect("another account");
         let mut taken = 0;
         for ms in 200..10_200 {
             taken += u64::from(take(1, ms).is_ok());
@@ -140,8 +163,10 @@ mod tests {
     #[test]
     fn a_batch_above_the_burst_waits_for_a_full_pause_and_is_paid_for() {
         let (allowances, start) = (Allowances::default(), Instant::now());
-        let take =
-            |messages, ms| allowances.take(&ehr(), rate(10, 5), messages, start + Duration::from_millis(ms));
+        let take = |messages, ms| {
+            let now = start + Duration::from_millis(ms);
+            allowances.take(&ehr(), Paced::Messages, rate(10, 5), messages, now)
+        };
         take(1, 0).unwrap();
         assert!(take(50, 50).is_err());
         take(50, 100).unwrap();

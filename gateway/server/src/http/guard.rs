@@ -11,6 +11,7 @@ use gatepost_api::problem::Code;
 use gatepost_core::principal::{Actor, ActorKind};
 use tracing::Instrument as _;
 
+use super::allowance::Paced;
 use super::headers::{TraceParent, bearer};
 use super::identity::{Caller, Stranger, identify, unknown_peer};
 use super::places::Place;
@@ -82,8 +83,12 @@ fn admit(
     let peer = peer.ok_or_else(|| nobody(Refusal::internal("a request came without its peer")))?;
     let principal = identify(&config, peer, bearer(request.headers()), state.tokens.as_ref())?;
     let actor = principal.actor();
-    let place = state.open.take(&actor, principal.limits().requests);
-    let place = place.map_err(|refusal| Stranger { actor: actor.clone(), refusal })?;
+    let limits = principal.limits();
+    let refused = |refusal| Stranger { actor: actor.clone(), refusal };
+    if let Some(rate) = limits.request_rate {
+        state.allowances.take(&actor, Paced::Requests, rate, 1, Instant::now()).map_err(refused)?;
+    }
+    let place = state.open.take(&actor, limits.requests).map_err(refused)?;
     request.extensions_mut().insert(Caller { config, principal, actor: actor.clone(), trace });
     Ok((actor, place))
 }

@@ -79,7 +79,7 @@ fn advice(code: Code) -> &'static str {
             "Wait for open requests to end before sending more; `detail` says whether their number or the memory for large bodies is used up."
         }
         Code::RateLimited => {
-            "Wait as `Retry-After` says, or raise `limits.rate` of the principal. Who asks on without waiting is answered late. Nothing of the request was stored."
+            "Wait as `Retry-After` says, or raise `limits.rate` (messages) or `limits.request_rate` of the principal. Who asks on without waiting is answered late. Nothing of the request was stored."
         }
         Code::BytesInFlight => {
             "Wait for open requests to be answered, or raise `limits.bytes_in_flight` of the principal. Nothing of the request was stored."

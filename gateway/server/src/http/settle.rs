@@ -24,6 +24,7 @@ use gatepost_store::{Emit, Settle, SettleAnswer, SettleItem, SettledItem, Store}
 use serde_json::value::RawValue;
 
 use super::accept::{self, PARSE_INLINE_BYTES_MAX};
+use super::allowance::Paced;
 use super::body::{self, Received};
 use super::events::{emit_fault, invalid_event};
 use super::headers::{TraceParent, require_json};
@@ -73,7 +74,8 @@ pub(crate) async fn settle(
     if let Some(rate) = limits.rate
         && !composed.taken_in.is_empty()
     {
-        state.allowances.take(&sender, rate, composed.taken_in.len() as u64, Instant::now())?;
+        let taken_in = composed.taken_in.len() as u64;
+        state.allowances.take(&sender, Paced::Messages, rate, taken_in, Instant::now())?;
     }
     // Needs no task of its own: the store takes a settle whole or not at all, and its writer commits it whoever waits.
     composed.hand_over(&state.store).await.map(Json)

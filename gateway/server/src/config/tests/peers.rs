@@ -145,7 +145,7 @@ fn connections_are_counted_for_whom_the_connection_shows() {
         r#"
         [apps.a]
         user = "100"
-        limits = { connections = 3, rate = "90/m" }
+        limits = { connections = 3, rate = "90/m", request_rate = "50/s" }
         [apps.b]
         user = "101"
         token = true
@@ -163,8 +163,9 @@ fn connections_are_counted_for_whom_the_connection_shows() {
     assert_eq!(connections(100), Some(("apps a".to_owned(), 3)));
     assert_eq!(connections(101), Some(("apps b c".to_owned(), 7)), "only their tokens tell them apart");
     assert_eq!((connections(102), connections(103)), (None, None));
-    let rate = config.apps["a"].limits.rate.unwrap();
-    assert_eq!((rate.messages.get(), rate.per.as_secs(), rate.burst.get()), (90, 60, 2));
+    let limits = config.apps["a"].limits;
+    let read = |rate: Option<Rate>| rate.map(|rate| (rate.count.get(), rate.per.as_secs(), rate.burst.get()));
+    assert_eq!((read(limits.rate), read(limits.request_rate)), (Some((90, 60, 2)), Some((50, 1, 50))));
 }
 
 #[test]

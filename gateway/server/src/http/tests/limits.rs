@@ -57,6 +57,22 @@ async fn a_flood_is_refused_beyond_its_rate_and_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn who_asks_too_often_is_refused_whatever_it_asks_for_and_the_others_are_not() {
+    let bench = Bench::new().await;
+    bench.reconfigure(|text| text.replace(GREEDY_HAS, "{ request_rate = \"1/m\" }"));
+    let message =
+        bench.event(GREEDY, &event("a", "t.lab")).send().await.ok(202).json()["messages"][0].clone();
+    let path = format!("/v1/messages/{}", message["id"].as_str().unwrap());
+    for _ in 0..3 {
+        refused(&bench.get(GREEDY, &path).send().await, "rate_limited");
+    }
+    refused(&bench.event(GREEDY, &event("b", "t.lab")).send().await, "rate_limited");
+    assert_eq!(stored(&bench, "greedy").await, 1);
+    well_behaved(&bench, 0, 20).await;
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn a_batch_is_taken_whole_or_not_at_all() {
     let bench = Bench::new().await;
     let batch = |name: &str, count: usize| {

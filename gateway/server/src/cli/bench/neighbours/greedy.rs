@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use gatepost_api::messages::AcceptResponse;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use super::super::super::failure::Failure;
 use super::super::super::ui::Ui;
@@ -102,7 +104,7 @@ struct Neighbour {
 impl Neighbour {
     fn tasks(self: &Rc<Self>) -> JoinSet<()> {
         let connections = match self.args.kind {
-            Kind::Flood | Kind::FullQueue => FLOODING,
+            Kind::Flood | Kind::Asks | Kind::FullQueue => FLOODING,
             Kind::SlowBodies => SLOW,
             Kind::Silent => SILENT,
             Kind::Garbage => BROKEN,
@@ -125,6 +127,7 @@ impl Neighbour {
             Kind::SlowBodies => self.slow().await,
             Kind::Silent => self.silent().await,
             Kind::Garbage => self.garbage(number).await,
+            Kind::Asks => self.ask(number).await,
             Kind::Permitted => self.permitted().await,
         }
     }
@@ -166,6 +169,14 @@ impl Neighbour {
         head.into_bytes()
     }
 
+    fn question(&self, message: Uuid) -> Vec<u8> {
+        let (token, _) = site::credentials(self.args.kind);
+        let head = format!(
+            "GET /v1/messages/{message} HTTP/1.1\r\nhost: gatepost\r\nauthorization: Bearer {token}\r\n\r\n"
+        );
+        head.into_bytes()
+    }
+
     async fn connect<C>(&self, connect: impl AsyncFn(&Path) -> io::Result<C>) -> C {
         loop {
             match connect(&self.args.socket).await {
@@ -196,6 +207,22 @@ impl Neighbour {
                     Ok(status) => self.answered(status),
                     Err(_) => break,
                 }
+            }
+        }
+    }
+
+    /// Hands in one message, and asks for its state over and over.
+    async fn ask(&self, number: u64) {
+        let request = Request::new(&self.shape(1, self.args.payload), number, FLOODING);
+        loop {
+            let mut wire = self.connect(async |socket| Wire::connect(socket).await).await;
+            // The stand-in takes none, and answers any question alike.
+            let accepted =
+                wire.call(&request.bytes).await.ok().and_then(|body| serde_json::from_slice(body).ok());
+            let message = accepted.map_or(Uuid::nil(), |accepted: AcceptResponse| accepted.messages[0].id);
+            let question = self.question(message);
+            while let Ok(status) = wire.exchange(&question).await {
+                self.answered(status);
             }
         }
     }

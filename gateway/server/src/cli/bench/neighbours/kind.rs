@@ -12,6 +12,8 @@ pub(crate) enum Kind {
     Silent,
     /// 16 connections at a time send garbage or half a request, and hang up
     Garbage,
+    /// 64 connections ask for the state of a message as fast as they are answered
+    Asks,
     /// 64 connections hand in what a full queue refuses, with no limit to their rate
     FullQueue,
     /// Hands in all that its rate permits
@@ -23,11 +25,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Flood,
         Self::SlowBodies,
         Self::Silent,
         Self::Garbage,
+        Self::Asks,
         Self::FullQueue,
         Self::Permitted,
         Self::LargeMessages,
@@ -40,6 +43,7 @@ impl Kind {
             Self::SlowBodies => "slow_bodies",
             Self::Silent => "silent",
             Self::Garbage => "garbage",
+            Self::Asks => "asks",
             Self::FullQueue => "full_queue",
             Self::Permitted => "permitted",
             Self::LargeMessages => "large_messages",
@@ -54,6 +58,7 @@ impl Kind {
             Self::SlowBodies => "sends large bodies slowly",
             Self::Silent => "connects and says nothing",
             Self::Garbage => "sends garbage and hangs up",
+            Self::Asks => "asks how things stand, all the time",
             Self::FullQueue => "fills a queue that is full",
             Self::Permitted => "hands in what it may",
             Self::LargeMessages => "hands in large messages",

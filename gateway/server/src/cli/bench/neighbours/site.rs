@@ -37,7 +37,7 @@ pub(super) fn write(dir: &Path, url_file: Option<&Path>) -> Result<Site, Failure
     text += &app(
         "greedy",
         TOKEN_GREEDY,
-        "rate = \"100/s\", burst = 500, bytes_in_flight = \"64MiB\", requests = 64",
+        "rate = \"100/s\", burst = 500, request_rate = \"500/s\", bytes_in_flight = \"64MiB\", requests = 64",
     );
     // Named after what it sends. Its queue alone refuses it: that is decided where everybody's messages are written.
     text += &app("full", TOKEN_FILLER, "bytes_in_flight = \"64MiB\", requests = 64");
@@ -67,7 +67,8 @@ mod tests {
         let config = crate::config::Config::load(Some(&site.config)).unwrap();
         assert_eq!(config.apps.len(), 4);
         let limits = config.apps["greedy"].limits;
-        assert_eq!((limits.rate.unwrap().messages.get(), limits.requests), (100, Some(64)));
+        assert_eq!((limits.rate.unwrap().count.get(), limits.requests), (100, Some(64)));
+        assert_eq!(limits.request_rate.unwrap().count.get(), 500);
         for name in ["full", "batches"] {
             assert!(config.apps[name].limits.rate.is_none(), "{name}");
         }
