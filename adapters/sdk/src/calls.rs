@@ -10,7 +10,7 @@ use gatepost_api::calls::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::client::{Call, CallError};
+use crate::client::{Call, CallError, Purpose};
 use crate::patience::{Chain, Pause, persist};
 use crate::session::Session;
 
@@ -38,7 +38,7 @@ impl Session {
     {
         let wait_ms = crate::evidence::millis(POLL_WAIT);
         let request = NextCallRequest { epoch: self.epoch(), offers, wait_ms };
-        let poll = match Call::post_json("/v1/calls/next", &request, POLL_WAIT + POLL_GRACE) {
+        let poll = match Call::post_json(Purpose::Poll, "/v1/calls/next", &request, POLL_WAIT + POLL_GRACE) {
             Ok(poll) => poll,
             Err(error) => return self.no_calls(&error),
         };
@@ -56,7 +56,12 @@ impl Session {
                     let PendingCall { id, call, arguments, operator } = call;
                     let said = answer(OperatorCall { name: call, arguments, operator }).await;
                     let path = format!("/v1/calls/{id}/answer");
-                    let told = match Call::post_json(path, &self.answer_of(said), ANSWER_DEADLINE) {
+                    let told = match Call::post_json(
+                        Purpose::Report,
+                        path,
+                        &self.answer_of(said),
+                        ANSWER_DEADLINE,
+                    ) {
                         Ok(call) => persist::<CallAnswered>(self.client(), &call).await.map(drop),
                         Err(error) => Err(error),
                     };

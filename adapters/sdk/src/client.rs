@@ -1,7 +1,7 @@
-//! HTTP/1.1 over the gateway's Unix socket: a small pool of kept connections, one deadline per call, bounded answers.
+//! HTTP/1.1 over the gateway's Unix socket: few connections, which are kept, one deadline per call, bounded answers.
 //!
-//! Knows no meaning of any call. A call that fails on a kept connection is repeated once on a fresh one, which is safe
-//! because every call an adapter makes is idempotent.
+//! Knows of a call only what it takes its time for ([`Purpose`]), which says how many of its kind there are at a time. A call that fails on
+//! a kept connection is repeated once on a fresh one, which is safe because every call an adapter makes is idempotent.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,37 +11,85 @@ use std::time::Duration;
 use bytes::Bytes;
 use gatepost_api::Problem;
 use gatepost_api::problem::Code;
+use gatepost_api::session::ADAPTER_CONNECTIONS_MAX;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 /// Largest answer that is read. A lease answer is held far below it by its `max_bytes`.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Kept connections beyond this many are closed after use.
-const IDLE_CONNECTIONS_MAX: usize = 16;
 /// The gateway's host is this host.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 type Connection = SendRequest<Full<Bytes>>;
 
+/// What a call takes its time for. Each kind has connections of its own, so that none waits for another: an outcome must not wait until
+/// somebody has answered, nor until a large message has been taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Waits until there is something: work, an operator's call. Also what is made once or once a second.
+    Poll,
+    /// Tells what came of something.
+    Report,
+    /// Hands in an event.
+    Accept,
+    /// Waits for what becomes of an event.
+    Ask,
+    /// Fetches a large payload.
+    Payload,
+}
+
+impl Purpose {
+    const ALL: [Self; 5] = [Self::Poll, Self::Report, Self::Accept, Self::Ask, Self::Payload];
+
+    /// Most calls at a time; further ones wait for their turn, and so do the partners behind them.
+    pub(crate) const fn calls_max(self) -> usize {
+        match self {
+            // Of leasing, operators' calls and looking for the gateway there is one each, of opening a session one before them.
+            Self::Poll => 4,
+            Self::Report => 12,
+            Self::Accept => 24,
+            Self::Ask => 8,
+            Self::Payload => 8,
+        }
+    }
+
+    /// Of all kinds together. A call has one connection, and what is kept without a call is taken before one is made.
+    pub(crate) const fn all_calls_max() -> usize {
+        let (mut sum, mut at) = (0, 0);
+        while at < Self::ALL.len() {
+            sum += Self::ALL[at].calls_max();
+            at += 1;
+        }
+        sum
+    }
+}
+
+// Below what the gateway lets in by what it may not have seen close yet.
+const _: () = assert!(Purpose::all_calls_max() + 8 <= ADAPTER_CONNECTIONS_MAX);
+
 /// One request, kept whole so that it can be repeated.
 pub(crate) struct Call {
+    pub(crate) purpose: Purpose,
     pub(crate) method: Method,
     pub(crate) path: String,
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) body: Bytes,
+    /// From when the call has its turn until its answer is there.
     pub(crate) deadline: Duration,
     /// Largest body of the answer.
     pub(crate) answer_bytes_max: usize,
 }
 
 impl Call {
-    pub(crate) fn get(path: impl Into<String>, deadline: Duration) -> Self {
+    pub(crate) fn get(purpose: Purpose, path: impl Into<String>, deadline: Duration) -> Self {
         Self {
+            purpose,
             method: Method::GET,
             path: path.into(),
             headers: Vec::new(),
@@ -52,22 +100,24 @@ impl Call {
     }
 
     pub(crate) fn post(
+        purpose: Purpose,
         path: impl Into<String>,
         media_type: &'static str,
         body: Bytes,
         deadline: Duration,
     ) -> Self {
         let headers = vec![(header::CONTENT_TYPE, HeaderValue::from_static(media_type))];
-        Self { method: Method::POST, headers, body, ..Self::get(path, deadline) }
+        Self { method: Method::POST, headers, body, ..Self::get(purpose, path, deadline) }
     }
 
     pub(crate) fn post_json(
+        purpose: Purpose,
         path: impl Into<String>,
         body: &impl serde::Serialize,
         deadline: Duration,
     ) -> Result<Self, CallError> {
         let body = serde_json::to_vec(body).map_err(CallError::Unencodable)?;
-        Ok(Self::post(path, "application/json", body.into(), deadline))
+        Ok(Self::post(purpose, path, "application/json", body.into(), deadline))
     }
 
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -142,6 +192,8 @@ pub(crate) struct Answer {
 
 pub(crate) struct Client {
     socket: PathBuf,
+    /// By the place in [`Purpose::ALL`].
+    turns: [Semaphore; Purpose::ALL.len()],
     idle: Mutex<Vec<Connection>>,
     unreachable_since: Mutex<Option<Instant>>,
 }
@@ -154,7 +206,12 @@ impl fmt::Debug for Client {
 
 impl Client {
     pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket, idle: Mutex::new(Vec::new()), unreachable_since: Mutex::new(None) }
+        Self {
+            socket,
+            turns: Purpose::ALL.map(|purpose| Semaphore::new(purpose.calls_max())),
+            idle: Mutex::new(Vec::new()),
+            unreachable_since: Mutex::new(None),
+        }
     }
 
     /// How long no connection could be made; zero after one was made.
@@ -169,8 +226,13 @@ impl Client {
             .map_err(|_| CallError::Garbled { status: answer.status.as_u16() })
     }
 
-    /// Makes the call and gives its answer if that is a success.
+    /// Makes the call, once it is its turn, and gives its answer if that is a success.
+    ///
+    /// The deadline is the gateway's: what waits for others of this process says nothing about it, and whoever repeats a call would only
+    /// come behind those who waited with it. Everybody before it ends within a deadline of theirs, so its turn comes.
     pub(crate) async fn exchange(&self, call: &Call) -> Result<Answer, CallError> {
+        // Never closed while the client lives; if it were, the gateway's own limit still holds.
+        let _turn = self.turns[call.purpose as usize].acquire().await.ok();
         let answer = match timeout(call.deadline, self.exchange_repeating(call)).await {
             Ok(answer) => answer.map_err(CallError::Unreachable)?,
             Err(_) => return Err(CallError::Unreachable(TransportError::Deadline(call.deadline))),
@@ -179,7 +241,7 @@ impl Client {
     }
 
     async fn exchange_repeating(&self, call: &Call) -> Result<Answer, TransportError> {
-        let kept = locked(&self.idle).pop();
+        let kept = self.kept();
         if let Some(connection) = kept {
             match self.exchange_on(connection, call).await {
                 // The gateway may have closed it while it was idle; that says nothing about the gateway.
@@ -208,10 +270,17 @@ impl Client {
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
 
-    fn keep(&self, connection: Connection) {
+    /// The one used last, so that those that are not needed grow old and the gateway closes them.
+    fn kept(&self) -> Option<Connection> {
         let mut idle = locked(&self.idle);
-        if idle.len() < IDLE_CONNECTIONS_MAX && !connection.is_closed() {
-            idle.push(connection);
+        std::iter::from_fn(|| idle.pop()).find(|connection| !connection.is_closed())
+    }
+
+    /// All are kept: there are no more than calls have been at a time, and one that is closed and made anew counts twice until the gateway
+    /// has seen that it is closed.
+    fn keep(&self, connection: Connection) {
+        if !connection.is_closed() {
+            locked(&self.idle).push(connection);
         }
     }
 
@@ -257,3 +326,6 @@ fn refused(answer: &Answer) -> CallError {
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::client::{Call, CallError, TransportError};
+use crate::client::{Call, CallError, Purpose, TransportError};
 use crate::evidence::{Outcome, item, millis};
 use crate::lease::{Held, Lease, LeaseLost};
 use crate::patience::Chain;
@@ -108,11 +108,9 @@ impl Delivery {
             Payload::Here(bytes) => return Ok(bytes.clone()),
             Payload::There(path) => path,
         };
-        let mut call = Call::get(path.as_str(), DATA_DEADLINE)
+        let mut call = Call::get(Purpose::Payload, path.as_str(), DATA_DEADLINE)
             .header(crate::intake::EPOCH, HeaderValue::from(self.session.epoch()));
         call.answer_bytes_max = bytes_max;
-        // Never closed while the session lives; if it were, the gateway's own limits still hold.
-        let _place = self.session.large_payloads().acquire().await.ok();
         match self.session.client().exchange(&call).await {
             Ok(answer) => Ok(answer.body),
             Err(CallError::Unreachable(TransportError::TooLarge(limit))) => Err(DataError::TooLarge(limit)),

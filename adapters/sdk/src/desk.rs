@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use uuid::Uuid;
 
-use crate::client::{Call, CallError};
+use crate::client::{Call, CallError, Purpose};
 use crate::delivery::Delivery;
 use crate::evidence::Outcome;
 use crate::lease::Leases;
@@ -100,7 +100,7 @@ impl Desk {
             epoch: Some(self.session.epoch()),
         };
         let path = format!("/v1/queues/{}/lease", self.session.name());
-        Call::post_json(path, &request, LEASE_WAIT + LEASE_GRACE)
+        Call::post_json(Purpose::Poll, path, &request, LEASE_WAIT + LEASE_GRACE)
     }
 
     /// How many deliveries surely find a place, whichever worker they are for.

@@ -7,9 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use gatepost_api::session::EGRESS_AT_ONCE_MAX;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -21,13 +23,17 @@ pub(crate) const SOCKET_NAME: &str = "egress";
 pub(crate) const ANSWER_BYTES_MAX: usize = 64;
 /// Addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 16;
+/// Connections that are asked for at a time; further ones wait, so that who has hundreds of partners is not refused. Below what the gateway
+/// lets by what it may not have seen close yet.
+const ASKED_MAX: usize = EGRESS_AT_ONCE_MAX / 4 * 3;
+static TURNS: Semaphore = Semaphore::const_new(ASKED_MAX);
 /// How long an address has before the next one is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Connects to `host:port` or `[address]:port`: through the gateway where that has started this process, else directly. Dropping the
 /// future gives the attempt up; it has no limit of its own but the gateway's.
 pub async fn connect(to: &str) -> io::Result<TcpStream> {
-    through(desk(), to).await
+    through(desk(), to, &TURNS).await
 }
 
 /// Where the gateway that has started this process is asked.
@@ -35,8 +41,10 @@ pub(crate) fn desk() -> Option<PathBuf> {
     Some(Path::new(&std::env::var_os(SOCKET_VARIABLE)?).parent()?.join(SOCKET_NAME))
 }
 
-async fn through(desk: Option<PathBuf>, to: &str) -> io::Result<TcpStream> {
+async fn through(desk: Option<PathBuf>, to: &str, turns: &Semaphore) -> io::Result<TcpStream> {
     let Some(desk) = desk else { return directly(to).await };
+    // Never closed; if it were, the gateway's own limit still holds.
+    let _turn = turns.acquire().await.ok();
     match UnixStream::connect(desk).await {
         Ok(desk) => ask(desk, to).await,
         // The gateway of an adapter that somebody else starts has none.
@@ -144,7 +152,7 @@ mod tests {
             assert_eq!(&request, b"lab:1\n");
             stream.write_all(answer).unwrap();
         });
-        let stream = through(Some(desk), "lab:1").await;
+        let stream = through(Some(desk), "lab:1", &Semaphore::new(1)).await;
         gateway.join().unwrap();
         stream
     }
@@ -172,12 +180,39 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_more_is_asked_for_at_a_time_than_the_gateway_grants_and_the_rest_has_its_turn() {
+        const PARTNERS: usize = 600;
+        let dir = tempfile::tempdir().unwrap();
+        let listener = tokio::net::UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap();
+        let mut asking = JoinSet::new();
+        for _ in 0..PARTNERS {
+            let desk = dir.path().join(SOCKET_NAME);
+            asking.spawn(async move { through(Some(desk), "lab:1", &TURNS).await.unwrap_err().kind() });
+        }
+        let mut asked = 0;
+        while asked < PARTNERS {
+            // Nobody is answered before no more come.
+            let mut waiting = Vec::new();
+            while let Ok(accepted) = timeout(Duration::from_millis(200), listener.accept()).await {
+                waiting.push(accepted.unwrap().0);
+            }
+            assert!((1..EGRESS_AT_ONCE_MAX).contains(&waiting.len()), "{}", waiting.len());
+            asked += waiting.len();
+            for stream in waiting {
+                assert_eq!(stream.try_write(b"failed: timed_out\n").unwrap(), 18);
+            }
+        }
+        assert!(asking.join_all().await.iter().all(|kind| *kind == io::ErrorKind::TimedOut));
+    }
+
+    #[tokio::test]
     async fn where_no_gateway_connects_the_adapter_does() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let to = listener.local_addr().unwrap().to_string();
-        through(None, &to).await.unwrap();
+        let turns = Semaphore::new(1);
+        through(None, &to, &turns).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
-        through(Some(dir.path().join(SOCKET_NAME)), &to).await.unwrap();
+        through(Some(dir.path().join(SOCKET_NAME)), &to, &turns).await.unwrap();
     }
 
     #[tokio::test]

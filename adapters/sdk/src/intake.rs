@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, Method};
 use uuid::Uuid;
 
 use crate::binary;
-use crate::client::{Call, CallError};
+use crate::client::{Call, CallError, Purpose};
 use crate::patience::Chain;
 use crate::session::Session;
 
@@ -53,8 +53,6 @@ pub enum AcceptError {
 impl Session {
     /// Hands an event to the gateway. `Ok` means that its commit has reached stable storage.
     pub async fn accept(&self, event: &Event, idempotency_key: &str) -> Result<Accepted, AcceptError> {
-        // Never closed while the session lives; if it were, the gateway's own limits still hold.
-        let _place = self.intake().acquire().await.ok();
         let accepted = self.accept_now(event, Some(idempotency_key), None).await;
         accepted.map(|message| message.accepted).map_err(|error| self.refused(error))
     }
@@ -67,7 +65,6 @@ impl Session {
         data: Bytes,
         idempotency_key: &str,
     ) -> Result<Accepted, AcceptError> {
-        let _place = self.intake().acquire().await.ok();
         let accepted = self.accept_bytes_now(event, data, idempotency_key).await;
         accepted.map(|message| message.accepted).map_err(|error| self.refused(error))
     }
@@ -83,7 +80,6 @@ impl Session {
         idempotency_key: Option<&str>,
         wait: Duration,
     ) -> Result<Option<Reply>, AcceptError> {
-        let _place = self.asking().acquire().await.ok();
         let accepted = self.accept_now(event, idempotency_key, Some(wait)).await;
         accepted.map(|message| message.reply).map_err(|error| self.refused(error))
     }
@@ -91,15 +87,15 @@ impl Session {
     /// Hands events to the gateway, all or none: `Ok` means that all have reached stable storage. Each one's source and id
     /// are its idempotency key. At most [`ACCEPT_EVENTS_MAX`].
     pub async fn accept_all(&self, events: &[Event]) -> Result<Vec<Accepted>, AcceptError> {
-        let _place = self.intake().acquire().await.ok();
         let accepted = self.accept_all_now(events).await;
         accepted.map_err(|error| self.refused(error))
     }
 
     async fn accept_all_now(&self, events: &[Event]) -> Result<Vec<Accepted>, CallError> {
         let body = serde_json::to_vec(events).map_err(CallError::Unencodable)?;
-        let call = Call::post("/v1/messages", BATCH_MEDIA_TYPE, body.into(), ACCEPT_DEADLINE)
-            .header(EPOCH, HeaderValue::from(self.epoch()));
+        let call =
+            Call::post(Purpose::Accept, "/v1/messages", BATCH_MEDIA_TYPE, body.into(), ACCEPT_DEADLINE)
+                .header(EPOCH, HeaderValue::from(self.epoch()));
         let answer: AcceptResponse = self.client().call(&call).await?;
         if answer.messages.len() != events.len() {
             return Err(CallError::Garbled { status: 202 });
@@ -129,7 +125,8 @@ impl Session {
     ) -> Result<Answered, CallError> {
         let body = serde_json::to_vec(event).map_err(CallError::Unencodable)?;
         let deadline = ACCEPT_DEADLINE + wait.unwrap_or_default();
-        let mut call = Call::post("/v1/messages", EVENT_MEDIA_TYPE, body.into(), deadline);
+        let purpose = if wait.is_some() { Purpose::Ask } else { Purpose::Accept };
+        let mut call = Call::post(purpose, "/v1/messages", EVENT_MEDIA_TYPE, body.into(), deadline);
         if let Some(Ok(prefer)) = wait.map(|wait| format!("wait={}", wait.as_secs()).parse()) {
             call = call.header(PREFER, prefer);
         }
@@ -142,7 +139,7 @@ impl Session {
         data: Bytes,
         idempotency_key: &str,
     ) -> Result<Answered, CallError> {
-        let mut call = Call::get("/v1/messages", ACCEPT_DEADLINE);
+        let mut call = Call::get(Purpose::Accept, "/v1/messages", ACCEPT_DEADLINE);
         (call.method, call.body) = (Method::POST, data);
         // An attribute that is no header is none of a valid event either, and the gateway would say so.
         call.headers = binary::headers(event).unwrap_or_default();

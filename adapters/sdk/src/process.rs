@@ -17,7 +17,7 @@ use serde_path_to_error::Segment;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
-use crate::client::{Call, Client};
+use crate::client::{Call, Client, Purpose};
 use crate::lifetime::{Ending, Lifetime};
 use crate::patience::Chain;
 use crate::session::Session;
@@ -355,7 +355,7 @@ fn end(ending: Ending) -> ExitCode {
 /// Comes back when the gateway could not be reached for too long. An adapter that only takes in makes no calls of its
 /// own while its partners are silent, so this looks by itself.
 async fn watch_gateway(client: &Client) {
-    let call = Call::get("/livez", LOOK_EVERY);
+    let call = Call::get(Purpose::Poll, "/livez", LOOK_EVERY);
     loop {
         // Any answer will do, also none within the second: a slow gateway is not a gone one.
         let _ = timeout(LOOK_EVERY, client.exchange(&call)).await;

@@ -13,9 +13,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use gatepost_api::session::{SessionRequest, SessionResponse};
 use gatepost_api::settle::Level;
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
 
-use crate::client::{Call, CallError, Client};
+use crate::client::{Call, CallError, Client, Purpose};
 use crate::lifetime::{Ending, Lifetime, Stop};
 use crate::patience::persist;
 use crate::settle::Settler;
@@ -24,13 +23,6 @@ use crate::state::{STATE_BYTES_MAX, Sizes};
 /// Largest answer that opens a session: the adapter's whole state as base64, with room for keys that JSON writes longer.
 const SESSION_BYTES_MAX: usize = 4 * STATE_BYTES_MAX;
 const SESSION_DEADLINE: Duration = Duration::from_secs(30);
-/// Most events on their way to the gateway at a time; further ones wait, and so do the partners behind them. Together with
-/// everything else far below the 64 connections that the gateway grants one adapter.
-const ACCEPTS_IN_FLIGHT_MAX: usize = 32;
-/// Most events at a time whose reply is waited for; their waiting keeps nobody else from being accepted.
-const ASKS_IN_FLIGHT_MAX: usize = 8;
-/// Most large payloads on their way from the gateway at a time.
-const DATA_IN_FLIGHT_MAX: usize = 16;
 
 /// What happens to a delivery whose outcome is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +40,6 @@ struct Inner {
     client: Arc<Client>,
     lifetime: Lifetime,
     settler: Settler,
-    intake: Semaphore,
-    asking: Semaphore,
-    large_payloads: Semaphore,
     epoch: u64,
     name: String,
     on_doubt: OnDoubt,
@@ -89,7 +78,8 @@ impl Session {
         version: &str,
     ) -> Result<(Self, Box<RawValue>), OpenError> {
         let request = SessionRequest { version: Some(version.to_owned()) };
-        let mut call = Call::post_json("/v1/session", &request, SESSION_DEADLINE).map_err(OpenError::Call)?;
+        let mut call = Call::post_json(Purpose::Poll, "/v1/session", &request, SESSION_DEADLINE)
+            .map_err(OpenError::Call)?;
         call.answer_bytes_max = SESSION_BYTES_MAX;
         let opened: SessionResponse = persist(&client, &call).await.map_err(OpenError::Call)?;
         let state = opened.state.into_iter().map(|(key, value)| Some((key, BASE64.decode(value).ok()?)));
@@ -98,9 +88,6 @@ impl Session {
             settler: Settler::start(Arc::clone(&client), lifetime.clone(), opened.epoch),
             client,
             lifetime,
-            intake: Semaphore::new(ACCEPTS_IN_FLIGHT_MAX),
-            asking: Semaphore::new(ASKS_IN_FLIGHT_MAX),
-            large_payloads: Semaphore::new(DATA_IN_FLIGHT_MAX),
             epoch: opened.epoch,
             name: opened.name,
             on_doubt: match opened.on_doubt.as_str() {
@@ -187,17 +174,5 @@ impl Session {
 
     pub(crate) fn state_sizes(&self) -> &Sizes {
         &self.0.sizes
-    }
-
-    pub(crate) fn intake(&self) -> &Semaphore {
-        &self.0.intake
-    }
-
-    pub(crate) fn asking(&self) -> &Semaphore {
-        &self.0.asking
-    }
-
-    pub(crate) fn large_payloads(&self) -> &Semaphore {
-        &self.0.large_payloads
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::client::{Call, CallError, Client};
+use crate::client::{Call, CallError, Client, Purpose};
 
 use crate::evidence::{item, millis};
 use crate::lease::{Held, LeaseLost};
@@ -150,7 +150,7 @@ impl Reporter {
     }
 
     async fn call(&self, request: &SettleRequest) -> Result<SettleResponse, CallError> {
-        let call = Call::post_json("/v1/settle", request, SETTLE_DEADLINE)?;
+        let call = Call::post_json(Purpose::Report, "/v1/settle", request, SETTLE_DEADLINE)?;
         let response: SettleResponse = persist(&self.client, &call).await?;
         gatepost_faults::point("sdk.after_settle");
         if in_step(&request.results, &response.results) {

@@ -13,7 +13,7 @@ use gatepost_api::settle::{
 };
 use uuid::Uuid;
 
-use crate::client::{Call, CallError};
+use crate::client::{Call, CallError, Purpose};
 use crate::delivery::Delivery;
 use crate::evidence::{Outcome, item};
 use crate::lease::{Held, Lease};
@@ -208,8 +208,8 @@ impl Session {
         }
         let state = settlement.state.clone();
         let asked = settlement.into_request(self.epoch())?;
-        let call =
-            Call::post_json("/v1/settle", &asked.request, SETTLE_DEADLINE).map_err(SettleError::Call)?;
+        let call = Call::post_json(Purpose::Report, "/v1/settle", &asked.request, SETTLE_DEADLINE)
+            .map_err(SettleError::Call)?;
         if call.body.len() > SETTLE_BYTES_MAX {
             return Err(SettleError::OverLimit { what: "bytes", max: SETTLE_BYTES_MAX });
         }

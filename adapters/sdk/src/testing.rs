@@ -36,9 +36,9 @@ mod tests;
 #[cfg(feature = "tls")]
 pub use authority::{Authority, Certificate};
 pub use connection::{Connection, lines};
-#[cfg(test)]
-pub(crate) use gateway::listen;
 pub use gateway::{Asked, Call, Desk, Gateway, leased, leased_event};
+#[cfg(test)]
+pub(crate) use gateway::{Connections, listen};
 pub use partner::{Partner, Playing};
 #[cfg(feature = "tls")]
 pub use rcgen;

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::client::Client;
-use crate::testing::{Gateway, leased, listen};
+use crate::testing::{Connections, Gateway, leased, listen};
 use crate::*;
 
 /// A delivery in a worker's hands, waiting for the test to say what came of it.
@@ -436,14 +436,14 @@ async fn an_unreachable_gateway_is_noticed_for_as_long_as_it_lasts() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("gone.sock");
     let client = Client::new(socket.clone());
-    let call = crate::client::Call::get("/livez", Duration::from_secs(1));
+    let call = crate::client::Call::get(crate::client::Purpose::Poll, "/livez", Duration::from_secs(1));
     assert!(client.exchange(&call).await.is_err());
     tokio::time::advance(Duration::from_secs(6)).await;
     assert!(client.exchange(&call).await.is_err());
     assert!(client.unreachable_for() >= Duration::from_secs(6));
     let listener = UnixListener::bind(&socket).unwrap();
     let (sender, mut calls) = mpsc::unbounded_channel();
-    tokio::spawn(listen(listener, sender));
+    tokio::spawn(listen(listener, sender, Connections::default()));
     tokio::spawn(async move { calls.recv().await.unwrap().answer(200, &json!({})) });
     client.exchange(&call).await.unwrap();
     assert_eq!(client.unreachable_for(), Duration::ZERO);

@@ -5,6 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+/// Connections that one supervised adapter may have open.
+pub const ADAPTER_CONNECTIONS_MAX: usize = 64;
+/// Connections to partners that it may ask for at a time.
+pub const EGRESS_AT_ONCE_MAX: usize = 256;
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

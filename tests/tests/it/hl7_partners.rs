@@ -185,6 +185,9 @@ fn of_three_hundred_partners_those_that_are_away_hold_up_nobody_and_get_theirs_w
         (gateway.unsettled("lab") == (plain.len() * PATIENTS * EACH) as u64).then_some(())
     });
     assert_eq!(gateway.adapter("lab")["pid"], pid, "the same process all the time");
+    let log = gateway.log();
+    let refused: Vec<&str> = log.lines().filter(|line| line.contains("too many connections")).collect();
+    assert!(refused.is_empty(), "it never asks for more than the gateway grants: {refused:#?}");
     for event in gateway.audit_log() {
         let refused = plain.iter().any(|name| event.to_string().contains(name.as_str()));
         assert!(!refused, "the log has no names of partners");

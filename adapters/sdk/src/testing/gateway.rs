@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -107,6 +108,7 @@ pub struct Gateway {
     socket: PathBuf,
     listening: AbortHandle,
     sender: mpsc::UnboundedSender<Call>,
+    connections: Connections,
     _dir: tempfile::TempDir,
     calls: mpsc::UnboundedReceiver<Call>,
     unread: VecDeque<Call>,
@@ -120,9 +122,10 @@ impl Gateway {
         let socket = dir.path().join("gateway.sock");
         let (sender, calls) = mpsc::unbounded_channel();
         let listener = UnixListener::bind(&socket).unwrap();
-        let listening = tokio::spawn(listen(listener, sender.clone())).abort_handle();
+        let connections = Connections::default();
+        let listening = tokio::spawn(listen(listener, sender.clone(), connections.clone())).abort_handle();
         let (unread, lifetime) = (VecDeque::new(), Lifetime::new());
-        Self { socket, calls, unread, lifetime, listening, sender, _dir: dir }
+        Self { socket, calls, unread, lifetime, listening, sender, connections, _dir: dir }
     }
 
     /// A gateway with one open session. `changes` overwrites members of the session's answer.
@@ -167,7 +170,8 @@ impl Gateway {
     /// Listens again after it had vanished.
     pub fn come_back(&mut self) {
         let listener = UnixListener::bind(&self.socket).unwrap();
-        self.listening = tokio::spawn(listen(listener, self.sender.clone())).abort_handle();
+        let listening = listen(listener, self.sender.clone(), self.connections.clone());
+        self.listening = tokio::spawn(listening).abort_handle();
     }
 
     /// The next call to a path that ends like this; others wait for their turn.
@@ -182,6 +186,11 @@ impl Gateway {
             }
             self.unread.push_back(call);
         }
+    }
+
+    /// Most connections that it has had at a time.
+    pub fn connections_most(&self) -> usize {
+        self.connections.0.most.load(Ordering::SeqCst)
     }
 
     /// Asks the adapter to stop.
@@ -241,14 +250,49 @@ impl Asked {
     }
 }
 
-pub(crate) async fn listen(listener: UnixListener, calls: mpsc::UnboundedSender<Call>) {
+/// How many there are, and the most that there have been.
+#[derive(Clone, Default)]
+pub(crate) struct Connections(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    open: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// One that is open, until it is dropped.
+struct Open(Connections);
+
+impl Connections {
+    fn one_more(&self) -> Open {
+        let open = self.0.open.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.most.fetch_max(open, Ordering::SeqCst);
+        Open(self.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+pub(crate) async fn listen(
+    listener: UnixListener,
+    calls: mpsc::UnboundedSender<Call>,
+    connections: Connections,
+) {
     loop {
         let (stream, _) = listener.accept().await.unwrap();
+        let open = connections.one_more();
         let calls = calls.clone();
         let service = service_fn(move |request| relay(request, calls.clone()));
         let connection =
             hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(connection);
+        tokio::spawn(async move {
+            let _open = open;
+            let _ = connection.await;
+        });
     }
 }
 

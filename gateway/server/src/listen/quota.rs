@@ -10,13 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gatepost_api::session::ADAPTER_CONNECTIONS_MAX;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Counters, Limits, RefusalCode};
 use crate::spaced::Spaced;
-
-/// Connections that one supervised adapter may have open. They stand outside the gateway's total, so that apps cannot lock adapters out.
-pub(super) const ADAPTER_CONNECTIONS_MAX: usize = 64;
 
 /// Connections of one listener that wait to be told that there is no place. Beyond it they are closed at once.
 const LATE_MAX: usize = 256;
@@ -145,6 +143,8 @@ impl Quota {
         })
     }
 
+    /// Of a socket that lets one process in, so that its peer is its listener. It stands outside the gateway's total: apps cannot lock
+    /// adapters out.
     pub(super) fn of_one_adapter(limits: &Limits, counters: &Arc<Counters>) -> Arc<Self> {
         Arc::new(Self {
             total: None,

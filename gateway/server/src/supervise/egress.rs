@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use gatepost_api::session::EGRESS_AT_ONCE_MAX;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::{TcpStream, UnixStream};
@@ -34,8 +35,6 @@ const REQUEST_BYTES_MAX: usize = 300;
 const PATH_REQUEST_BYTES_MAX: usize = 4097;
 /// How long the request may take.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-/// Connections that one adapter may ask for at a time.
-const AT_ONCE_MAX: usize = 256;
 /// Names that are looked up for one adapter at a time.
 const LOOKUPS_MAX: usize = 8;
 /// Files that are opened for one adapter at a time.
@@ -148,7 +147,7 @@ impl Desk {
             if !self.socket.is_from_the_adapter(&self.server, &stream) {
                 continue;
             }
-            if asked.len() < AT_ONCE_MAX {
+            if asked.len() < EGRESS_AT_ONCE_MAX {
                 asked.spawn(Arc::clone(&self).attend(stream));
             } else {
                 self.refuse(RefusalCode::RequestLimit, b"");
