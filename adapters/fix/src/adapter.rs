@@ -1,6 +1,6 @@
 //! The adapter: every session a task of its own, deliveries handed out among them, until the gateway asks to stop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use gatepost_adapter::{Access, Adapter, Failure, Fault, Level, Manifest, Session};
@@ -11,7 +11,7 @@ use crate::calls::Switchboard;
 use crate::intake::Intake;
 use crate::listener::Listener;
 use crate::session::{Driver, Inputs};
-use crate::settings::{Settings, Way, plans};
+use crate::settings::{Plan, Settings, Way, plans};
 
 /// Deliveries on their way to one session.
 const ORDERS_QUEUED_MAX: usize = 1024;
@@ -54,6 +54,16 @@ impl Adapter for Fix {
         let mut switchboard = Switchboard::default();
         let (up, is_up) = watch::channel(false);
         let mut tasks = JoinSet::new();
+        if let Some(plan) = plans.first() {
+            let bytes = left_behind(session.state(), &plans);
+            if bytes > 0 {
+                tracing::warn!(
+                    bytes,
+                    "the state of sessions that are not in the settings takes room from those that are"
+                );
+            }
+            plan.config.room.left_behind(bytes);
+        }
         let away_max = (AWAY_MAX / plans.len().max(1)).max(AWAY_EACH_MIN);
         for plan in plans {
             let (orders, to_send) = mpsc::channel(ORDERS_QUEUED_MAX);
@@ -84,6 +94,14 @@ impl Adapter for Fix {
         }
         Ok(())
     }
+}
+
+/// What there is in the adapter's state of sessions that are not in the settings any more, bytes.
+fn left_behind(state: &BTreeMap<String, Vec<u8>>, plans: &[Plan]) -> usize {
+    let known: BTreeSet<&str> = plans.iter().map(|plan| plan.config.name.as_str()).collect();
+    let of_nobody =
+        state.iter().filter(|(key, _)| !key.split('/').nth(1).is_some_and(|name| known.contains(name)));
+    of_nobody.map(|(key, value)| key.len() + value.len()).sum()
 }
 
 /// Files may have changed since the settings were checked.

@@ -23,6 +23,9 @@ use crate::validate::is_session;
 use crate::version::BeginString;
 use crate::wire::{Draft, Garbled};
 
+/// A field of the header besides its value: tag, `=` and SOH; and of data the field with its length.
+pub(crate) const FIELD_BYTES_MAX: usize = 2 * 8 + 7;
+
 /// Of raw messages, both ways.
 pub const MEDIA_TYPE: &str = "application/fix";
 /// Of messages as JSON objects.
@@ -73,9 +76,10 @@ impl Outgoing {
         Ok(outgoing)
     }
 
-    /// What it takes within a message, bytes, without tags of the header.
+    /// What it takes within a message, bytes; rather too much.
     pub(crate) fn bytes(&self) -> usize {
-        self.header.iter().map(|(_, value)| value.len()).sum::<usize>() + self.body.len()
+        let of_field = |(_, value): &(Tag, Vec<u8>)| value.len() + FIELD_BYTES_MAX;
+        self.msg_type.len() + self.header.iter().map(of_field).sum::<usize>() + self.body.len()
     }
 
     /// MsgType (35).

@@ -11,6 +11,7 @@ mod compose;
 mod config;
 mod confirm;
 mod gap;
+mod garbage;
 mod incoming;
 mod keys;
 mod known;
@@ -33,6 +34,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::message::Message;
+use crate::room::{Account, PART};
 
 pub(crate) use config::{AfterReset, AskFor, Config, Credentials, Role};
 pub(crate) use confirm::BUSINESS_IDS;
@@ -45,12 +47,15 @@ pub(crate) use turn::{Alarm, Closing, Commit, Effect, Proof, Received, Turn, Ver
 use answer::Answer;
 use confirm::{Barrier, Confirming};
 use gap::{Gap, Held};
+use garbage::Garbage;
 use known::Known;
 use orders::Orders;
 use outbox::Outbox;
 
-/// Most messages that one commit deletes from the adapter's state.
-const GARBAGE_PER_COMMIT: usize = 64;
+/// Most keys that one commit deletes from the adapter's state because they are kept no more.
+const GARBAGE_PER_COMMIT: usize = 128;
+/// This part of what may be kept is cleared of what the partner has confirmed before it is needed.
+const CLEARED_PART: usize = 8;
 
 /// A moment, on two clocks.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +111,10 @@ pub(crate) struct Engine {
     outbox: Outbox,
     known: Known,
     orders: Orders,
+    garbage: Garbage,
+    account: Account,
+    /// Room is wanted: what is kept no more is deleted at once.
+    sweeping: bool,
     link: Link,
     heartbeat: Duration,
     last_received: Duration,
@@ -131,7 +140,8 @@ impl Engine {
         state: &BTreeMap<String, Vec<u8>>,
     ) -> Result<Self, Unreadable> {
         let keys::Restored { numbers, outbox, known, orders } = keys::restore(&config.name, state)?;
-        Ok(Self {
+        let account = Account::new(Arc::clone(&config.room), config.keep_bytes);
+        let mut engine = Self {
             heartbeat: config.heartbeat,
             config,
             numbers,
@@ -139,6 +149,9 @@ impl Engine {
             outbox,
             known,
             orders,
+            garbage: Garbage::default(),
+            account,
+            sweeping: false,
             link: Link::Down,
             last_received: Duration::ZERO,
             last_sent: Duration::ZERO,
@@ -151,7 +164,9 @@ impl Engine {
             confirming: None,
             orphans_from: None,
             turn: Turn::default(),
-        })
+        };
+        engine.clear_out();
+        Ok(engine)
     }
 
     pub(crate) fn numbers(&self) -> &Numbers {
@@ -188,7 +203,6 @@ impl Engine {
             && self.outbox.pending() < self.config.unconfirmed_max
             // What is not confirmed is kept, whatever `keep` says; so it is bounded here.
             && unconfirmed < self.config.keep
-            && self.outbox.bytes() < self.config.keep_bytes
     }
 
     /// Whether a connection makes sense now: the schedule's window is open.
@@ -203,16 +217,16 @@ impl Engine {
 
     /// What has come of everything so far. A commit that is not empty must be durable before its effects.
     pub(crate) fn take(&mut self) -> Turn {
-        if !self.turn.commit.is_empty() || self.numbers_changed {
-            let confirmed = (self.numbers.epoch, self.numbers.confirmed);
-            if let Some(forgotten) = self.outbox.prune(self.config.keep, self.config.keep_bytes, confirmed) {
-                self.numbers.forgotten = forgotten;
-                self.numbers_changed = true;
+        // Not with what begins: that may be refused, and would have to be made undone with it.
+        let is_firm = self.turn.commit.begins.is_empty();
+        if is_firm && (!self.turn.commit.is_empty() || self.numbers_changed || self.sweeping) {
+            self.prune();
+            for key in self.garbage.take(GARBAGE_PER_COMMIT) {
+                self.turn.commit.state.insert(key, None);
             }
-            for place in self.outbox.take_garbage(GARBAGE_PER_COMMIT) {
-                self.turn.commit.state.insert(keys::message_key(&self.config.name, place), None);
-            }
+            self.sweeping &= !self.garbage.is_empty();
         }
+        self.account.set(self.bytes_kept());
         if std::mem::take(&mut self.numbers_changed) {
             let outbox = &self.outbox;
             self.numbers.earlier.retain(|epoch, _| outbox.holds(*epoch));
@@ -266,8 +280,56 @@ impl Engine {
         self.numbers.reset(window);
         self.numbers_changed = true;
         self.turn.commit.epoch = Some(self.numbers.epoch);
-        self.outbox.begin_epoch(self.numbers.epoch);
+        self.throw_away_old_epochs();
         self.forget_connection();
+    }
+
+    /// In the adapter's state, messages that are not deleted yet included.
+    pub(crate) fn bytes_kept(&self) -> usize {
+        self.outbox.bytes() + self.garbage.bytes()
+    }
+
+    /// Lets go of what is beyond what may be kept, and a little before.
+    fn prune(&mut self) {
+        let keep_bytes = self.config.keep_bytes - self.config.keep_bytes / CLEARED_PART;
+        let confirmed = (self.numbers.epoch, self.numbers.confirmed);
+        let gone = self.outbox.prune(self.config.keep, keep_bytes, confirmed);
+        self.forget_all(gone);
+    }
+
+    /// After a start: what is kept no more, also since there is less room now, and what the last process has not come to delete.
+    fn clear_out(&mut self) {
+        self.throw_away_old_epochs();
+        self.prune();
+        let most = self.config.keep_bytes / PART;
+        while let Some((delivery, bytes)) = self.known.forget_one(most) {
+            self.garbage.add(keys::known_key(&self.config.name, delivery), bytes);
+        }
+        while let Some(place) = self.orders.forget_one(most) {
+            self.garbage.add(keys::order_key(&self.config.name, place), 0);
+        }
+        self.sweeping = !self.garbage.is_empty();
+        self.account.set(self.bytes_kept());
+    }
+
+    /// Messages of this epoch that are kept no more.
+    fn forget_all(&mut self, gone: Vec<(Place, usize)>) {
+        if let Some(((_, last), _)) = gone.last() {
+            self.numbers.forgotten = self.numbers.forgotten.max(*last);
+            self.numbers_changed = true;
+        }
+        self.throw_away(gone);
+    }
+
+    fn throw_away(&mut self, gone: Vec<(Place, usize)>) {
+        for (place, bytes) in gone {
+            self.garbage.add(keys::message_key(&self.config.name, place), bytes);
+        }
+    }
+
+    fn throw_away_old_epochs(&mut self) {
+        let gone = self.outbox.begin_epoch(self.numbers.epoch);
+        self.throw_away(gone);
     }
 
     fn close(&mut self, why: Closing) {

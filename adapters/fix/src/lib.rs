@@ -20,6 +20,7 @@ mod intake;
 mod link;
 mod listener;
 pub mod message;
+mod room;
 mod schedule;
 mod session;
 mod settings;

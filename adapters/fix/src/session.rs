@@ -44,8 +44,7 @@ const GOOD_AFTER: Duration = Duration::from_secs(10);
 const STEP_MESSAGES_MAX: usize = 256;
 /// Most deliveries that begin in one settlement.
 const BEGINS_MAX: usize = 200;
-/// Most content of theirs, bytes; one alone may have more. All of it is kept in the adapter's state, whose limit must not be
-/// passed by much: what has gone in is looked at only before.
+/// Most content of theirs, bytes; one alone may have more.
 const BEGINS_BYTES_MAX: usize = 1024 * 1024;
 
 /// A connection that a partner has made, and the Logon that it began with.
@@ -92,6 +91,8 @@ pub(crate) struct Driver {
     up: watch::Sender<bool>,
     /// Read, and not begun.
     waiting: VecDeque<Order>,
+    /// There is no room for what is kept of the first of them.
+    crowded: bool,
     in_hand: InHand,
     away: Away,
     batch: Batch,
@@ -139,6 +140,7 @@ impl Driver {
             asked,
             up,
             waiting: VecDeque::new(),
+            crowded: false,
             in_hand: InHand::new(),
             away: Away::new(away_max),
             batch: Batch::default(),
@@ -337,6 +339,7 @@ impl Driver {
 
     /// Begins what waits, as much of it as may leave now; together with what has gathered, which spares a settlement.
     async fn send_waiting(&mut self) -> Result<(), Failure> {
+        self.crowded = false;
         while !self.waiting.is_empty()
             && self.engine.can_send()
             && self.link.as_ref().is_some_and(|link| !link.is_busy())
@@ -349,6 +352,14 @@ impl Driver {
                 continue;
             }
             let now = self.now();
+            let count = self.engine.admit(self.waiting.iter().take(count).map(|order| &order.outgoing), now);
+            if count == 0 {
+                if self.make_room().await? {
+                    continue;
+                }
+                self.crowded = true;
+                break;
+            }
             let (mut commits, mut effects) = std::mem::take(&mut self.batch).into_parts();
             let mut deliveries: Vec<Outgoing> = newest(self.waiting.drain(..count), Order::id)
                 .into_iter()
@@ -384,6 +395,15 @@ impl Driver {
         Ok(())
     }
 
+    /// Deletes what is kept no more. Whether that has made room.
+    async fn make_room(&mut self) -> Result<bool, Failure> {
+        let before = self.engine.bytes_kept();
+        self.gather().await?;
+        self.flush().await?;
+        self.go_on().await?;
+        Ok(self.engine.bytes_kept() < before)
+    }
+
     async fn tick(&mut self) -> Result<(), Failure> {
         let now = self.now();
         self.engine.tick(now);
@@ -411,7 +431,7 @@ impl Driver {
 
     /// Gives up what has waited past its `expirytime`, and lets go of leases that have been lost.
     async fn expire(&mut self, now: Now) -> Result<(), Failure> {
-        if self.waiting.is_empty() || self.engine.can_send() {
+        if self.waiting.is_empty() || self.engine.can_send() && !self.crowded {
             return Ok(());
         }
         // What may have left begins, or is refused: then a person decides.

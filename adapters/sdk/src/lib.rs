@@ -60,5 +60,5 @@ pub use process::{Access, Adapter, Args, Failure, Fault, Manifest, element, main
 pub use session::{OnDoubt, Session};
 pub use settlement::{SettleError, Settlement};
 pub use space::{Space, SpaceError};
-pub use state::StateChanges;
+pub use state::{STATE_BYTES_MAX, StateChanges};
 pub use work::{Crew, Worker};

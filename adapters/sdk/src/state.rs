@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use crate::client::locked;
 
 /// All keys and values of an adapter's state, bytes. All of it comes in one answer when a session opens, and must fit into that.
-pub(crate) const STATE_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const STATE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Changes to the adapter's durable state.
 #[derive(Clone, Default)]

@@ -30,7 +30,11 @@ enum Piece {
 impl Engine {
     /// Whether there is more to do than went into one turn; [`Engine::go_on`] does the next piece.
     pub(crate) fn has_more(&self) -> bool {
-        self.catching_up || self.confirming.is_some() || self.orphans_from.is_some() || self.answer.is_some()
+        self.catching_up
+            || self.confirming.is_some()
+            || self.orphans_from.is_some()
+            || self.answer.is_some()
+            || self.sweeping
     }
 
     /// Takes in more of what was held behind a gap, settles more of what has been confirmed, sends more of what an earlier epoch
@@ -42,9 +46,10 @@ impl Engine {
             self.settle_confirmed();
         } else if self.orphans_from.is_some() {
             self.send_more_orphans(now);
-        } else {
+        } else if self.answer.is_some() {
             self.answer_more(now);
         }
+        // What is swept out goes with whatever is committed next.
     }
 
     /// The partner asks for messages again. `false` where the request makes no sense.

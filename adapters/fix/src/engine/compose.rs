@@ -201,7 +201,12 @@ impl Engine {
         match draft.encode() {
             Ok(bytes) => {
                 let place = (self.numbers.epoch, self.allocate());
-                self.keep(place, Record { bytes: bytes.clone(), expires: None, pending: None });
+                self.account.set(self.bytes_kept());
+                // Where there is no room for it, it is filled over if the partner asks for it again: whoever is sent rejects without end
+                // must not fill what others need.
+                if self.account.take([self.outbox.cost(bytes.len())]) == 1 {
+                    self.keep(place, Record { bytes: bytes.clone(), expires: None, pending: None });
+                }
                 self.write(bytes, now);
                 Some(place)
             }

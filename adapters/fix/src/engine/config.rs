@@ -1,11 +1,13 @@
 //! What a session is told: names, versions, times, and who does what after a reset.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost_adapter::Level;
 
-use crate::content::Form;
+use crate::content::{FIELD_BYTES_MAX, Form};
 use crate::message::Tag;
+use crate::room::Room;
 use crate::schedule::Schedule;
 use crate::validate::Validator;
 use crate::version::{ApplVerId, BeginString};
@@ -88,8 +90,9 @@ pub(crate) struct Config {
     pub(crate) resend_chunk: u64,
     /// Messages kept for the partner's ResendRequests.
     pub(crate) keep: usize,
-    /// The same in bytes: the adapter's whole state is read when it starts, and so is bounded.
+    /// The same in bytes of the adapter's state, and what all its sessions keep together.
     pub(crate) keep_bytes: usize,
+    pub(crate) room: Arc<Room>,
     /// Memory of messages that are kept behind a gap, bytes.
     pub(crate) held_bytes: usize,
     /// Messages that may wait for proof at a time.
@@ -106,7 +109,16 @@ pub(crate) struct Config {
     pub(crate) validator: Validator,
 }
 
+/// Header and trailer of a message that leaves, besides the ids in them.
+const FRAME_BYTES_MAX: usize = 160;
+
 impl Config {
+    /// What the session adds to a message, bytes; rather too much.
+    pub(crate) fn header_bytes(&self) -> usize {
+        let ids = self.header.iter().map(|(_, id)| id.len() + FIELD_BYTES_MAX).sum::<usize>();
+        FRAME_BYTES_MAX + self.sender_comp_id.len() + self.target_comp_id.len() + ids
+    }
+
     /// What content that is handed in must fit.
     pub(crate) fn form(&self) -> Form<'_> {
         Form {

@@ -6,17 +6,16 @@ use gatepost_adapter::Level;
 use serde_json::{Map, Value};
 
 use super::orders::Order;
-use super::outbox::{BusinessId, Pending, Query, Record};
+use super::outbox::{BUSINESS_ID_BYTES_MAX, BusinessId, Pending, Query, Record};
 use super::{Alarm, Engine, Link, Now, Place, Proof, Verdict, keys};
 use crate::message::{Message, SOH, Tag, tag};
+use crate::room::PART;
 
 const CL_ORD_ID: Tag = 11;
 const ORIG_CL_ORD_ID: Tag = 41;
 const EXEC_ID: Tag = 17;
 const ORD_STATUS: Tag = 39;
 const EXEC_TYPE: Tag = 150;
-/// Longest business id that is looked for, bytes: longer ones are no ids.
-const BUSINESS_ID_BYTES_MAX: usize = 256;
 /// Longest text of a partner that goes into a reason, characters.
 const REASON_CHARS_MAX: usize = 300;
 
@@ -41,8 +40,6 @@ pub(super) struct Confirming {
     how: &'static str,
 }
 
-/// What orders that live on may take, as a part of what messages may take.
-const ORDERS_SHARE: usize = 8;
 /// Most deliveries that are settled in one turn because the partner has confirmed them.
 const CONFIRMED_PER_TURN: usize = 256;
 /// How long the answer to a barrier may take; then it is asked for again.
@@ -84,6 +81,13 @@ impl Engine {
                 && self.outbox.within(epoch, from, through).any(|(_, record)| record.pending.is_some());
         if waits {
             self.raise_barrier(through, now);
+        }
+    }
+
+    /// What is not confirmed is kept, and there is no room for more.
+    pub(super) fn ask_for_room(&mut self, now: Now) {
+        if self.link == Link::Up && self.barrier.is_none() && self.answer.is_none() {
+            self.raise_barrier(self.numbers.last_out(), now);
         }
     }
 
@@ -317,7 +321,7 @@ impl Engine {
             let (name, state) = (&self.config.name, &mut self.turn.commit.state);
             state.insert(keys::order_key(name, place), Some(keys::order_value(&order)));
             let replaced = self.orders.insert(place, order);
-            let most = self.config.keep_bytes / ORDERS_SHARE;
+            let most = self.config.keep_bytes / PART;
             let forgotten = std::iter::from_fn(|| self.orders.forget_one(most));
             for gone in replaced.into_iter().chain(forgotten) {
                 state.insert(keys::order_key(name, gone), None);

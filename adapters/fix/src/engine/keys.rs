@@ -67,6 +67,11 @@ fn read_message(value: &[u8]) -> Option<Record> {
     Some(Record { bytes: Bytes::copy_from_slice(bytes), expires, pending: None })
 }
 
+/// Longest key of a session with an epoch and a number, or with a delivery.
+pub(super) fn bytes_max(session: &str) -> usize {
+    session.len() + "m///".len() + 2 * "18446744073709551615".len()
+}
+
 /// What a session left behind.
 pub(super) struct Restored {
     pub(super) numbers: Numbers,
@@ -83,7 +88,7 @@ pub(super) fn restore(session: &str, state: &BTreeMap<String, Vec<u8>>) -> Resul
         Some(value) => serde_json::from_slice(value).map_err(|_| unreadable(&key))?,
         None => Numbers::default(),
     };
-    let (mut outbox, mut orders) = (Outbox::default(), Orders::default());
+    let (mut outbox, mut orders) = (Outbox::new(session), Orders::new(session));
     for (rest, key, value) in under(state, &format!("o/{session}/")) {
         let place = place(rest).ok_or_else(|| unreadable(key))?;
         orders.insert(place, serde_json::from_slice(value).map_err(|_| unreadable(key))?);
@@ -97,12 +102,11 @@ pub(super) fn restore(session: &str, state: &BTreeMap<String, Vec<u8>>) -> Resul
         }
         outbox.insert(place, record);
     }
-    outbox.begin_epoch(numbers.epoch);
     let mut known = Known::default();
     for (delivery, key, value) in under(state, &format!("k/{session}/")) {
         let delivery = delivery.parse().map_err(|_| unreadable(key))?;
         let verdict: Verdict = serde_json::from_slice(value).map_err(|_| unreadable(key))?;
-        known.insert(delivery, verdict);
+        known.insert(delivery, verdict, key.len() + value.len());
     }
     Ok(Restored { numbers, outbox, known, orders })
 }

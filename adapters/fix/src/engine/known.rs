@@ -6,25 +6,39 @@ use uuid::Uuid;
 
 use super::Verdict;
 
-/// Most of them. Beyond that the oldest is forgotten; its delivery has been resolved by a person long since.
+/// Most of them. Beyond that, and where there is no room for more, the oldest is forgotten; its delivery has been resolved by a person long
+/// since.
 const KNOWN_MAX: usize = 1000;
 
-/// By the delivery's id, which begins with the time at which it was made.
+/// By the delivery's id, which begins with the time at which it was made; with what each costs in the adapter's state.
 #[derive(Debug, Default)]
-pub(super) struct Known(BTreeMap<Uuid, Verdict>);
+pub(super) struct Known {
+    all: BTreeMap<Uuid, (Verdict, usize)>,
+    bytes: usize,
+}
 
 impl Known {
-    /// Gives the one that had to make room, if one had to.
-    pub(super) fn insert(&mut self, delivery: Uuid, verdict: Verdict) -> Option<Uuid> {
-        self.0.insert(delivery, verdict);
-        if self.0.len() > KNOWN_MAX { self.0.pop_first().map(|(oldest, _)| oldest) } else { None }
+    pub(super) fn insert(&mut self, delivery: Uuid, verdict: Verdict, bytes: usize) {
+        self.take(delivery);
+        self.all.insert(delivery, (verdict, bytes));
+        self.bytes += bytes;
+    }
+
+    /// The oldest one and what it costs, if there are more than there is room for. The last one stays.
+    pub(super) fn forget_one(&mut self, bytes_max: usize) -> Option<(Uuid, usize)> {
+        let full = self.all.len() > KNOWN_MAX || self.bytes > bytes_max && self.all.len() > 1;
+        let (oldest, (_, bytes)) = full.then(|| self.all.pop_first())??;
+        self.bytes -= bytes;
+        Some((oldest, bytes))
     }
 
     pub(super) fn contains(&self, delivery: Uuid) -> bool {
-        self.0.contains_key(&delivery)
+        self.all.contains_key(&delivery)
     }
 
     pub(super) fn take(&mut self, delivery: Uuid) -> Option<Verdict> {
-        self.0.remove(&delivery)
+        let (verdict, bytes) = self.all.remove(&delivery)?;
+        self.bytes -= bytes;
+        Some(verdict)
     }
 }

@@ -13,8 +13,8 @@ use super::outbox::BusinessId;
 
 /// Most of one session.
 const ORDERS_MAX: usize = 10_000;
-/// What one costs in the adapter's state besides its ids, bytes; rather too much.
-const OVERHEAD_BYTES: usize = 160;
+/// What one costs in the adapter's state besides its key and ids, bytes; rather too much.
+const OVERHEAD_BYTES: usize = 48;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,32 +25,36 @@ pub(super) struct Order {
     pub(super) business_id: BusinessId,
 }
 
-impl Order {
-    fn bytes(&self) -> usize {
-        OVERHEAD_BYTES + self.message.len() + self.business_id.1.len()
-    }
-}
-
 /// By the message that began each of them.
 #[derive(Debug, Default)]
 pub(super) struct Orders {
     all: BTreeMap<Place, Order>,
     by_id: HashMap<BusinessId, Place>,
+    /// Of a key in the adapter's state.
+    key_bytes: usize,
     bytes: usize,
 }
 
 impl Orders {
+    pub(super) fn new(session: &str) -> Self {
+        Self { key_bytes: super::keys::bytes_max(session), ..Self::default() }
+    }
+
+    fn cost_of(&self, order: &Order) -> usize {
+        self.key_bytes + OVERHEAD_BYTES + order.message.len() + order.business_id.bytes()
+    }
+
     /// A second order of the same name takes the place of the first, which is given back.
     pub(super) fn insert(&mut self, place: Place, order: Order) -> Option<Place> {
         let before = self.by_id.insert(order.business_id.clone(), place).filter(|before| *before != place);
         if let Some(before) = before
             && let Some(order) = self.all.remove(&before)
         {
-            self.bytes -= order.bytes();
+            self.bytes -= self.cost_of(&order);
         }
-        self.bytes += order.bytes();
+        self.bytes += self.cost_of(&order);
         if let Some(again) = self.all.insert(place, order) {
-            self.bytes -= again.bytes();
+            self.bytes -= self.cost_of(&again);
         }
         before
     }
@@ -73,7 +77,7 @@ impl Orders {
     /// `false`: it was not there.
     pub(super) fn remove(&mut self, place: Place) -> bool {
         let Some(order) = self.all.remove(&place) else { return false };
-        self.bytes -= order.bytes();
+        self.bytes -= self.cost_of(&order);
         self.by_id.remove(&order.business_id);
         true
     }

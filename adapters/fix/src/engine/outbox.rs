@@ -1,6 +1,6 @@
 //! Messages that have left, or are about to: what a partner may ask for again, and which deliveries still wait for proof.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use gatepost_adapter::Lease;
@@ -38,20 +38,17 @@ pub(crate) struct Pending {
     pub(crate) query: Query,
 }
 
-/// What a delivery that waits costs in the adapter's state besides its ids, bytes; rather too much.
-const PENDING_OVERHEAD_BYTES: usize = 320;
+/// Longest business id that is looked for, bytes: longer ones are no ids.
+pub(super) const BUSINESS_ID_BYTES_MAX: usize = 256;
+/// What a delivery that waits costs in the adapter's state besides its key and ids, bytes; rather too much.
+pub(super) const PENDING_OVERHEAD_BYTES: usize = 280;
+/// In front of a message stands when it expires.
+const EXPIRY_BYTES_MAX: usize = 21;
 
 impl Pending {
     fn bytes(&self) -> usize {
-        let name = self.business_id.as_ref().map_or(0, |id| id.1.len());
+        let name = self.business_id.as_ref().map_or(0, BusinessId::bytes);
         PENDING_OVERHEAD_BYTES + self.message.len() + name
-    }
-}
-
-impl Record {
-    /// Of the message and what waits behind it.
-    fn bytes_kept(&self) -> usize {
-        self.bytes.len() + self.pending.as_ref().map_or(0, Pending::bytes)
     }
 }
 
@@ -75,19 +72,51 @@ impl Query {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct BusinessId(pub(crate) Tag, pub(crate) String);
 
+impl BusinessId {
+    /// As JSON.
+    pub(super) fn bytes(&self) -> usize {
+        serde_json::json!(self).to_string().len()
+    }
+}
+
 /// The messages of one session that are kept. Those of earlier epochs only as long as a delivery waits behind them.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     records: BTreeMap<Place, Record>,
     by_delivery: HashMap<Uuid, Place>,
     by_business_id: HashMap<BusinessId, Place>,
-    /// Kept no more, and not yet deleted from the adapter's state.
-    garbage: VecDeque<Place>,
     pending: usize,
+    /// Of a key in the adapter's state.
+    key_bytes: usize,
     bytes: usize,
 }
 
 impl Outbox {
+    pub(crate) fn new(session: &str) -> Self {
+        Self { key_bytes: super::keys::bytes_max(session), ..Self::default() }
+    }
+
+    /// What a message of this length costs in the adapter's state.
+    pub(crate) fn cost(&self, message: usize) -> usize {
+        self.key_bytes + EXPIRY_BYTES_MAX + message
+    }
+
+    /// The same of a delivery that waits behind it.
+    fn cost_of_pending(&self, pending: &Pending) -> usize {
+        self.key_bytes + pending.bytes()
+    }
+
+    fn cost_of(&self, record: &Record) -> usize {
+        let pending = record.pending.as_ref().map_or(0, |pending| self.cost_of_pending(pending));
+        self.cost(record.bytes.len()) + pending
+    }
+
+    /// The same of one that is to be sent; rather too much, since its names are not known yet.
+    pub(crate) fn cost_of_new(&self, message: usize, id: &str) -> usize {
+        let pending = PENDING_OVERHEAD_BYTES + id.len() + BUSINESS_ID_BYTES_MAX;
+        self.cost(message) + self.key_bytes + pending
+    }
+
     pub(crate) fn insert(&mut self, place: Place, record: Record) {
         if let Some(pending) = &record.pending {
             self.by_delivery.insert(pending.lease.delivery, place);
@@ -96,9 +125,9 @@ impl Outbox {
             }
             self.pending += 1;
         }
-        self.bytes += record.bytes_kept();
+        self.bytes += self.cost_of(&record);
         if let Some(before) = self.records.insert(place, record) {
-            self.bytes -= before.bytes_kept();
+            self.bytes -= self.cost_of(&before);
         }
     }
 
@@ -109,7 +138,7 @@ impl Outbox {
     pub(crate) fn remove(&mut self, place: Place) -> Option<Record> {
         self.settle(place);
         let record = self.records.remove(&place)?;
-        self.bytes -= record.bytes_kept();
+        self.bytes -= self.cost_of(&record);
         Some(record)
     }
 
@@ -122,7 +151,7 @@ impl Outbox {
     pub(crate) fn settle(&mut self, place: Place) -> Option<Pending> {
         let pending = self.records.get_mut(&place)?.pending.take()?;
         self.pending -= 1;
-        self.bytes -= pending.bytes();
+        self.bytes -= self.cost_of_pending(&pending);
         if self.by_delivery.get(&pending.lease.delivery) == Some(&place) {
             self.by_delivery.remove(&pending.lease.delivery);
         }
@@ -184,19 +213,21 @@ impl Outbox {
             .collect()
     }
 
-    /// A new epoch has begun: only what a delivery waits behind is kept of earlier ones.
-    pub(crate) fn begin_epoch(&mut self, epoch: u64) {
+    /// A new epoch has begun: only what a delivery waits behind is kept of earlier ones. Gives the rest, and what each costs.
+    pub(crate) fn begin_epoch(&mut self, epoch: u64) -> Vec<(Place, usize)> {
         let old = self.records.range(..(epoch, 0)).filter(|(_, record)| record.pending.is_none());
-        let places: Vec<Place> = old.map(|(place, _)| *place).collect();
-        for place in places {
-            self.remove(place);
-            self.garbage.push_back(place);
-        }
+        let places = old.map(|(place, _)| *place).collect();
+        self.let_go(places)
     }
 
-    /// Lets go of the oldest messages beyond `keep` and `keep_bytes`, of those through `confirmed` that nobody waits behind.
-    /// Gives the number of the last one.
-    pub(crate) fn prune(&mut self, keep: usize, keep_bytes: usize, (epoch, confirmed): Place) -> Option<u64> {
+    /// Lets go of the oldest messages beyond `keep` and `keep_bytes`, of those through `confirmed` that nobody waits behind. Gives them, and
+    /// what each costs.
+    pub(crate) fn prune(
+        &mut self,
+        keep: usize,
+        keep_bytes: usize,
+        (epoch, confirmed): Place,
+    ) -> Vec<(Place, usize)> {
         let mut excess = self.records.len().saturating_sub(keep);
         let mut excess_bytes = self.bytes.saturating_sub(keep_bytes);
         let mut places = Vec::new();
@@ -205,22 +236,37 @@ impl Outbox {
                 break;
             }
             excess = excess.saturating_sub(1);
-            excess_bytes = excess_bytes.saturating_sub(record.bytes_kept());
+            excess_bytes = excess_bytes.saturating_sub(self.cost_of(record));
             if record.pending.is_none() {
                 places.push(*place);
             }
         }
-        for place in &places {
-            self.remove(*place);
-            self.garbage.push_back(*place);
-        }
-        places.last().map(|(_, seq)| *seq)
+        self.let_go(places)
     }
 
-    /// Up to `most` messages to be deleted from the adapter's state.
-    pub(crate) fn take_garbage(&mut self, most: usize) -> impl Iterator<Item = Place> + use<'_> {
-        let count = most.min(self.garbage.len());
-        self.garbage.drain(..count)
+    /// Lets go of the oldest messages until what is kept costs `bytes` less, of those through `confirmed` that nobody waits behind, wherever
+    /// they stand.
+    pub(crate) fn make_room(&mut self, bytes: usize, (epoch, confirmed): Place) -> Vec<(Place, usize)> {
+        let mut freed = 0;
+        let unneeded = self.records.range((epoch, 0)..=(epoch, confirmed));
+        let unneeded = unneeded.filter(|(_, record)| record.pending.is_none());
+        let places = unneeded
+            .take_while(|(_, record)| {
+                let goes = freed < bytes;
+                freed += self.cost_of(record);
+                goes
+            })
+            .map(|(place, _)| *place)
+            .collect();
+        self.let_go(places)
+    }
+
+    fn let_go(&mut self, places: Vec<Place>) -> Vec<(Place, usize)> {
+        let gone = places.into_iter().filter_map(|place| {
+            let record = self.remove(place)?;
+            Some((place, self.cost_of(&record)))
+        });
+        gone.collect()
     }
 
     /// The messages from `first` through `last` of an epoch; none where that is backwards.

@@ -9,6 +9,7 @@ use super::outbox::{Pending, Query, Record};
 use super::{AfterReset, Commit, Effect, Engine, Link, Now, Numbers, Place, Verdict};
 use crate::content;
 use crate::message::tag;
+use crate::room::PART;
 use crate::wire::{self, Unencodable};
 
 /// Most messages of earlier epochs that are dealt with in one turn.
@@ -40,6 +41,37 @@ pub(crate) struct Undo {
 }
 
 impl Engine {
+    /// How many of these may begin now, in their order: there is room in the adapter's state for what is kept of them. Where there is none for
+    /// the first, it is made of what the partner has confirmed, and the partner is asked to confirm more.
+    pub(crate) fn admit<'a>(&mut self, deliveries: impl Iterator<Item = &'a Outgoing>, now: Now) -> usize {
+        self.account.set(self.bytes_kept());
+        let costs: Vec<usize> = deliveries.map(|outgoing| self.cost(outgoing, now)).collect();
+        let count = self.account.take(costs.iter().copied());
+        if count == 0
+            && let Some(wanted) = costs.first()
+        {
+            let most = self.config.keep_bytes.saturating_sub(*wanted);
+            let missing = self.outbox.bytes().saturating_sub(most);
+            let gone = self.outbox.make_room(missing, (self.numbers.epoch, self.numbers.confirmed));
+            self.forget_all(gone);
+            self.sweeping = !self.garbage.is_empty();
+            if self.numbers.confirmed < self.numbers.last_out() {
+                self.ask_for_room(now);
+            }
+        }
+        count
+    }
+
+    /// What is kept of it; rather too much. Nothing of one that has its number already, or will not be sent.
+    fn cost(&self, outgoing: &Outgoing, now: Now) -> usize {
+        let is_late = outgoing.expires.is_some_and(|at| at <= now.unix_ms());
+        if is_late || self.knows(outgoing.lease.delivery) {
+            return 0;
+        }
+        let bytes = outgoing.content.bytes() + self.config.header_bytes();
+        self.outbox.cost_of_new(bytes, &outgoing.message)
+    }
+
     /// Gives deliveries their numbers. Only while [`Engine::can_send`], and with nothing else in the same turn: if the
     /// gateway refuses one of them, the whole of it is undone ([`Engine::undo`]) and tried without that one.
     pub(crate) fn send(&mut self, deliveries: &[Outgoing], now: Now) -> Undo {
@@ -164,9 +196,11 @@ impl Engine {
             if !matches!(verdict, Verdict::Delivered(_) | Verdict::Reject(..)) {
                 continue;
             }
+            let key = super::keys::known_key(name, lease.delivery);
             let value = serde_json::json!(verdict).to_string().into_bytes();
-            commit.state.insert(super::keys::known_key(name, lease.delivery), Some(value));
-            if let Some(oldest) = self.known.insert(lease.delivery, verdict) {
+            self.known.insert(lease.delivery, verdict, key.len() + value.len());
+            commit.state.insert(key, Some(value));
+            while let Some((oldest, _)) = self.known.forget_one(self.config.keep_bytes / PART) {
                 commit.state.insert(super::keys::known_key(name, oldest), None);
             }
         }

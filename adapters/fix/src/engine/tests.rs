@@ -6,6 +6,7 @@ mod lossy;
 mod orders;
 mod proof;
 mod reset;
+mod room;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -54,6 +55,7 @@ fn config(role: Role) -> Config {
         resend_chunk: 0,
         keep: 10_000,
         keep_bytes: 1024 * 1024,
+        room: Arc::default(),
         held_bytes: 16 * 1024 * 1024,
         unconfirmed_max: 10_000,
         confirm: Level::Transport,
@@ -165,6 +167,13 @@ impl Side {
         let deliveries: Vec<Outgoing> = numbers.iter().map(|number| order(*number)).collect();
         self.engine.send(&deliveries, now);
         self.settle();
+    }
+
+    /// Whether one more may leave now.
+    fn takes_one_more(&mut self) -> bool {
+        let takes = self.engine.can_send() && self.engine.admit([order(999_999)].iter(), at(0)) == 1;
+        self.settle();
+        takes
     }
 
     /// What has left since it was last asked.

@@ -14,10 +14,10 @@ use crate::content::Keys;
 use crate::engine::{AfterReset, AskFor, BUSINESS_IDS, Config, Credentials, Role};
 use crate::event::Origin;
 use crate::message::{SOH, Tag, tag};
+use crate::room::{Room, SESSIONS_MAX};
 use crate::schedule::{Schedule, ScheduleFault};
 use crate::version::{ApplVerId, BeginString};
 
-const SESSIONS_MAX: usize = 1000;
 const NAME_CHARS_MAX: usize = 64;
 const COMP_ID_BYTES_MAX: usize = 128;
 const HEARTBEAT_S_MAX: u64 = 3600;
@@ -26,8 +26,6 @@ const TIMEOUT_MS_MAX: u64 = 600_000;
 const CONFIRM_TIMEOUT_MS_MAX: u64 = 7 * 86_400_000;
 const KEEP_MESSAGES_MAX: usize = 100_000;
 const KEEP_MESSAGES_MIN: usize = 256;
-/// Bytes of sent messages that all sessions keep together: the gateway hands the state over in one piece at every start.
-const KEEP_BYTES_MAX: usize = 24 * 1024 * 1024;
 /// Memory of messages that all sessions together keep behind gaps, and one of them, bytes.
 const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const HELD_BYTES_PER_SESSION_MAX: usize = 16 * 1024 * 1024;
@@ -72,15 +70,19 @@ pub(crate) fn plans(settings: &Settings, adapter: &str, confirm: Level) -> Resul
     if settings.sessions.len() > SESSIONS_MAX {
         faults.push(Fault::new("sessions", format!("{SESSIONS_MAX} at most; use more adapters")));
     }
-    let share = |bytes: usize| bytes / settings.sessions.len().max(1);
-    let keep_bytes = share(KEEP_BYTES_MAX);
-    let held_bytes = share(HELD_BYTES_MAX).min(HELD_BYTES_PER_SESSION_MAX);
+    let (room, keep_bytes) = (Arc::new(Room::default()), Room::share(settings.sessions.len()));
+    let held_bytes = (HELD_BYTES_MAX / settings.sessions.len().max(1)).min(HELD_BYTES_PER_SESSION_MAX);
     let mut names = BTreeSet::new();
     let mut between = BTreeMap::new();
     let mut entrances: BTreeMap<String, (usize, Entrance)> = BTreeMap::new();
     for (index, session) in settings.sessions.iter().enumerate() {
-        let mut reader =
-            Reader { prefix: element("sessions", index), keep_bytes, held_bytes, faults: Vec::new() };
+        let mut reader = Reader {
+            prefix: element("sessions", index),
+            room: Arc::clone(&room),
+            keep_bytes,
+            held_bytes,
+            faults: Vec::new(),
+        };
         if !names.insert(&session.name) {
             reader.fault("name", "stands twice; each session has its own");
         }
@@ -134,6 +136,7 @@ fn turned(tag: Tag) -> Tag {
 
 pub(super) struct Reader {
     prefix: String,
+    room: Arc<Room>,
     keep_bytes: usize,
     held_bytes: usize,
     pub(super) faults: Vec<Fault>,
@@ -204,6 +207,7 @@ impl Reader {
             resend_chunk: session.resend_chunk,
             keep: session.keep_messages,
             keep_bytes: self.keep_bytes,
+            room: Arc::clone(&self.room),
             held_bytes: self.held_bytes,
             unconfirmed_max: session.keep_messages,
             confirm,
