@@ -9,7 +9,7 @@ with an ExecutionReport, with `status` every OrderStatusRequest (35=H). It print
 `send FIRST LAST` sends ExecutionReports E<FIRST> to E<LAST> and says `sent LAST` once it has stored them, `again FIRST LAST` the
 same with PossResend and `sent again LAST`, `expect N` makes it
 expect MsgSeqNum N next, `reset` sends a Logon with ResetSeqNumFlag, `forget ORDER` lets it forget that it has seen an order,
-`fill ORDER STATUS` sends a report on one, `quit` ends it."""
+`fill ORDER STATUS` sends a report on one, `news TEXT` sends a News (35=B) and says `sent TEXT`, `quit` ends it."""
 
 import os
 import sys
@@ -183,6 +183,13 @@ def main():
                     report = partner.report(f"F{partner.fills}", order)
                     report.setField(39, status)
                     fix.Session.sendToTarget(report, session)
+            case ["news", text]:
+                for session in partner.sessions:
+                    news = fix.Message()
+                    news.getHeader().setField(35, "B")
+                    news.setField(148, text)
+                    fix.Session.sendToTarget(news, session)
+                say("sent", text)
             case ["quit"]:
                 break
     engine.stop()

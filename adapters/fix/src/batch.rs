@@ -11,7 +11,7 @@ use gatepost_adapter::{
 };
 use uuid::Uuid;
 
-use crate::engine::{Commit, Config, Effect, Engine, Now, Proof, Received, Turn, Verdict};
+use crate::engine::{Commit, Config, Effect, Engine, Proof, Received, Turn, Verdict, is_owed};
 use crate::event::{Origin, content_id, may_be_double};
 use crate::link::QUEUE_BYTES_SOFT;
 
@@ -113,13 +113,13 @@ pub(crate) struct Books<'a> {
 }
 
 impl Books<'_> {
-    /// Settles commits together. What the gateway refuses of messages that came in, the partner is told by `engine`.
+    /// Settles commits together. What the gateway refuses of messages that came in, `engine` owes the partner, which is durable with their
+    /// numbers.
     pub(crate) async fn settle(
         &self,
         mut commits: Vec<Commit>,
         engine: &mut Engine,
         in_hand: &mut InHand,
-        now: Now,
     ) -> Result<(), Refused> {
         commits.retain(|commit| !commit.is_empty());
         while !commits.is_empty() {
@@ -160,7 +160,7 @@ impl Books<'_> {
                     if commits.len() > 1 {
                         // One by one, so that one message that is not taken keeps no other back.
                         for commit in commits {
-                            Box::pin(self.settle(vec![commit], engine, in_hand, now)).await?;
+                            Box::pin(self.settle(vec![commit], engine, in_hand)).await?;
                         }
                         return Ok(());
                     }
@@ -175,7 +175,8 @@ impl Books<'_> {
                             continue;
                         }
                         for received in std::mem::take(&mut commit.emits) {
-                            self.turn_away(&received, code, title, engine, now);
+                            let owed = self.turn_away(&received, code, title, engine);
+                            commit.state.extend(owed.map(|(key, value)| (key, Some(value))));
                         }
                     }
                     commits.retain(|commit| !commit.is_empty());
@@ -207,7 +208,14 @@ impl Books<'_> {
         true
     }
 
-    fn turn_away(&self, received: &Received, code: &str, title: &str, engine: &mut Engine, now: Now) {
+    /// What is to be durable of that.
+    fn turn_away(
+        &self,
+        received: &Received,
+        code: &str,
+        title: &str,
+        engine: &mut Engine,
+    ) -> Option<(String, Vec<u8>)> {
         tracing::error!(
             session = self.config.name,
             epoch = received.epoch,
@@ -215,7 +223,7 @@ impl Books<'_> {
             code,
             "the gateway does not take a message; the partner is told so with a BusinessMessageReject"
         );
-        engine.refuse(&received.message, title, now);
+        engine.owe(received, title)
     }
 
     fn settlement(&self, commits: &[Commit], in_hand: &InHand) -> Settlement {
@@ -287,6 +295,8 @@ fn points(commits: &[Commit]) -> [&'static str; 2] {
         ["fix.before_begin", "fix.after_begin"]
     } else if any(|commit| !commit.emits.is_empty()) {
         ["fix.before_receive", "fix.after_receive"]
+    } else if any(|commit| commit.state.iter().any(|(key, value)| is_owed(key) && value.is_some())) {
+        ["fix.before_refusal", "fix.after_refusal"]
     } else if any(|commit| !commit.outcomes.is_empty()) {
         ["fix.before_outcome", "fix.after_outcome"]
     } else {

@@ -20,6 +20,7 @@ mod numbers;
 mod orders;
 mod outbox;
 mod outgoing;
+mod owed;
 mod query;
 mod reset;
 #[cfg(test)]
@@ -38,7 +39,7 @@ use crate::room::{Account, PART};
 
 pub(crate) use config::{AfterReset, AskFor, Config, Credentials, Role};
 pub(crate) use confirm::BUSINESS_IDS;
-pub(crate) use keys::Unreadable;
+pub(crate) use keys::{Unreadable, is_owed};
 pub(crate) use numbers::{Numbers, Renewal};
 pub(crate) use outbox::Place;
 pub(crate) use outgoing::Outgoing;
@@ -51,6 +52,7 @@ use garbage::Garbage;
 use known::Known;
 use orders::Orders;
 use outbox::Outbox;
+use owed::Owed;
 
 /// Most keys that one commit deletes from the adapter's state because they are kept no more.
 const GARBAGE_PER_COMMIT: usize = 128;
@@ -111,6 +113,7 @@ pub(crate) struct Engine {
     outbox: Outbox,
     known: Known,
     orders: Orders,
+    owed: Owed,
     garbage: Garbage,
     account: Account,
     /// Room is wanted: what is kept no more is deleted at once.
@@ -139,7 +142,7 @@ impl Engine {
         config: Arc<Config>,
         state: &BTreeMap<String, Vec<u8>>,
     ) -> Result<Self, Unreadable> {
-        let keys::Restored { numbers, outbox, known, orders } = keys::restore(&config.name, state)?;
+        let keys::Restored { numbers, outbox, known, orders, owed } = keys::restore(&config.name, state)?;
         let account = Account::new(Arc::clone(&config.room), config.keep_bytes);
         let mut engine = Self {
             heartbeat: config.heartbeat,
@@ -149,6 +152,7 @@ impl Engine {
             outbox,
             known,
             orders,
+            owed,
             garbage: Garbage::default(),
             account,
             sweeping: false,
@@ -286,7 +290,7 @@ impl Engine {
 
     /// In the adapter's state, messages that are not deleted yet included.
     pub(crate) fn bytes_kept(&self) -> usize {
-        self.outbox.bytes() + self.garbage.bytes()
+        self.outbox.bytes() + self.bytes_owed() + self.garbage.bytes()
     }
 
     /// Lets go of what is beyond what may be kept, and a little before.

@@ -249,6 +249,9 @@ impl Driver {
 
     /// Puts what has come of the last input to the rest.
     async fn gather(&mut self) -> Result<(), Failure> {
+        // Nothing is on its way into the gateway here.
+        let now = self.now();
+        self.engine.tell_owed(now);
         loop {
             let turn = self.engine.take();
             if let Err(turn) = self.batch.add(turn) {
@@ -299,9 +302,8 @@ impl Driver {
     }
 
     async fn settle(&mut self, commits: Vec<Commit>) -> Result<(), Refused> {
-        let now = self.now();
         let books = Books { gateway: &self.gateway, config: &self.config, origin: &self.origin };
-        books.settle(commits, &mut self.engine, &mut self.in_hand, now).await
+        books.settle(commits, &mut self.engine, &mut self.in_hand).await
     }
 
     async fn act(&mut self, effects: Vec<Effect>) -> Result<(), Failure> {

@@ -94,6 +94,14 @@ pub const FIX_POINTS: [&str; 12] = [
     "fix.after_reset",
 ];
 
+/// Around the commit that lets a message go which the gateway does not take.
+pub const FIX_REFUSAL_POINTS: [&str; 2] = [
+    // What the partner is owed for it is not durable.
+    "fix.before_refusal",
+    // It is, and the partner has not been told.
+    "fix.after_refusal",
+];
+
 /// The points of `gatepost`'s commands that copy data and put it back.
 pub const COMMAND_POINTS: [&str; 3] = [
     // The database has been copied, and the log's files have not.

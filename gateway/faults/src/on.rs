@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
 
-use crate::{ADAPTER_POINTS, COMMAND_POINTS, COPY_POINTS, FIX_POINTS, GATEWAY_POINTS, SEAL_KEY_POINTS};
+use crate::{
+    ADAPTER_POINTS, COMMAND_POINTS, COPY_POINTS, FIX_POINTS, FIX_REFUSAL_POINTS, GATEWAY_POINTS,
+    SEAL_KEY_POINTS,
+};
 
 const VARIABLE: &str = "GATEPOST_FAULTS";
 /// Into its work a fault of [`during`] comes after less than this, by the process id, so that rounds differ.
@@ -81,12 +84,13 @@ impl Plan {
                 plan.once = Some(what.into());
                 continue;
             }
-            let all: [&[&str]; 6] = [
+            let all: [&[&str]; 7] = [
                 &GATEWAY_POINTS,
                 &SEAL_KEY_POINTS,
                 &COPY_POINTS,
                 &ADAPTER_POINTS,
                 &FIX_POINTS,
+                &FIX_REFUSAL_POINTS,
                 &COMMAND_POINTS,
             ];
             if !all.concat().contains(&name) {

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use super::*;
 use crate::data_fields::DataFields;
+use crate::engine::Now;
 use crate::message::Message;
 use crate::settings::{Plan, Settings, plans};
 use crate::version::BeginString;
@@ -106,9 +107,9 @@ async fn settled(commits: Vec<Commit>, code: &str, refuses: fn(&str) -> bool) ->
     let now = Now { utc: OffsetDateTime::now_utc(), tick: std::time::Duration::ZERO };
     let last =
         commits.iter().flat_map(|commit| commit.state.values().flatten()).next_back().cloned().unwrap();
-    let (mut taken, mut calls, mut in_hand) = (Vec::new(), 0, InHand::new());
+    let (mut taken, mut calls, mut owed, mut in_hand) = (Vec::new(), 0, 0, InHand::new());
     {
-        let settling = books.settle(commits, &mut engine, &mut in_hand, now);
+        let settling = books.settle(commits, &mut engine, &mut in_hand);
         tokio::pin!(settling);
         let mut numbers = Value::Null;
         loop {
@@ -129,13 +130,17 @@ async fn settled(commits: Vec<Commit>, code: &str, refuses: fn(&str) -> bool) ->
             }
             numbers = call.body["state"]["n/main"].clone();
             taken.extend(names);
+            owed += call.body["state"].as_object().unwrap().keys().filter(|key| is_owed(key)).count();
             call.settled("ok");
         }
         use base64::Engine as _;
         let last = base64::engine::general_purpose::STANDARD.encode(last);
         assert_eq!(numbers, last, "the numbers are durable whatever became of the events");
     }
+    assert!(engine.take().then.is_empty(), "not before it is durable that it is owed");
+    engine.tell_owed(now);
     let told = engine.take().then.len();
+    assert_eq!(told, owed, "it is durable with the number");
     (taken, calls, told)
 }
 
@@ -188,10 +193,9 @@ async fn a_full_state_turns_no_message_away() {
     let (_gateway, session) = Gateway::open(json!({})).await;
     let mut engine = Engine::restore(std::sync::Arc::clone(&config), &BTreeMap::new()).unwrap();
     let books = Books { gateway: &session, config: &config, origin: &origin };
-    let now = Now { utc: OffsetDateTime::now_utc(), tick: std::time::Duration::ZERO };
     let mut commit = taken_in(vec![report(7, "E1", None, "x")]);
     commit.state.extend((0..40).map(|key| (format!("m/main/1/{key}"), Some(vec![0; 1024 * 1024]))));
-    let settled = books.settle(vec![commit], &mut engine, &mut InHand::new(), now).await;
+    let settled = books.settle(vec![commit], &mut engine, &mut InHand::new()).await;
     assert!(matches!(settled, Err(Refused::Fatal(_))), "{settled:?}");
     assert!(engine.take().then.is_empty());
 }

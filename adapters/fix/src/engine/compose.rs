@@ -162,16 +162,28 @@ impl Engine {
         text: &str,
         now: Now,
     ) {
+        self.send_reject_of(refused.seq_num().unwrap_or(0), refused.msg_type(), reason, ref_tag, text, now);
+    }
+
+    fn send_reject_of(
+        &mut self,
+        ref_seq: u64,
+        ref_msg_type: &[u8],
+        reason: RejectReason,
+        ref_tag: Option<i64>,
+        text: &str,
+        now: Now,
+    ) {
         let seq = self.numbers.next_out;
-        let draft = self.draft(b"3", seq, now).number(tag::REF_SEQ_NUM, refused.seq_num().unwrap_or(0));
+        let draft = self.draft(b"3", seq, now).number(tag::REF_SEQ_NUM, ref_seq);
         let mut draft = with_text(draft, text);
         // These three came with FIX 4.2.
         if self.config.begin_string >= BeginString::Fix42 {
             if let Some(ref_tag) = ref_tag {
                 draft = draft.field(tag::REF_TAG_ID, ref_tag.to_string());
             }
-            if !refused.msg_type().is_empty() {
-                draft = draft.field(tag::REF_MSG_TYPE, refused.msg_type());
+            if !ref_msg_type.is_empty() {
+                draft = draft.field(tag::REF_MSG_TYPE, ref_msg_type);
             }
             if let Some(code) = reason.code() {
                 draft = draft.number(tag::SESSION_REJECT_REASON, u64::from(code));
@@ -180,15 +192,23 @@ impl Engine {
         let _ = self.send_kept(draft, now);
     }
 
-    /// A BusinessMessageReject (35=j), or before FIX 4.2 a Reject. Kept like any application message.
-    pub(super) fn send_business_reject(&mut self, refused: &Message, reason: u16, text: &str, now: Now) {
+    /// A BusinessMessageReject (35=j), or before FIX 4.2 a Reject, of the message with this number and type. Kept like any application
+    /// message.
+    pub(super) fn send_business_reject(
+        &mut self,
+        ref_seq: u64,
+        ref_msg_type: &[u8],
+        reason: u16,
+        text: &str,
+        now: Now,
+    ) {
         if self.config.begin_string < BeginString::Fix42 {
-            return self.send_reject(refused, RejectReason::Unnamed, None, text, now);
+            return self.send_reject_of(ref_seq, ref_msg_type, RejectReason::Unnamed, None, text, now);
         }
         let seq = self.numbers.next_out;
-        let draft = self.draft(b"j", seq, now).number(tag::REF_SEQ_NUM, refused.seq_num().unwrap_or(0));
+        let draft = self.draft(b"j", seq, now).number(tag::REF_SEQ_NUM, ref_seq);
         let draft = with_text(draft, text)
-            .field(tag::REF_MSG_TYPE, refused.msg_type())
+            .field(tag::REF_MSG_TYPE, ref_msg_type)
             .number(tag::BUSINESS_REJECT_REASON, u64::from(reason));
         let _ = self.send_kept(draft, now);
     }

@@ -11,9 +11,6 @@ use crate::message::{Message, tag};
 use crate::validate::Violation;
 use crate::value;
 
-/// BusinessRejectReason (380).
-const APPLICATION_NOT_AVAILABLE: u16 = 4;
-
 impl Engine {
     pub(super) fn in_session(&mut self, message: &Message, now: Now) {
         if message.begin_string() != self.config.begin_string.as_str().as_bytes() {
@@ -173,17 +170,15 @@ impl Engine {
     fn refuse_invalid(&mut self, message: &Message, violation: &Violation, now: Now) {
         let text = violation.reason.text();
         match violation.reason.business_code() {
-            Some(code) => self.send_business_reject(message, code.into(), text, now),
+            Some(code) => {
+                let seq = message.seq_num().unwrap_or(0);
+                self.send_business_reject(seq, message.msg_type(), code.into(), text, now);
+            }
             None => {
                 let code = violation.reason.session_code_in(self.config.begin_string);
                 self.send_reject(message, RejectReason::of(code), violation.tag, text, now);
             }
         }
-    }
-
-    /// An application message that the gateway does not take: the partner is told.
-    pub(crate) fn refuse(&mut self, message: &Message, text: &str, now: Now) {
-        self.send_business_reject(message, APPLICATION_NOT_AVAILABLE, text, now);
     }
 
     /// An application message: to be handed on, and perhaps the answer to one of ours.

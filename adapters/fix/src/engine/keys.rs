@@ -6,6 +6,7 @@
 //! | `m/SESSION/EPOCH/SEQ` | a sent message: expiry in milliseconds since 1970 or nothing, a line feed, the message |
 //! | `p/SESSION/EPOCH/SEQ` | [`Pending`] as JSON: the delivery that waits for proof of that message |
 //! | `o/SESSION/EPOCH/SEQ` | [`Order`] as JSON: that delivery has been settled, and the order that it began lives on |
+//! | `j/SESSION/EPOCH/SEQ` | [`Refusal`] as JSON: the partner has still to be told that this message of its is not taken |
 //! | `k/SESSION/DELIVERY` | [`Verdict`] as JSON: an outcome that the gateway has not taken yet |
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use super::known::Known;
 use super::numbers::Numbers;
 use super::orders::{Order, Orders};
 use super::outbox::{Outbox, Pending, Place, Record};
+use super::owed::{Owed, Refusal};
 
 /// The state of one session cannot be read: somebody else wrote it, or a newer version of this program.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +41,15 @@ pub(crate) fn pending_key(session: &str, (epoch, seq): Place) -> String {
 
 pub(super) fn order_key(session: &str, (epoch, seq): Place) -> String {
     format!("o/{session}/{epoch}/{seq}")
+}
+
+pub(super) fn owed_key(session: &str, (epoch, seq): Place) -> String {
+    format!("j/{session}/{epoch}/{seq}")
+}
+
+/// Whether something is owed under this key.
+pub(crate) fn is_owed(key: &str) -> bool {
+    key.starts_with("j/")
 }
 
 pub(crate) fn known_key(session: &str, delivery: Uuid) -> String {
@@ -78,6 +89,7 @@ pub(super) struct Restored {
     pub(super) outbox: Outbox,
     pub(super) known: Known,
     pub(super) orders: Orders,
+    pub(super) owed: Owed,
 }
 
 /// Reads it from the adapter's state; numbers that begin where there is nothing yet.
@@ -108,7 +120,13 @@ pub(super) fn restore(session: &str, state: &BTreeMap<String, Vec<u8>>) -> Resul
         let verdict: Verdict = serde_json::from_slice(value).map_err(|_| unreadable(key))?;
         known.insert(delivery, verdict, key.len() + value.len());
     }
-    Ok(Restored { numbers, outbox, known, orders })
+    let mut owed = Owed::default();
+    for (rest, key, value) in under(state, &format!("j/{session}/")) {
+        let place = place(rest).ok_or_else(|| unreadable(key))?;
+        let refusal: Refusal = serde_json::from_slice(value).map_err(|_| unreadable(key))?;
+        owed.insert(place, refusal);
+    }
+    Ok(Restored { numbers, outbox, known, orders, owed })
 }
 
 fn place(text: &str) -> Option<Place> {

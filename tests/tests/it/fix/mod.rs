@@ -22,12 +22,17 @@ use nix::sys::signal::Signal;
 use partner::{PACKAGE, Partner};
 use serde_json::{Value, json};
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A gateway whose app `desk` sends orders to the adapter `venue`, and reads from `fills` what comes back.
 fn gateway(builder: Builder, lines: &str, session: &str) -> Gateway {
+    desk(builder, lines, session).route("venue", &["fills"]).start()
+}
+
+/// The same without a way for what comes back.
+pub(crate) fn desk(builder: Builder, lines: &str, session: &str) -> Builder {
     let names = "name = \"main\", sender_comp_id = \"BUY\", target_comp_id = \"SELL\", heartbeat_s = 5";
     builder
         .app("desk", &["orders.new"], &["fills"])
@@ -40,8 +45,6 @@ fn gateway(builder: Builder, lines: &str, session: &str) -> Gateway {
             &format!("sessions = [{{ {names}, begin_string = \"FIX.4.4\", {session} }}]"),
         )
         .route("desk", &["venue"])
-        .route("venue", &["fills"])
-        .start()
 }
 
 /// QuickFIX in a role, told `words`, and a gateway in the other; `session` is what its session has besides names and version.

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use gatepost_faults::FIX_POINTS;
+use gatepost_faults::{FIX_POINTS, FIX_REFUSAL_POINTS};
 use gatepost_tests::{Dice, Gateway, note, skipped, until_within};
 use serde_json::json;
 
 use super::PATIENCE;
 use crate::fix::partner::{PACKAGE, Partner};
-use crate::fix::{assert_none_dead, drain_fills, kills, pair_of, send_orders};
+use crate::fix::{assert_none_dead, desk, drain_fills, free_port, kills, pair_of, send_orders};
 
 /// Orders, and reports, at a time.
 const CHUNK: u32 = 3;
@@ -92,4 +92,45 @@ fn an_initiator_killed_at_every_point_leaves_no_gap_and_no_unmarked_double() {
 #[test]
 fn an_acceptor_killed_at_every_point_leaves_no_gap_and_no_unmarked_double() {
     killed_at_every_point("initiator", &["answer"], "business");
+}
+
+/// News have no route. Whether the adapter dies before or behind the commit that lets one go, the partner is told once.
+#[test]
+fn what_the_gateway_does_not_take_the_partner_is_told_whenever_the_adapter_dies() {
+    let port = free_port();
+    let builder = Gateway::builder().faults("");
+    let Some(mut partner) = Partner::new("acceptor", port, &builder.dir().join("partner"), &[]) else {
+        return skipped(PACKAGE);
+    };
+    partner.start();
+    let session = format!("connect = \"127.0.0.1:{port}\"");
+    let mut gateway = desk(builder, "confirm = \"transport\"", &session)
+        .route_when("venue", "type != \"org.fixtrading.FIX.4.4.B\"", &["fills"])
+        .start();
+    let mut fired = Vec::new();
+    for (number, point) in FIX_REFUSAL_POINTS.into_iter().enumerate() {
+        gateway.kill();
+        gateway.set_faults(&format!("{point}=kill@1"));
+        gateway.restart();
+        let logons = partner.logons();
+        until_within(PATIENCE, "it has logged on", || (partner.logons() > logons).then_some(()));
+        partner.tell(&format!("news N{number}"));
+        until_within(PATIENCE, point, || gateway.fired().iter().any(|fired| fired == point).then_some(()));
+        fired.extend(gateway.fired());
+        gateway.admin().post("/v1/adapters/venue/restart", &json!({}));
+        until_within(PATIENCE, "the partner is told", || {
+            (partner.took().iter().filter(|took| took.field(35) == Some("j")).count() > number).then_some(())
+        });
+    }
+    assert_eq!(fired, FIX_REFUSAL_POINTS);
+    // What comes behind it is taken in, so no number is missing.
+    partner.send_reports(1, 1);
+    until_within(PATIENCE, "the report is there", || (!drain_fills(&gateway).is_empty()).then_some(()));
+    let took = partner.took();
+    let told: Vec<_> = took.iter().filter(|took| took.field(35) == Some("j")).collect();
+    let about: Vec<_> = told.iter().map(|took| (took.field(372), took.field(380))).collect();
+    assert_eq!(about, [(Some("B"), Some("4")); 2], "{told:?}");
+    assert_ne!(told[0].field(45), told[1].field(45));
+    assert_none_dead(&gateway);
+    gateway.audit_verifies();
 }

@@ -642,7 +642,10 @@ fn messages_of_the_session_are_in_the_order_of_tags() {
     side.receive("35=1|34=2|112=x", at(0));
     side.receive("35=4|34=3|43=Y|123=Y|36=2", at(0));
     let refused = message(BeginString::Fixt11, "35=8|34=9", at(0));
-    side.engine.refuse(&refused, "no", at(0));
+    let epoch = side.engine.numbers().epoch;
+    let refused = Received { epoch, seq: 9, message: refused, answers: None, by_number: false };
+    assert!(side.engine.owe(&refused, "no").is_some());
+    side.engine.tell_owed(at(0));
     side.settle();
     side.receive("35=8|34=5|49=OTHER", at(0));
     let left = side.left();
