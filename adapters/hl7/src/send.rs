@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use gatepost_adapter::tls::Connector;
-use gatepost_adapter::{DataError, Delivery, Evidence, Level, Outcome, SettleError, Worker};
+use gatepost_adapter::{DataError, Delivery, Evidence, Level, Outcome, Scope, SettleError, Worker};
 use tokio::time::{sleep, timeout};
 
 use self::prepared::{Prepared, prepare};
@@ -124,7 +124,7 @@ impl Link {
         let judged = attempt.judge(&answer);
         let meaning = self.meaning(&answer, judged);
         let is_watched = attempt.given.is_some() || attempt.ticket.is_watched() || !owed.is_empty();
-        match meaning {
+        let away = match meaning {
             Meaning::Outcome(outcome) if !is_watched => {
                 self.line = Some(line);
                 return outcome;
@@ -134,19 +134,20 @@ impl Link {
                     Meaning::Outcome(outcome) => Meaning::Outcome(self.settings.scoped(outcome)),
                     other => other,
                 };
-                let within = self.settings.application_ack_timeout();
+                let (within, away) = (self.settings.application_ack_timeout(), meaning.away());
                 if let Err(error) = attempt.settle(meaning, judged, within).await {
                     // The partner is told nothing, and the connection closed, since the gateway may not have its answer.
                     tracing::warn!(%error, "answered by the partner, but the lease is over");
                     return Outcome::LeaseLost;
                 }
+                away
             }
-        }
+        };
         match line.pay(owed).await {
             Ok(()) => self.line = Some(line),
             Err(error) => tracing::info!(%error, "the partner does not take its acknowledgement"),
         }
-        Outcome::Settled
+        Outcome::Settled { away }
     }
 
     fn meaning(&self, answer: &Answer, judged: Option<Judged>) -> Meaning {
@@ -183,6 +184,18 @@ enum Meaning {
     Outcome(Outcome),
     /// The partner has it, and its application's word is to come.
     Sent(Evidence),
+}
+
+impl Meaning {
+    /// Why the partner takes nothing now, if that is what it means.
+    fn away(&self) -> Option<String> {
+        match self {
+            Self::Outcome(Outcome::Retry { scope: Scope::Destination | Scope::Lane, reason, .. }) => {
+                Some(reason.clone())
+            }
+            Self::Outcome(_) | Self::Sent(_) => None,
+        }
+    }
 }
 
 /// One message that has left.
@@ -226,7 +239,7 @@ impl Attempt<'_> {
         }
         let meaning = Meaning::Outcome(answer::not_committed());
         match self.settle(meaning, Some(Judged::Refused), Duration::ZERO).await {
-            Ok(()) => Outcome::Settled,
+            Ok(()) => Outcome::Settled { away: None },
             Err(_) => Outcome::LeaseLost,
         }
     }

@@ -156,10 +156,11 @@ impl Delivery {
     /// Reports what came of the attempt, in the background. The delivery stays in hand until the gateway has answered.
     pub(crate) fn finish(self, outcome: Outcome) {
         let name = outcome.name();
+        let is_settled = matches!(outcome, Outcome::Settled { .. });
         self.held.report();
         match outcome.into_item(self.held.id, &self.held.token) {
             Ok(Some(item)) => self.session.settler().tell(item, Arc::clone(&self.held)),
-            Ok(None) if name == Outcome::Settled.name() => {}
+            Ok(None) if is_settled => {}
             Ok(None) => tracing::info!(delivery = %self.held.id, "the lease ended before the attempt"),
             Err(error) => {
                 let error = Chain(&error);

@@ -78,8 +78,11 @@ pub enum Outcome {
     Release,
     /// The lease ended before anything was done; there is nothing to report.
     LeaseLost,
-    /// The worker has settled it by itself, together with state or messages ([`crate::Session::settle`]).
-    Settled,
+    /// The worker has settled it by itself, together with state or messages ([`crate::Session::settle`]). `away`: it went back because the
+    /// partner takes nothing now, and why.
+    Settled {
+        away: Option<String>,
+    },
 }
 
 impl Outcome {
@@ -105,7 +108,7 @@ impl Outcome {
             Self::Reject { .. } => "reject",
             Self::Release => "release",
             Self::LeaseLost => "lease_lost",
-            Self::Settled => "settled",
+            Self::Settled { .. } => "settled",
         }
     }
 
@@ -117,7 +120,7 @@ impl Outcome {
     ) -> Result<Option<SettleItem>, serde_json::Error> {
         let mut item = item(delivery, token, WireOutcome::Release);
         match self {
-            Self::LeaseLost | Self::Settled => return Ok(None),
+            Self::LeaseLost | Self::Settled { .. } => return Ok(None),
             Self::Release => {}
             Self::Delivered { evidence, reply } => {
                 item.outcome = WireOutcome::Delivered;
@@ -257,7 +260,7 @@ mod tests {
             serde_json::json!({"delivery": id, "token": "t1", "outcome": "release"})
         );
         assert!(Outcome::LeaseLost.into_item(Uuid::nil(), "t1").unwrap().is_none());
-        assert!(Outcome::Settled.into_item(Uuid::nil(), "t1").unwrap().is_none());
+        assert!(Outcome::Settled { away: None }.into_item(Uuid::nil(), "t1").unwrap().is_none());
     }
 
     #[test]

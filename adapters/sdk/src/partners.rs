@@ -165,6 +165,10 @@ impl<D: Dispatch> Shared<D> {
                 Outcome::Retry { scope: Scope::Destination | Scope::Lane, reason, .. } => {
                     todo.back.push(partner.send_back(delivery, &reason));
                 }
+                Outcome::Settled { away: Some(_) } => {
+                    self.partners.report(number, partner.has_gone_back(delivery.lease()));
+                    delivery.finish(outcome);
+                }
                 other => delivery.finish(other),
             }
             self.partners.report(number, todo);
@@ -209,12 +213,13 @@ fn sign_of(outcome: &Outcome) -> Sign {
         Outcome::Retry { scope: Scope::Destination | Scope::Lane, after, reason } => {
             Sign::Trouble { reason: reason.clone(), after: *after }
         }
+        Outcome::Settled { away: Some(reason) } => Sign::Trouble { reason: reason.clone(), after: None },
         Outcome::InDoubt { reason } => Sign::Silence { reason: reason.clone() },
         // Where there is evidence the partner has given it.
         Outcome::Reject { evidence: None, .. } | Outcome::Release | Outcome::LeaseLost => Sign::None,
         Outcome::Delivered { .. }
         | Outcome::Sent { .. }
-        | Outcome::Settled
+        | Outcome::Settled { away: None }
         | Outcome::Retry { scope: Scope::Message, .. }
         | Outcome::Reject { evidence: Some(_), .. } => Sign::Answered,
     }

@@ -484,7 +484,7 @@ struct Idler(mpsc::UnboundedSender<&'static str>);
 impl Worker for Idler {
     async fn deliver(&mut self, _: &Delivery) -> Outcome {
         let _ = self.0.send("delivered");
-        Outcome::Settled
+        Outcome::Settled { away: None }
     }
 
     async fn idle(&mut self) {

@@ -12,6 +12,7 @@ use super::{HANG, ack, body_of, channel, connect_from, free_address, is_closed, 
 use crate::adapter::Hl7;
 use crate::awaited::AWAITED_MAX;
 use crate::channel::Channel;
+use crate::mllp::COMMITTED;
 
 fn leased_for(number: u128, partner: &str, body: &Bytes) -> Value {
     let mut leased = leased(number, body);
@@ -181,6 +182,32 @@ async fn a_refusal_is_read_by_its_partners_table_and_is_never_the_whole_destinat
     assert!(
         result["reason"].as_str().unwrap().starts_with("partner `south` is away: the partner answered AE")
     );
+}
+
+/// Where the partner is to be told that its answer has been taken, the worker settles it itself; that brakes the partner likewise.
+#[tokio::test]
+async fn a_partner_that_asks_for_a_pause_gets_it_with_commit_bytes_too() {
+    let of_south = json!({"mllp_release": 2, "on_ack": {"AE": "retry_destination"}});
+    let mut region = Region::start(json!({}), of_south).await;
+    region.gateway.lease(&[leased_for(3, "south", &order("M3"))]).await;
+    let mut south = channel(region.south.accept().await.unwrap().0);
+    body_of(&mut south).await;
+    write(&mut south, &Bytes::from_static(COMMITTED)).await;
+    write(&mut south, &ack("AE", "M3")).await;
+    let result = region.settled().await;
+    let said = (&result["token"], &result["outcome"], &result["scope"]);
+    assert_eq!(said, (&json!("t3"), &json!("retry"), &json!("lane")));
+    assert_eq!(body_of(&mut south).await, COMMITTED, "its answer has been taken");
+    region.gateway.lease(&[leased_for(4, "south", &order("M4"))]).await;
+    let result = region.settled().await;
+    let reason = result["reason"].as_str().unwrap();
+    assert!(reason.starts_with("partner `south` is away: the partner answered AE"), "{result}");
+    // Others go on meanwhile, and it gets one after the pause: the first that went back.
+    region.gateway.lease(&[leased_for(5, "north", &order("M5"))]).await;
+    let mut north = channel(region.north.accept().await.unwrap().0);
+    body_of(&mut north).await;
+    let result = region.settled().await;
+    assert_eq!((&result["token"], &result["outcome"]), (&json!("t3"), &json!("wake")));
 }
 
 #[tokio::test]
