@@ -45,16 +45,16 @@ where
 {
     let mut open = Open::default();
     let mut turned_away = TurnedAway::default();
-    let mut failure_told_at: Option<Instant> = None;
+    let mut failing = Failing::default();
     loop {
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
+                Ok(accepted) => {
+                    failing.is_over();
+                    accepted
+                }
                 Err(error) => {
-                    if failure_told_at.is_none_or(|told_at| told_at.elapsed() >= TELL_EVERY) {
-                        tracing::warn!(%error, "cannot accept connections; trying again");
-                        failure_told_at = Some(Instant::now());
-                    }
+                    failing.again(&error);
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -145,6 +145,32 @@ pub async fn bind(address: &str) -> io::Result<TcpListener> {
             }
             bound => return bound,
         }
+    }
+}
+
+/// Tries to accept a connection that have failed, one after the other.
+#[derive(Default)]
+struct Failing {
+    tries: u64,
+    told_at: Option<Instant>,
+    /// Of these tries.
+    is_told: bool,
+}
+
+impl Failing {
+    fn again(&mut self, error: &io::Error) {
+        self.tries += 1;
+        if self.told_at.is_none_or(|told_at| told_at.elapsed() >= TELL_EVERY) {
+            tracing::warn!(%error, tries = self.tries, "cannot accept connections; trying again");
+            (self.told_at, self.is_told) = (Some(Instant::now()), true);
+        }
+    }
+
+    fn is_over(&mut self) {
+        if std::mem::take(&mut self.is_told) {
+            tracing::info!(tries = self.tries, "connections are accepted again");
+        }
+        self.tries = 0;
     }
 }
 
