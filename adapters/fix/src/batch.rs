@@ -273,7 +273,7 @@ impl Books<'_> {
                 Outcome::Reject { reason: reason.clone(), evidence: Some(evidence(proof)), reply: None }
             }
             Verdict::Retry(reason) => {
-                Outcome::Retry { scope: Scope::Message, after: None, reason: reason.clone() }
+                Outcome::Retry { scope: Scope::Message, after: None, reason: reason.clone(), reply: None }
             }
             Verdict::InDoubt(reason) => Outcome::in_doubt(reason.clone()),
         }

@@ -46,7 +46,10 @@ pub(crate) fn outcome(on_ack: &OnAck, confirm: Level, answer: &Answer) -> Outcom
     let error = answer.error.as_ref().map(|error| format!(" with error {error}")).unwrap_or_default();
     let reason = format!("the partner answered {}{error}", answer.code.as_str());
     match action.retry_scope() {
-        Some(scope) => Outcome::Retry { scope, after: None, reason },
+        Some(scope) => {
+            let reply = reply.filter(|_| scope == Scope::Message);
+            Outcome::Retry { scope, after: None, reason, reply }
+        }
         None => Outcome::Reject { reason, evidence: Some(evidence), reply },
     }
 }
@@ -77,7 +80,7 @@ pub(crate) fn committed() -> Evidence {
 /// The partner's byte says that it has not.
 pub(crate) fn not_committed() -> Outcome {
     let reason = "the partner could not store it (0x15)".to_owned();
-    Outcome::Retry { scope: Scope::Message, after: None, reason }
+    Outcome::Retry { scope: Scope::Message, after: None, reason, reply: None }
 }
 
 #[cfg(test)]

@@ -115,8 +115,8 @@ impl Settings {
     /// An outcome as it is to be reported by itself: where there are several partners, one of them is not the destination.
     pub(crate) fn scoped(&self, outcome: Outcome) -> Outcome {
         match outcome {
-            Outcome::Retry { scope: Scope::Destination, after, reason } if self.partner.is_some() => {
-                Outcome::Retry { scope: Scope::Lane, after, reason }
+            Outcome::Retry { scope: Scope::Destination, after, reason, reply } if self.partner.is_some() => {
+                Outcome::Retry { scope: Scope::Lane, after, reason, reply }
             }
             outcome => outcome,
         }

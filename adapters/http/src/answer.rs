@@ -27,7 +27,11 @@ impl Answer {
         match fate(self.status) {
             Fate::Delivered => Outcome::Delivered { evidence: self.evidence(), reply: self.reply() },
             Fate::Reject => Outcome::Reject { reason, evidence: Some(self.evidence()), reply: self.reply() },
-            Fate::Retry(scope) => Outcome::Retry { scope, after: retry_after(&self.headers, now), reason },
+            Fate::Retry(scope) => {
+                let after = retry_after(&self.headers, now);
+                let reply = if scope == Scope::Message { self.reply() } else { None };
+                Outcome::Retry { scope, after, reason, reply }
+            }
         }
     }
 

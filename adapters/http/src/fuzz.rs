@@ -39,7 +39,7 @@ fn answer(input: &[u8]) {
             assert_eq!(reason, format!("the endpoint answered {}", status.as_u16()));
             (reply, false)
         }
-        Outcome::Retry { .. } => (None, false),
+        Outcome::Retry { reply, .. } => (reply, false),
         _ => panic!("an answer decides"),
     };
     assert_eq!(delivered, status.is_success(), "only a 2xx is a delivery");

@@ -67,6 +67,9 @@ pub enum Outcome {
         scope: Scope,
         after: Option<Duration>,
         reason: String,
+        /// What it answered: the delivery's reply, where its attempts or its time are spent with this one. Of no use with another scope than
+        /// the message, which charges nothing.
+        reply: Option<Reply>,
     },
     /// The partner will never take it as it is.
     Reject {
@@ -88,7 +91,7 @@ pub enum Outcome {
 impl Outcome {
     /// The partner is unreachable or takes nothing now: no fault of this message.
     pub fn destination_down(reason: impl Into<String>) -> Self {
-        Self::Retry { scope: Scope::Destination, after: None, reason: reason.into() }
+        Self::Retry { scope: Scope::Destination, after: None, reason: reason.into(), reply: None }
     }
 
     pub fn reject(reason: impl Into<String>) -> Self {
@@ -136,11 +139,12 @@ impl Outcome {
                 item.outcome = WireOutcome::InDoubt;
                 item.reason = Some(reason);
             }
-            Self::Retry { scope, after, reason } => {
+            Self::Retry { scope, after, reason, reply } => {
                 item.outcome = WireOutcome::Retry;
                 item.scope = Some(scope);
                 item.after_ms = after.map(millis);
                 item.reason = Some(reason);
+                item.reply = reply;
             }
             Self::Reject { reason, evidence, reply } => {
                 item.outcome = WireOutcome::Reject;

@@ -102,8 +102,8 @@ impl Partners {
         let Some(its) = self.all.get(partner) else { return outcome };
         let sign = sign_of(&outcome);
         let reported = match outcome {
-            Outcome::Retry { scope: Scope::Destination, after, reason } => {
-                Outcome::Retry { scope: Scope::Lane, after, reason }
+            Outcome::Retry { scope: Scope::Destination, after, reason, reply } => {
+                Outcome::Retry { scope: Scope::Lane, after, reason, reply }
             }
             other => other,
         };
@@ -210,7 +210,7 @@ impl<D: Dispatch> Shared<D> {
 /// What an outcome says of the partner.
 fn sign_of(outcome: &Outcome) -> Sign {
     match outcome {
-        Outcome::Retry { scope: Scope::Destination | Scope::Lane, after, reason } => {
+        Outcome::Retry { scope: Scope::Destination | Scope::Lane, after, reason, .. } => {
             Sign::Trouble { reason: reason.clone(), after: *after }
         }
         Outcome::Settled { away: Some(reason) } => Sign::Trouble { reason: reason.clone(), after: None },

@@ -199,7 +199,8 @@ async fn with_resend_and_a_window_the_begin_is_settled_too_so_that_its_lane_does
         sending.push(tried.recv().await.unwrap());
     }
     // The first one's lane goes back, and with it the third, which had not begun.
-    let away = Outcome::Retry { scope: Scope::Lane, after: None, reason: "the partner is away".to_owned() };
+    let reason = "the partner is away".to_owned();
+    let away = Outcome::Retry { scope: Scope::Lane, after: None, reason, reply: None };
     assert!(sending.remove(0).outcome.send(away).is_ok());
     let retry = gateway.next("/v1/settle").await;
     assert_eq!(retry.outcomes(), [("t1", "retry")]);

@@ -232,6 +232,41 @@ fn whoever_sent_an_order_sees_what_the_partner_refused_it_with() {
     gateway.audit_verifies();
 }
 
+/// Where a refusal brings the message again, the last one is the reply.
+#[test]
+fn whoever_sent_an_order_sees_what_its_last_attempt_was_refused_with() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings = format!("connect = \"{}\"\non_ack = {{ AE = \"retry\" }}", listener.local_addr().unwrap());
+    let gateway = Gateway::builder()
+        .app("ehr", &["org.hl7.v2.*"], &[])
+        .adapter(
+            "lab",
+            "run = \"gatepost-hl7\"\nretry = { initial = \"50ms\", max = \"1s\", attempts = 2 }",
+            &settings,
+        )
+        .route("ehr", &["lab"])
+        .start();
+    let refusal = |attempt: usize| {
+        format!("MSH|^~\\&|LAB|H|EHR|C|2026||ACK^O01^ACK|A{attempt}|P|2.5\rMSA|AE|M1\rERR||PID^1^3|207\r")
+    };
+    let answering = std::thread::spawn(move || {
+        let mut wire = Wire::accept(&listener);
+        for attempt in 1..=2 {
+            assert!(wire.read().unwrap().contains("|M1|"));
+            wire.write(&refusal(attempt)).unwrap();
+        }
+        wire
+    });
+    let headers = ["content-type: application/cloudevents+json", "prefer: wait=20"];
+    let order = event("M1", "one", "").to_string();
+    let answered = gateway.app().send("POST", "/v1/messages", &headers, order.as_bytes()).unwrap();
+    let _wire = answering.join().unwrap();
+    let delivery = answered.expect(200)["messages"][0]["deliveries"][0].clone();
+    assert_eq!(delivery["state"], "dead", "{delivery}");
+    assert_eq!(delivery["reply"]["data_base64"], BASE64.encode(refusal(2)), "{delivery}");
+    gateway.audit_verifies();
+}
+
 /// What the partner answers to a query goes back to whoever waits for it, however long it is.
 #[test]
 fn whoever_sent_a_query_gets_an_answer_of_many_megabytes() {

@@ -96,7 +96,7 @@ impl Driver {
         {
             let after = Some(self.away.pause(now, longest, others));
             let reason = reason.clone();
-            settlement.outcome(delivery, Outcome::Retry { scope: Scope::Lane, after, reason });
+            settlement.outcome(delivery, Outcome::Retry { scope: Scope::Lane, after, reason, reply: None });
             leases.insert(delivery.id(), delivery.lease());
         }
         if leases.is_empty() {

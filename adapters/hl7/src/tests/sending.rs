@@ -142,6 +142,8 @@ async fn a_refusal_is_dealt_with_as_the_table_says() {
         let result = partner.settled().await;
         assert_eq!((&result["outcome"], &result["scope"]), (&json!(outcome), &scope), "{code}");
         assert_eq!(result["reason"], format!("the partner answered {code}"));
+        // The reply, should this be its last attempt; a destination's trouble charges none.
+        assert_eq!(result["reply"].is_null(), scope == "destination", "{code}: {result}");
     }
 }
 
