@@ -4,9 +4,12 @@
 //! All of it runs on the writer's thread, one call after the other. Rows that a backend finds damaged it gives back as what they
 //! are; the writer passes them over and says so.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::keyring::WrappedTree;
@@ -14,7 +17,7 @@ use crate::ops::StoreError;
 use crate::recent::RecentMessage;
 use crate::row::Row;
 use crate::seal::{Index, Vault};
-use crate::writer::{Memory, Queue, Turn};
+use crate::writer::{Memory, Piece, Queue, Turn};
 
 /// Rows as they were read: a damaged one is an error of its own.
 pub(crate) type Read<T> = Vec<Result<T, StoreError>>;
@@ -65,15 +68,28 @@ pub(crate) trait Backend: Send + 'static {
 
     // === payloads in pieces ===
 
-    /// Whether the payloads of a large operation can be written in pieces, ahead of what accepts them.
-    fn writes_ahead(&self) -> bool {
+    /// Whether pieces are written beside the turns; else they ride along with them.
+    fn writes_beside(&self) -> bool {
         false
     }
-    /// A step of removing the pieces of a message that is not there, in a transaction of its own; whether there may be more.
-    fn pieces_drop(&mut self, message: &MessageId) -> Result<More, CommitError> {
-        let _ = message;
-        Ok(More::No)
+    /// Has pieces written beside the turns, once the ones before have been and [`Backend::pieces_ended`] has said so.
+    fn pieces_start(&mut self, pieces: &[Piece<'_>]) {
+        let _ = pieces;
     }
+    /// What has become of the pieces that were to be written beside the turns, once that is known, and once.
+    fn pieces_ended(&mut self) -> Option<Result<(), CommitError>> {
+        None
+    }
+    /// Rung when [`Backend::pieces_ended`] has something to say.
+    fn pieces_bell(&self) -> Arc<Notify> {
+        Arc::default()
+    }
+    /// These messages have been accepted, in commits that have come about, with their pieces.
+    fn pieces_claimed(&mut self, claimed: &HashSet<MessageId>) {
+        let _ = claimed;
+    }
+    /// A step of removing the pieces of a message that was not accepted, in a transaction of its own; whether there may be more.
+    fn pieces_drop(&mut self, message: &MessageId) -> Result<More, CommitError>;
 
     // === reads ===
 

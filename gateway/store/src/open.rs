@@ -28,7 +28,7 @@ use crate::recent::Recent;
 use crate::seal::Vault;
 use crate::sqlite::{self, Backfill, Sqlite};
 use crate::store::{Store, preparing};
-use crate::writer::{Chore, Condition, Health, Memory, OPS_WAITING_MAX, Writer, WriterThread};
+use crate::writer::{Chore, Condition, Health, Memory, OPS_WAITING_MAX, Piecemeal, Writer, WriterThread};
 
 /// See [`Options::keys_in_memory`]: with the run that is on its way, a few MiB at most.
 pub const KEYS_IN_MEMORY: usize = 32_768;
@@ -432,6 +432,7 @@ async fn assemble<B: Backend>(
     let (hints, recent) = (Arc::new(Hints::default()), Arc::new(Recent::default()));
     let (published, audit_dir) = (Arc::clone(&audit.published), data_dir.audit());
     let reader = Reader::new(source, vault.clone(), audit_dir, published, Arc::clone(&health), clock.clone());
+    let piecemeal = Piecemeal::of(database.writes_beside());
     let writer = Writer {
         database,
         clock: clock.clone(),
@@ -451,7 +452,7 @@ async fn assemble<B: Backend>(
         condition: Condition::Working,
         asked: Default::default(),
         under_way: None,
-        piecemeal: Default::default(),
+        piecemeal,
         decides_ahead: true,
         own_leases_ended: false,
     };

@@ -14,6 +14,7 @@ mod leases;
 mod load;
 mod node;
 pub(crate) mod partitions;
+mod pieces;
 #[cfg(test)]
 mod plans;
 pub(crate) mod probe;
@@ -25,12 +26,13 @@ pub(crate) mod sql;
 mod turn;
 mod wakeup;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
 use gatepost_core::{DeliveryId, MessageId, Timestamp};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub(crate) use commit::day_of;
@@ -51,13 +53,14 @@ use crate::ops::{QueueKind, StoreError};
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
 use crate::row::Row;
 use crate::seal::{Index, Place, Salt, Vault, locator_of};
-use crate::writer::{Memory, Queue, Turn};
+use crate::writer::{Memory, Piece, Queue, Turn};
 use ahead::Ahead;
 use buckets::{Buckets, Sharing};
 use commit::{queue_id, whole};
 use connection::Connection;
 use known::Known;
 use leases::LeaseGroups;
+use pieces::Pieces;
 use row::Cells;
 use turn::{Drawn, Unopened};
 
@@ -136,6 +139,7 @@ pub(crate) struct Postgres {
     watched_at: Option<Instant>,
     partitions: partitions::Partitions,
     retention: retention::Retention,
+    pieces: Pieces,
 }
 
 impl Postgres {
@@ -230,6 +234,30 @@ impl Backend for Postgres {
         }
         let buckets = sqlx::query(sql::BUCKETS_ADD).bind(queue_id(queue.id)).bind(i32::from(row::BUCKETS));
         self.connection.execute(buckets).map(drop)
+    }
+
+    fn writes_beside(&self) -> bool {
+        true
+    }
+
+    fn pieces_start(&mut self, pieces: &[Piece<'_>]) {
+        self.start_pieces(pieces);
+    }
+
+    fn pieces_ended(&mut self) -> Option<Result<(), CommitError>> {
+        self.end_of_pieces()
+    }
+
+    fn pieces_bell(&self) -> Arc<Notify> {
+        self.pieces.bell()
+    }
+
+    fn pieces_claimed(&mut self, claimed: &HashSet<MessageId>) {
+        self.forget_pieces(claimed);
+    }
+
+    fn pieces_drop(&mut self, message: &MessageId) -> Result<More, CommitError> {
+        self.drop_some_pieces(message)
     }
 
     fn deliveries(&mut self, ids: &[DeliveryId]) -> Result<Read<Row>, CommitError> {
@@ -493,6 +521,7 @@ impl Backend for Postgres {
             self.watched_at = Some(Instant::now());
             tended.took_leases = self.take_places(memory, vault)?;
             tended.queues_changed = self.follow_queues(memory)?;
+            self.look_for_pieces(memory)?;
             // Where something is written all the time, that takes them along.
             if !self.leases.over.is_empty() {
                 self.connection.execute(sqlx::query(sql::LEASES_DROP).bind(&self.leases.over))?;
@@ -556,7 +585,9 @@ impl Backend for Postgres {
         self.is_open = false;
         self.connection.reopen().map_err(text)?;
         self.come_back().map_err(text)?;
-        self.load_memory(vault).map_err(|error| error.to_string())
+        let mut memory = self.load_memory(vault).map_err(|error| error.to_string())?;
+        self.find_pieces(&mut memory).map_err(text)?;
+        Ok(memory)
     }
 
     fn instance_epoch(&self, _: u32) -> u32 {

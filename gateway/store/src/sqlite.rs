@@ -173,10 +173,6 @@ impl Backend for Sqlite {
         Ok(())
     }
 
-    fn writes_ahead(&self) -> bool {
-        true
-    }
-
     fn pieces_drop(&mut self, message: &MessageId) -> Result<More, CommitError> {
         self.drop_some_pieces(message)
     }

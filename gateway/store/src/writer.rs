@@ -204,7 +204,9 @@ impl<B: Backend> Writer<B> {
         // Whoever opens a store without a configuration sees what is in it.
         self.publish_queues();
         let (mut looks_at, mut tended_at) = (Instant::now(), Instant::now());
+        let pieces_bell = self.database.pieces_bell();
         loop {
+            self.pieces_beside(ops.is_closed());
             if self.under_way.is_some() {
                 let is_time_to_tend = tended_at.elapsed() >= TEND_INTERVAL || self.database.has_left_notes();
                 let others_wait = !chores.is_empty() || stop.has_changed().unwrap_or(true);
@@ -225,6 +227,7 @@ impl<B: Backend> Writer<B> {
             let at_once = |time| if closing { Instant::now() } else { time };
             let turn = bulk.turn().map(at_once);
             let pieces = self.piecemeal.due(Instant::now()).map(at_once);
+            let beside = self.piecemeal.is_written_beside();
             let next = async {
                 if turn.is_some_and(|turn| turn <= Instant::now()) {
                     return Next::Bulk;
@@ -248,10 +251,15 @@ impl<B: Backend> Writer<B> {
                         Err(_) => Next::End,
                     },
                     () = at(turn) => Next::Bulk,
+                    () = pieces_bell.notified(), if beside => Next::Pieces,
                     count = ops.recv_many(&mut drained, OPS_PER_COMMIT_MAX) => match count {
                         // Closed meanwhile.
                         0 if turn.is_some() => Next::Bulk,
                         0 if pieces.is_some() => Next::Pieces,
+                        0 if beside => {
+                            pieces_bell.notified().await;
+                            Next::Pieces
+                        }
                         0 => Next::End,
                         _ => Next::Ops,
                     },
@@ -283,6 +291,8 @@ impl<B: Backend> Writer<B> {
                     self.part(&mut drained, &mut bulk);
                     bulk.ended(Instant::now(), began.elapsed(), !drained.is_empty());
                 }
+                // Where they are written beside the turns that has its own place.
+                Next::Pieces if self.database.writes_beside() => {}
                 Next::Pieces => {
                     wrote = true;
                     self.pieces_alone(closing);
@@ -307,9 +317,7 @@ impl<B: Backend> Writer<B> {
 
     /// Takes what is large out of what has come.
     fn part(&mut self, ops: &mut Vec<Op>, bulk: &mut Bulk<Op>) {
-        if self.database.writes_ahead() {
-            self.piecemeal.part(ops);
-        }
+        self.piecemeal.part(ops);
         bulk.part(ops, payload_bytes);
     }
 

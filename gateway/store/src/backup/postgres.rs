@@ -14,13 +14,15 @@ use super::{BackupError, Snapshot, Taken};
 use crate::postgres::{self, MIGRATIONS, partitions, probe, sql};
 
 /// All that a gateway writes there; which migrations have been applied is in the manifest.
-pub(super) const TABLES: [&str; 26] = [
+pub(super) const TABLES: [&str; 28] = [
     "store",
     "node",
     "queue",
     "queue_count",
     "message",
     "payload",
+    "piece",
+    "piece_ahead",
     "day_purge",
     "dedup",
     "delivery",

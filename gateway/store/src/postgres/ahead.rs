@@ -70,6 +70,7 @@ impl Postgres {
         let Some(lanes) = commit::if_one_call(turn, &self.owned) else {
             return self.commit_turn(turn).map(Sent::Committed);
         };
+        self.date_pieces(turn)?;
         let statement = commit::at_once(turn, &lanes, &self.context(turn, &self.held))?;
         self.unopened = None;
         self.sent_has_come_about()?;

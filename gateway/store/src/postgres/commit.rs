@@ -9,7 +9,7 @@ mod write;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use gatepost_core::{State, Timestamp};
+use gatepost_core::{MessageId, State, Timestamp};
 use sqlx::postgres::PgRow;
 
 use super::connection::{Connection, Statement};
@@ -18,9 +18,10 @@ use super::{Owned, sql};
 use crate::backend::CommitError;
 use crate::keyring::WrappedTree;
 use crate::ops::StoreError;
+use crate::prepared::Prepared;
 use crate::row::{Row, micros, state_code};
-use crate::seal::{Index, Owner};
-use crate::writer::{Counts, Queue, Touched, Turn};
+use crate::seal::{InPieces, Index, Owner};
+use crate::writer::{Counts, MessageRow, Queue, Touched, Turn};
 use keep::Days;
 pub(super) use lanes::{Lane, Simple, advance};
 pub(super) use script::Values;
@@ -358,6 +359,15 @@ pub(super) fn change_queue(
         .bind(control.idle_since.map(|time| time.as_micros()))
         .bind(whole(queue.newest_session));
     exactly(connection, statement, 1, "queue_change")
+}
+
+/// Messages whose payloads stand in pieces, and in how many.
+pub(super) fn in_pieces(rows: &[MessageRow<'_>]) -> impl Iterator<Item = (MessageId, i32)> {
+    rows.iter().filter_map(|row| {
+        let Prepared { id, salt, data, .. } = row.prepared;
+        let owner = Owner::Data { message: id.as_bytes(), salt };
+        InPieces::is(data).then(|| (*id, InPieces::read(data, owner).map_or(0, |pieces| count(pieces.count))))
+    })
 }
 
 pub(super) fn each<'r, T>(rows: &[&'r Row], column: impl Fn(&'r Row) -> T) -> Vec<T> {

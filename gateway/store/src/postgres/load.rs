@@ -16,7 +16,7 @@ use crate::keyring::WrappedTree;
 use crate::ops::{QueueKind, QueueSetup, StoreError};
 use crate::recent::RecentMessage;
 use crate::row::{form_of, trip};
-use crate::seal::{Owner, Place, Salt, Vault};
+use crate::seal::{InPieces, Owner, Place, Salt, Vault};
 use crate::writer::{Counts, Keys, Memory, Queue};
 
 impl Postgres {
@@ -160,7 +160,7 @@ fn queue(row: &PgRow) -> Result<(Queue, i64), StoreError> {
     Ok((Queue { id, setup, control, session, newest_session: session, counts }, version))
 }
 
-/// A row of [`sql::MESSAGES_SMALL`]; `None` if it is damaged.
+/// A row of [`sql::MESSAGES_SMALL`]; `None` if it is damaged, or has its payload in pieces: a reader puts these together.
 pub(super) fn message(row: &PgRow) -> Result<Option<(MessageId, RecentMessage)>, StoreError> {
     let mut cells = Cells::new(row);
     let place = Place { table: "message", column: "id", row: 0 };
@@ -171,6 +171,9 @@ pub(super) fn message(row: &PgRow) -> Result<Option<(MessageId, RecentMessage)>,
     let attributes: Vec<u8> = cells.take()?;
     let salt = Salt::from_stored(cells.take_bytes(Place { column: "salt", ..place })?);
     let data: Vec<u8> = cells.take()?;
+    if InPieces::is(&data) {
+        return Ok(None);
+    }
     let sender = Actor::new(kind, name);
     let (attributes, data) = (attributes.into(), data.into());
     let message = RecentMessage { sender, accepted_at, form, size, salt, attributes, data };

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::buckets::Sharing;
 use super::connection::Connection;
 use super::partitions::Partitions;
+use super::pieces::Pieces;
 use super::row::Cells;
 use super::{Bell, MIGRATIONS, Owned, Postgres, RENEW_INTERVAL, ROLE_RETENTION, ROLE_SEQUENCER, copy, sql};
 use crate::backend::{Backend as _, CommitError};
@@ -139,10 +140,12 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         watched_at: None,
         partitions,
         retention: Default::default(),
+        pieces: Pieces::new(node.options),
     };
     database.connection.be_quick();
     database.come()?;
-    let memory = database.load_memory(&node.vault)?;
+    let mut memory = database.load_memory(&node.vault)?;
+    database.find_pieces(&mut memory)?;
     let (size, first) = database.log_size()?;
     Ok(Opened { database, clock, memory, size, first })
 }

@@ -7,7 +7,7 @@ use super::connection::Connection;
 use crate::backend::CommitError;
 
 /// Tables that are partitioned by day …
-const TABLES: [&str; 4] = ["payload", "detail", "reply", LEAVES];
+const TABLES: [&str; 5] = ["payload", "piece", "detail", "reply", LEAVES];
 /// … and the one whose partitions are never dropped, and hold so many days each: every statement locks all of a table's partitions that
 /// it was planned for, and a gateway may live for many years.
 const LEAVES: &str = "leaf";
@@ -79,7 +79,7 @@ mod tests {
             "{made:?}"
         );
         assert!(
-            made[3].contains("leaf_20760 PARTITION OF leaf FOR VALUES FROM (20760) TO (20790)"),
+            made[4].contains("leaf_20760 PARTITION OF leaf FOR VALUES FROM (20760) TO (20790)"),
             "{made:?}"
         );
         assert!(scripts(20_790).any(|script| script.contains("leaf_20790")));

@@ -7,7 +7,7 @@ use super::connection::PLANS;
 use super::{MIGRATIONS, sql};
 
 /// Tables that grow with messages or with what waits.
-const GROWING: [&str; 13] = [
+const GROWING: [&str; 14] = [
     "message",
     "dedup",
     "delivery",
@@ -18,6 +18,7 @@ const GROWING: [&str; 13] = [
     "expiry",
     "leaf_place",
     "payload",
+    "piece",
     "detail",
     "reply",
     "leaf",

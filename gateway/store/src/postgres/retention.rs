@@ -21,6 +21,8 @@ use crate::backend::{Backend as _, CommitError};
 
 /// Messages looked at in one step.
 const STEP_MESSAGES: i64 = 500;
+/// Payload bytes after which a step ends that moves or removes them one by one: the writer waits for it.
+const STEP_BYTES: i64 = 4 * 1024 * 1024;
 /// Pause between two looks once everything old has been done, and after somebody was in the way.
 const REST: Duration = Duration::from_secs(60);
 /// After this long what was passed over is looked at again.
@@ -58,7 +60,22 @@ enum Step {
 struct Stored {
     seq: i64,
     accepted_at: Timestamp,
+    /// Payload bytes.
+    size: i64,
     unsettled: bool,
+}
+
+/// The first of them, up to where those that cost a step their bytes are enough for it.
+fn for_a_step(mut stored: Vec<Stored>, costs: impl Fn(&Stored) -> bool) -> Vec<Stored> {
+    let mut bytes = 0;
+    let is_enough = |message: &Stored| {
+        bytes += if costs(message) { message.size } else { 0 };
+        bytes >= STEP_BYTES
+    };
+    if let Some(last) = stored.iter().position(is_enough) {
+        stored.truncate(last + 1);
+    }
+    stored
 }
 
 fn is_over(rest_until: Option<Timestamp>, now: Timestamp) -> bool {
@@ -143,7 +160,7 @@ impl Postgres {
         let Some(day) = oldest.filter(|day| is_past(*day, now, age)) else { return Ok(Step::Nothing) };
         let begun = self.connection.row(sqlx::query(sql::DAY_PURGE_BEGIN).bind(day))?;
         let after = begun.map_or(Ok(0), |row| Cells::new(&row).take())?;
-        let stored = self.content_of_day(day, after)?;
+        let stored = for_a_step(self.content_of_day(day, after)?, |message| message.unsettled);
         let Some(through) = stored.last().map(|message| message.seq) else { return self.drop_day(day) };
         let unsettled: Vec<i64> =
             stored.iter().filter(|message| message.unsettled).map(|message| message.seq).collect();
@@ -157,7 +174,7 @@ impl Postgres {
     /// A day has been walked to its end, and no message comes to it any more.
     fn drop_day(&mut self, day: i32) -> Result<Step, CommitError> {
         self.connection.script(format!(
-            "SET LOCAL lock_timeout = {DROP_WAIT_MS}; DROP TABLE IF EXISTS payload_{day}, detail_{day}, reply_{day}; \
+            "SET LOCAL lock_timeout = {DROP_WAIT_MS}; DROP TABLE IF EXISTS payload_{day}, piece_{day}, detail_{day}, reply_{day}; \
              SET LOCAL lock_timeout TO DEFAULT"
         ))?;
         let ended = self.connection.row(sqlx::query(sql::DAY_PURGE_END).bind(day))?;
@@ -175,15 +192,16 @@ impl Postgres {
         };
         let Some((day, after)) = at else { return Ok(Step::Nothing) };
         let before = before(now, age);
-        let stored = self.content_of_day(day, after)?;
+        let goes = |message: &Stored| !message.unsettled && message.accepted_at < before;
+        let stored = for_a_step(self.content_of_day(day, after)?, goes);
         // Whatever comes behind a young one of the same day is young too.
         let goes_on = stored.last().filter(|last| last.accepted_at < before);
         self.retention.at = match goes_on {
             Some(last) => Some((day, last.seq)),
             None => self.day_after(next, day)?,
         };
-        let settled = stored.iter().filter(|message| !message.unsettled && message.accepted_at < before);
-        let settled: Vec<i64> = settled.map(|message| message.seq).collect();
+        let settled: Vec<i64> =
+            stored.iter().filter(|message| goes(message)).map(|message| message.seq).collect();
         if !settled.is_empty() {
             return self.connection.execute(sqlx::query(sql::PURGE_CONTENT).bind(settled)).map(Step::Purged);
         }
@@ -202,7 +220,7 @@ impl Postgres {
             .map(|row| {
                 let mut cells = Cells::new(row);
                 let (seq, accepted_at) = (cells.take()?, Timestamp::from_micros(cells.take()?));
-                Ok(Stored { seq, accepted_at, unsettled: cells.take()? })
+                Ok(Stored { seq, accepted_at, size: cells.take()?, unsettled: cells.take()? })
             })
             .collect()
     }
@@ -225,9 +243,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_step_ends_behind_the_one_that_makes_it_large_enough() {
+        let stored = |size: i64, unsettled| Stored { seq: 0, accepted_at: at(0, 0), size, unsettled };
+        let half = STEP_BYTES / 2;
+        let all = || vec![stored(STEP_BYTES, false), stored(half, true), stored(half, true), stored(1, true)];
+        assert_eq!(for_a_step(all(), |message| message.unsettled).len(), 3);
+        assert_eq!(for_a_step(all(), |message| !message.unsettled).len(), 1, "one goes, however large it is");
+        assert_eq!(for_a_step(all(), |_| false).len(), 4);
+        assert!(for_a_step(Vec::new(), |_| true).is_empty());
+    }
+
+    fn at(days: i64, micros: i64) -> Timestamp {
+        Timestamp::from_micros(days * DAY_MICROS + micros)
+    }
+
+    #[test]
     fn a_day_goes_when_its_last_moment_is_old_enough() {
         let day = Duration::from_secs(86_400);
-        let at = |days: i64, micros: i64| Timestamp::from_micros(days * DAY_MICROS + micros);
         assert!(!is_past(100, at(131, 0), 30 * day), "its end is thirty days old, not older");
         assert!(is_past(100, at(131, 1), 30 * day));
         assert!(!is_past(100, at(103, 0), Duration::ZERO), "a commit may still take it for yesterday's");

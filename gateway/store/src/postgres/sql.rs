@@ -11,6 +11,7 @@ pub(crate) const MIGRATIONS: &[(i64, &str)] = &[
     (1, include_str!("../../../../migrations/postgres/0001_foundation.sql")),
     (3, include_str!("../../../../migrations/postgres/0003_barriers.sql")),
     (4, include_str!("../../../../migrations/postgres/0004_second_keys.sql")),
+    (5, include_str!("../../../../migrations/postgres/0005_pieces.sql")),
 ];
 
 /// Columns of a delivery with what the writer needs of its message, in the order that `row::load` reads.
@@ -206,8 +207,9 @@ statements! {
     ERASE_READ_SEALED = "/* erase_read_sealed */ SELECT body FROM reply WHERE day = $1 AND delivery >= $2 AND delivery < $2 + $3 \
         UNION ALL SELECT body FROM detail WHERE day = $1 AND delivery >= $2 AND delivery < $2 + $3";
     ERASE_MESSAGE = "/* erase_message */ WITH w AS MATERIALIZED (UPDATE message SET fingerprint = $2, subject = NULL, key = NULL, \
-        correlation = NULL, barrier = NULL, remains = $3 WHERE seq = $1 RETURNING seq, day, first_pos, deliveries), \
+        correlation = NULL, barrier = NULL, remains = $3 WHERE seq = $1 RETURNING seq, id, day, first_pos, deliveries), \
         p AS (DELETE FROM payload y USING w WHERE y.day = w.day AND y.seq = w.seq), \
+        i AS (DELETE FROM piece y USING w WHERE y.day = w.day AND y.message = w.id), \
         r AS (DELETE FROM reply y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
         d AS (DELETE FROM detail y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \
         SELECT 1 FROM w";
@@ -272,6 +274,32 @@ statements! {
     LEASES_LOAD = "/* leases_load */ SELECT id, pos FROM lease_group WHERE epoch = $1";
     LEASES_DROP = "/* leases_drop */ DELETE FROM lease_group WHERE id = ANY($1::bigint[])";
 
+    // === payloads in pieces ===
+    /// Begins messages ($2, of which so many pieces, $4, are written now), adds pieces ($6) to those that were begun before ($5), and
+    /// writes all of them. Draws no number: the writer's turns may count on nobody doing that.
+    PIECES_WRITE = concat!("/* pieces_write */ WITH valid AS MATERIALIZED (SELECT ", store_time!(), " < n.until AS is_valid \
+        FROM node n, store s WHERE n.epoch = $1 FOR KEY SHARE OF n), \
+        begun AS (INSERT INTO piece_ahead (message, epoch, day, pieces) SELECT unnest($2::bytea[]), $1, unnest($3::int[]), unnest($4::int[])), \
+        grown AS (UPDATE piece_ahead a SET pieces = a.pieces + n.pieces FROM (SELECT unnest($5::bytea[]) AS message, \
+        unnest($6::int[]) AS pieces) n WHERE a.message = n.message AND a.epoch = $1 RETURNING 1), \
+        written AS (INSERT INTO piece (day, message, number, bytes) SELECT unnest($7::int[]), unnest($8::bytea[]), unnest($9::int[]), \
+        unnest($10::bytea[])) \
+        SELECT CASE WHEN NOT coalesce((SELECT is_valid FROM valid), false) THEN refuse('GP001', 'the lease of this node is over') \
+        WHEN (SELECT count(*) FROM grown) <> cardinality($5) THEN refuse('40001', 'pieces of a payload are not there') END");
+    PIECES_DATE = "/* pieces_date */ WITH a AS (UPDATE piece_ahead SET day = $3 WHERE message = ANY($1::bytea[]) AND epoch = $2 AND day <> $3 \
+        RETURNING message), old AS MATERIALIZED (SELECT a.message, o.day FROM piece_ahead o JOIN a ON a.message = o.message) \
+        UPDATE piece p SET day = $3 FROM old WHERE p.day = old.day AND p.message = old.message";
+    /// While it is being written to, none.
+    PIECES_HOLD = "/* pieces_hold */ SELECT day FROM piece_ahead WHERE message = $1 AND epoch = $2 FOR UPDATE SKIP LOCKED";
+    PIECES_DROP = "/* pieces_drop */ DELETE FROM piece WHERE day = $1 AND message = $2 AND number IN (SELECT number FROM piece \
+        WHERE day = $1 AND message = $2 ORDER BY number DESC LIMIT $3)";
+    PIECES_END = "/* pieces_end */ DELETE FROM piece_ahead WHERE message = $1";
+    /// What this node does not know of, and what those have left that are gone. None of these writes any more: whoever took its place
+    /// has waited for that.
+    PIECES_ADOPT = "/* pieces_adopt */ UPDATE piece_ahead SET epoch = $1 WHERE message IN (SELECT a.message FROM piece_ahead a \
+        WHERE a.message <> ALL($2::bytea[]) AND (a.epoch = $1 OR NOT EXISTS (SELECT 1 FROM node n WHERE n.epoch = a.epoch)) \
+        FOR UPDATE SKIP LOCKED) RETURNING message";
+
     WAKE = "/* wake */ SELECT pg_notify($1, $2)";
 
     // === the audit log's order ===
@@ -321,10 +349,10 @@ statements! {
     DAY_PURGE_LESS = "/* day_purge_less */ UPDATE day_purge y SET settled = settled - (SELECT count(*) FROM unnest($2::bigint[]) AS k(seq) \
         WHERE k.seq <= y.through) WHERE y.day = $1";
     /// Messages that have content under a day. Whose own row is gone counts as unsettled: nobody knows.
-    CONTENT_OF_DAY = "/* content_of_day */ SELECT w.seq, coalesce(m.accepted_at, 0), m.accepted_at IS NULL OR EXISTS (SELECT 1 FROM delivery d \
+    CONTENT_OF_DAY = "/* content_of_day */ SELECT w.seq, coalesce(m.accepted_at, 0), coalesce(m.size, 0), m.accepted_at IS NULL OR EXISTS (SELECT 1 FROM delivery d \
         WHERE d.pos >= m.first_pos AND d.pos < m.first_pos + m.deliveries AND d.state IN (0, 1, 2, 3)) \
         FROM (SELECT seq FROM payload WHERE day = $1 AND seq > $2 ORDER BY seq LIMIT $3) w \
-        LEFT JOIN LATERAL (SELECT accepted_at, first_pos, deliveries FROM message WHERE seq = w.seq LIMIT 1) m ON true ORDER BY w.seq";
+        LEFT JOIN LATERAL (SELECT accepted_at, size, first_pos, deliveries FROM message WHERE seq = w.seq LIMIT 1) m ON true ORDER BY w.seq";
     /// The next day of which there is content at all, and of which there is some outside of the days' own partitions.
     DAY_NEXT = "/* day_next */ SELECT day FROM payload WHERE day > $1 ORDER BY day LIMIT 1";
     DAY_NEXT_OTHER = "/* day_next_other */ SELECT day FROM payload_other WHERE day > $1 ORDER BY day LIMIT 1";
@@ -337,17 +365,19 @@ statements! {
     DAYS_HOLD = "/* days_hold */ SELECT m.seq, m.day FROM unnest($1::bigint[]) AS w(seq) \
         CROSS JOIN LATERAL (SELECT seq, day FROM message WHERE seq = w.seq LIMIT 1 FOR SHARE) m";
     MESSAGES_KEEP = "/* messages_keep */ UPDATE message m SET day = 0 FROM unnest($1::bigint[]) AS w(seq) WHERE m.seq = w.seq AND m.day = $2";
-    CONTENT_KEEP = "/* content_keep */ WITH w AS MATERIALIZED (SELECT m.first_pos, m.deliveries FROM unnest($1::bigint[]) AS k(seq) \
-        CROSS JOIN LATERAL (SELECT first_pos, deliveries FROM message WHERE seq = k.seq LIMIT 1) m), \
+    CONTENT_KEEP = "/* content_keep */ WITH w AS MATERIALIZED (SELECT m.id, m.first_pos, m.deliveries FROM unnest($1::bigint[]) AS k(seq) \
+        CROSS JOIN LATERAL (SELECT id, first_pos, deliveries FROM message WHERE seq = k.seq LIMIT 1) m), \
         r AS (UPDATE reply y SET day = 0 FROM w WHERE y.day = $2 AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
-        d AS (UPDATE detail y SET day = 0 FROM w WHERE y.day = $2 AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \
+        d AS (UPDATE detail y SET day = 0 FROM w WHERE y.day = $2 AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
+        i AS (UPDATE piece y SET day = 0 FROM w WHERE y.day = $2 AND y.message = w.id) \
         UPDATE payload p SET day = 0 FROM unnest($1::bigint[]) AS k(seq) WHERE p.day = $2 AND p.seq = k.seq";
     REPLIES_DROP = "/* replies_drop */ DELETE FROM reply y USING (SELECT unnest($1::bigint[]) AS pos, unnest($2::bigint[]) AS seq) w \
         CROSS JOIN LATERAL (SELECT day FROM message WHERE seq = w.seq LIMIT 1) m WHERE y.day = m.day AND y.delivery = w.pos";
-    PURGE_CONTENT = "/* purge_content */ WITH w AS MATERIALIZED (SELECT m.seq, m.day, m.first_pos, m.deliveries FROM message m \
+    PURGE_CONTENT = "/* purge_content */ WITH w AS MATERIALIZED (SELECT m.seq, m.id, m.day, m.first_pos, m.deliveries FROM message m \
         WHERE m.seq = ANY($1::bigint[])), \
         r AS (DELETE FROM reply y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
-        d AS (DELETE FROM detail y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries) \
+        d AS (DELETE FROM detail y USING w WHERE y.day = w.day AND y.delivery >= w.first_pos AND y.delivery < w.first_pos + w.deliveries), \
+        i AS (DELETE FROM piece y USING w WHERE y.day = w.day AND y.message = w.id) \
         DELETE FROM payload p USING w WHERE p.day = w.day AND p.seq = w.seq";
     /// Messages behind those whose idempotency keys are gone, if they are old enough.
     KEYS_FIND = "/* keys_find */ SELECT w.after, w.seq FROM (SELECT s.keys_gone AS after, m.seq, m.accepted_at FROM store s \

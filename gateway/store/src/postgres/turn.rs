@@ -164,6 +164,7 @@ impl Postgres {
 
     pub(super) fn commit_turn(&mut self, turn: &Turn<'_>) -> Result<i64, CommitError> {
         self.sent_has_come_about()?;
+        self.date_pieces(turn)?;
         // Of the turn before and of no other: what is decided next may depend on this one.
         self.spare = None;
         // What only adds leaves the ends of leases to others.

@@ -6,6 +6,7 @@ mod sql;
 #[cfg(test)]
 mod tests;
 
+use futures_util::TryStreamExt as _;
 use gatepost_core::principal::Actor;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId, Timestamp};
 use sqlx::postgres::{PgArguments, PgRow};
@@ -19,7 +20,7 @@ use super::source::{Check, DeliverySearch, MessageSearch};
 use crate::keyring::WrappedTree;
 use crate::leaves::{Placed, Run};
 use crate::ops::StoreError;
-use crate::seal::{Index, Place, Salt};
+use crate::seal::{InPieces, Index, Owner, Place, Salt};
 
 /// Numbers of the states whose deliveries stand in table `stuck`.
 const IN_DOUBT: i64 = 3;
@@ -48,8 +49,31 @@ impl PgSource {
     }
 
     pub(super) async fn message_payload(&self, seq: i64) -> Result<Option<Payload>, StoreError> {
-        let row = self.optional(sqlx::query(sql::MESSAGE_PAYLOAD).bind(seq)).await?;
-        row.map(|row| payload(&row, seq)).transpose()
+        let mut rows = sqlx::query(sql::MESSAGE_PAYLOAD).bind(seq).fetch(&self.pool);
+        let Some(first) = rows.try_next().await.map_err(failed)? else { return Ok(None) };
+        let payload = payload(&first, seq)?;
+        let Some((salt, pieces)) = in_pieces(&first, &payload, seq)? else { return Ok(Some(payload)) };
+        // One piece after the other, so that no more than the payload is held.
+        let mut sealed = get::<Option<Vec<u8>>>(&first, "bytes")?.unwrap_or_default();
+        let mut count = 1;
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            sealed.extend_from_slice(get(&row, "bytes")?);
+            count += 1;
+        }
+        if count != pieces.count || sealed.len() as u64 != pieces.bytes {
+            return Err(Place { table: "payload", column: "data", row: seq }.corrupt());
+        }
+        Ok(Some(Payload::Read { salt, sealed }))
+    }
+
+    /// A message whose payload was asked for and stands in pieces is read with them.
+    async fn whole(&self, mut message: MessageRecord) -> Result<MessageRecord, StoreError> {
+        let seq = message.head.seq;
+        if matches!(&message.payload, Payload::Read { sealed, .. } if InPieces::is(sealed)) {
+            let place = Place { table: "message", column: "seq", row: seq };
+            message.payload = self.message_payload(seq).await?.ok_or_else(|| place.corrupt())?;
+        }
+        Ok(message)
     }
 
     pub(super) async fn keyring_tree(&self, tree: u64) -> Result<Option<WrappedTree>, StoreError> {
@@ -69,7 +93,18 @@ impl PgSource {
         inline: u64,
     ) -> Result<Vec<Listed<MessageRecord>>, StoreError> {
         let query = sqlx::query(sql::MESSAGES_BY_SEQ).bind(seqs).bind(bound(inline));
-        self.listed(query, "seq", message_record).await
+        let mut messages = Vec::with_capacity(seqs.len());
+        for Listed { number, row } in self.listed(query, "seq", message_record).await? {
+            let row = match row {
+                Ok(message) => match self.whole(message).await {
+                    Err(error) if !matches!(error, StoreError::Corrupt { .. }) => return Err(error),
+                    row => row,
+                },
+                damaged => damaged,
+            };
+            messages.push(Listed { number, row });
+        }
+        Ok(messages)
     }
 
     pub(super) async fn message_page(
@@ -117,8 +152,8 @@ impl PgSource {
         adapter: &str,
     ) -> Result<Option<MessageRecord>, StoreError> {
         let query = sqlx::query(sql::MESSAGE_BY_CORRELATION).bind(correlation.as_slice()).bind(adapter);
-        let row = self.optional(query).await?;
-        row.map(|row| message_record(&row)).transpose()
+        let Some(row) = self.optional(query).await? else { return Ok(None) };
+        self.whole(message_record(&row)?).await.map(Some)
     }
 
     pub(super) async fn delivery_by_id(&self, id: DeliveryId) -> Result<Option<DeliveryRecord>, StoreError> {
@@ -337,6 +372,18 @@ fn payload(row: &PgRow, seq: i64) -> Result<Payload, StoreError> {
     let Some(sealed) = get::<Option<Vec<u8>>>(row, "data")? else { return Ok(Payload::Unread) };
     let salt = fixed(row, "salt", Place { table: "payload", column: "salt", row: seq })?;
     Ok(Payload::Read { salt: Salt::from_stored(salt), sealed })
+}
+
+/// Whether a payload stands in pieces, and its salt.
+fn in_pieces(row: &PgRow, payload: &Payload, seq: i64) -> Result<Option<(Salt, InPieces)>, StoreError> {
+    let Payload::Read { salt, sealed } = payload else { return Ok(None) };
+    if !InPieces::is(sealed) {
+        return Ok(None);
+    }
+    let id = fixed(row, "id", Place { table: "message", column: "id", row: seq })?;
+    let pieces = InPieces::read(sealed, Owner::Data { message: &id, salt });
+    let pieces = pieces.ok_or_else(|| Place { table: "payload", column: "data", row: seq }.corrupt())?;
+    Ok(Some((*salt, pieces)))
 }
 
 fn delivery_record(row: &PgRow) -> Result<DeliveryRecord, StoreError> {

@@ -318,11 +318,12 @@ impl Memory {
         }
     }
 
-    /// Takes over what was read anew. Policies are the configuration's, rates and damage this gateway's own.
+    /// Takes over what was read anew. Policies are the configuration's; rates, damage and pieces to be removed this gateway's own.
     pub(crate) fn catch_up(&mut self, read: Self) {
         let before = std::mem::replace(self, read);
         self.rates = before.rates;
         self.damage = before.damage;
+        self.unclaimed = before.unclaimed;
         for queue in self.queues.values_mut() {
             if let Some(known) = before.queues.get(&queue.id) {
                 queue.keep_own(known);

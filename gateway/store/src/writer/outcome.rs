@@ -50,6 +50,8 @@ pub(super) struct News {
     pub(super) changed: Vec<String>,
     pub(super) ended: Vec<MessageId>,
     pub(super) leaves: Runs,
+    /// Messages that have claimed the pieces of their payloads.
+    pub(super) in_pieces: Vec<MessageId>,
     /// Number of the first message that it may have added.
     pub(super) first_seq: i64,
 }
@@ -72,7 +74,6 @@ impl<B: Backend> Writer<B> {
             self.memory.leaf_count += outcome.leaves.count();
         }
         self.memory.keys.committed(outcome.keys, outcome.keys_moved);
-        self.piecemeal.claimed(outcome.in_pieces);
         // In this order: what was added may have been changed in the same turn.
         self.memory.added(outcome.added);
         for row in outcome.rows {
@@ -95,6 +96,7 @@ impl<B: Backend> Writer<B> {
             changed: changed.map(|(_, name)| name).collect(),
             ended: outcome.ended,
             leaves: outcome.leaves,
+            in_pieces: outcome.in_pieces,
             first_seq: outcome.first_seq,
         }
     }
@@ -102,6 +104,7 @@ impl<B: Backend> Writer<B> {
     /// Tells others of a turn that has come about.
     pub(super) fn tell(&mut self, news: News) {
         let now = self.now();
+        self.piecemeal.claimed(news.in_pieces);
         if self.database.places_leaves() {
             self.health.set_audit_size(self.memory.leaf_count);
         }

@@ -1,7 +1,8 @@
 //! Large payloads are written in pieces, ahead of what accepts them: written at once, one keeps everybody else waiting as long as
 //! hundreds of small messages do. The pieces ride along with the commits of others, one with each; while nobody else asks for anything they
-//! have commits of their own, several in each. When all of them are there, the operation joins a group as any other does, and its commit
-//! claims them. What was not accepted in the end is removed little by little.
+//! have commits of their own, several in each. Where the database can do two things at a time they are written beside the turns instead, in
+//! commits of their own. When all of them are there, the operation joins a group as any other does, and its commit claims them.
+//! What was not accepted in the end is removed little by little.
 //!
 //! Several operations take turns, so that a small one does not wait for all of a large one.
 
@@ -48,7 +49,21 @@ pub(crate) struct Piecemeal {
     claimed: HashSet<MessageId>,
     /// A commit with pieces of the first one has failed: whose fault that is shows when they stand alone.
     stands_alone: bool,
+    /// Pieces are written beside the turns.
+    goes_beside: bool,
+    beside: Beside,
     pace: Pace,
+}
+
+/// What is being written beside the turns.
+#[derive(Default)]
+enum Beside {
+    #[default]
+    Nothing,
+    /// A step of the first operation that waits, with what will be there then.
+    Step { then: Progress, since: Instant },
+    /// A step of an operation that was given up.
+    GivenUp,
 }
 
 struct Ahead {
@@ -85,6 +100,10 @@ impl Piecemeal {
     #[cfg(test)]
     pub(crate) fn new(sizes: Sizes) -> Self {
         Self { sizes, ..Self::default() }
+    }
+
+    pub(crate) fn of(goes_beside: bool) -> Self {
+        Self { goes_beside, ..Self::default() }
     }
 
     /// Takes what is to be written in pieces out of `ops`, which are not asked for in any order: none of them has been answered.
@@ -146,7 +165,7 @@ impl Piecemeal {
 
     /// What rides along with a commit of others.
     pub(super) fn along(&self) -> Option<Step<'_>> {
-        if self.stands_alone { None } else { self.step(1) }
+        if self.stands_alone || self.goes_beside { None } else { self.step(1) }
     }
 
     /// The next pieces: as much as so many whole ones.
@@ -213,9 +232,45 @@ impl Piecemeal {
         self.step(if closing { STEP_PIECES } else { self.pace.pieces(now) })
     }
 
+    // === beside the turns ===
+
+    /// Whether something is being written beside the turns.
+    pub(super) fn is_written_beside(&self) -> bool {
+        !matches!(self.beside, Beside::Nothing)
+    }
+
+    /// What is to be written beside the turns now.
+    pub(super) fn next_beside(&self, closing: bool, now: Instant) -> Option<Step<'_>> {
+        let is_due = self.goes_beside && self.due(now).is_some_and(|due| closing || due <= now);
+        if is_due { self.alone(closing, now) } else { None }
+    }
+
+    pub(super) fn begun_beside(&mut self, then: Progress, since: Instant) {
+        self.beside = Beside::Step { then, since };
+    }
+
+    /// What was being written beside the turns is there.
+    pub(super) fn written_beside(&mut self, now: Instant) {
+        if let Beside::Step { then, since } = std::mem::take(&mut self.beside) {
+            self.written(then);
+            self.pace.committed(Whose::Pieces, now, now.saturating_duration_since(since));
+        }
+    }
+
+    /// What was being written beside the turns is not there: its operation, to be refused, and the messages of which pieces are.
+    pub(super) fn not_written_beside(&mut self) -> Option<(Op, Vec<MessageId>)> {
+        match std::mem::take(&mut self.beside) {
+            Beside::Step { then, .. } => self.give_up_first().map(|(op, _)| (op, then.begun)),
+            Beside::Nothing | Beside::GivenUp => None,
+        }
+    }
+
     /// Gives up operations, which are then to be refused; and the messages of which pieces are there, to be removed.
     pub(super) fn give_up(&mut self, is_given_up: impl Fn(&Op) -> bool) -> (Vec<Op>, Vec<MessageId>) {
         let (mut ops, mut begun) = (Vec::new(), Vec::new());
+        if self.waiting.front().is_some_and(|first| is_given_up(&first.op)) {
+            begun.extend(self.give_up_beside());
+        }
         for ahead in std::mem::take(&mut self.waiting) {
             if is_given_up(&ahead.op) {
                 begun.extend(ahead.progress.into_iter().flat_map(|progress| progress.begun));
@@ -228,7 +283,22 @@ impl Piecemeal {
         (ops, begun)
     }
 
-    /// As [`Piecemeal::give_up`], of the one whose turn it is.
+    /// What is being written beside the turns is of an operation that is given up: messages of which pieces may come to be there.
+    fn give_up_beside(&mut self) -> Vec<MessageId> {
+        match std::mem::take(&mut self.beside) {
+            Beside::Nothing => Vec::new(),
+            Beside::GivenUp => {
+                self.beside = Beside::GivenUp;
+                Vec::new()
+            }
+            Beside::Step { then, .. } => {
+                self.beside = Beside::GivenUp;
+                then.begun
+            }
+        }
+    }
+
+    /// As [`Piecemeal::give_up`], of the one whose turn it is, of which nothing is being written beside the turns.
     pub(super) fn give_up_first(&mut self) -> Option<(Op, Vec<MessageId>)> {
         self.stands_alone = false;
         let Ahead { op, progress } = self.waiting.pop_front()?;
@@ -252,7 +322,14 @@ impl Piecemeal {
 
     /// When pieces are to be written although nobody else is; `None` if there are none.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        (!self.waiting.is_empty()).then(|| if self.stands_alone { now } else { self.pace.due(now) })
+        if self.waiting.is_empty() || self.is_written_beside() {
+            return None;
+        }
+        Some(match (self.stands_alone, self.goes_beside) {
+            (true, _) => now,
+            (false, true) => self.pace.due_beside(now),
+            (false, false) => self.pace.due(now),
+        })
     }
 
     /// A commit has ended now.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use gatepost_core::MessageId;
 
 use super::group::decide;
-use super::piecemeal::{Whose, in_pieces};
+use super::piecemeal::{Step, Whose, in_pieces};
 use super::refuse::refuse_all;
 use super::turn::Turn;
 use super::{Condition, Writer, unavailable};
@@ -50,6 +50,7 @@ impl<B: Backend> Writer<B> {
             self.give_up_pieces(&StoreError::Full, is_accept);
         }
         while self.piecemeal.to_look_at().is_some() {
+            self.settle_under_way();
             match self.would_be_added() {
                 Ok(added) => {
                     self.piecemeal.looked_at(&added);
@@ -161,6 +162,40 @@ impl<B: Backend> Writer<B> {
         Ok(true)
     }
 
+    /// Where pieces are written beside the turns: takes note of those that have been, does what can be done then, and has the next ones
+    /// written.
+    pub(super) fn pieces_beside(&mut self, closing: bool) {
+        match self.database.pieces_ended() {
+            None => {}
+            Some(Ok(())) => {
+                self.piecemeal.written_beside(Instant::now());
+                self.whole_ops();
+            }
+            Some(Err(error)) => self.pieces_failed(error),
+        }
+        if self.piecemeal.due(Instant::now()).is_none() || !self.database.writes_beside() {
+            return;
+        }
+        self.look_at_pieces();
+        self.whole_ops();
+        let now = Instant::now();
+        if let Some(Step { pieces, then }) = self.piecemeal.next_beside(closing, now) {
+            self.database.pieces_start(&pieces);
+            self.piecemeal.begun_beside(then, now);
+        }
+    }
+
+    /// One operation pays for it. Whether the database is away shows the next turn.
+    fn pieces_failed(&mut self, error: CommitError) {
+        let Some((op, begun)) = self.piecemeal.not_written_beside() else { return };
+        tracing::warn!(?error, "a part of a large message could not be written");
+        self.memory.unclaimed.extend(begun);
+        if matches!(error, CommitError::Full | CommitError::Fenced(_) | CommitError::Lost(_)) {
+            self.failed(&error);
+        }
+        refuse_all(vec![op], &error.into());
+    }
+
     /// Does the operations of which all pieces are there. What of them has not been accepted is to be removed.
     pub(super) fn whole_ops(&mut self) {
         loop {
@@ -171,7 +206,9 @@ impl<B: Backend> Writer<B> {
             let there: Vec<MessageId> = ops.iter().flat_map(in_pieces).collect();
             // The last pieces of another one may ride along with them.
             self.groups(ops);
+            self.settle_under_way();
             let claimed = self.piecemeal.take_claimed();
+            self.database.pieces_claimed(&claimed);
             self.memory.unclaimed.extend(there.into_iter().filter(|message| !claimed.contains(message)));
         }
         // Whoever hands in the same again and again leaves no more than is removed.

@@ -18,6 +18,7 @@ mod run;
 
 mod ahead;
 mod backlog;
+mod large;
 mod migrate;
 mod nodes;
 mod one_call;

@@ -15,7 +15,7 @@ use crate::nodes::{beside, url};
 /// Older than what is kept.
 const DAYS_AGO: i64 = 40;
 /// Partitions of content, without those that are made ahead.
-const OLD_PARTITIONS: &str = "SELECT count(*) FROM pg_class WHERE relname ~ '^(payload|detail|reply)_[0-9]+$' AND relkind = 'r' \
+const OLD_PARTITIONS: &str = "SELECT count(*) FROM pg_class WHERE relname ~ '^(payload|piece|detail|reply)_[0-9]+$' AND relkind = 'r' \
     AND substring(relname FROM '[0-9]+')::int < (extract(epoch FROM now()) / 86400)::int - 2";
 
 async fn run(connection: &mut PgConnection, sql: String) {
@@ -23,10 +23,10 @@ async fn run(connection: &mut PgConnection, sql: String) {
 }
 
 /// Makes everything that a stopped store has accepted so many days older.
-async fn age(place: &Place, days: i64) {
+pub(crate) async fn age(place: &Place, days: i64) {
     let mut connection = connect(url(place)).await;
     let day = number(url(place), "SELECT max(day)::bigint FROM message").await - days;
-    for table in ["payload", "detail", "reply"] {
+    for table in ["payload", "piece", "detail", "reply"] {
         let to = day + 1;
         run(
             &mut connection,
@@ -49,7 +49,7 @@ async fn until_after_rests(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
-async fn until_dropped(place: &Place) {
+pub(crate) async fn until_dropped(place: &Place) {
     until_after_rests("the old partitions are gone", async || number(url(place), OLD_PARTITIONS).await == 0)
         .await;
 }

@@ -5,8 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use gatepost_core::State;
 use gatepost_core::delivery::Proof;
+use gatepost_core::{MessageId, State};
 
 use super::super::connection::{Connection, Statement};
 use super::super::row::bucket_of;
@@ -14,7 +14,9 @@ use super::super::sql::store_time;
 use super::keep::Days;
 use super::lanes::Simple;
 use super::script::{Script, Values};
-use super::{Context, day_of, due, each, in_lanes, queue_id, settled_as, small, stands_in, token, whole};
+use super::{
+    Context, day_of, due, each, in_lanes, in_pieces, queue_id, settled_as, small, stands_in, token, whole,
+};
 use crate::backend::CommitError;
 use crate::leaves::Run;
 use crate::prepared::Prepared;
@@ -54,6 +56,9 @@ const MESSAGES: &str = "messages AS (INSERT INTO message (seq, id, day, accepted
      f.base + unnest(?::bigint[]), unnest(?::int[]), unnest(?::bytea[]) FROM valid f)";
 const PAYLOADS: &str = "payloads AS (INSERT INTO payload (day, seq, attributes, salt, data) SELECT ?::int, f.base + unnest(?::bigint[]), \
      unnest(?::bytea[]), unnest(?::bytea[]), unnest(?::bytea[]) FROM valid f)";
+/// Messages of which so many pieces are there.
+const CLAIMED: &str = "claimed AS (DELETE FROM piece_ahead a USING (SELECT unnest(?::bytea[]) AS message, unnest(?::int[]) AS pieces) n \
+     WHERE a.message = n.message AND a.pieces = n.pieces AND a.day = ?::int AND a.epoch = ?::int RETURNING 1)";
 /// Keys that have been looked for: one whose window has passed is used again, and one that another node's message has taken
 /// meanwhile is not put.
 const KEYS: &str = "keys AS (INSERT INTO dedup AS k (key, message, accepted_at) SELECT unnest(?::bytea[]), f.base + unnest(?::bigint[]), \
@@ -138,6 +143,7 @@ pub(in crate::postgres) fn whole_texts() -> [(&'static str, String); 2] {
     let added: &[(&str, &str)] = &[
         ("", MESSAGES),
         ("", PAYLOADS),
+        ("claimed", CLAIMED),
         ("keys", KEYS),
         ("", NEW_KEYS),
         ("", ACCEPTED),
@@ -373,6 +379,16 @@ fn messages(
         .bind(of(|prepared| Some(&prepared.attributes)))
         .bind(of(|prepared| Some(prepared.salt.stored())))
         .bind(of(|prepared| Some(&prepared.data)));
+    let (in_pieces, pieces): (Vec<MessageId>, Vec<i32>) = in_pieces(rows).unzip();
+    if !in_pieces.is_empty() {
+        script
+            .part(CLAIMED)
+            .bind(in_pieces.iter().map(|message| message.as_bytes().as_slice()).collect::<Vec<&[u8]>>())
+            .bind(pieces)
+            .bind(day_of(turn.now))
+            .bind(context.epoch);
+        script.expect("claimed", in_pieces.len(), "a part of a payload is not there");
+    }
     let (keys, key_seqs) = sorted_keys(rows);
     let now = turn.now.as_micros();
     if context.keys_are_known {

@@ -85,8 +85,10 @@ statements! {
     // === messages ===
     MESSAGE_BY_ID = message!("message_by_id", "NULL::bytea", "m.id = $1");
     MESSAGE_SEQ = "/* message_seq */ SELECT seq FROM message WHERE id = $1";
-    MESSAGE_PAYLOAD = "/* message_payload */ SELECT p.salt, p.data FROM message m LEFT JOIN LATERAL (SELECT salt, data FROM payload \
-        WHERE day = m.day AND seq = m.seq LIMIT 1) p ON true WHERE m.seq = $1";
+    /// In one statement with the pieces: between two of them they may be purged, or moved.
+    MESSAGE_PAYLOAD = "/* message_payload */ SELECT m.id, p.salt, p.data, i.bytes FROM message m LEFT JOIN LATERAL (SELECT salt, data FROM payload \
+        WHERE day = m.day AND seq = m.seq LIMIT 1) p ON true LEFT JOIN LATERAL (SELECT number, bytes FROM piece \
+        WHERE day = m.day AND message = m.id ORDER BY number LIMIT 1000000) i ON true WHERE m.seq = $1 ORDER BY i.number";
     MESSAGES_BY_SEQ = message!("messages_by_seq", "CASE WHEN m.size <= $2 THEN p.data END", "m.seq = ANY($1::bigint[])");
     MESSAGE_BY_CORRELATION = message!("message_by_correlation", "p.data", "m.seq = (SELECT min(c.seq) FROM message c \
         WHERE c.correlation = $1 AND c.sender_kind = 'adapter' AND c.sender = $2)");

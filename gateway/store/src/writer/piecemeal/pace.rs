@@ -8,6 +8,8 @@ pub(super) const STEP_PIECES: usize = 8;
 const OTHERS_STAY: Duration = Duration::from_millis(100);
 /// How long a piece waits for a commit of theirs, times what the last commit took.
 const PATIENCE: u32 = 4;
+/// How long nothing is written beside the turns of others after what took so long itself, times that.
+const REST: u32 = 1;
 
 /// Whose commit it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +24,16 @@ pub(super) struct Pace {
     others: Option<Instant>,
     /// The end of the newest commit, and what it took.
     newest: Option<(Instant, Duration)>,
+    /// … and of the newest with pieces alone.
+    pieces: Option<(Instant, Duration)>,
 }
 
 impl Pace {
     pub(super) fn committed(&mut self, whose: Whose, now: Instant, took: Duration) {
         self.newest = Some((now, took));
-        if whose == Whose::Others {
-            self.others = Some(now);
+        match whose {
+            Whose::Others => self.others = Some(now),
+            Whose::Pieces => self.pieces = self.newest,
         }
     }
 
@@ -39,6 +44,14 @@ impl Pace {
     pub(super) fn due(&self, now: Instant) -> Instant {
         match self.newest {
             Some((newest, took)) if self.others_are_near(now) => newest + PATIENCE * took,
+            Some(_) | None => now,
+        }
+    }
+
+    /// As [`Pace::due`], where pieces are written beside the turns and not with them: others have disk and processors for as long.
+    pub(super) fn due_beside(&self, now: Instant) -> Instant {
+        match self.pieces {
+            Some((ended, took)) if self.others_are_near(now) => ended + REST * took,
             Some(_) | None => now,
         }
     }

@@ -82,6 +82,15 @@ const UNSOUND: &[(&str, &str)] = &[
     ),
 ];
 
+/// Pieces that belong to no message that has its content under their day, and that nothing says are to be removed.
+const PIECES_OF_NOTHING: &str = "SELECT count(*) FROM piece p WHERE NOT EXISTS (SELECT 1 FROM piece_ahead a \
+    WHERE a.message = p.message AND a.day = p.day) AND NOT EXISTS (SELECT 1 FROM message m JOIN payload l ON l.day = m.day AND l.seq = m.seq \
+    WHERE m.id = p.message AND m.day = p.day AND get_byte(l.data, 0) = 2)";
+/// Messages whose payloads stand in pieces that are not there, or of which somebody says that they have not been accepted.
+const WITHOUT_PIECES: &str = "SELECT count(*) FROM message m JOIN payload l ON l.day = m.day AND l.seq = m.seq \
+    WHERE length(l.data) > 0 AND get_byte(l.data, 0) = 2 AND ((SELECT coalesce(sum(length(bytes)), 0) FROM piece p WHERE p.day = m.day \
+    AND p.message = m.id) = 0 OR EXISTS (SELECT 1 FROM piece_ahead a WHERE a.message = m.id))";
+
 pub(super) async fn assert_sound(url: &str, context: &str) {
     let mut connection = connect(url).await;
     for row in sqlx::query(RECOUNT).fetch_all(&mut connection).await.unwrap() {
@@ -90,6 +99,12 @@ pub(super) async fn assert_sound(url: &str, context: &str) {
         for (count, (kept, found)) in COUNTS.iter().zip(kept.iter().zip(&found)) {
             assert_eq!(kept, found, "{context}: {queue} says it has {kept} {count} and has {found}");
         }
+    }
+    for (what, query) in
+        [("pieces belong to nothing", PIECES_OF_NOTHING), ("messages lack pieces", WITHOUT_PIECES)]
+    {
+        let found: i64 = sqlx::query(query).fetch_one(&mut connection).await.unwrap().get(0);
+        assert_eq!(found, 0, "{context}: {found} {what}");
     }
     for (what, query) in UNSOUND {
         let rows: Vec<PgRow> = sqlx::query(*query).fetch_all(&mut connection).await.unwrap();

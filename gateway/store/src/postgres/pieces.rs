@@ -1,0 +1,168 @@
+//! Sealed payloads in pieces: written ahead of their message beside the writer's turns, in short transactions on a connection of their
+//! own; claimed by its accept, or removed.
+//!
+//! Row `piece_ahead` of a message counts its pieces, in the transactions that write them. So an accept that finds the count finds
+//! all of them: also after a failover to a standby, which has what was committed first or nothing that came later. What
+//! a node has begun and does not accept is its own to remove, and anybody's when the node is gone.
+
+mod scribe;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gatepost_core::MessageId;
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::commit::{day_of, in_pieces};
+use super::connection::Statement;
+use super::row::Cells;
+use super::{Postgres, sql};
+use crate::backend::{Backend as _, CommitError, More};
+use crate::seal::Place;
+use crate::writer::{Memory, Piece, Turn};
+use scribe::Scribe;
+
+/// Rows removed in one step.
+const DROPPED_MAX: i64 = 16;
+/// How often it is looked for what nobody will accept: of nodes that are gone, and of this one where it was not known what had been
+/// written.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+pub(super) struct Pieces {
+    scribe: Scribe,
+    /// Those that this node has begun and not heard of as accepted or removed, with the days of their pieces.
+    days: HashMap<MessageId, i32>,
+    looked_at: Option<Instant>,
+}
+
+impl Pieces {
+    pub(super) fn new(options: PgConnectOptions) -> Self {
+        Self { scribe: Scribe::new(options), days: HashMap::new(), looked_at: None }
+    }
+
+    pub(super) fn bell(&self) -> Arc<Notify> {
+        self.scribe.bell()
+    }
+
+    /// Waits for what is being written; how that has ended stays to be asked for.
+    pub(super) fn wait(&mut self) {
+        self.scribe.wait();
+    }
+}
+
+impl Postgres {
+    pub(super) fn start_pieces(&mut self, pieces: &[Piece<'_>]) {
+        let today = day_of(self.clock.now());
+        for piece in pieces.iter().filter(|piece| piece.number == 0) {
+            self.pieces.days.insert(piece.message, today);
+        }
+        let statement = self.write_pieces(pieces);
+        self.pieces.scribe.write(statement);
+    }
+
+    pub(super) fn end_of_pieces(&mut self) -> Option<Result<(), CommitError>> {
+        self.pieces.scribe.ended()
+    }
+
+    /// The statement that writes pieces and counts them.
+    fn write_pieces(&self, pieces: &[Piece<'_>]) -> Statement<'static> {
+        let (mut begun, mut grown) = (BTreeMap::new(), BTreeMap::new());
+        for piece in pieces {
+            if piece.number == 0 {
+                begun.insert(piece.message.as_bytes().as_slice(), 0);
+            } else if let Some(count) = begun.get_mut(piece.message.as_bytes().as_slice()) {
+                *count += 1;
+            } else {
+                *grown.entry(piece.message.as_bytes().as_slice()).or_insert(0) += 1;
+            }
+        }
+        let day = |message: &MessageId| self.pieces.days.get(message).copied().unwrap_or_default();
+        let days = |messages: &BTreeMap<&[u8], i32>| -> Vec<i32> {
+            let id = |bytes: &&[u8]| bytes.first_chunk().copied().map(MessageId::from_bytes);
+            messages.keys().map(|bytes| id(bytes).map_or(0, |message| day(&message))).collect()
+        };
+        let written: Vec<&Piece<'_>> = pieces.iter().filter(|piece| piece.number > 0).collect();
+        let number = |piece: &&Piece<'_>| i32::try_from(piece.number).unwrap_or(i32::MAX);
+        sqlx::query(sql::PIECES_WRITE)
+            .bind(self.node())
+            .bind(begun.keys().map(|message| message.to_vec()).collect::<Vec<_>>())
+            .bind(days(&begun))
+            .bind(begun.into_values().collect::<Vec<i32>>())
+            .bind(grown.keys().map(|message| message.to_vec()).collect::<Vec<_>>())
+            .bind(grown.into_values().collect::<Vec<i32>>())
+            .bind(written.iter().map(|piece| day(&piece.message)).collect::<Vec<i32>>())
+            .bind(written.iter().map(|piece| piece.message.as_bytes().to_vec()).collect::<Vec<_>>())
+            .bind(written.iter().map(number).collect::<Vec<i32>>())
+            .bind(written.iter().map(|piece| piece.bytes.to_vec()).collect::<Vec<_>>())
+    }
+
+    /// Pieces that were written on another day than that of their accept go with the content of that day.
+    pub(super) fn date_pieces(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
+        let today = day_of(turn.now);
+        let days = &self.pieces.days;
+        let older = in_pieces(&turn.messages).map(|(message, _)| message);
+        let older = older.filter(|message| days.get(message).is_some_and(|day| *day != today));
+        let older: Vec<Vec<u8>> = older.map(|message| message.as_bytes().to_vec()).collect();
+        if older.is_empty() {
+            return Ok(());
+        }
+        let statement = sqlx::query(sql::PIECES_DATE).bind(older).bind(self.node()).bind(today);
+        self.connection.execute(statement).map(drop)
+    }
+
+    pub(super) fn forget_pieces(&mut self, claimed: &HashSet<MessageId>) {
+        self.pieces.days.retain(|message, _| !claimed.contains(message));
+    }
+
+    pub(super) fn drop_some_pieces(&mut self, message: &MessageId) -> Result<More, CommitError> {
+        self.begin(&[])?;
+        let dropped = self.drop_open(message);
+        let dropped = self.end(dropped)?;
+        if dropped == More::No {
+            self.pieces.days.remove(message);
+        }
+        Ok(dropped)
+    }
+
+    fn drop_open(&mut self, message: &MessageId) -> Result<More, CommitError> {
+        let message = message.as_bytes().as_slice();
+        let ahead = sqlx::query(sql::PIECES_HOLD).bind(message).bind(self.node());
+        // None: it is being written to still, and is found later, or there is nothing.
+        let Some(row) = self.connection.row(ahead)? else { return Ok(More::No) };
+        let day: i32 = Cells::new(&row).take()?;
+        let some = sqlx::query(sql::PIECES_DROP).bind(day).bind(message).bind(DROPPED_MAX);
+        if self.connection.execute(some)? == DROPPED_MAX.unsigned_abs() {
+            return Ok(More::Yes);
+        }
+        self.connection.execute(sqlx::query(sql::PIECES_END).bind(message))?;
+        Ok(More::No)
+    }
+
+    /// Lists what nobody will accept, now and then.
+    pub(super) fn look_for_pieces(&mut self, memory: &mut Memory) -> Result<(), CommitError> {
+        let is_due = self.pieces.looked_at.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL);
+        if !is_due || !memory.unclaimed.is_empty() {
+            return Ok(());
+        }
+        self.pieces.looked_at = Some(Instant::now());
+        let known: Vec<Vec<u8>> =
+            self.pieces.days.keys().map(|message| message.as_bytes().to_vec()).collect();
+        let statement = sqlx::query(sql::PIECES_ADOPT).bind(self.node()).bind(known);
+        for row in self.connection.rows(statement)? {
+            let place = Place { table: "piece_ahead", column: "message", row: 0 };
+            memory.unclaimed.push_back(MessageId::from_bytes(Cells::new(&row).take_bytes(place)?));
+        }
+        Ok(())
+    }
+
+    /// As after a start: this node writes nothing now.
+    pub(super) fn find_pieces(&mut self, memory: &mut Memory) -> Result<(), CommitError> {
+        self.pieces.wait();
+        self.pieces.days.clear();
+        self.pieces.looked_at = None;
+        self.look_for_pieces(memory)
+    }
+}

@@ -1,0 +1,143 @@
+//! A thread with a connection of its own, which writes what it is given, one statement after the other.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread::JoinHandle;
+
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::Notify;
+
+use super::super::connection::{Connection, Statement};
+use crate::backend::CommitError;
+
+type Ended = Result<(), CommitError>;
+
+pub(super) struct Scribe {
+    options: PgConnectOptions,
+    /// Rung when a statement has ended.
+    bell: Arc<Notify>,
+    /// From the first statement on.
+    thread: Option<Thread>,
+    /// A statement has not ended, or nobody has looked since.
+    under_way: bool,
+    ended: Option<Ended>,
+}
+
+struct Thread {
+    statements: SyncSender<Statement<'static>>,
+    ended: Receiver<Ended>,
+    handle: JoinHandle<()>,
+}
+
+impl Scribe {
+    pub(super) fn new(options: PgConnectOptions) -> Self {
+        Self { options, bell: Arc::default(), thread: None, under_way: false, ended: None }
+    }
+
+    pub(super) fn bell(&self) -> Arc<Notify> {
+        Arc::clone(&self.bell)
+    }
+
+    /// Has a statement written, when the one before has ended and that was asked for.
+    pub(super) fn write(&mut self, statement: Statement<'static>) {
+        let given = match self.thread() {
+            Ok(thread) => thread.statements.send(statement).map_err(|_| gone()),
+            Err(error) => Err(CommitError::Broken(error.to_string())),
+        };
+        match given {
+            Ok(()) => self.under_way = true,
+            Err(error) => {
+                self.ended = Some(Err(error));
+                self.bell.notify_one();
+            }
+        }
+    }
+
+    fn thread(&mut self) -> std::io::Result<&Thread> {
+        let thread = match self.thread.take() {
+            Some(thread) => thread,
+            None => Thread::start(self.options.clone(), Arc::clone(&self.bell))?,
+        };
+        Ok(self.thread.insert(thread))
+    }
+
+    /// How the statement has ended, once: `None` before.
+    pub(super) fn ended(&mut self) -> Option<Ended> {
+        if self.under_way
+            && let Some(thread) = &self.thread
+        {
+            match thread.ended.try_recv() {
+                Ok(ended) => (self.under_way, self.ended) = (false, Some(ended)),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => self.wait(),
+            }
+        }
+        self.ended.take()
+    }
+
+    /// Waits for the statement's end.
+    pub(super) fn wait(&mut self) {
+        if std::mem::take(&mut self.under_way)
+            && let Some(thread) = &self.thread
+        {
+            self.ended = Some(thread.ended.recv().unwrap_or_else(|_| Err(gone())));
+        }
+    }
+}
+
+fn gone() -> CommitError {
+    CommitError::Broken("what writes large messages has ended".to_owned())
+}
+
+impl Drop for Scribe {
+    fn drop(&mut self) {
+        if let Some(Thread { statements, handle, .. }) = self.thread.take() {
+            drop(statements);
+            // It has said itself what went wrong, if anything.
+            drop(handle.join());
+        }
+    }
+}
+
+impl Thread {
+    fn start(options: PgConnectOptions, bell: Arc<Notify>) -> std::io::Result<Self> {
+        let (statements, given) = sync_channel(1);
+        let (ends, ended) = sync_channel(1);
+        let handle = std::thread::Builder::new().name("pieces".to_owned()).spawn(move || {
+            let mut connection = None;
+            while let Ok(statement) = given.recv() {
+                let written = write(&options, &mut connection, statement);
+                if ends.send(written).is_err() {
+                    break;
+                }
+                bell.notify_one();
+            }
+            if let Some(connection) = connection {
+                Connection::close(connection);
+            }
+        })?;
+        Ok(Self { statements, ended, handle })
+    }
+}
+
+/// On a new connection where the last is lost.
+fn write(
+    options: &PgConnectOptions,
+    connection: &mut Option<Connection>,
+    statement: Statement<'static>,
+) -> Ended {
+    let mut open = match connection.take() {
+        Some(open) => open,
+        None => {
+            let mut open = Connection::open(options)?;
+            open.be_quick();
+            open
+        }
+    };
+    let written = open.row(statement).map(drop);
+    gatepost_faults::point("store.pieces_written");
+    if !matches!(written, Err(CommitError::Broken(_))) {
+        *connection = Some(open);
+    }
+    written
+}

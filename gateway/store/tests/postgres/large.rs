@@ -1,0 +1,213 @@
+//! Large messages in pieces, as only PostgreSQL has them: of several nodes, of days, on a connection of their own.
+
+use std::time::Duration;
+
+use gatepost_core::MessageId;
+use gatepost_store::{AcceptError, Accepted, Data, StoreError};
+use sqlx::{AssertSqlSafe, Connection as _};
+use tokio::task::JoinHandle;
+
+use crate::check::assert_sound;
+use crate::check::postgres::{connect, number};
+use crate::fixture::{DELIVERED, Fixture, Place, accept_of, app, inbox, queue, quick, until};
+use crate::nodes::{beside, url};
+use crate::pieces::{large, text};
+use crate::retention::{age, until_dropped};
+
+const MIB: usize = 1024 * 1024;
+/// So much that something can be done while it is written.
+const LONG: usize = 60 * MIB;
+const PIECES: &str = "SELECT (SELECT count(*) FROM piece) + (SELECT count(*) FROM piece_ahead)";
+const AHEAD: &str = "SELECT coalesce(sum(pieces), 0) FROM piece_ahead";
+/// A node's right to write, and until the others have looked for what it has left.
+const TAKEOVER: Duration = Duration::from_secs(30);
+
+async fn lab() -> Fixture {
+    Fixture::new(vec![queue("lab", quick()), inbox("in", quick())]).await
+}
+
+fn hand_in(fixture: &Fixture, id: &str, bytes: usize) -> JoinHandle<Result<Vec<Accepted>, AcceptError>> {
+    let (store, accept) = (fixture.store.clone(), accept_of(&app(), vec![large(id, bytes)]));
+    tokio::spawn(async move { store.message_accept(accept).await })
+}
+
+async fn run(place: &Place, statement: &str) -> u64 {
+    let mut connection = connect(url(place)).await;
+    let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    done.rows_affected()
+}
+
+async fn content(fixture: &Fixture, id: MessageId) -> Option<String> {
+    let stored = fixture.store.read().message(id, Data::Include).await.unwrap().unwrap();
+    stored.data.map(|data| String::from_utf8(data.to_vec()).unwrap())
+}
+
+async fn is_being_written(place: &Place) {
+    until("some of it is written", async || number(url(place), AHEAD).await > 0).await;
+}
+
+async fn until_left(place: &Place, pieces: i64) {
+    let started = std::time::Instant::now();
+    while number(url(place), PIECES).await != pieces {
+        assert!(started.elapsed() < TAKEOVER, "{} are left", number(url(place), PIECES).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_dead_node_has_begun_goes_and_what_a_living_one_writes_stays() {
+    let one = lab().await;
+    let other = beside(&one.place, "node-2").open().await.unwrap();
+    let place = other.place.clone();
+    let half = hand_in(&one, "half", LONG);
+    is_being_written(&place).await;
+    one.crash().await;
+    assert!(half.await.unwrap().is_err());
+    let left = number(url(&place), AHEAD).await;
+    assert!(left > 0, "it has left something");
+    // One after the other, so that something is being written whenever the dead one's is removed.
+    let mut accepted = Vec::new();
+    let started = std::time::Instant::now();
+    for n in 0.. {
+        let id = n.to_string();
+        accepted.push(hand_in(&other, &id, 12 * MIB).await.unwrap().unwrap()[0].id);
+        let others = "SELECT count(*) FROM piece_ahead";
+        if number(url(&place), others).await == 0 {
+            break;
+        }
+        assert!(started.elapsed() < TAKEOVER, "what the dead one has begun is there still");
+    }
+    for (n, id) in accepted.iter().enumerate() {
+        assert!(content(&other, *id).await == Some(text(&n.to_string(), 12 * MIB)), "{n}");
+    }
+    let orphans =
+        "SELECT count(*) FROM piece p WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.id = p.message)";
+    assert_eq!(number(url(&place), orphans).await, 0);
+    assert_sound(&other.stop().await, "one died").await;
+}
+
+/// As after a failover to a standby that had not got the last of them.
+#[tokio::test]
+async fn an_accept_whose_pieces_are_not_all_there_fails_and_nothing_is_left() {
+    let fixture = lab().await;
+    let place = fixture.place.clone();
+    let lost = [
+        "UPDATE piece_ahead SET pieces = pieces - 1",
+        "DELETE FROM piece_ahead",
+        "UPDATE piece_ahead SET epoch = epoch + 1",
+        "UPDATE piece_ahead SET day = day - 1",
+    ];
+    for lost in lost {
+        let half = hand_in(&fixture, lost, LONG);
+        is_being_written(&place).await;
+        run(&place, lost).await;
+        let refused = half.await.unwrap();
+        assert!(matches!(refused, Err(AcceptError::Store(_))), "{lost}: {refused:?}");
+        assert_eq!(fixture.stats("lab").await.waiting, 0, "{lost}");
+        if lost.starts_with("DELETE") || lost.contains("day -") {
+            // Nothing says any more whose they are, or where: nobody but this test does so.
+            run(&place, "DELETE FROM piece; DELETE FROM piece_ahead").await;
+        }
+        until_left(&place, 0).await;
+    }
+    let accepted = fixture.accept(vec![large("whole", 3 * MIB)]).await.unwrap();
+    assert!(content(&fixture, accepted[0].id).await == Some(text("whole", 3 * MIB)));
+    assert_sound(&fixture.stop().await, "lost").await;
+}
+
+#[tokio::test]
+async fn where_their_connection_is_lost_one_message_is_refused_and_the_next_is_not() {
+    let fixture = lab().await;
+    let place = fixture.place.clone();
+    let half = hand_in(&fixture, "half", LONG);
+    is_being_written(&place).await;
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+        WHERE datname = current_database() AND query LIKE '/* pieces_write */%' AND pid <> pg_backend_pid()";
+    assert_eq!(run(&place, cut).await, 1, "they have one connection");
+    let refused = half.await.unwrap();
+    assert!(matches!(refused, Err(AcceptError::Store(StoreError::ReadOnly(_)))), "{refused:?}");
+    fixture.send("small", None, "lab").await;
+    let accepted = hand_in(&fixture, "half", 3 * MIB).await.unwrap().unwrap();
+    assert!(!accepted[0].duplicate && content(&fixture, accepted[0].id).await == Some(text("half", 3 * MIB)));
+    until("nothing is left of the first", async || {
+        number(url(&place), "SELECT count(*) FROM piece_ahead").await == 0
+    })
+    .await;
+    assert_sound(&fixture.stop().await, "cut").await;
+}
+
+/// The day of its accept is not the day on which it was begun.
+#[tokio::test]
+async fn pieces_go_with_the_day_of_their_message() {
+    let fixture = lab().await;
+    let place = fixture.place.clone();
+    let accepted = hand_in(&fixture, "late", LONG);
+    is_being_written(&place).await;
+    // Store time is never behind what was noted of it; the node's right goes along.
+    let day = 86_400_000_000_i64;
+    let later = format!(
+        "BEGIN; UPDATE node SET until = until + {day}; \
+         UPDATE store SET clock = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint + {day}; COMMIT"
+    );
+    run(&place, &later).await;
+    let id = accepted.await.unwrap().unwrap()[0].id;
+    let days = "SELECT count(DISTINCT p.day) * 10 + count(DISTINCT m.day) FILTER (WHERE m.day = p.day) \
+        FROM piece p JOIN message m ON m.id = p.message";
+    assert_eq!(number(url(&place), days).await, 11, "all of one day, which is the message's");
+    assert!(content(&fixture, id).await == Some(text("late", LONG)));
+    assert_sound(&fixture.stop().await, "midnight").await;
+}
+
+#[tokio::test]
+async fn a_day_goes_with_its_pieces_and_what_is_unsettled_keeps_them() {
+    let fixture = lab().await;
+    let session = fixture.session("lab").await;
+    let mut ids = Vec::new();
+    for id in ["settled", "kept 1", "kept 2"] {
+        ids.push(fixture.accept(vec![large(id, 3 * MIB)]).await.unwrap()[0].id);
+    }
+    let leased = fixture.lease_one("lab", session).await;
+    fixture.taken("lab", session, &leased, DELIVERED).await;
+    let before = number(url(&fixture.place), PIECES).await;
+    let place = fixture.stop().await;
+    age(&place, 40).await;
+    let fixture = place.open().await.unwrap();
+    until_dropped(&place).await;
+    assert_eq!(content(&fixture, ids[0]).await, None);
+    assert_eq!(number(url(&place), PIECES).await * 3, before * 2);
+    for (id, name) in ids[1..].iter().zip(["kept 1", "kept 2"]) {
+        assert!(content(&fixture, *id).await == Some(text(name, 3 * MIB)), "{name}");
+    }
+    let session = fixture.session("lab").await;
+    for id in &ids[1..] {
+        let leased = fixture.lease_one("lab", session).await;
+        assert_eq!(leased.message.id, *id);
+        fixture.taken("lab", session, &leased, DELIVERED).await;
+    }
+    // A new start looks at once.
+    let fixture = fixture.restart().await;
+    until("the rest is gone", async || number(url(&place), PIECES).await == 0).await;
+    assert_sound(&fixture.stop().await, "purged").await;
+}
+
+#[tokio::test]
+async fn a_missing_piece_is_a_damaged_payload_and_keeps_nobody_elses_back() {
+    for harm in ["DELETE FROM piece WHERE number = 2", "UPDATE piece SET bytes = ''::bytea WHERE number = 3"]
+    {
+        let fixture = lab().await;
+        // Small enough to come with its lease.
+        let id = fixture.accept(vec![large("harmed", MIB / 2)]).await.unwrap()[0].id;
+        run(&fixture.place, harm).await;
+        let sound = fixture.accept(vec![large("sound", MIB / 2)]).await.unwrap()[0].id;
+        let read = fixture.store.read().message(id, Data::Include).await;
+        assert!(
+            matches!(&read, Err(StoreError::Corrupt { table: "payload", column: "data", .. })),
+            "{harm}: {read:?}"
+        );
+        let session = fixture.session("lab").await;
+        let leased = fixture.lease("lab", session, 10).await;
+        assert_eq!(leased.iter().map(|leased| leased.message.id).collect::<Vec<_>>(), [sound], "{harm}");
+        assert_eq!(fixture.stats("lab").await.dead, 1, "{harm}");
+    }
+}
