@@ -16,7 +16,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::commit::{day_of, in_pieces};
+use super::commit::{Values, count, day_of, in_pieces};
 use super::connection::Statement;
 use super::row::Cells;
 use super::{Postgres, sql};
@@ -68,35 +68,31 @@ impl Postgres {
     }
 
     /// The statement that writes pieces and counts them.
-    fn write_pieces(&self, pieces: &[Piece<'_>]) -> Statement<'static> {
-        let (mut begun, mut grown) = (BTreeMap::new(), BTreeMap::new());
+    fn write_pieces(&self, pieces: &[Piece<'_>]) -> Result<Statement<'static>, CommitError> {
+        // How many are written now of messages that begin with them, and of others.
+        let (mut begun, mut grown): (BTreeMap<MessageId, i32>, BTreeMap<MessageId, i32>) = Default::default();
         for piece in pieces {
-            if piece.number == 0 {
-                begun.insert(piece.message.as_bytes().as_slice(), 0);
-            } else if let Some(count) = begun.get_mut(piece.message.as_bytes().as_slice()) {
-                *count += 1;
-            } else {
-                *grown.entry(piece.message.as_bytes().as_slice()).or_insert(0) += 1;
+            match (piece.number, begun.get_mut(&piece.message)) {
+                (0, _) => drop(begun.insert(piece.message, 0)),
+                (_, Some(count)) => *count += 1,
+                (_, None) => *grown.entry(piece.message).or_default() += 1,
             }
         }
-        let day = |message: &MessageId| self.pieces.days.get(message).copied().unwrap_or_default();
-        let days = |messages: &BTreeMap<&[u8], i32>| -> Vec<i32> {
-            let id = |bytes: &&[u8]| bytes.first_chunk().copied().map(MessageId::from_bytes);
-            messages.keys().map(|bytes| id(bytes).map_or(0, |message| day(&message))).collect()
-        };
         let written: Vec<&Piece<'_>> = pieces.iter().filter(|piece| piece.number > 0).collect();
-        let number = |piece: &&Piece<'_>| i32::try_from(piece.number).unwrap_or(i32::MAX);
-        sqlx::query(sql::PIECES_WRITE)
+        let day = |message: &MessageId| self.pieces.days.get(message).copied().unwrap_or_default();
+        let mut values = Values::default();
+        values
             .bind(self.node())
-            .bind(begun.keys().map(|message| message.to_vec()).collect::<Vec<_>>())
-            .bind(days(&begun))
-            .bind(begun.into_values().collect::<Vec<i32>>())
-            .bind(grown.keys().map(|message| message.to_vec()).collect::<Vec<_>>())
-            .bind(grown.into_values().collect::<Vec<i32>>())
+            .bind(begun.keys().map(|message| message.as_bytes().as_slice()).collect::<Vec<&[u8]>>())
+            .bind(begun.keys().map(day).collect::<Vec<i32>>())
+            .bind(begun.values().copied().collect::<Vec<i32>>())
+            .bind(grown.keys().map(|message| message.as_bytes().as_slice()).collect::<Vec<&[u8]>>())
+            .bind(grown.values().copied().collect::<Vec<i32>>())
             .bind(written.iter().map(|piece| day(&piece.message)).collect::<Vec<i32>>())
-            .bind(written.iter().map(|piece| piece.message.as_bytes().to_vec()).collect::<Vec<_>>())
-            .bind(written.iter().map(number).collect::<Vec<i32>>())
-            .bind(written.iter().map(|piece| piece.bytes.to_vec()).collect::<Vec<_>>())
+            .bind(written.iter().map(|piece| piece.message.as_bytes().as_slice()).collect::<Vec<&[u8]>>())
+            .bind(written.iter().map(|piece| count(piece.number)).collect::<Vec<i32>>())
+            .bind(written.iter().map(|piece| piece.bytes).collect::<Vec<&[u8]>>());
+        values.of(sql::PIECES_WRITE)
     }
 
     /// Pieces that were written on another day than that of their accept go with the content of that day.

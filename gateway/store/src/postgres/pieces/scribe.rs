@@ -10,6 +10,10 @@ use tokio::sync::Notify;
 use super::super::connection::{Connection, Statement};
 use crate::backend::CommitError;
 
+/// The log is synced in its order: the commit of the accept, which waits for that, waits for what was written before too, and so does a
+/// synchronous standby. What is lost before that nobody has been told of.
+const NO_SYNC: (&str, &str) = ("synchronous_commit", "off");
+
 type Ended = Result<(), CommitError>;
 
 pub(super) struct Scribe {
@@ -31,6 +35,7 @@ struct Thread {
 
 impl Scribe {
     pub(super) fn new(options: PgConnectOptions) -> Self {
+        let options = options.options([NO_SYNC]);
         Self { options, bell: Arc::default(), thread: None, under_way: false, ended: None }
     }
 
@@ -38,12 +43,12 @@ impl Scribe {
         Arc::clone(&self.bell)
     }
 
-    /// Has a statement written, when the one before has ended and that was asked for.
-    pub(super) fn write(&mut self, statement: Statement<'static>) {
-        let given = match self.thread() {
-            Ok(thread) => thread.statements.send(statement).map_err(|_| gone()),
-            Err(error) => Err(CommitError::Broken(error.to_string())),
-        };
+    /// Has a statement written, when the one before has ended and that was asked for. One that is none has ended at once.
+    pub(super) fn write(&mut self, statement: Result<Statement<'static>, CommitError>) {
+        let given = statement.and_then(|statement| {
+            let thread = self.thread().map_err(|error| CommitError::Broken(error.to_string()))?;
+            thread.statements.send(statement).map_err(|_| gone())
+        });
         match given {
             Ok(()) => self.under_way = true,
             Err(error) => {
