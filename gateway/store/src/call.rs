@@ -5,7 +5,7 @@ use std::time::Duration;
 use gatepost_core::principal::{Actor, OperatorPermit};
 use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::ops::{
     Accept, AcceptError, Accepted, AdapterRole, AuditNote, DeliveryRow, EraseStep, Erased, LeaseError,
@@ -24,6 +24,8 @@ pub(crate) enum Op {
         accept: Accept,
         /// One for each message.
         prepared: Vec<Prepared>,
+        /// Of a large one, its place among those, which it has until it is answered.
+        place: Option<OwnedSemaphorePermit>,
         answer: Answer<Vec<Accepted>, AcceptError>,
     },
     Lease(LeaseRequest, Answer<Claimed, LeaseError>),

@@ -27,7 +27,7 @@ use crate::reader::{self, Reader};
 use crate::recent::Recent;
 use crate::seal::Vault;
 use crate::sqlite::{self, Backfill, Sqlite};
-use crate::store::{Store, preparing};
+use crate::store::{Store, large, preparing};
 use crate::writer::{Chore, Condition, Health, Memory, OPS_WAITING_MAX, Piecemeal, Writer, WriterThread};
 
 /// See [`Options::keys_in_memory`]: with the run that is on its way, a few MiB at most.
@@ -469,6 +469,8 @@ async fn assemble<B: Backend>(
         recent,
         remains,
         preparing: preparing(),
+        preparing_outcomes: preparing(),
+        large: large(),
     };
     Ok(Assembled { store, writer, ops, chores, audit, grown, first, adopted, created, lock })
 }

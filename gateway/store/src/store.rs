@@ -34,6 +34,16 @@ use crate::writer::Health;
 /// Payload bytes that are hashed where the caller runs; more of them would keep others on its thread waiting.
 const PREPARED_INLINE_BYTES_MAX: usize = 256 * 1024;
 
+/// Sealed bytes from which on an accept is large.
+const LARGE_BYTES: usize = 256 * 1024;
+/// Large accepts that the writer has at a time. Further ones wait, in the order in which they have come, before it hears of them.
+const LARGE_ACCEPTS_MAX: usize = 64;
+
+/// Places of large accepts.
+pub(crate) fn large() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(LARGE_ACCEPTS_MAX))
+}
+
 /// How many large operations are hashed and sealed at once: on half of the processors, so that the writer and whoever hands in small
 /// messages have the others.
 pub(crate) fn preparing() -> Arc<Semaphore> {
@@ -56,6 +66,9 @@ pub struct Store {
     pub(crate) remains: Remains,
     /// Turns to hash and seal what is large.
     pub(crate) preparing: Arc<Semaphore>,
+    /// … and of outcomes, whose leases run meanwhile: they do not wait behind what is handed in.
+    pub(crate) preparing_outcomes: Arc<Semaphore>,
+    pub(crate) large: Arc<Semaphore>,
 }
 
 impl Store {
@@ -64,9 +77,16 @@ impl Store {
     pub async fn message_accept(&self, accept: Accept) -> Result<Vec<Accepted>, AcceptError> {
         let Accept { permit, session, messages } = accept;
         let sender = permit.sender().clone();
-        let (messages, prepared) = self.prepare(sender, messages, |message| message).await?;
+        let (messages, prepared) = self.prepare(&self.preparing, sender, messages, |message| message).await?;
         let accept = Accept { permit, session, messages };
-        self.call(|answer| Op::Accept { accept, prepared, answer }).await
+        let place = match prepared.iter().map(|prepared| prepared.data.len()).sum::<usize>() {
+            LARGE_BYTES.. => {
+                let place = Arc::clone(&self.large).acquire_owned().await;
+                Some(place.map_err(|_| StoreError::Stopping)?)
+            }
+            _ => None,
+        };
+        self.call(|answer| Op::Accept { accept, prepared, place, answer }).await
     }
 
     /// What a message was answered when it was handed in before under the same key with the same content; `None` if it was
@@ -83,6 +103,7 @@ impl Store {
     /// Hashes and seals the messages of `items`, which keep the rest of them.
     async fn prepare<T: Send + 'static>(
         &self,
+        preparing: &Arc<Semaphore>,
         sender: Actor,
         mut items: Vec<T>,
         message_of: fn(&mut T) -> &mut NewMessage,
@@ -97,7 +118,7 @@ impl Store {
         let prepared = if bytes <= PREPARED_INLINE_BYTES_MAX {
             prepare()
         } else {
-            let turn = Arc::clone(&self.preparing).acquire_owned().await.map_err(|_| StoreError::Stopping)?;
+            let turn = Arc::clone(preparing).acquire_owned().await.map_err(|_| StoreError::Stopping)?;
             let task = tokio::task::spawn_blocking(move || {
                 // Until it is done, also when nobody waits for it any more.
                 let _turn = turn;
@@ -186,8 +207,8 @@ impl Store {
 
     /// Outcomes, emitted events and adapter state in one transaction.
     pub async fn delivery_settle(&self, settle: Settle) -> Result<SettleAnswer, SettleError> {
-        let (emit, prepared) =
-            self.prepare(settle.consumer.clone(), settle.emit, |emit| &mut emit.message).await?;
+        let (turns, consumer) = (&self.preparing_outcomes, settle.consumer.clone());
+        let (emit, prepared) = self.prepare(turns, consumer, settle.emit, |emit| &mut emit.message).await?;
         let settle = Settle { emit, ..settle };
         self.call(|answer| Op::Settle { settle, prepared, answer }).await
     }

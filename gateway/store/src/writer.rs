@@ -32,13 +32,13 @@ mod shred;
 mod sim;
 mod turn;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use gatepost_core::Timestamp;
 use gatepost_core::principal::Actor;
+use gatepost_core::{DeliveryId, LeaseToken, Timestamp};
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -160,6 +160,9 @@ impl<B> Drop for WriterThread<B> {
     }
 }
 
+/// Leases that time does not end: whoever held them has said in time what became of them.
+pub(crate) type Reported = HashSet<(DeliveryId, LeaseToken)>;
+
 /// What the writer does next.
 enum Next {
     Sweep,
@@ -270,7 +273,7 @@ impl<B: Backend> Writer<B> {
             let mut wrote = false;
             match runtime.block_on(next) {
                 Next::Sweep => {
-                    self.look_at_time();
+                    self.look_at_time(&bulk);
                     let pause = self.until_next_look();
                     sweep.reset_after(pause);
                     looks_at = Instant::now() + pause;
@@ -328,7 +331,7 @@ impl<B: Backend> Writer<B> {
     }
 
     /// What time alone does: leases and messages that run out, the disk, the WAL, retention.
-    fn look_at_time(&mut self) {
+    fn look_at_time(&mut self, bulk: &Bulk<Op>) {
         match &self.condition {
             Condition::Broken(_) => self.reopen(),
             Condition::Full => self.look_for_space(),
@@ -339,7 +342,8 @@ impl<B: Backend> Writer<B> {
         }
         // Before the first configuration nobody knows the policies by which time ends things.
         if self.own_leases_ended {
-            self.sweep();
+            let reported = self.reported(bulk);
+            self.sweep(&reported);
             self.purge_some();
         }
         self.drop_pieces();
@@ -349,6 +353,16 @@ impl<B: Backend> Writer<B> {
         self.memory.forget_batches();
         self.health.set_wal_bytes(self.database.log_bytes());
         self.tend();
+    }
+
+    /// Leases of which the outcome has come and waits for its turn.
+    fn reported(&self, bulk: &Bulk<Op>) -> Reported {
+        let in_bulk = bulk.waiting().filter_map(|op| match op {
+            Op::Settle { settle, .. } => Some(settle),
+            _ => None,
+        });
+        let items = self.piecemeal.outcomes().chain(in_bulk).flat_map(|settle| &settle.items);
+        items.filter_map(|item| Some((item.delivery, item.token?))).collect()
     }
 
     fn tend(&mut self) {

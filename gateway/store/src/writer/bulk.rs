@@ -35,6 +35,10 @@ impl<T> Bulk<T> {
         }
     }
 
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &T> {
+        self.waiting.iter().map(|(op, _)| op)
+    }
+
     /// When something is to be written; `None` if nothing waits.
     pub(super) fn turn(&self) -> Option<Instant> {
         (!self.waiting.is_empty()).then_some(self.turn)

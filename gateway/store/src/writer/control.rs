@@ -6,6 +6,7 @@ use gatepost_core::principal::Actor;
 use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, Illegal, State};
 
+use super::Reported;
 use super::leaf::actor;
 use super::memory::Queue;
 use super::recall::Fronts;
@@ -91,8 +92,11 @@ impl Turn<'_> {
     }
 
     /// Ends leases whose deadline has passed.
-    pub(crate) fn sweep_leases(&mut self, most: usize) -> Result<(), StoreError> {
-        let over = |row: &Row, now| row.delivery.lease().is_some_and(|lease| lease.until <= now);
+    pub(crate) fn sweep_leases(&mut self, most: usize, reported: &Reported) -> Result<(), StoreError> {
+        let over = |row: &Row, now| {
+            let lease = row.delivery.lease().filter(|lease| lease.until <= now);
+            lease.is_some_and(|lease| !reported.contains(&(row.id, lease.token)))
+        };
         let mut due: Vec<&Row> =
             self.memory.hot.values().filter(|row| over(row, self.now)).take(most).collect();
         // From the head of each lane on, and so that a run can be repeated exactly.

@@ -11,7 +11,7 @@ use super::outcome::{News, Outcome, conclude};
 use super::piecemeal::Step;
 use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
-use super::{Condition, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
+use super::{Condition, Reported, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
 use crate::backend::{Adds, Backend, CommitError, Need, Sent};
 use crate::call::{Claimed, ClaimedDelivery, Op};
 use crate::ops::{
@@ -410,11 +410,12 @@ impl<B: Backend> Writer<B> {
     pub(super) fn answer(&mut self, ops: Vec<Op>, decided: Vec<Decided>, at: gatepost_core::Timestamp) {
         for (op, decided) in ops.into_iter().zip(decided) {
             match (op, decided) {
-                (Op::Accept { accept, prepared, answer }, Decided::Accept(result)) => {
+                (Op::Accept { accept, prepared, place, answer }, Decided::Accept(result)) => {
                     if let Ok(accepted) = &result {
                         self.keep_recent(&accept, prepared, accepted, at);
                     }
                     drop(answer.send(result));
+                    drop(place);
                 }
                 (Op::Settle { answer, .. }, Decided::Settle(result)) => drop(answer.send(result)),
                 (Op::Lease(_, answer), Decided::Lease(result)) => drop(answer.send(result)),
@@ -480,9 +481,9 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Ends what time has ended, as much of it as does not keep everybody else waiting.
-    pub(crate) fn sweep(&mut self) {
+    pub(crate) fn sweep(&mut self, reported: &Reported) {
         for _ in 0..SWEEP_COMMITS_MAX {
-            match self.sweep_once() {
+            match self.sweep_once(reported) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => return self.failed(&error),
@@ -491,14 +492,14 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Whether there may be more to do.
-    fn sweep_once(&mut self) -> Result<bool, CommitError> {
+    fn sweep_once(&mut self, reported: &Reported) -> Result<bool, CommitError> {
         let most = SWEEP_DELIVERIES_MAX + self.memory.damage.passed_over();
         let read = self.database.past_expiry(self.now(), most)?;
         let rows = self.memory.damage.sound(read)?;
         let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        turn.sweep_leases(SWEEP_DELIVERIES_MAX as usize)?;
+        turn.sweep_leases(SWEEP_DELIVERIES_MAX as usize, reported)?;
         turn.sweep_expiry(rows)?;
         let committed = conclude(&mut self.database, turn)?;
         Ok(self.install(committed, 0))

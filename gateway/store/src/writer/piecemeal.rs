@@ -21,13 +21,12 @@ use pace::{Pace, STEP_PIECES};
 pub(crate) use sizes::Sizes;
 
 use crate::call::Op;
+use crate::ops::Settle;
 use crate::prepared::Prepared;
 use crate::seal::{InPieces, Owner};
 
 /// A piece has a row, which takes as long as this part of a whole piece.
 const ROW_PART: usize = 16;
-/// Most operations that wait here; further ones are taken as they come.
-const WAITING_MAX: usize = 64;
 
 /// A part of a message's sealed payload.
 pub(crate) struct Piece<'a> {
@@ -107,12 +106,13 @@ impl Piecemeal {
     }
 
     /// Takes what is to be written in pieces out of `ops`, which are not asked for in any order: none of them has been answered.
+    /// The store bounds how many accepts there are at a time, and adapters have few outcomes under way.
     pub(super) fn part(&mut self, ops: &mut Vec<Op>) {
         if !ops.iter().any(|op| self.is_for_pieces(op)) {
             return;
         }
         for op in std::mem::take(ops) {
-            if self.waiting.len() < WAITING_MAX && self.is_for_pieces(&op) {
+            if self.is_for_pieces(&op) {
                 self.waiting.push_back(Ahead { op, progress: None });
             } else {
                 ops.push(op);
@@ -303,6 +303,14 @@ impl Piecemeal {
         self.stands_alone = false;
         let Ahead { op, progress } = self.waiting.pop_front()?;
         Some((op, progress.map_or_else(Vec::new, |progress| progress.begun)))
+    }
+
+    /// Outcomes whose emits are being written.
+    pub(super) fn outcomes(&self) -> impl Iterator<Item = &Settle> {
+        self.waiting.iter().filter_map(|ahead| match &ahead.op {
+            Op::Settle { settle, .. } => Some(settle),
+            _ => None,
+        })
     }
 
     /// Operations that can join a group.

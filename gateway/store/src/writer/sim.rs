@@ -12,6 +12,7 @@ mod laws;
 mod machine;
 mod ops;
 mod power;
+mod reported;
 mod repro;
 mod run;
 

@@ -223,6 +223,26 @@ async fn whoever_hands_in_the_same_many_times_at_once_leaves_pieces_of_few() {
     assert_sound(&fixture.stop().await, "the same").await;
 }
 
+/// More than the writer has at a time: those that come later wait, and none of them goes round the pieces.
+#[tokio::test]
+async fn however_many_large_ones_come_at_once_all_go_in_pieces() {
+    const MANY: usize = 100;
+    let fixture = lab().await;
+    let hand_in = |n: usize| {
+        let accept = crate::fixture::accept_of(&app(), vec![large(&n.to_string(), 300 * KIB)]);
+        let store = fixture.store.clone();
+        tokio::spawn(async move { store.message_accept(accept).await })
+    };
+    let waiting: Vec<_> = (0..MANY).map(hand_in).collect();
+    for answer in waiting {
+        assert!(!answer.await.unwrap().unwrap()[0].duplicate);
+    }
+    let messages = "SELECT count(DISTINCT message) FROM piece";
+    assert_eq!(number(&fixture.place, [messages, messages]).await, MANY as i64);
+    assert_eq!(unclaimed(&fixture.place).await, 0);
+    assert_sound(&fixture.stop().await, "many at once").await;
+}
+
 #[tokio::test]
 async fn what_is_emitted_may_be_as_large() {
     let fixture = lab().await;

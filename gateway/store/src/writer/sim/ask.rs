@@ -254,7 +254,8 @@ impl Sim {
         noted.prints = prepared.iter().map(|prepared| prepared.fingerprint).collect();
         let permit = TypePatterns::new(["*"]).permit(&actor, "t")?;
         let (answer, answered) = channel();
-        let op = StoreOp::Accept { accept: Accept { permit, session, messages }, prepared, answer };
+        let op =
+            StoreOp::Accept { accept: Accept { permit, session, messages }, prepared, place: None, answer };
         Some((Asked::Send { request, session, to: first, answer: answered }, op))
     }
 
@@ -555,7 +556,7 @@ fn queue_setup(setup: &Setup) -> QueueSetup {
     QueueSetup { name: QUEUES[queue].to_owned(), kind, sessions: Default::default(), policy }
 }
 
-fn message(
+pub(super) fn message(
     id: &str,
     text: &str,
     [lane, barrier]: [Option<String>; 2],

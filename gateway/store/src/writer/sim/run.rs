@@ -5,7 +5,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash as _, Hasher as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gatepost_audit::{Checkpoint, Event as LeafEvent, Options, SignerKey, Tail, verify_dir};
 use gatepost_core::principal::{Actor, ActorKind};
@@ -23,6 +23,7 @@ use crate::dice::Dice;
 use crate::ops::AuditNote;
 use crate::seal::Index;
 use crate::sqlite::Sqlite;
+use crate::writer::bulk::Bulk;
 use crate::writer::{Chore, Condition, Writer};
 
 /// Starts that may fail in a row before a run is stuck.
@@ -211,7 +212,7 @@ impl Sim {
         if self.writer().condition == Condition::Full {
             self.machine.keep_reserve();
         }
-        self.beside(fault, Writer::look_at_time)
+        self.beside(fault, |writer| writer.look_at_time(&Bulk::new(Instant::now())))
     }
 
     /// What the writer does for nobody in particular.
