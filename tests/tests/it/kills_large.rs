@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use gatepost_tests::http::Client;
-use gatepost_tests::{Dice, Gateway, note, skipped, until_within};
+use gatepost_tests::{Dice, Gateway, note, on_postgres, skipped, until_within};
 use serde_json::{Value, json};
 
 use crate::order_event;
@@ -19,7 +19,7 @@ const SENDERS: usize = 3;
 const LARGE_BYTES: usize = 16 << 20;
 /// Acknowledged between two kills, at most and about.
 const MESSAGES_PER_ROUND: usize = 2;
-/// The kill comes when the log has so many bytes since the start, of which some are pieces;
+/// The kill comes when so many bytes have been written since the start, of which some are pieces;
 const PIECES_BYTES: u64 = 1 << 20;
 /// and so many more at most: less than what is handed in at a time.
 const WRITTEN_BYTES: usize = 24 << 20;
@@ -128,14 +128,40 @@ impl Senders {
     }
 }
 
-/// What stands in the database: of messages that are not there, and of pieces that no message claims; and the file's bytes.
+/// What stands in the database: of messages that are not there, and of pieces that no message claims; and its bytes, which PostgreSQL,
+/// whose files keep room for what comes, counts as those of the pieces.
 struct Left {
     unclaimed: u64,
     orphans: u64,
     bytes: u64,
 }
 
-fn left(data: &Path) -> Left {
+fn left(gateway: &Gateway) -> Left {
+    if on_postgres() { left_on_postgres(gateway) } else { left_on_sqlite(&gateway.path("data")) }
+}
+
+fn left_on_postgres(gateway: &Gateway) -> Left {
+    const LOOK: &str = "SELECT (SELECT count(*) FROM gatepost.piece_ahead), (SELECT count(*) FROM gatepost.piece p \
+        WHERE NOT EXISTS (SELECT 1 FROM gatepost.message m WHERE m.id = p.message)), \
+        (SELECT coalesce(sum(length(bytes)), 0) FROM gatepost.piece)";
+    let url = std::fs::read_to_string(gateway.path("postgres-url")).unwrap();
+    let mut psql = Command::new("psql");
+    let output = psql.args(["-X", "-A", "-t", "-F", " ", "-d", url.trim(), "-c", LOOK]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let numbers: Vec<u64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    Left { unclaimed: numbers[0], orphans: numbers[1], bytes: numbers[2] }
+}
+
+/// Bytes that have been written since the start, as far as can be told: of SQLite's log, or of PostgreSQL's pieces.
+fn written(gateway: &Gateway, pieces_before: u64) -> u64 {
+    if on_postgres() {
+        return left(gateway).bytes.saturating_sub(pieces_before);
+    }
+    gateway.path("data").join("gatepost.db-wal").metadata().map_or(0, |metadata| metadata.len())
+}
+
+fn left_on_sqlite(data: &Path) -> Left {
     const LOOK: &str = "import sqlite3, sys
 found = sqlite3.connect('file:' + sys.argv[1] + '?mode=ro', uri=True, timeout=20)
 print(*found.execute('''SELECT (SELECT count(*) FROM piece WHERE number = 0),
@@ -161,36 +187,33 @@ fn is_whole(gateway: &Gateway, message: &str, sender: usize, n: usize) {
 
 #[test]
 fn thirty_kills_among_large_messages_leave_whole_ones_and_no_pieces() {
-    if !Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success()) {
+    if !on_postgres()
+        && !Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success())
+    {
         return skipped("needs python3");
     }
-    let mut gateway = Gateway::builder()
-        .sqlite()
-        .app("shop", &["*"], &["desk"])
-        .inbox("desk", "")
-        .route("shop", &["desk"])
-        .start();
+    let mut gateway =
+        Gateway::builder().app("shop", &["*"], &["desk"]).inbox("desk", "").route("shop", &["desk"]).start();
     let seed = Dice::fresh_seed();
     let mut dice = Dice::new(seed);
     let senders = Senders::start(&gateway.app());
-    let data = gateway.path("data");
     let (mut interrupted, mut most_beside, mut seen) = (0, 0, BTreeSet::new());
     for round in 1..=ROUNDS {
+        let before = if on_postgres() { left(&gateway).bytes } else { 0 };
         senders.go_on();
-        let (log, enough) = (data.join("gatepost.db-wal"), PIECES_BYTES + dice.below(WRITTEN_BYTES) as u64);
+        let enough = PIECES_BYTES + dice.below(WRITTEN_BYTES) as u64;
         until_within(WRITTEN, "some of it is written", || {
-            let written = log.metadata().map_or(0, |metadata| metadata.len());
-            (written >= enough || senders.rest()).then_some(())
+            (written(&gateway, before) >= enough || senders.rest()).then_some(())
         });
         gateway.kill();
         senders.hold();
         gateway.restart();
-        interrupted += usize::from(left(&data).unclaimed > 0);
+        interrupted += usize::from(left(&gateway).unclaimed > 0);
         if round % SWEPT_EVERY > 0 {
             continue;
         }
         until_within(SWEPT, &format!("seed {seed}: nothing is left of what the dead had begun"), || {
-            let left = left(&data);
+            let left = left(&gateway);
             (left.unclaimed == 0 && left.orphans == 0).then_some(())
         });
         let accepted = senders.accepted();
@@ -200,7 +223,7 @@ fn thirty_kills_among_large_messages_leave_whole_ones_and_no_pieces() {
             }
         }
         let stored = gateway.list("/v1/messages", "messages").len() * LARGE_BYTES;
-        most_beside = most_beside.max(left(&data).bytes.saturating_sub(stored as u64));
+        most_beside = most_beside.max(left(&gateway).bytes.saturating_sub(stored as u64));
     }
     // Whatever could be begun between two looks, and a sixteenth for pages and rows.
     let begun = (SWEPT_EVERY * SENDERS * LARGE_BYTES) as u64;
