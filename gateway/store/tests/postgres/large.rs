@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use gatepost_core::MessageId;
-use gatepost_store::{AcceptError, Accepted, Data, StoreError};
+use gatepost_postgres::Cluster;
+use gatepost_store::{AcceptError, Accepted, Data, Database, Engines, StoreError};
 use sqlx::{AssertSqlSafe, Connection as _};
 use tokio::task::JoinHandle;
 
@@ -19,6 +20,8 @@ const MIB: usize = 1024 * 1024;
 const LONG: usize = 60 * MIB;
 const PIECES: &str = "SELECT (SELECT count(*) FROM piece) + (SELECT count(*) FROM piece_ahead)";
 const AHEAD: &str = "SELECT coalesce(sum(pieces), 0) FROM piece_ahead";
+/// How often a node looks for what others have left.
+const LOOKS: Duration = Duration::from_secs(5);
 /// A node's right to write, and until the others have looked for what it has left.
 const TAKEOVER: Duration = Duration::from_secs(30);
 
@@ -47,10 +50,10 @@ async fn is_being_written(place: &Place) {
     until("some of it is written", async || number(url(place), AHEAD).await > 0).await;
 }
 
-async fn until_left(place: &Place, pieces: i64) {
+async fn until_is(place: &Place, statement: &'static str, expected: i64) {
     let started = std::time::Instant::now();
-    while number(url(place), PIECES).await != pieces {
-        assert!(started.elapsed() < TAKEOVER, "{} are left", number(url(place), PIECES).await);
+    while number(url(place), statement).await != expected {
+        assert!(started.elapsed() < TAKEOVER, "{statement}: {}", number(url(place), statement).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -59,6 +62,8 @@ async fn until_left(place: &Place, pieces: i64) {
 async fn what_a_dead_node_has_begun_goes_and_what_a_living_one_writes_stays() {
     let one = lab().await;
     let other = beside(&one.place, "node-2").open().await.unwrap();
+    // Writes nothing, and looks for what the dead have left as the other does.
+    let third = beside(&one.place, "node-3").open().await.unwrap();
     let place = other.place.clone();
     let half = hand_in(&one, "half", LONG);
     is_being_written(&place).await;
@@ -72,8 +77,8 @@ async fn what_a_dead_node_has_begun_goes_and_what_a_living_one_writes_stays() {
     for n in 0.. {
         let id = n.to_string();
         accepted.push(hand_in(&other, &id, 12 * MIB).await.unwrap().unwrap()[0].id);
-        let others = "SELECT count(*) FROM piece_ahead";
-        if number(url(&place), others).await == 0 {
+        let is_gone = number(url(&place), "SELECT count(*) FROM piece_ahead").await == 0;
+        if is_gone && started.elapsed() > 2 * LOOKS {
             break;
         }
         assert!(started.elapsed() < TAKEOVER, "what the dead one has begun is there still");
@@ -84,6 +89,7 @@ async fn what_a_dead_node_has_begun_goes_and_what_a_living_one_writes_stays() {
     let orphans =
         "SELECT count(*) FROM piece p WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.id = p.message)";
     assert_eq!(number(url(&place), orphans).await, 0);
+    third.stop().await;
     assert_sound(&other.stop().await, "one died").await;
 }
 
@@ -109,7 +115,7 @@ async fn an_accept_whose_pieces_are_not_all_there_fails_and_nothing_is_left() {
             // Nothing says any more whose they are, or where: nobody but this test does so.
             run(&place, "DELETE FROM piece; DELETE FROM piece_ahead").await;
         }
-        until_left(&place, 0).await;
+        until_is(&place, PIECES, 0).await;
     }
     let accepted = fixture.accept(vec![large("whole", 3 * MIB)]).await.unwrap();
     assert!(content(&fixture, accepted[0].id).await == Some(text("whole", 3 * MIB)));
@@ -210,4 +216,37 @@ async fn a_missing_piece_is_a_damaged_payload_and_keeps_nobody_elses_back() {
         assert_eq!(leased.iter().map(|leased| leased.message.id).collect::<Vec<_>>(), [sound], "{harm}");
         assert_eq!(fixture.stats("lab").await.dead, 1, "{harm}");
     }
+}
+
+/// What has not been synced of the pieces is lost with it; nobody was told of it.
+#[tokio::test]
+async fn a_database_that_dies_among_large_messages_leaves_whole_ones_and_nothing_else() {
+    let mut cluster = Cluster::start(&[]).expect("a PostgreSQL server for the tests");
+    let database = Database::Postgres {
+        url: cluster.url("postgres"),
+        node: "node-1".to_owned(),
+        engines: Engines::Postgres,
+    };
+    let place = Place { database, ..Place::new(vec![queue("lab", quick())]) };
+    let fixture = place.open().await.unwrap();
+    let mut kept = Vec::new();
+    for round in 0..3 {
+        let id = format!("kept {round}");
+        kept.push((fixture.accept(vec![large(&id, 3 * MIB)]).await.unwrap()[0].id, id));
+        let half = hand_in(&fixture, &format!("half {round}"), LONG);
+        is_being_written(&place).await;
+        cluster.kill().unwrap();
+        let refused = half.await.unwrap();
+        assert!(matches!(refused, Err(AcceptError::Store(StoreError::ReadOnly(_)))), "{refused:?}");
+        cluster.start_again().unwrap();
+        let small = crate::fixture::message(&format!("small {round}"), None, "x", &["lab"]);
+        until("it accepts again", async || fixture.accept(vec![small.clone()]).await.is_ok()).await;
+    }
+    let ahead = "SELECT count(*) FROM piece_ahead";
+    until_is(&place, ahead, 0).await;
+    for (id, name) in &kept {
+        assert!(content(&fixture, *id).await.as_ref() == Some(&text(name, 3 * MIB)), "{name}");
+    }
+    assert_eq!(fixture.stats("lab").await.waiting, 6, "three large ones and three small ones");
+    assert_sound(&fixture.stop().await, "a database that died").await;
 }
