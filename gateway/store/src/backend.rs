@@ -4,7 +4,7 @@
 //! All of it runs on the writer's thread, one call after the other. Rows that a backend finds damaged it gives back as what they
 //! are; the writer passes them over and says so.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,6 +142,15 @@ pub(crate) trait Backend: Send + 'static {
     /// Writes trees anew that are there already: in the open transaction, or durably in one of their own.
     fn keyring_put(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError>;
     /// The oldest version of the seal key that anything is wrapped with.
+    /// Takes in these trees as others have cut them, who do not cut them further until the end of the open transaction.
+    fn keyring_hold(&mut self, trees: &BTreeSet<u64>) -> Result<(), CommitError> {
+        let _ = trees;
+        Ok(())
+    }
+    /// Takes in all trees as others have made and cut them.
+    fn keyring_follow(&mut self) -> Result<(), CommitError> {
+        Ok(())
+    }
     fn keyring_oldest(&mut self) -> Result<Option<u32>, CommitError>;
     /// Whether others use this database now.
     fn has_others(&mut self) -> Result<bool, CommitError>;

@@ -466,6 +466,16 @@ impl Backend for Postgres {
         commit::put_trees(&mut self.connection, trees)
     }
 
+    fn keyring_hold(&mut self, trees: &BTreeSet<u64>) -> Result<(), CommitError> {
+        let trees: Vec<i64> = trees.iter().copied().map(whole).collect();
+        self.learn(sqlx::query(sql::KEYRING_HOLD).bind(trees))
+    }
+
+    fn keyring_follow(&mut self) -> Result<(), CommitError> {
+        self.end_of_sent()?;
+        self.learn(sqlx::query(sql::KEYRING_LOAD))
+    }
+
     fn keyring_oldest(&mut self) -> Result<Option<u32>, CommitError> {
         self.end_of_sent()?;
         let found = self.position(sqlx::query(sql::KEYRING_OLDEST))?;
@@ -671,7 +681,12 @@ impl Postgres {
             return Ok(());
         }
         let unknown: Vec<i64> = unknown.into_iter().map(whole).collect();
-        for row in self.connection.rows(sqlx::query(sql::KEYRING_TREES).bind(unknown))? {
+        self.learn(sqlx::query(sql::KEYRING_TREES).bind(unknown))
+    }
+
+    /// Takes in trees as they are stored.
+    fn learn(&mut self, trees: connection::Statement<'_>) -> Result<(), CommitError> {
+        for row in self.connection.rows(trees)? {
             self.vault.learn(&load::tree(&row)?)?;
         }
         Ok(())

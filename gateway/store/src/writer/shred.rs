@@ -36,6 +36,9 @@ impl<B: Backend> Writer<B> {
                     .to_owned(),
             ));
         }
+        // Others that were here may have made trees, or cut leaves out of those that are known.
+        let followed = self.database.keyring_follow();
+        followed.inspect_err(|error| self.failed(error)).map_err(StoreError::from)?;
         let (trees, left) = self.vault.rewrapped(STEP_TREES_MAX)?;
         if trees.is_empty() {
             return Ok(Rewrapped::Nothing);
@@ -130,6 +133,8 @@ impl<B: Backend> Writer<B> {
             return Ok(erased);
         }
         self.database.erase(&erasing)?;
+        // As they are stored: what another node has cut out is not to be brought back.
+        self.database.keyring_hold(&locators.iter().map(|locator| locator.tree).collect())?;
         let cut = self.vault.cut(&locators)?;
         self.database.keyring_put(&cut)?;
         let now = self.number()?;

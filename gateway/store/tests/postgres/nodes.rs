@@ -626,6 +626,42 @@ async fn what_depends_on_another_nodes_commit_has_the_larger_number() {
     assert_both_sound(one, other).await;
 }
 
+/// Nodes have their own copies of the trees of data keys. What one has cut out of them, another that cuts something else out does not
+/// bring back, and neither does who wraps them with another seal key.
+#[tokio::test]
+async fn what_one_node_has_erased_no_other_brings_back() {
+    let one = Fixture::new(vec![queue("lab", quick())]).await;
+    let session = one.session("lab").await;
+    let mut ids = Vec::new();
+    for text in ["by the other", "by the one", "by the other again", "kept"] {
+        ids.push(crate::seal::delivered(&one, session, text, text).await);
+    }
+    let other = beside(&one.place, "other").open().await.unwrap();
+    let read = async |by: &Fixture, id| by.store.read().message(id, gatepost_store::Data::Include).await;
+    for id in &ids {
+        assert!(read(&other, *id).await.unwrap().unwrap().data.is_some(), "it knows the tree");
+    }
+    let mut somebody = connect(url(&one.place)).await;
+    sqlx::raw_sql("CREATE TABLE kept AS SELECT * FROM payload").execute(&mut somebody).await.unwrap();
+    for (by, id) in [(&other, ids[0]), (&one, ids[1]), (&other, ids[2])] {
+        let erased =
+            by.store.erase(crate::seal::operator(), gatepost_store::EraseWhat::Message(id)).await.unwrap();
+        assert_eq!((erased.messages.as_slice(), erased.plain), (&[id][..], 0));
+    }
+    other.stop().await;
+    assert_eq!(one.store.seal_key_rotate(crate::seal::operator()).await.unwrap().version, 2);
+    // The rows put back beside the trees as they are now do not open.
+    let back = "INSERT INTO payload SELECT * FROM kept ON CONFLICT DO NOTHING; DROP TABLE kept";
+    sqlx::raw_sql(back).execute(&mut somebody).await.unwrap();
+    let one = one.restart().await;
+    for id in &ids[..3] {
+        let read = read(&one, *id).await;
+        assert!(matches!(read, Err(gatepost_store::StoreError::Erased)), "{:?}", read.err());
+    }
+    assert!(read(&one, ids[3]).await.unwrap().unwrap().data.is_some());
+    one.stop().await;
+}
+
 /// Another node that does not have the new seal key could read nothing any more.
 #[tokio::test]
 async fn the_seal_key_is_not_changed_under_another_node_and_what_is_erased_says_so() {
