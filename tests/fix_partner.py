@@ -8,8 +8,9 @@ with an ExecutionReport, with `status` every OrderStatusRequest (35=H). It print
 `logout`, and `app` or `admin` with the message, `|` for SOH. Lines on its standard input tell it what to do, in each session:
 `send FIRST LAST` sends ExecutionReports E<FIRST> to E<LAST> and says `sent LAST` once it has stored them, `again FIRST LAST` the
 same with PossResend and `sent again LAST`, `expect N` makes it
-expect MsgSeqNum N next, `reset` sends a Logon with ResetSeqNumFlag, `forget ORDER` lets it forget that it has seen an order,
-`fill ORDER STATUS` sends a report on one, `news TEXT` sends a News (35=B) and says `sent TEXT`, `quit` ends it."""
+expect MsgSeqNum N next, `reset` sends a Logon with ResetSeqNumFlag, `lose ORDER` lets it not see an order when that comes first,
+`fill ORDER STATUS` sends a report on one, `news TEXT` sends a News (35=B) and says `sent TEXT`, `say N` makes it say `said N`,
+`quit` ends it."""
 
 import os
 import sys
@@ -60,7 +61,9 @@ class Partner(fix.Application):
         say("app", shown(message))
         header = message.getHeader()
         kind, order = header.getField(35), tag(message, 11)
-        if kind == "D":
+        if kind == "D" and order in self.lost:
+            self.lost.discard(order)
+        elif kind == "D":
             self.seen.add(order)
         if STATUS and kind == "H":
             report = self.report("S" + order, order)
@@ -81,6 +84,7 @@ class Partner(fix.Application):
     fields = {}
     answered = set()
     seen = set()
+    lost = set()
     fills = 0
 
     def report(self, execution, order):
@@ -104,7 +108,7 @@ def settings():
         "EndTime=00:00:00",
         "NonStopSession=Y",
         "UseDataDictionary=N",
-        "HeartBtInt=5",
+        "HeartBtInt=10",
         "ReconnectInterval=1",
         "SocketNodelay=Y",
         "PersistMessages=Y",
@@ -171,12 +175,14 @@ def main():
                 for session in partner.sessions:
                     logon = fix.Message()
                     logon.getHeader().setField(35, "A")
-                    for number, value in [(98, "0"), (108, "5"), (141, "Y")]:
+                    for number, value in [(98, "0"), (108, "10"), (141, "Y")]:
                         logon.setField(number, value)
                     fix.Session.sendToTarget(logon, session)
-            case ["forget", order]:
-                partner.seen.discard(order)
-                say("forgotten", order)
+            case ["lose", order]:
+                partner.lost.add(order)
+                say("losing", order)
+            case ["say", number]:
+                say("said", number)
             case ["fill", order, status]:
                 for session in partner.sessions:
                     partner.fills += 1

@@ -11,6 +11,7 @@ mod groups;
 pub mod http;
 pub mod lab;
 pub mod partner;
+mod port;
 mod programs;
 mod wait;
 
@@ -18,5 +19,6 @@ pub use builder::{Builder, on_postgres, uid};
 pub use clock::Clock;
 pub use dice::Dice;
 pub use gateway::{Gateway, settle_item};
+pub use port::Port;
 pub use programs::{compiled, faulty, interpreter, note, program, python, skipped, source};
 pub use wait::{WAIT, until, until_within};

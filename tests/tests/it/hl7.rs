@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use gatepost_tests::{Dice, Gateway, program, python, settle_item, skipped, source, until};
+use gatepost_tests::{Dice, Gateway, Port, program, python, settle_item, skipped, source, until};
 use serde_json::{Value, json};
 
 use crate::order_event;
@@ -25,8 +25,8 @@ impl Wire {
         Self::new(listener.accept().unwrap().0)
     }
 
-    pub(crate) fn connect(port: u16) -> Self {
-        Self::new(until("the adapter listens", || TcpStream::connect(("127.0.0.1", port)).ok()))
+    pub(crate) fn connect(port: &Port) -> Self {
+        Self::new(until("the adapter listens", || TcpStream::connect(port.address()).ok()))
     }
 
     pub(crate) fn new(stream: TcpStream) -> Self {
@@ -70,13 +70,11 @@ fn send(gateway: &Gateway, event: &Value) -> String {
     accepted["messages"][0]["id"].as_str().unwrap().to_owned()
 }
 
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// A partner answers message 1 only after the adapter has given up on it, while message 2 is on its way.
 #[test]
 fn a_late_acknowledgement_settles_not_the_message_that_is_in_flight_when_it_comes() {
+    // Longer than the partner is held up before it answers message 2.
+    const ACK_TIMEOUT_MS: u64 = 12_000;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let gateway = Gateway::builder()
         .app("ehr", &["org.hl7.v2.*"], &[])
@@ -84,7 +82,7 @@ fn a_late_acknowledgement_settles_not_the_message_that_is_in_flight_when_it_come
             "lab",
             "run = \"gatepost-hl7\"\norder = \"key\"\non_doubt = \"hold\"",
             &format!(
-                "connect = \"{}\"\nconnections = 1\nack_timeout_ms = 2000",
+                "connect = \"{}\"\nconnections = 1\nack_timeout_ms = {ACK_TIMEOUT_MS}",
                 listener.local_addr().unwrap()
             ),
         )
@@ -115,7 +113,7 @@ fn a_late_acknowledgement_settles_not_the_message_that_is_in_flight_when_it_come
 #[test]
 fn an_application_acknowledgement_delivers_over_another_connection_and_after_a_crash() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free_port();
+    let port = Port::reserve();
     let gateway = Gateway::builder()
         .app("ehr", &["org.hl7.v2.*"], &[])
         .adapter(
@@ -138,7 +136,7 @@ fn an_application_acknowledgement_delivers_over_another_connection_and_after_a_c
         let pid = gateway.adapter("lab")["pid"].clone();
         (pid.is_number() && pid != before).then_some(())
     });
-    let mut other = Wire::connect(port);
+    let mut other = Wire::connect(&port);
     other.write(&ack("AA", "M1")).unwrap();
     let delivered = gateway.until_state(&accepted, "delivered");
     assert!(delivered["history"].to_string().contains("business"), "{delivered}");
@@ -148,7 +146,7 @@ fn an_application_acknowledgement_delivers_over_another_connection_and_after_a_c
 /// A partner's query goes to an application, and its reply back on the same connection.
 #[test]
 fn a_query_gets_the_applications_reply() {
-    let port = free_port();
+    let port = Port::reserve();
     let gateway = Gateway::builder()
         .app("ehr", &[], &["queries"])
         .inbox("queries", "")
@@ -159,7 +157,7 @@ fn a_query_gets_the_applications_reply() {
         )
         .route("lab", &["queries"])
         .start();
-    let mut wire = Wire::connect(port);
+    let mut wire = Wire::connect(&port);
     wire.write("MSH|^~\\&|PDQ|C|EHR|H|2026||QBP^Q22|Q1|P|2.5\rQPD|Q22|tag\rRCP|I\r").unwrap();
     let leased = until("the query is there", || gateway.lease("queries", 1).into_iter().next());
     assert_eq!(leased["event"]["type"], "org.hl7.v2.QBP_Q22");
@@ -203,7 +201,7 @@ fn whoever_sent_an_order_sees_what_the_partner_refused_it_with() {
         wire.write(&refusal("AE")).unwrap();
         wire
     });
-    let headers = ["content-type: application/cloudevents+json", "prefer: wait=20"];
+    let headers = ["content-type: application/cloudevents+json", "prefer: wait=60"];
     let order = event("M1", "one", "").to_string();
     let answered = gateway.app().send("POST", "/v1/messages", &headers, order.as_bytes()).unwrap();
     let mut wire = answering.join().unwrap();
@@ -280,7 +278,7 @@ fn whoever_sent_a_query_gets_an_answer_of_many_megabytes() {
         wire.write(&answer).unwrap();
         (answer, wire)
     });
-    let headers = ["content-type: application/cloudevents+json", "prefer: wait=20"];
+    let headers = ["content-type: application/cloudevents+json", "prefer: wait=60"];
     let query = event("Q1", "one", "").to_string();
     let answered = gateway.app().send("POST", "/v1/messages", &headers, query.as_bytes()).unwrap();
     let (sent, _wire) = answering.join().unwrap();
@@ -292,7 +290,7 @@ fn whoever_sent_a_query_gets_an_answer_of_many_megabytes() {
 /// A batch goes in whole, and its messages to where each belongs.
 #[test]
 fn a_batch_is_taken_in_as_its_messages() {
-    let port = free_port();
+    let port = Port::reserve();
     let gateway = Gateway::builder()
         .app("ehr", &[], &["admissions"])
         .inbox("admissions", "order = \"key\"")
@@ -307,7 +305,7 @@ fn a_batch_is_taken_in_as_its_messages() {
     let batch = |count: usize| {
         format!("BHS|^~\\&|A|B|C|D|||||B1\r{}{}BTS|{count}\r", message("M1", "one"), message("M2", "two"))
     };
-    let mut wire = Wire::connect(port);
+    let mut wire = Wire::connect(&port);
     wire.write(&batch(3)).unwrap();
     for id in ["M1", "M2"] {
         assert!(wire.read().unwrap().contains(&format!("MSA|AR|{id}|BTS-1")));
@@ -448,7 +446,7 @@ fn stream_of(dice: &mut Dice) -> (Vec<u8>, usize) {
 fn an_observation_of_fifty_megabytes_passes_both_ways_in_bounded_memory() {
     const BYTES: usize = 50_000_000;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free_port();
+    let port = Port::reserve();
     let gateway = Gateway::builder()
         .adapter(
             "in",
@@ -465,7 +463,7 @@ fn an_observation_of_fifty_megabytes_passes_both_ways_in_bounded_memory() {
     let mut body = String::from("MSH|^~\\&|PACS|C|EHR|H|2026||ORU^R01|BIG|P|2.5\rOBX|1|ED|PDF||");
     body.extend(std::iter::repeat_n('Q', BYTES - body.len() - 1));
     body.push('\r');
-    let mut wire = Wire::connect(port);
+    let mut wire = Wire::connect(&port);
     wire.write(&body).unwrap();
     let mut out = Wire::accept(&listener);
     assert!(wire.read().unwrap().contains("MSA|AA|BIG"));
@@ -510,7 +508,7 @@ fn the_examples_of_the_documentation_are_taken_by_the_programs() {
 /// That of an old system runs: its odd frames, and an application that answers it.
 #[test]
 fn the_example_of_the_old_system_works() {
-    let port = free_port();
+    let port = Port::reserve();
     let ward = examples().into_iter().find(|example| example.contains("[adapters.ward]")).unwrap();
     let example = ward.replace("127.0.0.1:2578", &format!("127.0.0.1:{port}"));
     let gateway = Gateway::builder()
@@ -519,7 +517,7 @@ fn the_example_of_the_old_system_works() {
         .table("", &example)
         .route("ward", &["queries"])
         .start();
-    let mut wire = Wire::connect(port);
+    let mut wire = Wire::connect(&port);
     let query = b"\x0bMSH|^~\\&|OLD|C|EHR|H|2026||QRY^A19|Q1|P|2.3\rQRD|x\rPID|1||\x80\r\x1c";
     wire.0.get_mut().write_all(query).unwrap();
     let leased = until("the query is there", || gateway.lease("queries", 1).into_iter().next());
@@ -561,7 +559,7 @@ fn show_tells_the_fields_of_a_message_by_name() {
 #[test]
 fn three_hundred_partners_are_served_by_one_listener() {
     const PARTNERS: usize = 300;
-    let port = free_port();
+    let port = Port::reserve();
     let gateway = Gateway::builder()
         .app("ehr", &[], &["admissions"])
         .inbox("admissions", "")
@@ -574,7 +572,7 @@ fn three_hundred_partners_are_served_by_one_listener() {
         )
         .route("lab", &["admissions"])
         .start();
-    let mut wires: Vec<Wire> = (0..PARTNERS).map(|_| Wire::connect(port)).collect();
+    let mut wires: Vec<Wire> = (0..PARTNERS).map(|_| Wire::connect(&port)).collect();
     for (n, wire) in wires.iter_mut().enumerate() {
         wire.write(&format!("MSH|^~\\&|A{n}|B|C|D|||ADT^A01|M{n}|P|2.5\rPID|1||{n}\r")).unwrap();
     }
@@ -582,7 +580,7 @@ fn three_hundred_partners_are_served_by_one_listener() {
         assert!(wire.read().unwrap().contains(&format!("MSA|AA|M{n}\r")));
     }
     // One more than there are places is turned away, and the others stay.
-    assert!(Wire::connect(port).read().is_none());
+    assert!(Wire::connect(&port).read().is_none());
     wires[0].write("MSH|^~\\&|A0|B|C|D|||ADT^A01|LAST|P|2.5\r").unwrap();
     assert!(wires[0].read().unwrap().contains("MSA|AA|LAST\r"));
     assert_eq!(gateway.unsettled("admissions"), PARTNERS as u64 + 1);

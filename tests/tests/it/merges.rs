@@ -6,9 +6,9 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use gatepost_tests::Gateway;
+use gatepost_tests::{Gateway, Port};
 
-use crate::hl7::{Wire, ack, free_port};
+use crate::hl7::{Wire, ack};
 
 const PATIENTS: usize = 64;
 const MESSAGES: usize = 320;
@@ -72,7 +72,7 @@ fn partner() -> (String, Taken) {
 #[test]
 fn merges_keep_the_order_of_both_patients_through_refusals_and_kills() {
     let (address, taken) = partner();
-    let port = free_port();
+    let port = Port::reserve();
     let mut gateway = Gateway::builder()
         .adapter(
             "adt",
@@ -86,7 +86,7 @@ fn merges_keep_the_order_of_both_patients_through_refusals_and_kills() {
         )
         .route("adt", &["lab"])
         .start();
-    let mut wire = Wire::connect(port);
+    let mut wire = Wire::connect(&port);
     for number in 0..MESSAGES {
         if number % (MESSAGES / KILLS) == MESSAGES / KILLS / 2 {
             if number < MESSAGES / 2 {
@@ -94,7 +94,7 @@ fn merges_keep_the_order_of_both_patients_through_refusals_and_kills() {
             } else {
                 gateway.kill();
                 gateway.restart();
-                wire = Wire::connect(port);
+                wire = Wire::connect(&port);
             }
         }
         wire.write(&message(number)).unwrap();

@@ -1,10 +1,9 @@
 //! The adapters against partners that others wrote.
 
 use std::io::{BufRead as _, BufReader, Lines};
-use std::net::TcpListener;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use gatepost_tests::{Gateway, python, skipped, source, until};
+use gatepost_tests::{Gateway, Port, python, skipped, source, until};
 use serde_json::json;
 
 use crate::order_event;
@@ -39,15 +38,11 @@ impl Drop for Partner {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn hl7_goes_out_to_and_comes_in_from_the_python_package() {
     let Some(mut partner) = python(&["hl7"]) else { return skipped("needs the hl7 package of PyPI") };
     let mut partner = Partner::start(&mut partner, &["hl7-server"]);
-    let listen = free_port();
+    let listen = Port::reserve();
     let gateway = Gateway::builder()
         .app("ehr", &["org.hl7.v2.*"], &["admissions"])
         .inbox("admissions", "order = \"key\"")
@@ -73,7 +68,7 @@ fn hl7_goes_out_to_and_comes_in_from_the_python_package() {
     let in_order: Vec<String> = (0..MESSAGES).map(|n| format!("OUT{n}")).collect();
     assert_eq!(took, in_order, "one lane, in order, each once");
 
-    until("the adapter listens", || std::net::TcpStream::connect(("127.0.0.1", listen)).ok());
+    until("the adapter listens", || std::net::TcpStream::connect(listen.address()).ok());
     let mut sender = python(&["hl7"]).unwrap();
     let count = MESSAGES.to_string();
     let output =

@@ -2,13 +2,13 @@
 
 use std::fs::Permissions;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use gatepost_tests::{Gateway, skipped, uid, until};
+use gatepost_tests::{Gateway, Port, skipped, uid, until};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
     KeyPair, RevokedCertParams, SanType, SerialNumber,
@@ -162,7 +162,7 @@ fn tls_lets_in_one_uri_name_that_is_known_and_nobody_else() {
     let crl_file = dir.join("clients.crl");
     ca.revoke(&crl_file, &[]);
     let (cert, key) = ca.issue(&dir, "server", &[SanType::DnsName("localhost".try_into().unwrap())], 2100);
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = Port::reserve();
     let gateway = builder
         .listen(&format!(
             "serves = \"apps\"\ntcp = \"127.0.0.1:{port}\"\ntls = {{ cert = {cert:?}, key = {key:?}, client_ca = {ca_file:?}, crl = {crl_file:?} }}"
@@ -208,7 +208,7 @@ fn tls_lets_in_one_uri_name_that_is_known_and_nobody_else() {
     }
     let before = refused("tls_failed");
     assert!(!curl(Some(&ehr), &["--tls-max", "1.2"]).contains("durability"), "TLS 1.2 was let in");
-    let mut plain = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut plain = TcpStream::connect(port.address()).unwrap();
     plain.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     plain.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
     let mut answer = Vec::new();

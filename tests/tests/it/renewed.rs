@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
-use gatepost_tests::{Gateway, until};
+use gatepost_tests::{Gateway, Port, until};
 use serde_json::json;
 
 use crate::order_event;
@@ -30,16 +30,12 @@ fn base64(pem: &str) -> String {
 }
 
 /// What whoever listens on `port` presents, once it listens.
-fn presented(port: u16) -> Option<String> {
+fn presented(port: &Port) -> Option<String> {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", &format!("127.0.0.1:{port}")]);
     let said = command.stdin(Stdio::null()).stderr(Stdio::null()).output().expect("openssl can be started");
     let certificate = base64(&String::from_utf8_lossy(&said.stdout));
     (!certificate.is_empty()).then_some(certificate)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Puts a certificate and its key in the place of those before.
@@ -75,28 +71,28 @@ fn kubernetes(live: &Path, new: &[PathBuf; 2]) {
 }
 
 /// What an adapter of this kind presents follows the files, with the process that it has had from the beginning.
-fn follows(adapter: &str, renew: Renew, settings: impl Fn(u16, &str) -> String) {
-    let (builder, port) = (Gateway::builder(), free_port());
+fn follows(adapter: &str, renew: Renew, settings: impl Fn(&Port, &str) -> String) {
+    let (builder, port) = (Gateway::builder(), Port::reserve());
     let (live, archive) = (builder.dir().join("live"), builder.dir().join("archive"));
     std::fs::create_dir(&live).unwrap();
     std::fs::create_dir(&archive).unwrap();
     let (files, mut expected) = certificate(&archive, "first");
     renew(&live, &files);
     let (cert, key) = (live.join("cert.pem"), live.join("key.pem"));
-    let settings = settings(port, &format!("{{ cert_file = {cert:?}, key_file = {key:?} }}"));
+    let settings = settings(&port, &format!("{{ cert_file = {cert:?}, key_file = {key:?} }}"));
     let mut gateway = builder.adapter("lab", &format!("run = {adapter:?}"), &settings).start();
-    until("it presents its certificate", || (presented(port)? == expected).then_some(()));
+    until("it presents its certificate", || (presented(&port)? == expected).then_some(()));
     for name in ["second", "third"] {
         let (files, new) = certificate(&archive, name);
         renew(&live, &files);
         expected = new;
-        until("it presents the new one", || (presented(port)? == expected).then_some(()));
+        until("it presents the new one", || (presented(&port)? == expected).then_some(()));
     }
     assert_eq!(gateway.adapter("lab")["restarts"], 0);
     assert!(gateway.stop().success());
 }
 
-fn mllp(port: u16, tls: &str) -> String {
+fn mllp(port: &Port, tls: &str) -> String {
     format!("listen = \"127.0.0.1:{port}\"\nlisten_tls = {tls}")
 }
 

@@ -14,17 +14,17 @@ struct Venue {
 
 impl Venue {
     fn start(order: &str, lines: &str) -> Option<Self> {
-        let (here, away) = (free_port(), free_port());
+        let (here, away) = (Port::reserve(), Port::reserve());
         let builder = Gateway::builder();
-        let partner = |name: &str, port| {
+        let partner = |name: &str, port: &Port| {
             let partner = Partner::new("acceptor", port, &builder.dir().join(name), &[])?;
             Some(partner.sessions(&[format!("{name}=FIX.4.4")]))
         };
-        let (mut present, absent) = (partner("HERE", here)?, partner("AWAY", away)?);
+        let (mut present, absent) = (partner("HERE", &here)?, partner("AWAY", &away)?);
         present.start();
-        let session = |name: &str, port| {
+        let session = |name: &str, port: &Port| {
             format!(
-                "{{ name = {name:?}, begin_string = \"FIX.4.4\", sender_comp_id = {name:?}, target_comp_id = \"SELL\", heartbeat_s = 5, connect = \"127.0.0.1:{port}\" }}"
+                "{{ name = {name:?}, begin_string = \"FIX.4.4\", sender_comp_id = {name:?}, target_comp_id = \"SELL\", heartbeat_s = 10, connect = \"127.0.0.1:{port}\" }}"
             )
         };
         let gateway = builder
@@ -32,7 +32,7 @@ impl Venue {
             .adapter(
                 "venue",
                 &format!("run = \"gatepost-fix\"\norder = {order:?}\nwindow = 64\n{lines}"),
-                &format!("sessions = [{}, {}]", session("HERE", here), session("AWAY", away)),
+                &format!("sessions = [{}, {}]", session("HERE", &here), session("AWAY", &away)),
             )
             .route("desk", &["venue"])
             .start();
@@ -137,10 +137,10 @@ fn with_one_lane_for_all_sessions_it_waits_for_the_one_that_is_down() {
 fn what_comes_while_a_session_is_down_goes_in_order_when_it_is_up() {
     const ROUNDS: u32 = 4;
     const EACH: u32 = 100;
-    let port = free_port();
+    let port = Port::reserve();
     let builder = Gateway::builder();
     let directory = builder.dir().join("partner");
-    let Some(mut partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
+    let Some(mut partner) = Partner::new("acceptor", &port, &directory, &[]) else { return skipped(PACKAGE) };
     partner.start();
     let gateway = gateway(builder, "retry = { attempts = 2 }", &format!("connect = \"127.0.0.1:{port}\""));
     send_orders(&gateway, 1..=1);

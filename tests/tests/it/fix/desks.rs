@@ -8,16 +8,16 @@ const DESKS: [(&str, &str); 2] = [("equity", "floor"), ("bonds", "floor")];
 
 #[test]
 fn two_sessions_that_differ_in_a_sub_id_only_are_kept_apart() {
-    let port = free_port();
+    let port = Port::reserve();
     let builder = Gateway::builder();
     let directory = builder.dir().join("partner");
-    let Some(partner) = Partner::new("initiator", port, &directory, &[]) else { return skipped(PACKAGE) };
+    let Some(partner) = Partner::new("initiator", &port, &directory, &[]) else { return skipped(PACKAGE) };
     let theirs = DESKS.map(|(name, floor)| format!("BUY=FIX.4.4;50={floor};57={name};143=NY"));
     let mut partner = partner.sessions(&theirs);
     let session = |(name, floor): (&str, &str)| {
         format!(
             "{{ name = {name:?}, listen = \"127.0.0.1:{port}\", begin_string = \"FIX.4.4\", sender_comp_id = \"BUY\", target_comp_id = \"SELL\", \
-             sender_sub_id = {name:?}, target_sub_id = {floor:?}, sender_location_id = \"NY\", heartbeat_s = 5 }}"
+             sender_sub_id = {name:?}, target_sub_id = {floor:?}, sender_location_id = \"NY\", heartbeat_s = 10 }}"
         )
     };
     let gateway = builder
@@ -36,10 +36,10 @@ fn two_sessions_that_differ_in_a_sub_id_only_are_kept_apart() {
     for wrong in
         [logon.replace("57=equity", "57=fx"), logon.replace("57=equity|", ""), logon.replace("NY", "LDN")]
     {
-        assert_eq!(strangers::answer(port, &strangers::message(&wrong)), b"", "{wrong}");
+        assert_eq!(strangers::answer(&port, &strangers::message(&wrong)), b"", "{wrong}");
     }
     partner.start();
-    until("both have logged on", || (partner.logons() == 2).then_some(()));
+    until("both have logged on", || (partner.logons() >= 2).then_some(()));
     for life in 0..3 {
         send_to_each(&gateway, &DESKS.map(|(name, _)| name), life * 4 + 1..=life * 4 + 4);
         partner.send_reports(life * 4 + 1, life * 4 + 4);
@@ -81,10 +81,10 @@ fn a_venue_must_answer_with_the_sub_ids_that_it_is_known_by() {
         ("", "", false),
         ("", ", check_sub_ids = false", true),
     ] {
-        let port = free_port();
+        let port = Port::reserve();
         let builder = Gateway::builder();
         let directory = builder.dir().join("partner");
-        let Some(partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
+        let Some(partner) = Partner::new("acceptor", &port, &directory, &[]) else { return skipped(PACKAGE) };
         let mut partner = partner.sessions(&[format!("BUY=FIX.4.4{theirs}")]);
         partner.start();
         let session = format!(

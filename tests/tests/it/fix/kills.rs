@@ -51,14 +51,14 @@ pub(crate) fn in_turn(
 }
 
 fn kills(role: &'static str, confirm: &str, answer: bool) {
-    let port = free_port();
+    let port = Port::reserve();
     let builder = Gateway::builder();
     let certificates = Certificates::make(builder.dir());
     let directory = builder.dir().join("partner");
     let mut more = certificates.of_partner();
     more.extend(answer.then(|| "answer".to_owned()));
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
-    let Some(mut partner) = Partner::new(role, port, &directory, &more) else { return skipped(PACKAGE) };
+    let Some(mut partner) = Partner::new(role, &port, &directory, &more) else { return skipped(PACKAGE) };
     let [certificate, key] = &certificates.ours;
     let authority = &certificates.authority;
     let session = if role == "acceptor" {

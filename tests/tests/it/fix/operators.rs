@@ -20,12 +20,16 @@ fn numbers_that_differ_raise_an_alarm_and_are_set_by_an_operator() {
     let Some((gateway, mut partner)) = pair("acceptor", &[], "", "") else { return skipped(PACKAGE) };
     send_orders(&gateway, 1..=3);
     gateway.until_settled("venue");
-    assert_eq!(state(&gateway)["state"], "logged_on");
+    until("it is logged on", || (state(&gateway)["state"] == "logged_on").then_some(()));
+    let before = partner.said().len();
     partner.forget();
     until("the session has seen it", || (state(&gateway)["state"] == "numbers_differ").then_some(()));
-    assert!(gateway.log().contains("the partner's MsgSeqNum is too low"), "{}", gateway.log());
-    // What QuickFIX has still to say of that connection; then nothing more comes.
-    std::thread::sleep(Duration::from_secs(1));
+    let told = "the partner's MsgSeqNum is too low";
+    until("the log says so", || gateway.log().contains(told).then_some(()));
+    // The end of that connection at QuickFIX; then nothing more comes.
+    until("QuickFIX has seen its end", || {
+        partner.lines()[before..].contains(&"logout".to_owned()).then_some(())
+    });
     let logons = partner.logons();
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(partner.logons(), logons, "it does not try again by itself");

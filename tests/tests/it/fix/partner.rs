@@ -1,11 +1,13 @@
 //! QuickFIX C++, driven through `fix_partner.py`.
 
+use std::cell::Cell;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
-use gatepost_tests::{python, source, until};
+use gatepost_tests::{Port, python, source, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -15,27 +17,37 @@ pub(crate) const PACKAGE: &str = "quickfix-tls==1.16.0.1rc1";
 /// A process with QuickFIX in it, killed when dropped. What it has printed is kept over its lives.
 pub(crate) struct Partner {
     role: &'static str,
-    port: u16,
+    port: Port,
     directory: PathBuf,
     more: Vec<String>,
     environment: Vec<(&'static str, String)>,
-    process: Option<(Child, ChildStdin)>,
+    process: Option<Process>,
     lines: Arc<Mutex<Vec<String>>>,
+    /// How often it has been asked to say something.
+    asked: Cell<u64>,
+}
+
+struct Process {
+    child: Child,
+    input: ChildStdin,
+    /// Puts into `lines` what it prints, to its end.
+    reader: JoinHandle<()>,
 }
 
 impl Partner {
     /// `None` where the package cannot be had.
-    pub(crate) fn new(role: &'static str, port: u16, directory: &Path, more: &[&str]) -> Option<Self> {
+    pub(crate) fn new(role: &'static str, port: &Port, directory: &Path, more: &[&str]) -> Option<Self> {
         python(&[PACKAGE])?;
         std::fs::create_dir_all(directory).unwrap();
         Some(Self {
             role,
-            port,
+            port: port.clone(),
             directory: directory.to_owned(),
             more: more.iter().map(|word| (*word).to_owned()).collect(),
             environment: Vec::new(),
             process: None,
             lines: Arc::default(),
+            asked: Cell::new(0),
         })
     }
 
@@ -53,20 +65,20 @@ impl Partner {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let lines = Arc::clone(&self.lines);
-        // Ends with the process.
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 lines.lock().unwrap().push(line);
             }
         });
-        self.process = Some((child, input));
+        self.process = Some(Process { child, input, reader });
         until("QuickFIX is ready", || self.lines()[from..].iter().any(|line| line == "ready").then_some(()));
     }
 
     pub(crate) fn kill(&mut self) {
-        if let Some((mut child, _)) = self.process.take() {
+        if let Some(Process { mut child, reader, .. }) = self.process.take() {
             let _ = child.kill();
             let _ = child.wait();
+            let _ = reader.join();
         }
     }
 
@@ -81,28 +93,39 @@ impl Partner {
 
     /// SIGSTOP, SIGCONT …
     pub(crate) fn signal(&self, signal: Signal) {
-        let (child, _) = self.process.as_ref().expect("the partner runs");
-        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        let pid = self.process.as_ref().expect("the partner runs").child.id();
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
     }
 
-    pub(crate) fn tell(&mut self, line: &str) {
-        let (_, input) = self.process.as_mut().expect("the partner runs");
+    pub(crate) fn tell(&self, line: &str) {
+        let mut input = &self.process.as_ref().expect("the partner runs").input;
         writeln!(input, "{line}").unwrap();
     }
 
-    /// All that it has said.
+    /// What it has said as far as it has been read; the rest comes.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()
     }
 
+    /// All that it has said, also what stood between it and its reader.
+    pub(crate) fn said(&self) -> Vec<String> {
+        if self.process.is_some() {
+            let number = self.asked.get() + 1;
+            self.asked.set(number);
+            self.tell(&format!("say {number}"));
+            let said = format!("said {number}");
+            until("QuickFIX has said all", || self.lines().contains(&said).then_some(()));
+        }
+        self.lines()
+    }
+
     /// The application messages that it took, in order.
     pub(crate) fn took(&self) -> Vec<Taken> {
-        let lines = self.lines();
-        lines.iter().filter_map(|line| Taken::of(line)).collect()
+        self.said().iter().filter_map(|line| Taken::of(line)).collect()
     }
 
     /// Has it send reports E`first` to E`last`, and waits until it has stored them.
-    pub(crate) fn send_reports(&mut self, first: u32, last: u32) {
+    pub(crate) fn send_reports(&self, first: u32, last: u32) {
         self.tell(&format!("send {first} {last}"));
         let sent = format!("sent {last}");
         until("QuickFIX has sent its reports", || self.lines().contains(&sent).then_some(()));

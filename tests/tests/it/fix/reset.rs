@@ -12,7 +12,7 @@ fn logged_on(role: &'static str, more: &str) -> Option<(Gateway, Partner)> {
 
 /// How often QuickFIX says that a session has ended; it also does where none could be begun.
 fn logouts(partner: &Partner) -> usize {
-    partner.lines().iter().filter(|line| *line == "logout").count()
+    partner.said().iter().filter(|line| *line == "logout").count()
 }
 
 fn epoch(gateway: &Gateway) -> u64 {
@@ -29,7 +29,7 @@ fn until_epoch(gateway: &Gateway, least: u64) {
 #[test]
 fn an_operator_begins_anew_within_the_session() {
     for role in ["acceptor", "initiator"] {
-        let Some((gateway, mut partner)) = logged_on(role, "") else { return skipped(PACKAGE) };
+        let Some((gateway, partner)) = logged_on(role, "") else { return skipped(PACKAGE) };
         let before = logouts(&partner);
         send_orders(&gateway, 1..=5);
         partner.send_reports(1, 5);
@@ -55,7 +55,7 @@ fn an_operator_begins_anew_within_the_session() {
 #[test]
 fn the_partner_begins_anew_within_the_session() {
     for role in ["acceptor", "initiator"] {
-        let Some((gateway, mut partner)) = logged_on(role, "") else { return skipped(PACKAGE) };
+        let Some((gateway, partner)) = logged_on(role, "") else { return skipped(PACKAGE) };
         let before = logouts(&partner);
         send_orders(&gateway, 1..=5);
         gateway.until_settled("venue");

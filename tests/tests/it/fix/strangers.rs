@@ -16,8 +16,8 @@ pub(crate) fn message(fields: &str) -> Vec<u8> {
 }
 
 /// What comes back until the connection is closed.
-pub(crate) fn answer(port: u16, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = until("it listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+pub(crate) fn answer(port: &Port, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = until("it listens", || TcpStream::connect(port.address()).ok());
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream.write_all(bytes).unwrap();
     let mut answer = Vec::new();
@@ -28,10 +28,12 @@ pub(crate) fn answer(port: u16, bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn whoever_is_not_the_partner_is_told_nothing() {
-    let port = free_port();
+    let port = Port::reserve();
     let builder = Gateway::builder();
     let directory = builder.dir().join("partner");
-    let Some(mut partner) = Partner::new("initiator", port, &directory, &[]) else { return skipped(PACKAGE) };
+    let Some(mut partner) = Partner::new("initiator", &port, &directory, &[]) else {
+        return skipped(PACKAGE);
+    };
     let gateway = gateway(builder, "", &format!("listen = \"127.0.0.1:{port}\""));
     let logon = "35=A|34=1|49=SELL|52=now|56=BUY|98=0|108=30|";
     for first in [
@@ -45,12 +47,12 @@ fn whoever_is_not_the_partner_is_told_nothing() {
             .chain(message("35=0|34=1|49=SELL|52=now|56=BUY|"))
             .collect(),
     ] {
-        assert_eq!(answer(port, &first), b"", "{}", String::from_utf8_lossy(&first));
+        assert_eq!(answer(&port, &first), b"", "{}", String::from_utf8_lossy(&first));
     }
     partner.start();
-    until("QuickFIX has logged on", || (partner.logons() == 1).then_some(()));
+    until("QuickFIX has logged on", || (partner.logons() >= 1).then_some(()));
     // The session is up: a second connection gets no word, and the first one goes on with its numbers.
-    assert_eq!(answer(port, &message(&logon.replace("34=1", "34=99"))), b"");
+    assert_eq!(answer(&port, &message(&logon.replace("34=1", "34=99"))), b"");
     send_orders(&gateway, 1..=5);
     gateway.until_settled("venue");
     assert_eq!((partner.took().len(), partner.logons()), (5, 1));
@@ -59,13 +61,13 @@ fn whoever_is_not_the_partner_is_told_nothing() {
 /// Two partners at one address, both with a certificate of the authority: neither can log on as the other.
 #[test]
 fn a_certificate_is_good_for_its_own_session_only() {
-    let port = free_port();
+    let port = Port::reserve();
     let builder = Gateway::builder();
     let certificates = Certificates::make(builder.dir());
     let directory = builder.dir().join("partner");
     let more = certificates.of_partner();
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
-    let Some(partner) = Partner::new("initiator", port, &directory, &more) else { return skipped(PACKAGE) };
+    let Some(partner) = Partner::new("initiator", &port, &directory, &more) else { return skipped(PACKAGE) };
     let mut partner = partner.sessions(&["BUY=FIX.4.4".to_owned(), "OTHER=FIX.4.4".to_owned()]);
     let [certificate, key] = &certificates.ours;
     let authority = &certificates.authority;
@@ -99,10 +101,10 @@ fn a_certificate_is_good_for_its_own_session_only() {
 /// What has no route is not lost in silence: its sender is told.
 #[test]
 fn what_the_gateway_does_not_take_is_rejected() {
-    let port = free_port();
+    let port = Port::reserve();
     let builder = Gateway::builder();
     let directory = builder.dir().join("partner");
-    let Some(mut partner) = Partner::new("acceptor", port, &directory, &[]) else { return skipped(PACKAGE) };
+    let Some(mut partner) = Partner::new("acceptor", &port, &directory, &[]) else { return skipped(PACKAGE) };
     partner.start();
     let session = format!(
         "sessions = [{{ name = \"main\", begin_string = \"FIX.4.4\", sender_comp_id = \"BUY\", target_comp_id = \"SELL\", connect = \"127.0.0.1:{port}\" }}]"

@@ -27,22 +27,22 @@ fn send_to_all(gateway: &Gateway, numbers: std::ops::RangeInclusive<u32>) {
     send_to_each(gateway, &VERSIONS.map(|(name, ..)| name), numbers);
 }
 
-fn sessions(way: &str, port: u16) -> String {
+fn sessions(way: &str, port: &Port) -> String {
     let session = |(name, begin_string, application): (&str, &str, Option<&str>)| {
         let application =
             application.map(|version| format!("default_appl_ver = {version:?}, ")).unwrap_or_default();
         format!(
-            "{{ name = {name:?}, sender_comp_id = {name:?}, target_comp_id = \"SELL\", heartbeat_s = 5, begin_string = {begin_string:?}, {application}{way} = \"127.0.0.1:{port}\" }}"
+            "{{ name = {name:?}, sender_comp_id = {name:?}, target_comp_id = \"SELL\", heartbeat_s = 10, begin_string = {begin_string:?}, {application}{way} = \"127.0.0.1:{port}\" }}"
         )
     };
     format!("sessions = [{}]", VERSIONS.map(session).join(", "))
 }
 
 fn every_version(role: &'static str, confirm: &str, more: &[&str], rounds: u32) {
-    let port = free_port();
+    let port = Port::reserve();
     let builder = Gateway::builder();
     let directory = builder.dir().join("partner");
-    let Some(partner) = Partner::new(role, port, &directory, more) else { return skipped(PACKAGE) };
+    let Some(partner) = Partner::new(role, &port, &directory, more) else { return skipped(PACKAGE) };
     let named = |(name, begin_string, application): (&str, &str, Option<&str>)| {
         let application = application.map(|version| format!("/{version}")).unwrap_or_default();
         format!("{name}={begin_string}{application}")
@@ -58,7 +58,7 @@ fn every_version(role: &'static str, confirm: &str, more: &[&str], rounds: u32) 
             &format!(
                 "run = \"gatepost-fix\"\norder = \"key\"\nwindow = 64\nsend = [\"org.fixtrading.*\"]\nconfirm = \"{confirm}\"\nretry = {{ initial = \"50ms\", max = \"1s\" }}"
             ),
-            &sessions(way, port),
+            &sessions(way, &port),
         )
         .route("desk", &["venue"])
         .route("venue", &["fills"])

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use gatepost_tests::Port;
 use gatepost_tests::lab::Effect;
 
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -76,12 +77,12 @@ impl Partner {
 
 /// A connection to our listener, made anew when it has broken.
 pub(super) struct Line {
-    port: u16,
+    port: Port,
     stream: Option<TcpStream>,
 }
 
 impl Line {
-    pub(super) fn new(port: u16) -> Self {
+    pub(super) fn new(port: Port) -> Self {
         Self { port, stream: None }
     }
 
@@ -95,7 +96,7 @@ impl Line {
 
     fn try_send(&mut self, message: &str, id: &str) -> Option<bool> {
         if self.stream.is_none() {
-            self.stream = TcpStream::connect(("127.0.0.1", self.port)).ok();
+            self.stream = TcpStream::connect(self.port.address()).ok();
         }
         let stream = self.stream.as_mut()?;
         stream.set_read_timeout(Some(ANSWER_DEADLINE)).ok()?;

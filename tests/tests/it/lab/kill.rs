@@ -1,13 +1,12 @@
 //! kill -9 at every point and at random, under load: senders with lanes and batches, adapters that keep state and emit, one that
 //! speaks HL7 both ways, apps that come back with leases whose time is over. Afterwards the judge looks at all of it.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use gatepost_faults::{ADAPTER_POINTS, GATEWAY_POINTS};
 use gatepost_tests::lab::{History, Order, Partner, Report, Verdict, check};
-use gatepost_tests::{Dice, Gateway, note, on_postgres, until_within};
+use gatepost_tests::{Dice, Gateway, Port, note, on_postgres, until_within};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -41,9 +40,9 @@ struct Lab {
 
 impl Lab {
     /// Makes a gateway, which does not start yet.
-    fn prepare(faults: &str) -> (Gateway, hl7::Partner, u16) {
+    fn prepare(faults: &str) -> (Gateway, hl7::Partner, Port) {
         let partner = hl7::Partner::start();
-        let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let listen = Port::reserve();
         let retry = "retry = { initial = \"50ms\", max = \"200ms\", attempts = 1000 }";
         let gateway = Gateway::builder()
             .app("shop", &["*"], &["desk", "answers"])
@@ -79,7 +78,7 @@ impl Lab {
         gateway.restart();
         let signed = gateway.path("signed-before");
         std::fs::copy(gateway.path("data/audit/checkpoint"), &signed).unwrap();
-        let senders = Senders::start(&gateway.app(), APPS, listen);
+        let senders = Senders::start(&gateway.app(), APPS, &listen);
         let desk = Reader::start(gateway.app(), "desk");
         let answers = Reader::start(gateway.app(), "answers");
         let kills = deaths as u64;

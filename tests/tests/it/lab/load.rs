@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use gatepost_tests::http::Client;
 use gatepost_tests::lab::{Answer, Effect, LateSettle, Submission, Submitted};
-use gatepost_tests::settle_item;
+use gatepost_tests::{Port, settle_item};
 use serde_json::{Value, json};
 
 use super::hl7;
@@ -68,7 +68,7 @@ pub(super) struct Senders {
 
 impl Senders {
     /// `apps` of them send orders, one sends HL7 as an app, and one is a partner who sends HL7 to this port.
-    pub(super) fn start(app: &Client, apps: usize, hl7_port: u16) -> Self {
+    pub(super) fn start(app: &Client, apps: usize, hl7: &Port) -> Self {
         let reins = Reins::default();
         let mut threads = Vec::new();
         for number in 0..apps {
@@ -77,8 +77,8 @@ impl Senders {
         }
         let (app, reports) = (app.clone(), reins.clone());
         threads.push(thread::spawn(move || reports_out(&app, &reports)));
-        let partner = reins.clone();
-        threads.push(thread::spawn(move || reports_in(hl7_port, &partner)));
+        let (hl7, partner) = (hl7.clone(), reins.clone());
+        threads.push(thread::spawn(move || reports_in(hl7, &partner)));
         Self { reins, threads }
     }
 
@@ -187,7 +187,7 @@ fn reports_out(app: &Client, reins: &Reins) -> Vec<Submission> {
     book
 }
 
-fn reports_in(port: u16, reins: &Reins) -> Vec<Submission> {
+fn reports_in(port: Port, reins: &Reins) -> Vec<Submission> {
     let mut book = Vec::new();
     let mut line = hl7::Line::new(port);
     for n in 0.. {

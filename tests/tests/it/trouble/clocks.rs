@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use gatepost_tests::lab::{self, Effect, History, Order, Partner as Seen};
 use gatepost_tests::partner::{Manner, Partner, Protocol};
-use gatepost_tests::{Clock, Gateway, note, settle_item, skipped, until};
+use gatepost_tests::{Clock, Gateway, Port, note, settle_item, skipped, until};
 use serde_json::{Value, json};
 
 use super::{Traffic, hand_in, judged, message_of};
@@ -36,7 +36,7 @@ fn a_wall_clock_that_jumps_hours_and_repeats_a_second_changes_nothing() {
         .route_when("shop", "type == \"orders.new\"", &["lab"])
         .route_when("shop", "type == \"desk\"", &["desk"])
         .start();
-    // Worth something for half an hour; and a lease of half a minute.
+    // Worth something for half an hour; and a lease of ten minutes.
     let mut brief = crate::order_event("brief", "desk", &json!({}));
     let expiry = SystemTime::now() + Duration::from_secs(1800);
     brief["type"] = "desk".into();
@@ -45,10 +45,10 @@ fn a_wall_clock_that_jumps_hours_and_repeats_a_second_changes_nothing() {
     let mut other = crate::order_event("other", "desk", &json!({}));
     other["type"] = "desk".into();
     let other = gateway.app().event(&other).expect(202)["messages"][0]["id"].as_str().unwrap().to_owned();
-    let leased = until("it is there to lease", || {
-        let leased = gateway.lease("desk", 2);
-        (leased.len() == 2).then_some(leased)
-    });
+    let request = json!({ "max": 2, "lease_ms": 600_000 });
+    let leased = gateway.app().post("/v1/queues/desk/lease", &request).expect(200)["deliveries"].clone();
+    let leased = leased.as_array().unwrap();
+    assert_eq!(leased.len(), 2);
 
     let traffic = Traffic::start(&gateway.app(), 2, &["lab"]);
     traffic.go_on(20);
@@ -112,11 +112,15 @@ const WAITING: usize = 12;
 fn a_partner_that_is_down_for_a_weekend_costs_no_message_an_attempt_and_none_is_dead() {
     let Some(mut clock) = Clock::new() else { return skipped("needs a C compiler") };
     // A port at which nobody listens until Monday.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = Port::reserve();
     let mut gateway = Gateway::builder()
         .environment(clock.environment())
         .app("shop", &["*"], &[])
-        .adapter("hook", "run = \"gatepost-http\"\norder = \"key\"", &format!("url = \"http://{port}/\""))
+        .adapter(
+            "hook",
+            "run = \"gatepost-http\"\norder = \"key\"",
+            &format!("url = \"http://{}/\"", port.address()),
+        )
         .route("shop", &["hook"])
         .start();
     let submissions: Vec<_> = (0..WAITING)
@@ -143,7 +147,7 @@ fn a_partner_that_is_down_for_a_weekend_costs_no_message_an_attempt_and_none_is_
     for delivery in &waiting {
         assert!(delivery["state"] != "dead" && delivery["attempts"] == 0, "{delivery}");
     }
-    let partner = Partner::serve(Protocol::Http, Manner::Good, TcpListener::bind(port).unwrap());
+    let partner = Partner::serve(Protocol::Http, Manner::Good, TcpListener::bind(port.address()).unwrap());
     clock.pass(Duration::from_secs(STEP_HOURS * 3600));
     gateway.until_settled("hook");
     for submission in &submissions {

@@ -2,14 +2,13 @@
 //! a network namespace of its own, whose only link is cut.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gatepost_tests::lab::{self, Answer, Effect, History, Order, Partner as Seen, Submission};
-use gatepost_tests::{Gateway, WAIT, settle_item, skipped, source, until, until_within};
+use gatepost_tests::{Gateway, Port, WAIT, settle_item, skipped, source, until, until_within};
 use serde_json::{Value, json};
 
 use super::hand_in;
@@ -107,16 +106,13 @@ impl Drop for Script {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 const NO_NAMESPACES: &str = "needs the right to make network namespaces";
 
 #[test]
 fn a_partner_that_vanishes_leaves_one_in_doubt_charges_nobody_else_and_gets_all_when_it_is_back() {
     let Some(away) = Away::new(0) else { return skipped(NO_NAMESPACES) };
-    let (hl7_port, http_port) = (free_port(), free_port());
+    // Over there nobody else listens.
+    let (hl7_port, http_port) = (2575, 8080);
     let (hl7, http) =
         (away.partner("mllp", &away.there, hl7_port, &[]), away.partner("http", &away.there, http_port, &[]));
     let retry = "order = \"key\"\nretry = { initial = \"200ms\", max = \"500ms\", attempts = 100 }";
@@ -198,6 +194,13 @@ fn a_partner_that_vanishes_leaves_one_in_doubt_charges_nobody_else_and_gets_all_
             assert_eq!(one["state"], "delivered", "{one}");
         }
     }
+    // What a script has said may still be on its way.
+    for (kind, script) in [("hl7", &hl7), ("http", &http)] {
+        until("all that was taken is told", || {
+            let took = script.took();
+            (0..6).all(|n| took.iter().any(|line| line.contains(&format!("{kind}{n}")))).then_some(())
+        });
+    }
     let mark = |mark: Option<String>| Effect { mark, ..Effect::default() };
     let took = hl7.took().into_iter().map(|id| mark(Some(id))).collect();
     history.partners.insert("lab".into(), Seen::new(Order::Key, took));
@@ -217,7 +220,7 @@ fn a_partner_that_vanishes_leaves_one_in_doubt_charges_nobody_else_and_gets_all_
 fn partners_that_vanish_in_the_middle_of_a_message_give_their_places_back() {
     const PLACES: usize = 3;
     let Some(away) = Away::new(1) else { return skipped(NO_NAMESPACES) };
-    let port = free_port();
+    let port = Port::reserve();
     let gateway = Gateway::builder()
         .app("ehr", &["*"], &["admissions"])
         .inbox("admissions", "order = \"key\"")
@@ -230,14 +233,15 @@ fn partners_that_vanish_in_the_middle_of_a_message_give_their_places_back() {
         )
         .route("lab", &["admissions"])
         .start();
-    until("the adapter listens", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+    // Whoever connected to see it would take a place, and give it back nobody knows when.
+    until("the adapter listens", || port.is_served().then_some(()));
     let _half = until("all places are taken by those who will vanish", || {
-        Some(away.partner("half", &away.here, port, &[&PLACES.to_string()]))
+        Some(away.partner("half", &away.here, port.number(), &[&PLACES.to_string()]))
     });
     away.vanish();
     let message = b"\x0bMSH|^~\\&|B||A||2026||ADT^A01|M1|P|2.5\rPID|1||7\r\x1c\r";
     let answer = until("another partner finds a place", || {
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+        let mut stream = std::net::TcpStream::connect(port.address()).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
         stream.write_all(message).ok()?;
         let mut answer = [0; 512];
@@ -272,7 +276,10 @@ fn apps_that_stop_in_the_middle_or_never_listen_hold_nothing_up() {
         body.len()
     );
     deaf.write_all(request.as_bytes()).unwrap();
-    gateway.until_state(super::message_of(&submitted), "sending");
+    until("it has its lease, or had it", || {
+        let delivery = gateway.delivery(super::message_of(&submitted));
+        delivery["history"].to_string().contains("attempt").then_some(())
+    });
     let second = hand_in(&gateway.app(), "shop", "second", "k", &json!({}), &["desk"]);
     for expected in ["first", "second"] {
         let leased = until("the lease of the deaf one is over", || gateway.lease("desk", 5).pop());
