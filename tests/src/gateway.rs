@@ -284,7 +284,17 @@ impl Gateway {
     /// However much it is, as long as it becomes less.
     #[track_caller]
     pub fn until_settled(&self, queue: &str) {
-        while let left @ 1.. = self.unsettled(queue) {
+        self.until_left(queue, 0);
+    }
+
+    /// As [`Gateway::until_settled`], but for so many.
+    #[track_caller]
+    pub fn until_left(&self, queue: &str, rest: u64) {
+        loop {
+            let left = self.unsettled(queue);
+            if left <= rest {
+                return;
+            }
             until(&format!("`{queue}` has less than {left} to settle"), || {
                 (self.unsettled(queue) < left).then_some(())
             });

@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 
 use crate::order_event;
 
-const MESSAGES: usize = 240;
-const PER_BATCH: usize = 20;
 const DISASTERS: usize = 28;
+/// Handed in before each disaster, so that it always comes in the middle of the work.
+const PER_BATCH: usize = 9;
+const MESSAGES: usize = DISASTERS * PER_BATCH;
 
 /// Keeps the protocol's rules (HL7 2.5.1, 2.10.1), by hand.
 #[derive(Clone)]
@@ -146,14 +147,11 @@ fn numbers_at_the_partner_are_consecutive_and_none_stands_for_two_contents_whoev
         )
         .route("shop", &["lab"])
         .start();
-    (0..MESSAGES / PER_BATCH).for_each(|batch| send(&gateway, batch));
     let mut kills = 0;
     for disaster in 0..DISASTERS {
         let before = partner.kept().accepted.len();
-        until("it goes on", || {
-            let goes_on = partner.kept().accepted.len() > before + 1 || gateway.unsettled("lab") == 0;
-            goes_on.then_some(())
-        });
+        send(&gateway, disaster);
+        until("it goes on", || (partner.kept().accepted.len() > before + 1).then_some(()));
         match disaster % 4 {
             0 | 1 => kills += usize::from(gateway.kill_adapter("lab")),
             2 => partner.hang_up(),

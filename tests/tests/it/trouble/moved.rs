@@ -82,7 +82,7 @@ fn the_backlog_of_a_renamed_adapter_is_moved_in_order_though_the_gateway_is_kill
     assert_eq!(story(&gateway, &gateway.delivery(message_of(&submissions[1]))), ["moved"]);
 
     gateway.admin().post("/v1/queues/lab-new/resume", &json!({})).expect(200);
-    until("all of it is delivered", || (gateway.unsettled("lab-new") == 0).then_some(()));
+    gateway.until_settled("lab-new");
     let log = gateway.audit_log();
     let moved: BTreeSet<&str> = log
         .iter()

@@ -63,6 +63,9 @@ fn a_gateway_that_stood_still_past_the_lease_goes_on_and_nothing_is_lost_or_reor
     verdict.expect_clean();
 }
 
+/// Longer than an adapter is held up that is not stopped.
+const LEASE_MS: u64 = 9000;
+
 /// An adapter that stands still with one delivery in hand, while others wait in its lane and beside it.
 fn with_a_stopped_adapter(on_doubt: &str) -> (Gateway, Vec<gatepost_tests::lab::Submission>, Value, Pid) {
     let gateway = Gateway::builder()
@@ -70,7 +73,7 @@ fn with_a_stopped_adapter(on_doubt: &str) -> (Gateway, Vec<gatepost_tests::lab::
         .echo(
             "lab",
             &format!("order = \"key\"\non_doubt = {on_doubt:?}\n{QUICK}"),
-            "lease_ms = 300\nbatch = 1",
+            &format!("lease_ms = {LEASE_MS}\nbatch = 1"),
         )
         .route("shop", &["lab"])
         .start();
