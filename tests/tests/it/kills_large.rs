@@ -207,8 +207,9 @@ fn thirty_kills_among_large_messages_leave_whole_ones_and_no_pieces() {
         });
         gateway.kill();
         senders.hold();
-        gateway.restart();
+        // Before the next start, which begins to clear it away.
         interrupted += usize::from(left(&gateway).unclaimed > 0);
+        gateway.restart();
         if round % SWEPT_EVERY > 0 {
             continue;
         }
@@ -243,7 +244,6 @@ fn thirty_kills_among_large_messages_leave_whole_ones_and_no_pieces() {
     gateway.audit_verifies();
     let log = gateway.audit_log();
     assert_eq!(log.iter().filter(|leaf| leaf["event"] == "accepted").count(), accepted.len());
-    // Of others what was left had gone before it was looked at.
     assert!(interrupted > ROUNDS / 6, "only {interrupted} kills met a message half written");
     note(&format!(
         "seed {seed}: {ROUNDS} kills, {interrupted} of them left pieces; {} messages, at most {most_beside} bytes beside them",

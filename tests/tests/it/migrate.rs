@@ -64,15 +64,14 @@ fn accept(gateway: &Gateway, events: &[Value]) -> Vec<Value> {
         .collect()
 }
 
-/// Reads an inbox until it gives nothing; what each lane gave, in its order.
-fn read(gateway: &Gateway, most: usize) -> HashMap<String, Vec<u64>> {
+/// Reads so many from an inbox, or somewhat more; what each lane gave, in its order.
+fn read(gateway: &Gateway, least: usize) -> HashMap<String, Vec<u64>> {
     let mut lanes: HashMap<String, Vec<u64>> = HashMap::new();
     let mut done = 0;
-    while done < most {
-        let leased = gateway.lease("desk", 100);
-        if leased.is_empty() {
-            break;
-        }
+    while done < least {
+        let leased = until("there is more in the inbox", || {
+            Some(gateway.lease("desk", 100)).filter(|leased| !leased.is_empty())
+        });
         for one in &leased {
             let lane = one["event"]["partitionkey"].as_str().unwrap().to_owned();
             lanes.entry(lane).or_default().push(one["event"]["data"]["n"].as_u64().unwrap());
@@ -129,7 +128,7 @@ fn migrate_under_fire(gateway: &Gateway) -> usize {
     let refused = String::from_utf8(gateway.cli(&["serve"]).stderr).unwrap();
     assert!(refused.contains("gatepost migrate --to postgres"), "{refused}");
     for after in KILLED_AFTER {
-        let mut running = migrate(gateway, "copy.after_commit=pause:100").spawn().unwrap();
+        let mut running = migrate(gateway, "copy.after_commit=pause:500").spawn().unwrap();
         std::thread::sleep(after);
         running.kill().unwrap();
         let ended = running.wait_with_output().unwrap();
@@ -238,8 +237,9 @@ fn moved(messages: usize) -> String {
     gateway.app().event(&other).expect(422);
     assert_eq!(gateway.queue("shelf")["depth"]["waiting"], messages);
     // What was not done is, in its order.
+    let left_desk = usize::try_from(gateway.unsettled("desk")).unwrap();
     until_within(DRAINED, "everything is delivered", || (gateway.unsettled("lab") == 0).then_some(()));
-    for (lane, rest) in read(&gateway, usize::MAX) {
+    for (lane, rest) in read(&gateway, left_desk) {
         received.entry(lane).or_default().extend(rest);
     }
     let in_order: Vec<u64> = (0..PER_LANE as u64).collect();

@@ -85,7 +85,10 @@ fn a_full_disk_settles_from_its_reserve_and_accepts_again_when_there_is_space() 
     let refused = (1..200).map(&mut send).find(|answer| answer.status != 202);
     assert_eq!(refused.expect("a megabyte is full at some time").problem(507), "storage_full");
     let readyz = || gateway.admin().get("/readyz");
-    assert_eq!(readyz().expect(503)["blocking"], json!(["the store does not take writes"]));
+    until("readiness says what is wrong", || {
+        let blocking = readyz().json()["blocking"].clone();
+        (blocking == json!(["the store does not take writes"])).then_some(())
+    });
     // All of it is settled, from the reserve.
     let mut settled = 0;
     until("everything in the inbox is settled", || {

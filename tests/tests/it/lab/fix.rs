@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use gatepost_faults::{FIX_POINTS, FIX_REFUSAL_POINTS};
-use gatepost_tests::{Dice, Gateway, note, skipped, until_within};
+use gatepost_tests::{Dice, Gateway, Port, note, skipped, until_within};
 use serde_json::json;
 
 use super::PATIENCE;
 use crate::fix::partner::{PACKAGE, Partner};
-use crate::fix::{assert_none_dead, desk, drain_fills, free_port, kills, pair_of, send_orders};
+use crate::fix::{assert_none_dead, desk, drain_fills, kills, pair_of, send_orders};
 
 /// Orders, and reports, at a time.
 const CHUNK: u32 = 3;
@@ -97,9 +97,9 @@ fn an_acceptor_killed_at_every_point_leaves_no_gap_and_no_unmarked_double() {
 /// News have no route. Whether the adapter dies before or behind the commit that lets one go, the partner is told once.
 #[test]
 fn what_the_gateway_does_not_take_the_partner_is_told_whenever_the_adapter_dies() {
-    let port = free_port();
+    let port = Port::reserve();
     let builder = Gateway::builder().faults("");
-    let Some(mut partner) = Partner::new("acceptor", port, &builder.dir().join("partner"), &[]) else {
+    let Some(mut partner) = Partner::new("acceptor", &port, &builder.dir().join("partner"), &[]) else {
         return skipped(PACKAGE);
     };
     partner.start();
