@@ -143,7 +143,9 @@ impl Escape {
                 && entry["subject_of"] == "probe"
                 && entry["code"].as_str().is_some_and(|code| code.starts_with(level))
         };
-        assert!(gateway.audit_log().iter().any(told), "its sandbox is an entry of the audit log");
+        until("its sandbox is an entry of the audit log", || {
+            gateway.audit_log().iter().any(told).then_some(())
+        });
         assert!(gateway.stop().success());
         gateway.audit_verifies();
     }

@@ -78,7 +78,10 @@ fn move_sockets(gateway: &Gateway) {
 }
 
 fn field(pid: u32, thread: &str, name: &str) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap_or_default();
+    of_status(&fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap_or_default(), name)
+}
+
+fn of_status(status: &str, name: &str) -> String {
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -88,17 +91,25 @@ fn threads(pid: u32) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
+/// What the kernel says of a process's threads that are there: some end when they have had nothing to do for a while.
+fn statuses(pid: u32) -> Vec<String> {
+    let status = |thread: String| fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).ok();
+    let found: Vec<String> = threads(pid).into_iter().filter_map(status).collect();
+    assert!(!found.is_empty(), "{pid} is gone");
+    found
+}
+
 /// Every thread is `user` in each way, and can do nothing that root can.
 fn assert_is(pid: u32, user: u32) {
-    for thread in threads(pid) {
+    for status in statuses(pid) {
         let ids = format!("{user} {user} {user} {user}");
-        assert_eq!(field(pid, &thread, "Uid"), ids, "real, effective, saved, file system");
-        assert_eq!(field(pid, &thread, "Gid"), ids);
-        assert_eq!(field(pid, &thread, "Groups"), user.to_string());
+        assert_eq!(of_status(&status, "Uid"), ids, "real, effective, saved, file system");
+        assert_eq!(of_status(&status, "Gid"), ids);
+        assert_eq!(of_status(&status, "Groups"), user.to_string());
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-            assert_eq!(u64::from_str_radix(&field(pid, &thread, set), 16), Ok(0), "{set}");
+            assert_eq!(u64::from_str_radix(&of_status(&status, set), 16), Ok(0), "{set}");
         }
-        assert_eq!(field(pid, &thread, "NoNewPrivs"), "1");
+        assert_eq!(of_status(&status, "NoNewPrivs"), "1");
     }
 }
 
@@ -212,13 +223,13 @@ fn r5_only_the_spawner_stays_root_and_an_adapter_with_a_user_of_its_own_delivers
     assert_is(theirs, ADAPTER);
     let root = spawner(&gateway);
     assert_eq!(children(root), [theirs], "it starts what is another user's, and nothing else");
-    for thread in threads(root) {
-        assert_eq!(field(root, &thread, "Uid"), "0 0 0 0");
-        assert_eq!(field(root, &thread, "NoNewPrivs"), "1");
-        let has = u64::from_str_radix(&field(root, &thread, "CapEff"), 16).unwrap();
+    for status in statuses(root) {
+        assert_eq!(of_status(&status, "Uid"), "0 0 0 0");
+        assert_eq!(of_status(&status, "NoNewPrivs"), "1");
+        let has = u64::from_str_radix(&of_status(&status, "CapEff"), 16).unwrap();
         assert!(has.count_ones() <= 6, "{has:x}");
         for set in ["CapPrm", "CapBnd"] {
-            assert_eq!(u64::from_str_radix(&field(root, &thread, set), 16), Ok(has), "{set}");
+            assert_eq!(u64::from_str_radix(&of_status(&status, set), 16), Ok(has), "{set}");
         }
     }
     // The kernel gives what it shows of a process's memory to root, unless the process may be looked into by its user.
@@ -259,7 +270,7 @@ fn r5_only_the_spawner_stays_root_and_an_adapter_with_a_user_of_its_own_delivers
     let status = gateway.cli_ok(&["status"]);
     assert!(status.contains(&format!("runs as user {USER}")), "{status}");
     assert!(gateway.stop().success());
-    assert!(is_gone(root) && is_gone(theirs) && !directory.exists(), "nothing of it stays");
+    until("nothing of it stays", || (is_gone(root) && is_gone(theirs) && !directory.exists()).then_some(()));
     gateway.audit_verifies();
 }
 
@@ -369,12 +380,12 @@ fn r5_a_gateway_whose_user_has_a_name_is_in_that_users_groups_and_in_no_other() 
     move_sockets(&gateway);
     gateway.restart();
     let own = gateway.pid();
-    for thread in threads(own) {
-        let has = field(own, &thread, "Groups");
+    for status in statuses(own) {
+        let has = of_status(&status, "Groups");
         let has: BTreeSet<u32> = has.split(' ').map(|group| group.parse().unwrap()).collect();
         assert_eq!(has, groups, "{}", user.name);
         let gid = Gid::as_raw(user.gid);
-        assert_eq!(field(own, &thread, "Gid"), format!("{gid} {gid} {gid} {gid}"));
+        assert_eq!(of_status(&status, "Gid"), format!("{gid} {gid} {gid} {gid}"));
     }
     let status = gateway.cli_ok(&["status"]);
     assert!(status.contains(&format!("runs as {}", user.name)), "{status}");
@@ -429,7 +440,7 @@ fn r5_a_gateway_whose_spawner_is_gone_stops_and_says_why() {
     let (root, theirs) = (spawner(&gateway), pid_of(&gateway, "theirs"));
     kill(Pid::from_raw(root.cast_signed()), Signal::SIGKILL).unwrap();
     assert!(!gateway.ended().success());
-    assert!(is_gone(theirs), "its adapters end with it");
+    until("its adapters end with it", || is_gone(theirs).then_some(()));
     assert!(gateway.log().contains("the spawner ended"), "{}", gateway.log());
     gateway.restart();
     deliver(&gateway, "2");
