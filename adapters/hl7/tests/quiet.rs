@@ -1,11 +1,13 @@
 //! The real program's log: what a partner can bring about as often as it likes is told once, and then once a minute.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
 
 use bytes::{Bytes, BytesMut};
 use gatepost_adapter::testing::{Connection, Gateway, Partner, leased_event};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpSocket;
 use tokio::process::{Child, Command};
 
 const TIMES: usize = 200;
@@ -14,6 +16,14 @@ const TIMES: usize = 200;
 fn frames(buffer: &mut BytesMut) -> Option<Bytes> {
     let end = buffer.windows(2).position(|two| two == b"\x1c\r")? + 2;
     Some(buffer.split_to(end).freeze())
+}
+
+/// An address that nobody else is given, and on which the adapter may listen.
+fn reserved() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    (socket.local_addr().unwrap(), socket)
 }
 
 async fn adapter(settings: Value) -> (Gateway, Child) {
@@ -40,7 +50,8 @@ fn told(log: &str, what: &str) -> usize {
 
 #[tokio::test]
 async fn what_a_sender_brings_about_over_and_over_is_told_once() {
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (address, _reserved) = reserved();
+    let address = address.to_string();
     let (mut gateway, child) = adapter(json!({ "listen": address })).await;
     let mut sender = Connection::open(&address, frames).await;
     for _ in 0..TIMES {

@@ -1,6 +1,6 @@
 //! TLS both ways, with Python's `ssl` as the partner and with the tools.
 
-use std::net::SocketAddr;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use gatepost_adapter::testing::{Authority, Gateway, leased_event};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
@@ -115,20 +115,23 @@ async fn it_delivers_to_pythons_ssl_which_asks_for_its_certificate() {
 #[tokio::test]
 async fn it_takes_from_pythons_ssl_and_only_from_whom_the_settings_name() {
     let certificates = Certificates::new();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let listen = format!("127.0.0.1:{port}");
+    // Nobody else is given it, and the adapter may listen on it.
+    let reserved = TcpSocket::new_v4().unwrap();
+    reserved.set_reuseaddr(true).unwrap();
+    reserved.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = reserved.local_addr().unwrap();
+    let listen = address.to_string();
     let listen_tls = json!({
         "cert_file": certificates.cert("lab.example"), "key_file": certificates.key("lab.example"),
         "client_ca_files": [certificates.ca()], "allow_names": ["dns:ehr.example"],
     });
     let (mut gateway, _child) = adapter(json!({ "listen": listen, "listen_tls": listen_tls })).await;
-    let address: SocketAddr = listen.parse().unwrap();
     while TcpStream::connect(address).await.is_err() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let send = |name: &str| {
         let mut command = certificates.python("send", name);
-        command.arg(port.to_string()).arg("lab.example").stderr(Stdio::piped());
+        command.arg(address.port().to_string()).arg("lab.example").stderr(Stdio::piped());
         command
     };
     let stranger = send("other.example").output().await.unwrap();

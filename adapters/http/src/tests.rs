@@ -248,7 +248,7 @@ async fn lease(gateway: &mut Gateway, number: u128) {
 
 #[tokio::test]
 async fn a_body_that_never_ends_does_not_take_the_status_back() {
-    let (endpoint, mut gateway, _working) = byte_by_byte(json!({"timeout_ms": 200})).await;
+    let (endpoint, mut gateway, _working) = byte_by_byte(json!({"timeout_ms": 2000})).await;
     lease(&mut gateway, 1).await;
     let mut connection = endpoint.accept().await;
     connection.send("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 10\r\n\r\nhalf").await;

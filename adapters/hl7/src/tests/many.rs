@@ -234,7 +234,7 @@ async fn what_comes_from_a_partner_says_whose_it_is_and_is_read_as_that_one_writ
 
 #[tokio::test]
 async fn a_connection_that_nobody_uses_is_closed_and_the_next_message_makes_a_new_one() {
-    let mut region = Region::start(json!({"idle_disconnect_ms": 200}), json!({})).await;
+    let mut region = Region::start(json!({"idle_disconnect_ms": 1000}), json!({})).await;
     for number in [1, 2] {
         region.gateway.lease(&[leased_for(number, "north", &order("M1"))]).await;
         let mut north = channel(region.north.accept().await.unwrap().0);

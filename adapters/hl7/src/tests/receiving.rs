@@ -243,7 +243,7 @@ async fn an_end_without_cr_is_taken_where_it_is_allowed() {
 
 #[tokio::test]
 async fn silence_between_messages_ends_a_connection_only_where_that_is_set() {
-    let mut intake = Intake::new(json!({"idle_connection_timeout_ms": 100})).await;
+    let mut intake = Intake::new(json!({"idle_connection_timeout_ms": 1000})).await;
     let mut partner = intake.connect().await;
     write(&mut partner, &adt("M1")).await;
     intake.accepted().await;

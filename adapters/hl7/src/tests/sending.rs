@@ -162,7 +162,7 @@ async fn an_answer_to_another_message_settles_nothing() {
 
 #[tokio::test]
 async fn after_a_timeout_the_connection_is_closed_and_a_late_answer_hits_nothing() {
-    let mut partner = Partner::new(json!({"ack_timeout_ms": 200})).await;
+    let mut partner = Partner::new(json!({"ack_timeout_ms": 2000})).await;
     partner.gateway.lease(&[leased(1, &adt("M1"))]).await;
     let mut first = partner.accept().await;
     body_of(&mut first).await;

@@ -96,7 +96,7 @@ async fn the_first_message_asks_and_each_gets_its_number_with_its_begin_before_a
 
 #[tokio::test]
 async fn what_is_sent_again_has_its_number_and_the_partner_says_that_it_has_it() {
-    let mut whole = sending(json!({"ack_timeout_ms": 200}), numbers(7, Some(1))).await;
+    let mut whole = sending(json!({"ack_timeout_ms": 2000}), numbers(7, Some(1))).await;
     whole.gateway.lease(&[leased(1, &adt("M1"))]).await;
     let mut partner = whole.accept().await;
     let asked = comes(&mut partner, "0").await;

@@ -500,7 +500,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_fails_is_told_apart() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Nobody listens there, nor can anybody else.
+        let reserved = TcpSocket::new_v4().unwrap();
+        reserved.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let free = reserved.local_addr().unwrap().port();
         let target = |host| Target { host, port: free };
         let here = Host::Address([127, 0, 0, 1].into());
         let lookups = Arc::new(Semaphore::new(1));

@@ -7,7 +7,7 @@ use gatepost_store::SessionEnd;
 
 use crate::check::{assert_log, assert_sound};
 use crate::fixture::{
-    BEGIN, DELIVERED, Fixture, TROUBLE, doubting, external, inbox, queue, quick, text, texts, until,
+    BEGIN, DELIVERED, Fixture, TROUBLE, doubting, external, in_time, inbox, queue, quick, text, texts, until,
 };
 
 async fn end(fixture: &Fixture, end: SessionEnd) -> u64 {
@@ -129,21 +129,23 @@ async fn r13_2_two_crashes_are_forgiven_by_an_outcome() {
 /// A suspect beside others would take their blame, or they its.
 #[tokio::test]
 async fn r13_2_a_suspect_that_comes_due_waits_until_nothing_else_is_in_flight() {
-    let mut policy = doubting(OnDoubt::Query);
-    policy.retry.initial = Duration::from_millis(1000);
-    policy.retry.max = Duration::from_millis(1000);
-    let fixture = Fixture::new(vec![queue("lab", policy)]).await;
-    let session = fixture.session("lab").await;
-    let suspect = fixture.send("suspect", None, "lab").await;
-    let leased = fixture.lease_one("lab", session).await;
-    fixture.taken("lab", session, &leased, BEGIN).await;
-    let session = end(&fixture, SessionEnd::Crashed).await;
-    // Leased again as the only suspect, and taken back with backoff by a session that ends in good order.
-    fixture.lease_one("lab", session).await;
-    let session = end(&fixture, SessionEnd::Stopped).await;
-    fixture.send("other", None, "lab").await;
-    let other = fixture.lease_one("lab", session).await;
-    assert_eq!(text(&other), "other", "the suspect is not due yet");
+    let (fixture, session, suspect, other) = in_time("another is leased before it is due", async |span| {
+        let mut policy = doubting(OnDoubt::Query);
+        (policy.retry.initial, policy.retry.max) = (span, span);
+        let fixture = Fixture::new(vec![queue("lab", policy)]).await;
+        let session = fixture.session("lab").await;
+        let suspect = fixture.send("suspect", None, "lab").await;
+        let leased = fixture.lease_one("lab", session).await;
+        fixture.taken("lab", session, &leased, BEGIN).await;
+        let session = end(&fixture, SessionEnd::Crashed).await;
+        // Leased again as the only suspect, and taken back with backoff by a session that ends in good order.
+        fixture.lease_one("lab", session).await;
+        let session = end(&fixture, SessionEnd::Stopped).await;
+        fixture.send("other", None, "lab").await;
+        let other = fixture.lease_one("lab", session).await;
+        (text(&other) == "other").then_some((fixture, session, suspect, other))
+    })
+    .await;
     let due = fixture.row(suspect).await.due.unwrap();
     until("the suspect is due", async || fixture.store.read().now() > due).await;
     fixture.send("third", None, "lab").await;

@@ -5,7 +5,9 @@ use gatepost_core::{OnDoubt, Outcome, QueuePolicy, Resolution};
 use gatepost_store::{DeliveryFilter, SettleError, Verb};
 
 use crate::check::{assert_log, assert_sound};
-use crate::fixture::{BEGIN, DELIVERED, Fixture, RETRY, SENT, TROUBLE, doubting, message, queue, quick};
+use crate::fixture::{
+    BEGIN, DELIVERED, Fixture, RETRY, SENT, TROUBLE, doubting, in_time, message, queue, quick,
+};
 
 async fn with(on_doubt: OnDoubt) -> (Fixture, u64) {
     let fixture = Fixture::new(vec![queue("lab", doubting(on_doubt))]).await;
@@ -154,12 +156,14 @@ async fn r13_1_begin_after_the_expiry_is_refused_and_the_delivery_is_expired() {
 
 /// A delivery that has been leased in time and whose expiry has passed since.
 async fn leased_past_expiry(fixture: &Fixture, session: u64) -> gatepost_store::Leased {
-    let mut expiring = message("1", Some("k"), "x", &["lab"]);
-    let now = fixture.store.read().now();
-    let expiry = now + std::time::Duration::from_millis(700);
-    expiring.expires_at = Some(expiry);
-    fixture.accept(vec![expiring]).await.unwrap();
-    let leased = fixture.lease_one("lab", session).await;
+    let (leased, expiry) = in_time("it is leased before its expiry", async |span| {
+        let mut expiring = message(&format!("{span:?}"), Some("k"), "x", &["lab"]);
+        let expiry = fixture.store.read().now() + span;
+        expiring.expires_at = Some(expiry);
+        fixture.accept(vec![expiring]).await.unwrap();
+        Some((fixture.lease("lab", session, 1).await.pop()?, expiry))
+    })
+    .await;
     crate::fixture::until("it is past its expiry", async || fixture.store.read().now() > expiry).await;
     leased
 }

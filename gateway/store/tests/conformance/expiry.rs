@@ -3,16 +3,28 @@
 use std::time::Duration;
 
 use gatepost_core::message::NewMessage;
-use gatepost_core::{OnDoubt, QueuePolicy};
+use gatepost_core::{OnDoubt, QueuePolicy, Timestamp};
+use gatepost_store::Leased;
 
 use crate::check::{assert_log, assert_sound};
-use crate::fixture::{DELIVERED, Fixture, RETRY_LATER, doubting, keyed, message, queue, texts};
+use crate::fixture::{DELIVERED, Fixture, RETRY_LATER, doubting, in_time, keyed, message, queue, texts};
 
 async fn expiring(fixture: &Fixture, id: &str, key: &str, after: Duration) -> gatepost_core::DeliveryId {
     let expires_at = Some(fixture.store.read().now() + after);
     let accepted =
         fixture.accept(vec![NewMessage { expires_at, ..message(id, Some(key), id, &["lab"]) }]).await;
     accepted.unwrap()[0].deliveries[0].id
+}
+
+/// One that is leased before its expiry, and when that is over.
+async fn leased_in_time(fixture: &Fixture, session: u64) -> (Leased, Timestamp) {
+    in_time("it is leased before its expiry", async |span| {
+        expiring(fixture, &format!("{span:?}"), "k", span).await;
+        let leased = fixture.lease("lab", session, 1).await.pop()?;
+        // Not before it.
+        Some((leased, fixture.store.read().now() + span))
+    })
+    .await
 }
 
 #[tokio::test]
@@ -51,11 +63,10 @@ async fn an_expired_message_is_never_leased() {
 async fn a_lane_in_backoff_whose_head_expires_goes_on() {
     let fixture = Fixture::new(vec![queue("lab", keyed())]).await;
     let session = fixture.session("lab").await;
-    let head = expiring(&fixture, "1", "k", Duration::from_millis(700)).await;
+    let (leased, _) = leased_in_time(&fixture, session).await;
     fixture.send("2", Some("k"), "lab").await;
-    let leased = fixture.lease_one("lab", session).await;
     fixture.taken("lab", session, &leased, RETRY_LATER).await;
-    fixture.until_state(head, "expired").await;
+    fixture.until_state(leased.delivery, "expired").await;
     assert_eq!(texts(&fixture.lease("lab", session, 10).await), ["2"]);
 }
 
@@ -63,15 +74,10 @@ async fn a_lane_in_backoff_whose_head_expires_goes_on() {
 async fn a_dead_one_past_its_expiry_cannot_be_sent_again_and_the_log_says_who_tried() {
     let fixture = Fixture::new(vec![queue("lab", keyed())]).await;
     let session = fixture.session("lab").await;
-    let delivery = expiring(&fixture, "1", "k", Duration::from_millis(700)).await;
-    let leased = fixture.lease_one("lab", session).await;
+    let (leased, expiry) = leased_in_time(&fixture, session).await;
     fixture.taken("lab", session, &leased, gatepost_core::Outcome::Reject).await;
-    let accepted_at = fixture.row(delivery).await.accepted_at;
-    crate::fixture::until("it is past its expiry", async || {
-        fixture.store.read().now().since(accepted_at) > Duration::from_millis(750)
-    })
-    .await;
-    let row = fixture.operate(delivery, gatepost_store::Verb::Replay).await.unwrap();
+    crate::fixture::until("it is past its expiry", async || fixture.store.read().now() > expiry).await;
+    let row = fixture.operate(leased.delivery, gatepost_store::Verb::Replay).await.unwrap();
     assert_eq!(row.state, "expired");
     let detail = fixture.store.read().message_detail(row.message).await.unwrap().unwrap();
     let last = detail.history.last().unwrap();
@@ -97,18 +103,21 @@ async fn a_flood_that_expires_is_worked_off_between_other_work() {
 /// What is past its time and does not wait must not stand in the way of what does.
 #[tokio::test]
 async fn what_has_begun_keeps_no_other_from_expiring() {
-    let fixture =
-        Fixture::new(vec![queue("lab", QueuePolicy { max_in_flight: 1000, ..doubting(OnDoubt::Hold) })])
-            .await;
-    let session = fixture.session("lab").await;
-    let expires_at = Some(fixture.store.read().now() + Duration::from_millis(500));
-    let soon = |n| NewMessage { expires_at, ..message(&format!("{n}"), None, "x", &["lab"]) };
-    fixture.accept((0..600).map(soon).collect()).await.unwrap();
-    let mut leased = Vec::new();
-    while leased.len() < 600 {
-        leased.extend(fixture.lease_in_time("lab", session, 300).await);
-    }
-    fixture.accept((600..610).map(soon).collect()).await.unwrap();
+    let soon = |expires_at, n| NewMessage { expires_at, ..message(&format!("{n}"), None, "x", &["lab"]) };
+    let (fixture, session, leased, expires_at) = in_time("all are leased", async |span| {
+        let policy = QueuePolicy { max_in_flight: 1000, ..doubting(OnDoubt::Hold) };
+        let fixture = Fixture::new(vec![queue("lab", policy)]).await;
+        let session = fixture.session("lab").await;
+        let expires_at = Some(fixture.store.read().now() + span);
+        fixture.accept((0..600).map(|n| soon(expires_at, n)).collect()).await.unwrap();
+        let mut leased = Vec::new();
+        while fixture.store.read().now() < expires_at? && leased.len() < 600 {
+            leased.extend(fixture.lease("lab", session, 300).await);
+        }
+        (leased.len() == 600).then_some((fixture, session, leased, expires_at))
+    })
+    .await;
+    fixture.accept((600..610).map(|n| soon(expires_at, n)).collect()).await.unwrap();
     crate::fixture::until("what waits has expired", async || fixture.stats("lab").await.waiting == 0).await;
     assert_eq!(fixture.stats("lab").await.leased, 600);
     // One that goes back to waiting after its time expires too.

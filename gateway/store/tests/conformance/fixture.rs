@@ -22,7 +22,10 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 /// Longest that anything which time alone brings about may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long there is for what a test must have done before time is over: who is held up for longer tries again with the next.
+const SPANS: [Duration; 4] =
+    [Duration::from_millis(700), Duration::from_secs(3), Duration::from_secs(12), Duration::from_secs(50)];
 
 /// A data directory and what it is opened with; the store itself may be open or not.
 #[derive(Clone)]
@@ -336,6 +339,21 @@ impl Fixture {
         until("the checkpoint covers the log", async || health.checkpoint_size() == self.leaves().await)
             .await;
     }
+}
+
+/// Tries something that takes less than `span` where nothing holds it up; what it gives once it was done in time.
+pub(crate) async fn in_time<T>(what: &str, attempt: impl AsyncFn(Duration) -> Option<T>) -> T {
+    for span in SPANS {
+        if let Some(done) = attempt(span).await {
+            return done;
+        }
+    }
+    panic!("not within {SPANS:?}: {what}");
+}
+
+/// Waits for a hint.
+pub(crate) async fn hinted(told: impl Future<Output = ()>) {
+    tokio::time::timeout(PATIENCE, told).await.expect("no hint came");
 }
 
 /// Waits for what time brings about.

@@ -7,7 +7,9 @@ use gatepost_core::{OnDoubt, Outcome};
 use gatepost_store::{LeaseRequest, Leased};
 
 use crate::check::assert_sound;
-use crate::fixture::{BEGIN, DELIVERED, Fixture, doubting, inbox, message, queue, quick, texts, until};
+use crate::fixture::{
+    BEGIN, DELIVERED, Fixture, doubting, hinted, inbox, message, queue, quick, texts, until,
+};
 
 async fn with(count: usize) -> (Fixture, u64) {
     let fixture = Fixture::new(vec![queue("lab", quick()), inbox("results", quick())]).await;
@@ -125,10 +127,15 @@ async fn r13_17_an_extended_lease_has_the_same_margin() {
     let extend = Outcome::Extend { lease: Duration::from_secs(1) };
     let started = fixture.store.read().now();
     assert_eq!(fixture.taken("lab", session, &leased[0], extend).await, "leased");
-    fixture.until_state(leased[1].delivery, "waiting").await;
-    assert_eq!(fixture.state(leased[0].delivery).await, "leased");
-    fixture.until_state(leased[0].delivery, "waiting").await;
-    assert!(fixture.store.read().now().since(started) >= Duration::from_secs(3), "1 s and the margin");
+    for leased in &leased {
+        fixture.until_state(leased.delivery, "waiting").await;
+    }
+    let ended = fixture.row(leased[0].delivery).await.changed_at;
+    assert!(ended.since(started) >= Duration::from_secs(3), "1 s and the margin");
+    assert!(
+        ended > fixture.row(leased[1].delivery).await.changed_at,
+        "it outlasts one that was not extended"
+    );
 }
 
 #[tokio::test]
@@ -188,7 +195,7 @@ async fn a_consumer_that_waits_is_told_when_something_may_be_leased() {
     told.as_mut().enable();
     assert!(fixture.lease("lab", session, 1).await.is_empty());
     fixture.send("1", None, "lab").await;
-    tokio::time::timeout(Duration::from_secs(5), told).await.expect("no hint came");
+    hinted(told).await;
     fixture.lease_one("lab", session).await;
 }
 

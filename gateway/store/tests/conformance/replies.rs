@@ -1,7 +1,5 @@
 //! What partners answer: the answer that ended a delivery is kept, whichever way it ended.
 
-use std::time::Duration;
-
 use gatepost_core::{DeliveryId, Outcome, QueuePolicy, RetryPolicy};
 use gatepost_store::{Leased, Verb};
 use serde_json::{Value, json};
@@ -126,14 +124,18 @@ async fn what_was_never_sent_has_no_answer() {
     let hold = QueuePolicy { on_doubt: OnDoubt::Hold, ..quick() };
     let fixture = Fixture::new(vec![queue("lab", hold)]).await;
     let session = fixture.session("lab").await;
-    let mut message = crate::fixture::message("1", None, "x", &["lab"]);
-    message.expires_at = Some(fixture.store.read().now() + Duration::from_millis(300));
-    let delivery = fixture.accept(vec![message]).await.unwrap()[0].deliveries[0].id;
-    let leased = fixture.lease_one("lab", session).await;
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    let (leased, expiry) = crate::fixture::in_time("it is leased before its expiry", async |span| {
+        let mut message = crate::fixture::message(&format!("{span:?}"), None, "x", &["lab"]);
+        let expiry = fixture.store.read().now() + span;
+        message.expires_at = Some(expiry);
+        fixture.accept(vec![message]).await.unwrap();
+        Some((fixture.lease("lab", session, 1).await.pop()?, expiry))
+    })
+    .await;
+    crate::fixture::until("it is past its expiry", async || fixture.store.read().now() > expiry).await;
     let mut begin = item(&leased, BEGIN);
     begin.reply = Some(br#"{"data":"no"}"#.to_vec());
     let answer = fixture.store.delivery_settle(fixture.settling("lab", session, vec![begin])).await.unwrap();
     assert_eq!((answer.items[0].ok, answer.items[0].state), (false, "expired"));
-    assert_eq!(reply(&fixture, delivery).await, None);
+    assert_eq!(reply(&fixture, leased.delivery).await, None);
 }

@@ -10,8 +10,8 @@ use gatepost_store::{AcceptError, Emit, Pause, QueueSetup, SenderFull, SettleErr
 
 use crate::check::{assert_log, assert_sound};
 use crate::fixture::{
-    DELIVERED, Fixture, Place, app, doubting, emit, inbox, item, message, operator, queue, quick, sender,
-    until,
+    DELIVERED, Fixture, Place, app, doubting, emit, in_time, inbox, item, message, operator, queue, quick,
+    sender, until,
 };
 
 const NO_LIMIT: u64 = u64::MAX;
@@ -210,11 +210,14 @@ async fn what_is_in_doubt_counts_until_a_person_has_decided() {
 
 #[tokio::test]
 async fn what_expires_makes_room() {
-    let fixture = limited(1, NO_LIMIT).await;
-    let expires_at = Some(fixture.store.read().now() + Duration::from_millis(100));
-    let brief = NewMessage { expires_at, ..message("1", None, "x", &["lab"]) };
-    fixture.accept(vec![brief]).await.unwrap();
-    one(&fixture, "2").await.unwrap_err();
+    let fixture = in_time("there is no room before it has expired", async |span| {
+        let fixture = limited(1, NO_LIMIT).await;
+        let expires_at = Some(fixture.store.read().now() + span);
+        let brief = NewMessage { expires_at, ..message("1", None, "x", &["lab"]) };
+        fixture.accept(vec![brief]).await.unwrap();
+        one(&fixture, "2").await.is_err().then_some(fixture)
+    })
+    .await;
     until("it has expired", async || fixture.backlog(&app()) == (0, 0)).await;
     one(&fixture, "2").await.unwrap();
     assert_sound(&fixture.stop().await, "expired").await;

@@ -1,6 +1,6 @@
 //! Rule 5: the destination's trouble is not the message's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gatepost_core::queue::TripReason;
 use gatepost_core::{Outcome, QueuePolicy, RetryPolicy, RetryScope};
@@ -8,7 +8,8 @@ use gatepost_store::Pause;
 
 use crate::check::{assert_log, assert_sound};
 use crate::fixture::{
-    AWAY, DELIVERED, Fixture, RETRY, RETRY_LATER, SENT, TROUBLE, item, operator, queue, quick, texts, until,
+    AWAY, DELIVERED, Fixture, RETRY, RETRY_LATER, SENT, TROUBLE, in_time, item, operator, queue, quick,
+    texts, until,
 };
 
 async fn with(policy: QueuePolicy, count: usize) -> (Fixture, u64) {
@@ -128,42 +129,61 @@ async fn r13_5_an_operators_pause_ends_only_at_an_operators_word() {
     assert_eq!(texts(&fixture.lease("lab", session, 10).await), ["1"]);
 }
 
-fn impatient() -> QueuePolicy {
-    let give_up_after = Duration::from_millis(900);
+fn impatient(give_up_after: Duration) -> QueuePolicy {
     QueuePolicy { retry: RetryPolicy { give_up_after, attempts: 100, ..quick().retry }, ..quick() }
 }
 
 #[tokio::test]
 async fn a_delivery_older_than_give_up_after_is_dead_at_its_next_failure() {
-    let (fixture, session) = with(impatient(), 1).await;
+    const GIVE_UP: Duration = Duration::from_millis(900);
+    let (fixture, session) = with(impatient(GIVE_UP), 1).await;
     let leased = fixture.lease_one("lab", session).await;
     let born = fixture.row(leased.delivery).await.accepted_at;
-    until("it is old", async || fixture.store.read().now().since(born) > Duration::from_millis(900)).await;
+    until("it is old", async || fixture.store.read().now().since(born) > GIVE_UP).await;
     assert_eq!(fixture.taken("lab", session, &leased, RETRY).await, "dead");
     assert_eq!(fixture.row(leased.delivery).await.reason, Some("gave_up"));
 }
 
 #[tokio::test]
 async fn r13_5_paused_time_does_not_count_towards_giving_up() {
-    let (fixture, session) = with(impatient(), 1).await;
-    let leased = fixture.lease_one("lab", session).await;
-    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Pause).await.unwrap();
-    let born = fixture.row(leased.delivery).await.accepted_at;
-    until("it is old", async || fixture.store.read().now().since(born) > Duration::from_millis(1000)).await;
-    fixture.store.queue_pause(&operator(), "lab".into(), Pause::Resume).await.unwrap();
-    assert_eq!(fixture.taken("lab", session, &leased, RETRY).await, "waiting");
+    in_time("it is young but for the pause", async |give_up| {
+        let before = Instant::now();
+        let (fixture, session) = with(impatient(give_up), 1).await;
+        let leased = fixture.lease_one("lab", session).await;
+        fixture.store.queue_pause(&operator(), "lab".into(), Pause::Pause).await.unwrap();
+        let before = before.elapsed();
+        let born = fixture.row(leased.delivery).await.accepted_at;
+        let now = || fixture.store.read().now();
+        until("it is old", async || now().since(born) > give_up + Duration::from_millis(100)).await;
+        let after = Instant::now();
+        fixture.store.queue_pause(&operator(), "lab".into(), Pause::Resume).await.unwrap();
+        let state = fixture.taken("lab", session, &leased, RETRY).await;
+        let is_young = before + after.elapsed() < give_up;
+        is_young.then(|| assert_eq!(state, "waiting"))
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn r13_5_tripped_time_does_not_count_even_over_a_restart() {
-    let (fixture, session) = with(impatient(), 1).await;
-    let leased = fixture.lease_one("lab", session).await;
-    let long = Outcome::Retry { after: Some(Duration::from_millis(1000)), scope: RetryScope::Destination };
-    fixture.taken("lab", session, &leased, long).await;
-    let fixture = fixture.crash().await.open().await.unwrap();
-    let session = fixture.session("lab").await;
-    let probe = fixture.lease_in_time("lab", session, 1).await.remove(0);
-    assert_eq!(fixture.taken("lab", session, &probe, RETRY).await, "waiting", "not given up");
+    in_time("it is young when the breaker opens", async |give_up| {
+        let before = Instant::now();
+        let (fixture, session) = with(impatient(give_up), 1).await;
+        let leased = fixture.lease_one("lab", session).await;
+        let after = Some(give_up + Duration::from_millis(100));
+        let long = Outcome::Retry { after, scope: RetryScope::Destination };
+        let state = fixture.taken("lab", session, &leased, long).await;
+        if before.elapsed() > give_up {
+            return None;
+        }
+        assert_eq!(state, "waiting");
+        let fixture = fixture.crash().await.open().await.unwrap();
+        let session = fixture.session("lab").await;
+        let probe = fixture.lease_in_time("lab", session, 1).await.remove(0);
+        assert_eq!(fixture.taken("lab", session, &probe, RETRY).await, "waiting", "not given up");
+        Some(())
+    })
+    .await;
 }
 
 #[tokio::test]

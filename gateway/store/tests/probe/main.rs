@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 const DATABASE: &str = "gp";
 /// Longest that anything which time alone brings about may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn cluster(settings: &[(&str, &str)]) -> Cluster {
     let cluster = Cluster::start(settings).expect("a PostgreSQL server for the tests");

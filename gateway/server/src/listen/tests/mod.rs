@@ -32,7 +32,7 @@ use super::*;
 use crate::config::{self, PeerFacts, UnixListen, Wanted};
 
 /// Nothing here takes this long unless it hangs.
-const HANG: Duration = Duration::from_secs(20);
+const HANG: Duration = Duration::from_secs(40);
 
 /// Knows peers by uid or URI.
 #[derive(Default)]
@@ -255,7 +255,7 @@ fn have(program: &str) -> bool {
 async fn curl_as(uid: u32, group: u32, socket: &Path, path: &str) -> Answer {
     let output = tokio::process::Command::new("setpriv")
         .args(["--reuid", &uid.to_string(), "--regid", &uid.to_string(), "--groups", &group.to_string()])
-        .args(["curl", "--silent", "--include", "--max-time", "10", "--unix-socket"])
+        .args(["curl", "--silent", "--include", "--max-time", "60", "--unix-socket"])
         .arg(socket)
         .arg(format!("http://x{path}"))
         .kill_on_drop(true)

@@ -124,7 +124,7 @@ async fn long_a_number_that_is_given_again_is_not_an_identity() {
 
 async fn curl(program: &Path, socket: &Path) -> u16 {
     let output = tokio::process::Command::new(program)
-        .args(["--silent", "--include", "--max-time", "10", "--unix-socket"])
+        .args(["--silent", "--include", "--max-time", "60", "--unix-socket"])
         .arg(socket)
         .arg("http://x/who")
         .output()
@@ -157,7 +157,7 @@ async fn a_program_is_the_file_at_its_path_and_no_other() {
         return skipped("that a program in a file system of its own is not let in: needs root and unshare");
     }
     // In its own file system the other program has the rightful path.
-    let script = "mount --bind \"$1\" \"$0\" && exec \"$0\" --silent --include --max-time 10 --unix-socket \"$2\" http://x/who";
+    let script = "mount --bind \"$1\" \"$0\" && exec \"$0\" --silent --include --max-time 60 --unix-socket \"$2\" http://x/who";
     let output = tokio::process::Command::new("unshare")
         .args(["--mount", "sh", "-c", script])
         .args([&rightful, &other, &socket])
