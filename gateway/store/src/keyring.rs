@@ -221,11 +221,14 @@ impl Keyring {
     pub(crate) fn learn(&self, stored: &WrappedTree) -> Result<(), WrapError> {
         let mut inner = self.lock();
         let tree = inner.keys.unwrap(stored)?;
+        inner.wrapped.insert(stored.tree, stored.key);
+        if inner.trees.get(&stored.tree).is_some_and(|known| known.to_bytes() == tree.to_bytes()) {
+            return Ok(());
+        }
         inner.trees.insert(stored.tree, tree);
         // They may lead to what has been cut out meanwhile.
         inner.warm.iter_mut().for_each(|warm| *warm = None);
         inner.learnt += 1;
-        inner.wrapped.insert(stored.tree, stored.key);
         // Its way down may lead through what has been cut out meanwhile.
         if inner.active.as_ref().is_some_and(|path| path.tree() == stored.tree) {
             inner.active = None;

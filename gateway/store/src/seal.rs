@@ -504,7 +504,11 @@ impl Vault {
     /// Takes in a tree as it is stored.
     pub(crate) fn learn(&self, stored: &WrappedTree) -> Result<(), StoreError> {
         match &self.keyring {
-            Some(keyring) => Ok(keyring.learn(stored)?),
+            Some(keyring) => {
+                keyring.learn(stored)?;
+                // The one in use may be out of use now. The next is to be saved before anything is sealed with it.
+                Ok(keyring.prepare()?)
+            }
             None => Err(StoreError::DataKeyUnknown { tree: stored.tree }),
         }
     }

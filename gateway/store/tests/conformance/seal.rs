@@ -115,6 +115,25 @@ async fn an_erased_merge_is_found_by_neither_of_its_keys() {
     assert_log(&place, "erased merge").await;
 }
 
+/// What is sealed while there is erased, and right after, is sealed with keys that are there at the next start.
+#[tokio::test]
+async fn what_is_left_of_many_that_were_erased_opens_after_a_start() {
+    const MANY: usize = 70;
+    let fixture = Fixture::new(vec![queue("lab", quick())]).await;
+    let session = fixture.session("lab").await;
+    let mut ids = Vec::new();
+    for n in 0..MANY {
+        ids.push(delivered(&fixture, session, &n.to_string(), "patient").await);
+    }
+    let erased = fixture.store.erase(operator(), EraseWhat::Subject("patient".to_owned())).await.unwrap();
+    assert_eq!(erased.messages.len(), MANY, "in more than one step");
+    let fixture = fixture.crash().await.open().await.unwrap();
+    for id in ids {
+        assert_eq!(payload(&fixture, id).await, None);
+    }
+    assert_sound(&fixture.stop().await, "many erased").await;
+}
+
 #[tokio::test]
 async fn an_erased_message_is_gone_with_everything_about_it() {
     let fixture = Fixture::new(vec![queue("lab", quick())]).await;
