@@ -49,7 +49,10 @@ fn carried(program: &Path) -> Option<BTreeSet<String>> {
 fn linked(package: &str) -> BTreeSet<String> {
     let tree =
         ["tree", "--locked", "--offline", "-e", "normal,no-proc-macro", "--prefix", "none", "-f", "{p}"];
-    let listed = run(cargo().args(tree).args(["-p", package]));
+    // Without what Cargo says besides, as where another holds the lock of its packages.
+    let output = output(cargo().args(tree).args(["-p", package]));
+    assert!(output.status.success(), "{output:?}");
+    let listed = String::from_utf8(output.stdout).unwrap();
     let line = |line: &str| {
         let mut words = line.split(' ');
         Some(format!("{} {}", words.next()?, words.next()?.trim_start_matches('v')))
