@@ -11,7 +11,7 @@ use gatepost_adapter::{
 };
 use uuid::Uuid;
 
-use crate::engine::{Commit, Config, Effect, Engine, Proof, Received, Turn, Verdict, is_owed};
+use crate::engine::{Commit, Config, Effect, Engine, Owing, Proof, Received, Turn, Verdict, is_owed};
 use crate::event::{Origin, content_id, may_be_double};
 use crate::link::QUEUE_BYTES_SOFT;
 
@@ -175,8 +175,9 @@ impl Books<'_> {
                             continue;
                         }
                         for received in std::mem::take(&mut commit.emits) {
-                            let owed = self.turn_away(&received, code, title, engine);
-                            commit.state.extend(owed.map(|(key, value)| (key, Some(value))));
+                            if let Owing::Kept(key, value) = self.turn_away(&received, code, title, engine) {
+                                commit.state.insert(key, Some(value));
+                            }
                         }
                     }
                     commits.retain(|commit| !commit.is_empty());
@@ -209,21 +210,21 @@ impl Books<'_> {
     }
 
     /// What is to be durable of that.
-    fn turn_away(
-        &self,
-        received: &Received,
-        code: &str,
-        title: &str,
-        engine: &mut Engine,
-    ) -> Option<(String, Vec<u8>)> {
+    fn turn_away(&self, received: &Received, code: &str, title: &str, engine: &mut Engine) -> Owing {
+        let owing = engine.owe(received, title);
+        let then = match owing {
+            Owing::Kept(..) | Owing::Unkept => "the partner is told so with a BusinessMessageReject",
+            Owing::Untold => "the partner cannot be told: too many of its messages were refused",
+        };
+        let Received { epoch, seq, .. } = received;
         tracing::error!(
             session = self.config.name,
-            epoch = received.epoch,
-            seq = received.seq,
+            epoch,
+            seq,
             code,
-            "the gateway does not take a message; the partner is told so with a BusinessMessageReject"
+            "the gateway does not take a message; {then}"
         );
-        engine.owe(received, title)
+        owing
     }
 
     fn settlement(&self, commits: &[Commit], in_hand: &InHand) -> Settlement {

@@ -43,6 +43,7 @@ pub(crate) use keys::{Unreadable, is_owed};
 pub(crate) use numbers::{Numbers, Renewal};
 pub(crate) use outbox::Place;
 pub(crate) use outgoing::Outgoing;
+pub(crate) use owed::Owing;
 pub(crate) use turn::{Alarm, Closing, Commit, Effect, Proof, Received, Turn, Verdict};
 
 use answer::Answer;
@@ -125,6 +126,8 @@ pub(crate) struct Engine {
     /// The partner has been asked whether it is still there.
     probed: bool,
     barrier: Option<Barrier>,
+    /// What had ever been kept when the partner was last asked for proof, bytes.
+    asked_at: u64,
     gap: Option<Gap>,
     held: Held,
     /// More of what is held has its turn than went into one commit.
@@ -161,6 +164,7 @@ impl Engine {
             last_sent: Duration::ZERO,
             probed: false,
             barrier: None,
+            asked_at: 0,
             gap: None,
             held: Held::default(),
             catching_up: false,

@@ -40,8 +40,10 @@ pub(super) struct Confirming {
     how: &'static str,
 }
 
-/// Most deliveries that are settled in one turn because the partner has confirmed them.
-const CONFIRMED_PER_TURN: usize = 256;
+/// Keys that a delivery's settlement changes: it waits no more, its order lives on, and others are forgotten for that.
+const KEYS_EACH: usize = 3;
+/// After this part of what may be kept the partner is asked to confirm it, where so much is kept that room may soon be wanted.
+const ASKED_PART: usize = 8;
 /// How long the answer to a barrier may take; then it is asked for again.
 const BARRIER_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -70,41 +72,60 @@ impl Engine {
         if self.link != Link::Up || self.barrier.is_some() || self.answer.is_some() {
             return;
         }
-        let through = self.numbers.last_out();
-        let from = self.numbers.confirmed + 1;
-        let epoch = self.numbers.epoch;
         // Also where nobody waits for it: what is not confirmed is kept, so now and then it is asked for.
-        let is_due = (through + 1 - from) as usize > self.config.keep / 2
-            || self.outbox.bytes() > self.config.keep_bytes / 2 && from <= through;
-        let waits = is_due
-            || self.config.confirm == Level::Transport
-                && self.outbox.within(epoch, from, through).any(|(_, record)| record.pending.is_some());
+        let unconfirmed = (self.numbers.last_out() - self.known_confirmed()) as usize;
+        let since_asked = self.outbox.bytes_ever() - self.asked_at;
+        let is_much = self.outbox.bytes() > self.config.keep_bytes / 2
+            && since_asked > (self.config.keep_bytes / ASKED_PART) as u64
+            && self.keeps_unconfirmed();
+        let waits = unconfirmed > self.config.keep / 2
+            || is_much
+            || self.config.confirm == Level::Transport && self.awaits_proof();
         if waits {
-            self.raise_barrier(through, now);
+            self.raise_barrier(self.numbers.last_out(), now);
         }
     }
 
     /// What is not confirmed is kept, and there is no room for more.
     pub(super) fn ask_for_room(&mut self, now: Now) {
-        if self.link == Link::Up && self.barrier.is_none() && self.answer.is_none() {
+        let may = self.link == Link::Up && self.barrier.is_none() && self.answer.is_none();
+        // An answer that makes no room would be asked for again, and again.
+        if may && self.keeps_unconfirmed() {
             self.raise_barrier(self.numbers.last_out(), now);
         }
     }
 
     /// After a logon: whatever waits for proof of an earlier connection is asked for.
     pub(super) fn ask_for_proof_of_earlier(&mut self, now: Now) {
-        let through = self.numbers.last_out();
-        let from = self.numbers.confirmed + 1;
-        let waits =
-            self.outbox.within(self.numbers.epoch, from, through).any(|(_, record)| record.pending.is_some());
-        if waits && self.link == Link::Up && self.barrier.is_none() && self.answer.is_none() {
-            self.raise_barrier(through, now);
+        let may = self.link == Link::Up && self.barrier.is_none() && self.answer.is_none();
+        if may && self.awaits_proof() {
+            self.raise_barrier(self.numbers.last_out(), now);
         }
+    }
+
+    /// Whether something is kept that the partner has not confirmed.
+    pub(super) fn keeps_unconfirmed(&self) -> bool {
+        self.unconfirmed().next().is_some()
+    }
+
+    /// Whether a delivery waits behind something that the partner has not confirmed.
+    fn awaits_proof(&self) -> bool {
+        self.unconfirmed().any(|(_, record)| record.pending.is_some())
+    }
+
+    fn unconfirmed(&self) -> impl Iterator<Item = (u64, &Record)> {
+        self.outbox.within(self.numbers.epoch, self.known_confirmed() + 1, self.numbers.last_out())
+    }
+
+    /// Also where it is not settled yet.
+    fn known_confirmed(&self) -> u64 {
+        self.confirming.map_or(self.numbers.confirmed, |confirming| confirming.through)
     }
 
     pub(super) fn raise_barrier(&mut self, through: u64, now: Now) {
         let id = format!("GP{}-{through}", self.numbers.epoch);
         self.send_test_request(&id, now);
+        self.asked_at = self.outbox.bytes_ever();
         self.barrier = Some(Barrier { id, seq: through + 1, since: now.tick });
     }
 
@@ -126,8 +147,7 @@ impl Engine {
     /// The partner has processed everything of ours through `seq`; `how` it is known goes into the evidence.
     pub(super) fn confirm_through(&mut self, seq: u64, how: &'static str) {
         let through = seq.min(self.numbers.last_out());
-        let known = self.confirming.map_or(self.numbers.confirmed, |confirming| confirming.through);
-        if through > known {
+        if through > self.known_confirmed() {
             self.confirming = Some(Confirming { through, how });
             self.settle_confirmed();
         }
@@ -137,14 +157,19 @@ impl Engine {
     pub(super) fn settle_confirmed(&mut self) {
         let Some(Confirming { through, how }) = self.confirming.take() else { return };
         let (epoch, from) = (self.numbers.epoch, self.numbers.confirmed + 1);
+        let most = self.turn.commit.room() / KEYS_EACH;
         let places = match self.config.confirm {
             Level::Business => Vec::new(),
             Level::Sent | Level::Transport => {
-                self.outbox.pending_within((epoch, from), (epoch, through), CONFIRMED_PER_TURN)
+                self.outbox.pending_within((epoch, from), (epoch, through), most)
             }
         };
-        let last = places.last().map(|(_, seq)| *seq).filter(|_| places.len() == CONFIRMED_PER_TURN);
-        self.numbers.confirmed = last.unwrap_or(through);
+        let done = match places.last() {
+            Some((_, last)) if places.len() == most => *last,
+            None if most == 0 => self.numbers.confirmed,
+            _ => through,
+        };
+        self.numbers.confirmed = done;
         self.numbers_changed = true;
         for place in places {
             self.deliver(place, how);

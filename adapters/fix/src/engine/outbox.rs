@@ -1,6 +1,7 @@
 //! Messages that have left, or are about to: what a partner may ask for again, and which deliveries still wait for proof.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 
 use bytes::Bytes;
 use gatepost_adapter::Lease;
@@ -85,10 +86,18 @@ pub(crate) struct Outbox {
     records: BTreeMap<Place, Record>,
     by_delivery: HashMap<Uuid, Place>,
     by_business_id: HashMap<BusinessId, Place>,
-    pending: usize,
+    /// Those that no delivery waits behind.
+    free: BTreeSet<Place>,
     /// Of a key in the adapter's state.
     key_bytes: usize,
     bytes: usize,
+    /// Of all that have ever come.
+    bytes_ever: u64,
+    /// What stands through here is older than what is to be kept; never goes back.
+    horizon: Place,
+    /// How many stand behind it, and what they cost.
+    newer: usize,
+    newer_bytes: usize,
 }
 
 impl Outbox {
@@ -118,17 +127,24 @@ impl Outbox {
     }
 
     pub(crate) fn insert(&mut self, place: Place, record: Record) {
-        if let Some(pending) = &record.pending {
-            self.by_delivery.insert(pending.lease.delivery, place);
-            if let Some(id) = &pending.business_id {
-                self.by_business_id.insert(id.clone(), place);
+        self.remove(place);
+        match &record.pending {
+            Some(pending) => {
+                self.by_delivery.insert(pending.lease.delivery, place);
+                if let Some(id) = &pending.business_id {
+                    self.by_business_id.insert(id.clone(), place);
+                }
             }
-            self.pending += 1;
+            None => drop(self.free.insert(place)),
         }
-        self.bytes += self.cost_of(&record);
-        if let Some(before) = self.records.insert(place, record) {
-            self.bytes -= self.cost_of(&before);
+        let cost = self.cost_of(&record);
+        self.bytes += cost;
+        self.bytes_ever += cost as u64;
+        if place > self.horizon {
+            self.newer += 1;
+            self.newer_bytes += cost;
         }
+        self.records.insert(place, record);
     }
 
     pub(crate) fn get(&self, place: Place) -> Option<&Record> {
@@ -138,7 +154,13 @@ impl Outbox {
     pub(crate) fn remove(&mut self, place: Place) -> Option<Record> {
         self.settle(place);
         let record = self.records.remove(&place)?;
-        self.bytes -= self.cost_of(&record);
+        self.free.remove(&place);
+        let cost = self.cost_of(&record);
+        self.bytes -= cost;
+        if place > self.horizon {
+            self.newer -= 1;
+            self.newer_bytes -= cost;
+        }
         Some(record)
     }
 
@@ -147,11 +169,20 @@ impl Outbox {
         self.bytes
     }
 
+    /// The same of all that have ever been here.
+    pub(crate) fn bytes_ever(&self) -> u64 {
+        self.bytes_ever
+    }
+
     /// The delivery waits no more; the message stays.
     pub(crate) fn settle(&mut self, place: Place) -> Option<Pending> {
         let pending = self.records.get_mut(&place)?.pending.take()?;
-        self.pending -= 1;
-        self.bytes -= self.cost_of_pending(&pending);
+        self.free.insert(place);
+        let cost = self.cost_of_pending(&pending);
+        self.bytes -= cost;
+        if place > self.horizon {
+            self.newer_bytes -= cost;
+        }
         if self.by_delivery.get(&pending.lease.delivery) == Some(&place) {
             self.by_delivery.remove(&pending.lease.delivery);
         }
@@ -191,7 +222,7 @@ impl Outbox {
 
     /// How many deliveries wait for proof.
     pub(crate) fn pending(&self) -> usize {
-        self.pending
+        self.records.len() - self.free.len()
     }
 
     /// Deliveries that wait for proof, of messages from `first` through `last`; the first `most` of them.
@@ -215,12 +246,11 @@ impl Outbox {
 
     /// A new epoch has begun: only what a delivery waits behind is kept of earlier ones. Gives the rest, and what each costs.
     pub(crate) fn begin_epoch(&mut self, epoch: u64) -> Vec<(Place, usize)> {
-        let old = self.records.range(..(epoch, 0)).filter(|(_, record)| record.pending.is_none());
-        let places = old.map(|(place, _)| *place).collect();
+        let places = self.free.range(..(epoch, 0)).copied().collect();
         self.let_go(places)
     }
 
-    /// Lets go of the oldest messages beyond `keep` and `keep_bytes`, of those through `confirmed` that nobody waits behind. Gives them, and
+    /// Lets go of all but the newest `keep` messages and `keep_bytes`, of those through `confirmed` that nobody waits behind. Gives them, and
     /// what each costs.
     pub(crate) fn prune(
         &mut self,
@@ -228,19 +258,16 @@ impl Outbox {
         keep_bytes: usize,
         (epoch, confirmed): Place,
     ) -> Vec<(Place, usize)> {
-        let mut excess = self.records.len().saturating_sub(keep);
-        let mut excess_bytes = self.bytes.saturating_sub(keep_bytes);
-        let mut places = Vec::new();
-        for (place, record) in self.records.range((epoch, 0)..=(epoch, confirmed)) {
-            if excess == 0 && excess_bytes == 0 {
-                break;
-            }
-            excess = excess.saturating_sub(1);
-            excess_bytes = excess_bytes.saturating_sub(self.cost_of(record));
-            if record.pending.is_none() {
-                places.push(*place);
-            }
+        while self.newer > keep || self.newer_bytes > keep_bytes {
+            let behind = (Bound::Excluded(self.horizon), Bound::Unbounded);
+            let Some((place, record)) = self.records.range(behind).next() else { break };
+            let cost = self.cost_of(record);
+            self.horizon = *place;
+            self.newer -= 1;
+            self.newer_bytes -= cost;
         }
+        let last = self.horizon.min((epoch, confirmed));
+        let places = self.free.range((epoch, 0)..=last.max((epoch, 0))).copied().collect();
         self.let_go(places)
     }
 
@@ -248,16 +275,14 @@ impl Outbox {
     /// they stand.
     pub(crate) fn make_room(&mut self, bytes: usize, (epoch, confirmed): Place) -> Vec<(Place, usize)> {
         let mut freed = 0;
-        let unneeded = self.records.range((epoch, 0)..=(epoch, confirmed));
-        let unneeded = unneeded.filter(|(_, record)| record.pending.is_none());
-        let places = unneeded
-            .take_while(|(_, record)| {
-                let goes = freed < bytes;
-                freed += self.cost_of(record);
-                goes
-            })
-            .map(|(place, _)| *place)
-            .collect();
+        let mut places = Vec::new();
+        for place in self.free.range((epoch, 0)..=(epoch, confirmed)) {
+            if freed >= bytes {
+                break;
+            }
+            freed += self.records.get(place).map_or(0, |record| self.cost_of(record));
+            places.push(*place);
+        }
         self.let_go(places)
     }
 

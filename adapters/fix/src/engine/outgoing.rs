@@ -12,8 +12,8 @@ use crate::message::tag;
 use crate::room::PART;
 use crate::wire::{self, Unencodable};
 
-/// Most messages of earlier epochs that are dealt with in one turn.
-const ORPHANS_PER_TURN: usize = 100;
+/// Keys that one of an earlier epoch changes: it and its delivery go, and come again under another number.
+const KEYS_EACH: usize = 4;
 const AFTER_RESET_DOUBT: &str =
     "the sequence numbers began anew before the partner had confirmed the message";
 
@@ -55,9 +55,7 @@ impl Engine {
             let gone = self.outbox.make_room(missing, (self.numbers.epoch, self.numbers.confirmed));
             self.forget_all(gone);
             self.sweeping = !self.garbage.is_empty();
-            if self.numbers.confirmed < self.numbers.last_out() {
-                self.ask_for_room(now);
-            }
+            self.ask_for_room(now);
         }
         count
     }
@@ -226,11 +224,11 @@ impl Engine {
     /// Some of them; one settlement does not hold them all.
     pub(super) fn send_more_orphans(&mut self, now: Now) {
         let Some(from) = self.orphans_from.take().filter(|_| self.link == Link::Up) else { return };
-        let places = self.outbox.orphans(from, self.numbers.epoch, ORPHANS_PER_TURN);
+        let most = self.turn.commit.room() / KEYS_EACH;
+        let places = self.outbox.orphans(from, self.numbers.epoch, most);
         match places.last() {
-            Some((epoch, seq)) if places.len() == ORPHANS_PER_TURN => {
-                self.orphans_from = Some((*epoch, seq + 1))
-            }
+            Some((epoch, seq)) if places.len() == most => self.orphans_from = Some((*epoch, seq + 1)),
+            None if most == 0 => self.orphans_from = Some(from),
             _ => {}
         }
         for place in places {

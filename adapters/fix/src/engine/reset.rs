@@ -53,11 +53,9 @@ impl Engine {
         if self.numbers.renewal != Some(Renewal::Wanted) || busy || self.confirming.is_some() {
             return;
         }
-        let through = self.numbers.last_out();
-        let from = self.numbers.confirmed + 1;
-        if self.outbox.within(self.numbers.epoch, from, through).next().is_some() {
+        if self.keeps_unconfirmed() {
             if self.barrier.is_none() {
-                self.raise_barrier(through, now);
+                self.raise_barrier(self.numbers.last_out(), now);
             }
             return;
         }

@@ -4,6 +4,7 @@ mod answers;
 mod gaps;
 mod lossy;
 mod orders;
+mod outbox;
 mod owed;
 mod proof;
 mod reset;

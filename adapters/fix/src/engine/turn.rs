@@ -52,7 +52,15 @@ pub(crate) struct Commit {
     pub(crate) epoch: Option<u64>,
 }
 
+/// Most keys that a turn changes of its own accord; with what one message brings besides far below what the gateway takes at once (1,000).
+const KEYS_MAX: usize = 400;
+
 impl Commit {
+    /// How many keys more may go into it. What finds no room waits for the next.
+    pub(super) fn room(&self) -> usize {
+        KEYS_MAX.saturating_sub(self.state.len())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.state.is_empty() && self.begins.is_empty() && self.outcomes.is_empty() && self.emits.is_empty()
     }

@@ -6,7 +6,8 @@ use super::*;
 fn refused(side: &mut Side) -> (String, Vec<u8>) {
     side.receive("35=8|34=2|37=x|17=E1|39=0|150=0", at(0));
     let received = side.emits.pop().unwrap();
-    side.engine.owe(&received, "There is no route").unwrap()
+    let Owing::Kept(key, value) = side.engine.owe(&received, "There is no route") else { panic!("no room") };
+    (key, value)
 }
 
 fn owed(side: &Side) -> usize {
@@ -70,6 +71,58 @@ fn of_numbers_that_are_over_nothing_is_said() {
     assert_eq!((side.left(), owed(&side)), (vec![], 0));
 }
 
+/// A session whose share is full of what waits for answers.
+fn full() -> Side {
+    let mut side = up(|config| {
+        config.keep_bytes = 8 * 1024;
+        config.confirm = Level::Business;
+    });
+    let mut number = 0;
+    while side.engine.admit([order(number + 1)].iter(), at(0)) == 1 {
+        number += 1;
+        side.send(&[number], at(0));
+    }
+    side.left();
+    side
+}
+
+/// It leaves all the same, and is lost by a death only.
+#[test]
+fn it_is_told_where_there_is_no_room_to_keep_it() {
+    let mut side = full();
+    for seq in 2..5 {
+        side.receive(&format!("35=8|34={seq}|37=x|17=E1|39=0|150=0"), at(0));
+        let received = side.emits.pop().unwrap();
+        assert_eq!(side.engine.owe(&received, "There is no route"), Owing::Unkept);
+        side.engine.tell_owed(at(0));
+        side.settle();
+        let next = side.engine.numbers().last_out();
+        assert_eq!(
+            side.left(),
+            [TOLD.replace("34=2", &format!("34={next}")).replace("45=2", &format!("45={seq}"))]
+        );
+    }
+}
+
+/// A session that cannot tell them now, as while it logs out, remembers some.
+#[test]
+fn what_is_owed_and_not_kept_is_bounded() {
+    let mut side = full();
+    side.receive("35=8|34=2|37=x|17=E1|39=0|150=0", at(0));
+    let mut received = side.emits.pop().unwrap();
+    let mut remembered = 0;
+    while side.engine.owe(&received, "There is no route") == Owing::Unkept {
+        received.seq += 1;
+        remembered += 1;
+        assert!(remembered <= 10_000);
+    }
+    assert!(remembered >= 100);
+    side.engine.tell_owed(at(0));
+    side.settle();
+    assert!(!side.left().is_empty());
+    assert_eq!(side.engine.owe(&received, "There is no route"), Owing::Unkept, "there is room again");
+}
+
 /// Whoever has everything refused fills no more than its share.
 #[test]
 fn what_is_owed_is_bounded() {
@@ -77,7 +130,7 @@ fn what_is_owed_is_bounded() {
     side.receive("35=8|34=2|37=x|17=E1|39=0|150=0", at(0));
     let mut received = side.emits.pop().unwrap();
     let mut count = 0;
-    while let Some((key, value)) = side.engine.owe(&received, &"\"".repeat(500)) {
+    while let Owing::Kept(key, value) = side.engine.owe(&received, &"\"".repeat(500)) {
         side.state.insert(key, value);
         received.seq += 1;
         count += 1;
@@ -88,6 +141,7 @@ fn what_is_owed_is_bounded() {
         side.engine.tell_owed(at(0));
         side.settle();
     }
-    assert_eq!(side.left().len(), count);
-    assert_eq!(side.state.keys().filter(|key| key.starts_with("m/")).count(), count, "each is kept");
+    // And the one for which there was no room.
+    assert_eq!(side.left().len(), count + 1);
+    assert_eq!(side.state.keys().filter(|key| key.starts_with("m/")).count(), count + 1, "each is kept");
 }

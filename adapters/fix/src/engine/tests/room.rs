@@ -61,6 +61,10 @@ fn send(side: &mut Side, outgoing: &[Outgoing]) -> usize {
 fn confirm(side: &mut Side) {
     let (seq, through) = (side.engine.numbers().next_in, side.engine.numbers().last_out());
     side.receive(&format!("35=0|34={seq}|369={through}"), at(0));
+    go_on(side);
+}
+
+fn go_on(side: &mut Side) {
     while side.engine.has_more() {
         side.engine.go_on(at(0));
         side.settle();
@@ -139,6 +143,77 @@ fn what_is_larger_than_a_share_goes_alone() {
     confirm(&mut sides[0]);
     assert_eq!(send(&mut sides[2], &of(2)), 1);
     assert!(all_bytes(&sides) < 22 * 1024 * 1024);
+}
+
+/// The partner answers what it is asked, and says nothing by itself; how many TestRequests it gets before there are no more.
+fn questions(side: &mut Side) -> usize {
+    let mut count = 0;
+    while count < 50 {
+        let left = side.left();
+        let asked = left.iter().filter_map(|left| Some((left, left.split_once("|112=")?.1)));
+        let asked: Vec<String> =
+            asked.filter(|(left, _)| left.starts_with("35=1|")).map(|(_, id)| id.to_owned()).collect();
+        if asked.is_empty() && !side.engine.has_more() {
+            break;
+        }
+        count += asked.len();
+        for id in asked {
+            let seq = side.engine.numbers().next_in;
+            side.receive(&format!("35=0|34={seq}|112={id}"), at(0));
+        }
+        side.engine.go_on(at(0));
+        side.settle();
+    }
+    count
+}
+
+/// Each costs a number and a commit.
+#[test]
+fn a_partner_that_has_confirmed_all_is_asked_no_more() {
+    for confirm in [Level::Sent, Level::Transport, Level::Business] {
+        let [side] = &mut sessions(1, |config| {
+            config.confirm = confirm;
+            config.keep_bytes = 256 * 1024;
+        })[..] else {
+            panic!("one")
+        };
+        let keep_bytes = side.config.keep_bytes;
+        let mut number = 0;
+        // Past half of what may be kept, where it is asked without being asked for.
+        while side.engine.bytes_kept() < keep_bytes * 2 / 3 {
+            number += 1;
+            let before = side.out.len();
+            side.engine.send(&[large(number, 1000)], at(0));
+            side.settle();
+            assert!(side.out.len() > before);
+        }
+        let asked = questions(side);
+        assert!((1..10).contains(&asked), "{confirm:?}: {asked} after {number} messages");
+        assert_eq!(side.engine.numbers().confirmed, side.engine.numbers().last_out() - 1);
+        // And at the limit, where whoever finds no room asks. What waits for a business answer stays however much is confirmed.
+        while side.engine.admit([large(number + 1, 1000)].iter(), at(0)) == 1 {
+            number += 1;
+            side.engine.send(&[large(number, 1000)], at(0));
+            side.settle();
+            if confirm < Level::Business {
+                break;
+            }
+        }
+        questions(side);
+        for _ in 0..10 {
+            if confirm == Level::Business {
+                assert_eq!(side.engine.admit([large(number + 1, 1000)].iter(), at(0)), 0);
+            }
+            side.engine.ask_for_proof(at(0));
+            side.settle();
+            assert_eq!(questions(side), 0, "{confirm:?}");
+        }
+        // One more is one question more, at most.
+        if confirm < Level::Business {
+            assert_eq!(send(side, &[large(number + 2, 1000)]), 1);
+            assert!(questions(side) <= 1);
+        }
+    }
 }
 
 /// What a reset leaves is deleted little by little, and takes its room until then.
@@ -228,4 +303,53 @@ fn numbers_take_no_more_than_they_may() {
     assert_eq!(numbers.earlier.len(), 64);
     let bytes = serde_json::json!(numbers).to_string().len() + keys::numbers_key(&"x".repeat(64)).len();
     assert!(bytes <= NUMBERS_BYTES_MAX, "{bytes}");
+}
+
+/// The gateway takes a thousand in one settlement, and more would end the adapter.
+#[test]
+fn whatever_comes_together_no_turn_changes_more_keys_than_one_settlement_takes() {
+    let [side] = &mut sessions(1, |_| {})[..] else { panic!("one") };
+    // As many orders live on as may, so that each further one is another's end.
+    let many: Vec<Outgoing> = (10_000..20_200).map(order).collect();
+    for some in many.chunks(1000) {
+        assert_eq!(send(side, some), some.len());
+        confirm(side);
+    }
+    side.outcomes.clear();
+    // What an earlier epoch leaves: garbage, and deliveries that wait.
+    let orders = |from: u128| -> Vec<Outgoing> { (from..from + 500).map(order).collect() };
+    send(side, &orders(1));
+    confirm(side);
+    send(side, &orders(1001));
+    side.receive("35=A|34=1|98=0|108=30|141=Y", at(1));
+    go_on(side);
+    assert_eq!(send(side, &orders(2001)), 500);
+    side.left();
+    // Many are refused, and in one message the partner confirms all.
+    for seq in 1000..1500 {
+        let refused = message(BeginString::Fix44, &format!("35=8|34={seq}"), at(1));
+        let epoch = side.engine.numbers().epoch;
+        let refused = Received { epoch, seq, message: refused, answers: None, by_number: false };
+        let Owing::Kept(key, value) = side.engine.owe(&refused, "no") else { panic!("no room") };
+        side.state.insert(key, value);
+    }
+    let (seq, through) = (side.engine.numbers().next_in, side.engine.numbers().last_out());
+    side.engine.received(&message(BeginString::Fix44, &format!("35=0|34={seq}|369={through}"), at(1)), at(1));
+    let mut turns = 0;
+    loop {
+        side.engine.tell_owed(at(1));
+        let turn = side.engine.take();
+        if turn.commit.is_empty() && !side.engine.has_more() {
+            break;
+        }
+        assert!(turn.commit.state.len() <= 600, "{} keys in turn {turns}", turn.commit.state.len());
+        side.commit(turn.commit);
+        side.engine.go_on(at(1));
+        turns += 1;
+        assert!(turns < 200);
+    }
+    assert!(turns >= 4, "{turns}");
+    assert_eq!(side.engine.numbers().confirmed, through);
+    assert!(!side.state.keys().any(|key| key.starts_with("j/")));
+    assert_eq!(delivered(side).len(), 1500);
 }

@@ -644,7 +644,7 @@ fn messages_of_the_session_are_in_the_order_of_tags() {
     let refused = message(BeginString::Fixt11, "35=8|34=9", at(0));
     let epoch = side.engine.numbers().epoch;
     let refused = Received { epoch, seq: 9, message: refused, answers: None, by_number: false };
-    assert!(side.engine.owe(&refused, "no").is_some());
+    assert!(matches!(side.engine.owe(&refused, "no"), Owing::Kept(..)));
     side.engine.tell_owed(at(0));
     side.settle();
     side.receive("35=8|34=5|49=OTHER", at(0));
