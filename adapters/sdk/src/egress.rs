@@ -11,7 +11,7 @@ use gatepost_api::session::EGRESS_AT_ONCE_MAX;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -33,24 +33,40 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// Connects to `host:port` or `[address]:port`: through the gateway where that has started this process, else directly. Dropping the
 /// future gives the attempt up; it has no limit of its own but the gateway's.
 pub async fn connect(to: &str) -> io::Result<TcpStream> {
-    through(desk(), to, &TURNS).await
+    turn().await.connect(to).await
+}
+
+/// A turn to connect. Whoever waits for one waits for other connections of this process, and not for its partner.
+pub(crate) struct Turn<'a> {
+    desk: Option<PathBuf>,
+    _permit: Option<SemaphorePermit<'a>>,
+}
+
+pub(crate) async fn turn() -> Turn<'static> {
+    Turn::wait(desk(), &TURNS).await
+}
+
+impl<'a> Turn<'a> {
+    pub(crate) async fn wait(desk: Option<PathBuf>, turns: &'a Semaphore) -> Self {
+        // The semaphore is never closed; if it were, the gateway's own limit still holds.
+        let permit = if desk.is_some() { turns.acquire().await.ok() } else { None };
+        Self { desk, _permit: permit }
+    }
+
+    pub(crate) async fn connect(self, to: &str) -> io::Result<TcpStream> {
+        let Some(desk) = &self.desk else { return directly(to).await };
+        match UnixStream::connect(desk).await {
+            Ok(desk) => ask(desk, to).await,
+            // The gateway of an adapter that somebody else starts has none.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => directly(to).await,
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Where the gateway that has started this process is asked.
 pub(crate) fn desk() -> Option<PathBuf> {
     Some(Path::new(&std::env::var_os(SOCKET_VARIABLE)?).parent()?.join(SOCKET_NAME))
-}
-
-async fn through(desk: Option<PathBuf>, to: &str, turns: &Semaphore) -> io::Result<TcpStream> {
-    let Some(desk) = desk else { return directly(to).await };
-    // Never closed; if it were, the gateway's own limit still holds.
-    let _turn = turns.acquire().await.ok();
-    match UnixStream::connect(desk).await {
-        Ok(desk) => ask(desk, to).await,
-        // The gateway of an adapter that somebody else starts has none.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => directly(to).await,
-        Err(error) => Err(error),
-    }
 }
 
 async fn directly(to: &str) -> io::Result<TcpStream> {
@@ -152,7 +168,7 @@ mod tests {
             assert_eq!(&request, b"lab:1\n");
             stream.write_all(answer).unwrap();
         });
-        let stream = through(Some(desk), "lab:1", &Semaphore::new(1)).await;
+        let stream = Turn::wait(Some(desk), &Semaphore::new(1)).await.connect("lab:1").await;
         gateway.join().unwrap();
         stream
     }
@@ -187,7 +203,9 @@ mod tests {
         let mut asking = JoinSet::new();
         for _ in 0..PARTNERS {
             let desk = dir.path().join(SOCKET_NAME);
-            asking.spawn(async move { through(Some(desk), "lab:1", &TURNS).await.unwrap_err().kind() });
+            asking.spawn(async move {
+                Turn::wait(Some(desk), &TURNS).await.connect("lab:1").await.unwrap_err().kind()
+            });
         }
         let mut asked = 0;
         while asked < PARTNERS {
@@ -210,9 +228,9 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let to = listener.local_addr().unwrap().to_string();
         let turns = Semaphore::new(1);
-        through(None, &to, &turns).await.unwrap();
+        Turn::wait(None, &turns).await.connect(&to).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
-        through(Some(dir.path().join(SOCKET_NAME)), &to, &turns).await.unwrap();
+        Turn::wait(Some(dir.path().join(SOCKET_NAME)), &turns).await.connect(&to).await.unwrap();
     }
 
     #[tokio::test]

@@ -23,7 +23,7 @@ use super::explain::explain;
 use super::misset::Misset;
 use super::settings::ConnectTls;
 use super::stream::Stream;
-use crate::egress;
+use crate::egress::{self, Turn};
 use crate::files::Live;
 use crate::process::Failure;
 
@@ -90,10 +90,19 @@ impl Connector {
         &self.address
     }
 
-    /// Connects through the gateway; `within` counts for all of it.
+    /// Connects through the gateway; `within` counts for all of it, from when this process has a turn to connect: others may be before it.
     pub async fn connect(&self, within: Duration) -> Result<Stream, ConnectError> {
+        self.connect_in_turn(egress::turn(), within).await
+    }
+
+    async fn connect_in_turn(
+        &self,
+        turn: impl Future<Output = Turn<'_>>,
+        within: Duration,
+    ) -> Result<Stream, ConnectError> {
+        let turn = turn.await;
         let until = Instant::now() + within;
-        let stream = timeout_at(until, egress::connect(&self.address))
+        let stream = timeout_at(until, turn.connect(&self.address))
             .await
             .map_err(|_| ConnectError::Late(within))?
             .map_err(ConnectError::Unreachable)?;
@@ -175,5 +184,38 @@ impl Tls {
         config.client_auth_cert_resolver = asked.clone();
         config.alpn_protocols.clone_from(&self.protocols);
         (Arc::new(config), asked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+    use tokio::sync::Semaphore;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Others of this process are before it, for longer than its partner may take.
+    #[tokio::test]
+    async fn the_partners_time_begins_with_our_turn() {
+        const WITHIN: Duration = Duration::from_millis(200);
+        let dir = tempfile::tempdir().unwrap();
+        let desk = dir.path().join(egress::SOCKET_NAME);
+        let gateway = UnixListener::bind(&desk).unwrap();
+        let turns = Semaphore::new(0);
+        let connector = Connector::new("lab:1", None).unwrap();
+        let attempt = || connector.connect_in_turn(Turn::wait(Some(desk.clone()), &turns), WITHIN);
+        let freed = async {
+            sleep(4 * WITHIN).await;
+            turns.add_permits(1);
+            // Nobody answers: it is the partner who is late.
+            gateway.accept().await.unwrap()
+        };
+        let begun = Instant::now();
+        let both = async { tokio::join!(attempt(), freed) };
+        let (ended, _asked) = timeout(Duration::from_secs(20), both).await.expect("the gateway is not asked");
+        assert!(matches!(ended, Err(ConnectError::Late(WITHIN))), "{ended:?}");
+        assert!(begun.elapsed() >= 5 * WITHIN, "the turn counted");
+        assert_eq!(turns.available_permits(), 1, "a turn given back");
     }
 }
