@@ -8,9 +8,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::calls::Switchboard;
-use crate::intake::Intake;
+use crate::intake::{IN_HAND_MAX, Intake};
 use crate::listener::Listener;
-use crate::session::{Driver, Inputs};
+use crate::session::{Driver, Inputs, places};
 use crate::settings::{Plan, Settings, Way, plans};
 
 /// Deliveries on their way to one session.
@@ -64,6 +64,8 @@ impl Adapter for Fix {
             }
             plan.config.room.left_behind(bytes);
         }
+        let in_hand_max = IN_HAND_MAX.min(session.max_in_flight() as usize);
+        let places = places(in_hand_max, plans.len());
         let away_max = (AWAY_MAX / plans.len().max(1)).max(AWAY_EACH_MIN);
         for plan in plans {
             let (orders, to_send) = mpsc::channel(ORDERS_QUEUED_MAX);
@@ -75,7 +77,8 @@ impl Adapter for Fix {
             }
             let (ask, asked) = mpsc::channel(1);
             switchboard.register(&plan.config.name, ask);
-            let inputs = Inputs { orders: to_send, arrivals: arriving, asked, up: up.clone(), away_max };
+            let inputs =
+                Inputs { orders: to_send, arrivals: arriving, asked, up: up.clone(), away_max, places };
             tasks.spawn(Driver::new(session.clone(), plan, inputs)?.run());
         }
         for listener in listeners.into_values() {

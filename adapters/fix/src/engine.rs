@@ -206,11 +206,15 @@ impl Engine {
         let unconfirmed = (self.numbers.last_out() - self.numbers.confirmed) as usize;
         self.link == Link::Up
             && self.numbers.renewal != Some(Renewal::Wanted)
-            && self.answer.is_none()
-            && self.orphans_from.is_none()
+            && !self.sends_again()
             && self.outbox.pending() < self.config.unconfirmed_max
             // What is not confirmed is kept, whatever `keep` says; so it is bounded here.
             && unconfirmed < self.config.keep
+    }
+
+    /// Old messages are being sent again, before anything new.
+    pub(crate) fn sends_again(&self) -> bool {
+        self.answer.is_some() || self.orphans_from.is_some()
     }
 
     /// Whether a connection makes sense now: the schedule's window is open.

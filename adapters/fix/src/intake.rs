@@ -14,7 +14,7 @@ use crate::engine::{Config, Outgoing};
 use crate::settings::Plan;
 
 /// Deliveries in hand for all sessions together, if the destination allows so many.
-const IN_HAND_MAX: usize = 4096;
+pub(crate) const IN_HAND_MAX: usize = 4096;
 /// The attribute that names the session.
 const SESSION: &str = "fixsession";
 

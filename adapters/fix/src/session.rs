@@ -7,6 +7,7 @@ mod away;
 mod connection;
 #[cfg(test)]
 mod gathering;
+mod held_up;
 mod operators;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,8 @@ use crate::link::{Heard, Link};
 use crate::message::Message;
 use crate::settings::{Plan, Way};
 use away::Away;
+use held_up::HeldUp;
+pub(crate) use held_up::places;
 
 const TICK: Duration = Duration::from_millis(100);
 /// Pauses between tries to connect.
@@ -64,6 +67,8 @@ pub(crate) struct Inputs {
     pub(crate) up: watch::Sender<bool>,
     /// Most deliveries that have gone back and are remembered, to be woken.
     pub(crate) away_max: usize,
+    /// Most deliveries that the session keeps in hand while it cannot send them: the others have theirs.
+    pub(crate) places: usize,
 }
 
 pub(crate) struct Driver {
@@ -91,8 +96,8 @@ pub(crate) struct Driver {
     up: watch::Sender<bool>,
     /// Read, and not begun.
     waiting: VecDeque<Order>,
-    /// There is no room for what is kept of the first of them.
-    crowded: bool,
+    held_up: HeldUp,
+    places: usize,
     in_hand: InHand,
     away: Away,
     batch: Batch,
@@ -111,7 +116,7 @@ enum Input {
 
 impl Driver {
     pub(crate) fn new(gateway: Session, plan: Plan, inputs: Inputs) -> Result<Self, Failure> {
-        let Inputs { orders, arrivals, asked, up, away_max } = inputs;
+        let Inputs { orders, arrivals, asked, up, away_max, places } = inputs;
         let engine = Engine::restore(Arc::clone(&plan.config), gateway.state())
             .map_err(|error| Failure::new("a session cannot be taken up again", error))?;
         let connector = match &plan.way {
@@ -140,7 +145,8 @@ impl Driver {
             asked,
             up,
             waiting: VecDeque::new(),
-            crowded: false,
+            held_up: HeldUp::default(),
+            places,
             in_hand: InHand::new(),
             away: Away::new(away_max),
             batch: Batch::default(),
@@ -154,10 +160,9 @@ impl Driver {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping = false;
         loop {
-            let room = self.waiting.len() < self.config.unconfirmed_max;
             let input = tokio::select! {
                 heard = heard(&mut self.link) => Input::Heard(heard),
-                Some(order) = self.orders.recv(), if !stopping && room => Input::Order(Box::new(order)),
+                Some(order) = self.orders.recv(), if !stopping => Input::Order(Box::new(order)),
                 Some(arrival) = self.arrivals.recv(), if !stopping => Input::Arrival(Box::new(arrival)),
                 Some(made) = self.connecting.join_next() => {
                     Input::Connected(Box::new(made.unwrap_or_else(|error| Err(error.to_string()))))
@@ -190,9 +195,6 @@ impl Driver {
         }
         while let Ok(order) = self.orders.try_recv() {
             self.waiting.push_back(order);
-            if self.waiting.len() >= self.config.unconfirmed_max {
-                break;
-            }
         }
         if self.engine.has_more() {
             self.flush().await?;
@@ -200,6 +202,7 @@ impl Driver {
         }
         self.give_back().await?;
         self.send_waiting().await?;
+        self.look_at_what_waits().await?;
         self.flush().await
     }
 
@@ -341,12 +344,10 @@ impl Driver {
 
     /// Begins what waits, as much of it as may leave now; together with what has gathered, which spares a settlement.
     async fn send_waiting(&mut self) -> Result<(), Failure> {
-        self.crowded = false;
-        while !self.waiting.is_empty()
-            && self.engine.can_send()
-            && self.link.as_ref().is_some_and(|link| !link.is_busy())
-        {
+        let mut missing = None;
+        while !self.waiting.is_empty() && self.may_begin() {
             let count = together(self.waiting.iter().map(|order| order.outgoing.content.bytes()));
+            let count = count.min(self.places - self.in_hand.len());
             let leases = self.waiting.iter().take(count).map(|order| &order.outgoing.lease);
             if !self.batch.takes_begins(leases) {
                 // An empty one takes them.
@@ -359,9 +360,10 @@ impl Driver {
                 if self.make_room().await? {
                     continue;
                 }
-                self.crowded = true;
+                missing = self.waiting.front().map(|order| self.engine.cost(&order.outgoing, now));
                 break;
             }
+            self.held_up.goes_on();
             let (mut commits, mut effects) = std::mem::take(&mut self.batch).into_parts();
             let mut deliveries: Vec<Outgoing> = newest(self.waiting.drain(..count), Order::id)
                 .into_iter()
@@ -394,7 +396,15 @@ impl Driver {
             self.act(effects).await?;
             self.gather().await?;
         }
+        self.held_up.missing = missing;
         Ok(())
+    }
+
+    /// Whether a delivery may begin now, if there is room for it.
+    fn may_begin(&self) -> bool {
+        self.engine.can_send()
+            && self.in_hand.len() < self.places
+            && self.link.as_ref().is_some_and(|link| !link.is_busy())
     }
 
     /// Deletes what is kept no more. Whether that has made room.
@@ -426,14 +436,13 @@ impl Driver {
                 next_in = numbers.next_in,
                 "logged on"
             );
-            self.wake().await?;
         }
         Ok(())
     }
 
     /// Gives up what has waited past its `expirytime`, and lets go of leases that have been lost.
     async fn expire(&mut self, now: Now) -> Result<(), Failure> {
-        if self.waiting.is_empty() || self.engine.can_send() && !self.crowded {
+        if self.waiting.is_empty() {
             return Ok(());
         }
         // What may have left begins, or is refused: then a person decides.

@@ -50,18 +50,33 @@ impl Engine {
         if count == 0
             && let Some(wanted) = costs.first()
         {
-            let most = self.config.keep_bytes.saturating_sub(*wanted);
-            let missing = self.outbox.bytes().saturating_sub(most);
-            let gone = self.outbox.make_room(missing, (self.numbers.epoch, self.numbers.confirmed));
-            self.forget_all(gone);
-            self.sweeping = !self.garbage.is_empty();
-            self.ask_for_room(now);
+            self.want_room(*wanted, now);
         }
         count
     }
 
+    /// Whether there is room for so many bytes in the adapter's state; where there is not, it is made as in [`Engine::admit`].
+    pub(crate) fn makes_room(&mut self, bytes: usize, now: Now) -> bool {
+        self.account.set(self.bytes_kept());
+        let has_room = self.account.take([bytes]) == 1;
+        self.account.set(self.bytes_kept());
+        if !has_room {
+            self.want_room(bytes, now);
+        }
+        has_room
+    }
+
+    fn want_room(&mut self, bytes: usize, now: Now) {
+        let most = self.config.keep_bytes.saturating_sub(bytes);
+        let missing = self.outbox.bytes().saturating_sub(most);
+        let gone = self.outbox.make_room(missing, (self.numbers.epoch, self.numbers.confirmed));
+        self.forget_all(gone);
+        self.sweeping = !self.garbage.is_empty();
+        self.ask_for_room(now);
+    }
+
     /// What is kept of it; rather too much. Nothing of one that has its number already, or will not be sent.
-    fn cost(&self, outgoing: &Outgoing, now: Now) -> usize {
+    pub(crate) fn cost(&self, outgoing: &Outgoing, now: Now) -> usize {
         let is_late = outgoing.expires.is_some_and(|at| at <= now.unix_ms());
         if is_late || self.knows(outgoing.lease.delivery) {
             return 0;

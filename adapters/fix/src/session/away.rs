@@ -1,4 +1,5 @@
-//! What goes back because the session is not logged on, and is woken when it is.
+//! What goes back because the session cannot send it, and is woken when it can: it is not logged on, its partner has not confirmed enough of
+//! what was sent before, or more waits than its share of places.
 //!
 //! Kept in hand it would keep places from the adapter's other sessions, and be suspected of every death of the adapter. What was leased behind
 //! it in its lane the gateway takes back with it: that is refused here, or when it is to begin, and so never overtakes it.
@@ -15,7 +16,7 @@ use uuid::Uuid;
 use super::{Driver, newest};
 use crate::intake::Order;
 
-/// What has gone back comes by itself after as long as the session has been down, within these bounds: the process that would wake it
+/// What has gone back comes by itself after as long as the session has sent nothing, within these bounds: the process that would wake it
 /// may not be there any more.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -40,7 +41,7 @@ impl Away {
         Self { leases: BTreeMap::new(), max, down_since: None }
     }
 
-    fn is_down(&mut self, is_down: bool, now: Instant) {
+    pub(super) fn is_down(&mut self, is_down: bool, now: Instant) {
         self.down_since = is_down.then(|| self.down_since.unwrap_or(now));
     }
 
@@ -52,8 +53,14 @@ impl Away {
         }
     }
 
-    fn take(&mut self) -> Vec<Lease> {
-        std::mem::take(&mut self.leases).into_values().collect()
+    pub(super) fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    /// The oldest ones, `most` of them.
+    fn take(&mut self, most: usize) -> Vec<Lease> {
+        let some = most.min(self.leases.len());
+        std::iter::from_fn(|| self.leases.pop_first()).take(some).map(|(_, lease)| lease).collect()
     }
 
     /// How long one stays away beside which so many others go back.
@@ -67,25 +74,30 @@ impl Away {
 impl Driver {
     /// Gives back what cannot be sent before the session has logged on.
     pub(super) async fn give_back(&mut self) -> Result<(), Failure> {
-        let is_logged_on = self.engine.is_logged_on();
-        self.away.is_down(!is_logged_on, Instant::now());
-        if is_logged_on || self.waiting.is_empty() {
+        if self.engine.is_logged_on() {
             return Ok(());
         }
-        let mut back = newest(self.waiting.drain(..), Order::id);
+        self.away.is_down(true, Instant::now());
+        self.send_back(0, "is not logged on").await
+    }
+
+    /// Gives back all but the first `kept` of what waits; `why`: what of the session.
+    pub(super) async fn send_back(&mut self, kept: usize, why: &str) -> Result<(), Failure> {
+        let kept = kept.min(self.waiting.len());
+        let mut back = newest(self.waiting.split_off(kept), Order::id);
         if self.gateway.stop().is_requested() {
             // Let go of, they go back at once: for the adapter's next process.
             return Ok(());
         }
         while !back.is_empty() {
             let some: Vec<Order> = back.drain(..back.len().min(RESULTS_MAX)).collect();
-            self.settle_back(&some).await?;
+            self.settle_back(&some, why).await?;
         }
         Ok(())
     }
 
-    async fn settle_back(&mut self, back: &[Order]) -> Result<(), Failure> {
-        let reason = format!("session `{}` is not logged on", self.config.name);
+    async fn settle_back(&mut self, back: &[Order], why: &str) -> Result<(), Failure> {
+        let reason = format!("session `{}` {why}", self.config.name);
         let is_wanted = self.enabled && self.halted.is_none() && self.engine.is_open(self.now());
         let longest = if is_wanted { PAUSE_MAX } else { PAUSE_MAX_RESTING };
         let now = Instant::now();
@@ -112,9 +124,9 @@ impl Driver {
         Ok(())
     }
 
-    /// The session has logged on: what has gone back is due at once. What is not there to be woken is on its way here, or over.
-    pub(super) async fn wake(&mut self) -> Result<(), Failure> {
-        for some in self.away.take().chunks(RESULTS_MAX) {
+    /// The session can send: `most` of what has gone back are due at once. What is not there to be woken is on its way here, or over.
+    pub(super) async fn wake(&mut self, most: usize) -> Result<(), Failure> {
+        for some in self.away.take(most).chunks(RESULTS_MAX) {
             let mut settlement = Settlement::default();
             some.iter().for_each(|lease| settlement.wake(lease));
             self.settle_alone(settlement).await?;
@@ -144,15 +156,15 @@ mod tests {
         away.went(lease(1, "t1"));
         away.went(lease(2, "t"));
         away.went(lease(1, "t2"));
-        assert_eq!(away.take(), [lease(1, "t2"), lease(2, "t")]);
-        assert_eq!(away.take(), []);
+        assert_eq!(away.take(9), [lease(1, "t2"), lease(2, "t")]);
+        assert_eq!(away.take(9), []);
     }
 
     #[test]
     fn beyond_the_bound_the_oldest_are_forgotten() {
         let mut away = Away::new(3);
         (1..=5).for_each(|number| away.went(lease(number, "t")));
-        assert_eq!(away.take(), [3, 4, 5].map(|number| lease(number, "t")));
+        assert_eq!(away.take(9), [3, 4, 5].map(|number| lease(number, "t")));
     }
 
     #[test]

@@ -55,7 +55,7 @@ async fn logged_on_with(bytes: &[u8]) -> Played {
     let (arrivals, arriving) = mpsc::channel(1);
     let (ask, asked) = mpsc::channel(1);
     let (up, _is_up) = watch::channel(false);
-    let inputs = Inputs { orders: to_send, arrivals: arriving, asked, up, away_max: 64 };
+    let inputs = Inputs { orders: to_send, arrivals: arriving, asked, up, away_max: 64, places: 4096 };
     let driver = tokio::spawn(Driver::new(session.clone(), plan, inputs).unwrap().run());
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

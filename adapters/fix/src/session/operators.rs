@@ -63,6 +63,7 @@ impl Driver {
             "confirmed": numbers.confirmed,
             "waiting_for_proof": self.engine.pending(),
             "waiting_to_be_sent": self.waiting.len(),
+            "held_up": self.held_up.why(),
         })
     }
 }

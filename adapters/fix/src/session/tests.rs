@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gatepost_adapter::Level;
 use gatepost_adapter::testing::{Call, Gateway, leased_event};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -60,7 +61,9 @@ fn start(session: &Session, sessions: &[Value]) -> Desk {
         let (ask, asked) = mpsc::channel(1);
         desk.arrivals.push(arrivals);
         desk._asking.push(ask);
-        let inputs = Inputs { orders: to_send, arrivals: arriving, asked, up: up.clone(), away_max: 64 };
+        let places = places(session.max_in_flight() as usize, sessions.len());
+        let inputs =
+            Inputs { orders: to_send, arrivals: arriving, asked, up: up.clone(), away_max: 1024, places };
         desk.tasks.spawn(Driver::new(session.clone(), plan, inputs).unwrap().run());
     }
     desk.tasks.spawn(intake.run(is_up));
@@ -197,5 +200,147 @@ fn what_begins_together_is_bounded_by_number_and_by_size() {
         (vec![1, MAX, 1], 1),
     ] {
         assert_eq!(together(sizes.into_iter()), expected);
+    }
+}
+
+/// The first of ten sessions has a partner that reads and confirms nothing; `changes`: of its settings.
+async fn beside_a_silent_partner(
+    session: &Session,
+    changes: Value,
+) -> (Desk, tokio::net::tcp::OwnedWriteHalf) {
+    let sessions: Vec<Value> = (0..10)
+        .map(|number| {
+            let mut settings = json!({"name": format!("s{number}"), "listen": "127.0.0.1:1",
+                "begin_string": "FIX.4.4", "latency_max_s": 0, "sender_comp_id": "BUY",
+                "target_comp_id": if number == 0 { "SELL".to_owned() } else { format!("SELL{number}") }});
+            settings.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            settings
+        })
+        .collect();
+    let desk = start(session, &sessions);
+    let (mut reading, writing) = log_on(&desk).await.into_split();
+    tokio::spawn(async move { tokio::io::copy(&mut reading, &mut tokio::io::sink()).await });
+    (desk, writing)
+}
+
+/// Settles until so many have been sent or have gone back; gives those, and why each of these went.
+async fn sent_or_back(gateway: &mut Gateway, count: usize) -> (BTreeSet<Uuid>, Vec<(Uuid, String)>) {
+    let (mut sent, mut back) = (BTreeSet::new(), Vec::new());
+    let all_are_told = async {
+        while sent.len() + back.len() < count {
+            let call = gateway.next("/v1/settle").await;
+            for result in call.body["results"].as_array().unwrap() {
+                let id: Uuid = serde_json::from_value(result["delivery"].clone()).unwrap();
+                match result["outcome"].as_str().unwrap() {
+                    "begin" => assert!(back.is_empty(), "{id} begins after others have gone back"),
+                    "sent" => assert!(sent.insert(id)),
+                    "retry" => {
+                        assert_eq!(result["scope"], "lane", "{result}");
+                        back.push((id, result["reason"].as_str().unwrap().to_owned()));
+                    }
+                    other => panic!("{other}"),
+                }
+            }
+            call.settled("ok");
+        }
+    };
+    tokio::time::timeout(HANG, all_are_told).await.expect("something stays in hand");
+    (sent, back)
+}
+
+/// The partner confirms everything, and all that has gone back is woken, the oldest first.
+async fn all_are_woken(
+    gateway: &mut Gateway,
+    partner: &mut tokio::net::tcp::OwnedWriteHalf,
+    back: &[(Uuid, String)],
+) {
+    let confirms = Draft::new(BeginString::Fix44, "0")
+        .header(49, "SELL")
+        .header(56, "BUY")
+        .header(34, "2")
+        .header(52, "20261130-09:00:00.000")
+        .header(369, "10000");
+    partner.write_all(&confirms.encode().unwrap()).await.unwrap();
+    let mut woken = Vec::new();
+    let waking = async {
+        while woken.len() < back.len() {
+            let call = gateway.next("/v1/settle").await;
+            for (token, outcome) in call.outcomes() {
+                match outcome {
+                    "wake" => woken.push(token[1..].parse::<u128>().unwrap()),
+                    "delivered" => {}
+                    other => panic!("{token} {other}"),
+                }
+            }
+            call.settled("ok");
+        }
+    };
+    tokio::time::timeout(HANG, waking).await.expect("not all are woken");
+    let mut expected: Vec<u128> = back.iter().map(|(id, _)| id.as_u128()).collect();
+    expected.sort_unstable();
+    assert_eq!(woken, expected);
+}
+
+fn with(back: &[(Uuid, String)], text: &str) -> usize {
+    back.iter().filter(|(_, reason)| reason.contains(text)).count()
+}
+
+/// It sends as much as may be unconfirmed; then the others have the places.
+#[tokio::test]
+async fn what_waits_for_a_partner_that_confirms_nothing_keeps_no_place_from_the_other_sessions() {
+    const COUNT: usize = 700;
+    let (mut gateway, session) = Gateway::open(json!({"window": 64, "max_in_flight": 800})).await;
+    let (_desk, mut partner) = beside_a_silent_partner(&session, json!({"keep_messages": 256})).await;
+    let orders: Vec<Value> = (0..COUNT as u128).map(|number| order(0, number)).collect();
+    gateway.lease(&orders).await;
+    let (sent, mut back) = sent_or_back(&mut gateway, COUNT).await;
+    // A settlement's worth may begin beyond it.
+    assert!((256..256 + 80).contains(&sent.len()), "{}", sent.len());
+    // Its share of the places is 80.
+    assert_eq!(with(&back, "than it may keep in hand"), back.len() - 80);
+    assert_eq!(with(&back, "as much as its partner may leave unconfirmed"), 80);
+    // The other sessions' deliveries come through, to wait for their own partners; and of this one's what comes goes back at once.
+    gateway.lease(&[order(1, 1000), order(0, 900)]).await;
+    let (_, more) = sent_or_back(&mut gateway, 2).await;
+    assert_eq!(with(&more, "session `s1` is not logged on"), 1);
+    assert_eq!(with(&more, "session `s0` has sent as much as its partner may leave unconfirmed"), 1);
+    back.extend(more.into_iter().filter(|(_, reason)| reason.contains("`s0`")));
+    all_are_woken(&mut gateway, &mut partner, &back).await;
+}
+
+/// The same of one that has no room for more in the adapter's state.
+#[tokio::test]
+async fn what_finds_no_room_keeps_no_place_from_the_other_sessions() {
+    const COUNT: usize = 20;
+    let (mut gateway, session) = Gateway::open(json!({"window": 64, "max_in_flight": 800})).await;
+    let (_desk, mut partner) = beside_a_silent_partner(&session, json!({})).await;
+    let large = (0..COUNT as u128).map(|number| {
+        let mut order = order(0, number);
+        order["event"]["data"]["58"] = "x".repeat(400 * 1024).into();
+        order
+    });
+    gateway.lease(&large.collect::<Vec<_>>()).await;
+    let (sent, back) = sent_or_back(&mut gateway, COUNT).await;
+    // Of a share of 2 MiB.
+    assert_eq!(sent.len(), 5);
+    assert_eq!(
+        with(&back, "keeps as much as it may, and its partner has confirmed too little of it"),
+        COUNT - 5
+    );
+    all_are_woken(&mut gateway, &mut partner, &back).await;
+}
+
+#[test]
+fn each_session_has_its_share_of_the_places() {
+    for (all, sessions, expected) in [
+        (4096, 1, 4096),
+        (4096, 2, 2048),
+        (4096, 1000, 64),
+        (64, 1, 64),
+        (64, 4, 16),
+        (64, 100, 16),
+        (1, 3, 1),
+    ] {
+        assert_eq!(places(all, sessions), expected, "{all} {sessions}");
     }
 }
