@@ -1,7 +1,8 @@
 //! The adapter: every session a task of its own, deliveries handed out among them, until the gateway asks to stop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use gatepost_adapter::{Access, Adapter, Failure, Fault, Level, Manifest, Session};
 use tokio::sync::{mpsc, watch};
@@ -9,9 +10,10 @@ use tokio::task::JoinSet;
 
 use crate::calls::Switchboard;
 use crate::intake::{IN_HAND_MAX, Intake};
+use crate::left_behind::LeftBehind;
 use crate::listener::Listener;
 use crate::session::{Driver, Inputs, places};
-use crate::settings::{Plan, Settings, Way, plans};
+use crate::settings::{Settings, Way, plans};
 
 /// Deliveries on their way to one session.
 const ORDERS_QUEUED_MAX: usize = 1024;
@@ -51,19 +53,11 @@ impl Adapter for Fix {
         let plans = plans(&settings, session.name(), session.confirm()).map_err(unfit)?;
         let mut intake = Intake::new(session.clone());
         let mut listeners: BTreeMap<String, Listener> = BTreeMap::new();
-        let mut switchboard = Switchboard::default();
+        let here = plans.iter().map(|plan| plan.config.name.as_str()).collect();
+        let room = plans.first().map(|plan| Arc::clone(&plan.config.room)).unwrap_or_default();
+        let mut switchboard = Switchboard::new(LeftBehind::new(session.state(), &here, room));
         let (up, is_up) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        if let Some(plan) = plans.first() {
-            let bytes = left_behind(session.state(), &plans);
-            if bytes > 0 {
-                tracing::warn!(
-                    bytes,
-                    "the state of sessions that are not in the settings takes room from those that are"
-                );
-            }
-            plan.config.room.left_behind(bytes);
-        }
         let in_hand_max = IN_HAND_MAX.min(session.max_in_flight() as usize);
         let places = places(in_hand_max, plans.len());
         let away_max = (AWAY_MAX / plans.len().max(1)).max(AWAY_EACH_MIN);
@@ -97,14 +91,6 @@ impl Adapter for Fix {
         }
         Ok(())
     }
-}
-
-/// What there is in the adapter's state of sessions that are not in the settings any more, bytes.
-fn left_behind(state: &BTreeMap<String, Vec<u8>>, plans: &[Plan]) -> usize {
-    let known: BTreeSet<&str> = plans.iter().map(|plan| plan.config.name.as_str()).collect();
-    let of_nobody =
-        state.iter().filter(|(key, _)| !key.split('/').nth(1).is_some_and(|name| known.contains(name)));
-    of_nobody.map(|(key, value)| key.len() + value.len()).sum()
 }
 
 /// Files may have changed since the settings were checked.

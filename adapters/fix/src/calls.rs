@@ -8,6 +8,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::left_behind::LeftBehind;
+
 /// Highest sequence number that can be set.
 const SEQ_NUM_MAX: u64 = 999_999_999;
 
@@ -32,10 +34,18 @@ pub(crate) struct Asked {
     pub(crate) answer: oneshot::Sender<Result<Value, String>>,
 }
 
-/// The sessions that can be asked, by name.
-#[derive(Default)]
+/// The sessions that can be asked, by name, and what others have left behind.
 pub(crate) struct Switchboard {
     sessions: HashMap<String, mpsc::Sender<Asked>>,
+    left_behind: LeftBehind,
+}
+
+/// What an operator wants, of a session where it is about one.
+#[derive(Debug, PartialEq, Eq)]
+enum Call {
+    Of(Wish, Option<String>),
+    /// To have deleted what this session has left behind.
+    Forget(String),
 }
 
 #[derive(Deserialize)]
@@ -47,6 +57,10 @@ struct Arguments {
 }
 
 impl Switchboard {
+    pub(crate) fn new(left_behind: LeftBehind) -> Self {
+        Self { sessions: HashMap::new(), left_behind }
+    }
+
     pub(crate) fn register(&mut self, name: &str, asked: mpsc::Sender<Asked>) {
         self.sessions.insert(name.to_owned(), asked);
     }
@@ -54,17 +68,26 @@ impl Switchboard {
     /// Answers operators until the adapter is asked to stop.
     pub(crate) async fn run(self, gateway: Session) {
         let switchboard = Arc::new(self);
+        let session = gateway.clone();
         let answer = move |call| {
-            let switchboard = Arc::clone(&switchboard);
-            async move { switchboard.answer(call).await }
+            let (switchboard, gateway) = (Arc::clone(&switchboard), session.clone());
+            async move { switchboard.answer(call, &gateway).await }
         };
         gateway.answer_calls(offers(), answer).await;
     }
 
-    async fn answer(&self, call: OperatorCall) -> Result<Value, String> {
-        let (wish, session) = read(&call.name, call.arguments)?;
+    async fn answer(&self, call: OperatorCall, gateway: &Session) -> Result<Value, String> {
+        let (wish, session) = match read(&call.name, call.arguments)? {
+            Call::Of(wish, session) => (wish, session),
+            Call::Forget(name) if self.sessions.contains_key(&name) => {
+                return Err(format!(
+                    "`{name}` is a session of this adapter; take it out of the settings first"
+                ));
+            }
+            Call::Forget(name) => return self.left_behind.forget(&name, gateway).await,
+        };
         if wish == Wish::State && session.is_none() {
-            let mut all = Map::new();
+            let mut all = self.left_behind.shown(None).await;
             for (name, sender) in &self.sessions {
                 all.insert(name.clone(), ask(sender, wish).await?);
             }
@@ -111,11 +134,16 @@ fn offers() -> Vec<Offer> {
             "Begins both sequence numbers of a session that is logged on at 1, in a new epoch, without logging out: a Logon with ResetSeqNumFlag (141), once the partner has confirmed all that it was sent.",
         ),
         offer("logout", true, "Logs a session out; it stays so until `logon` or the adapter's next start."),
+        offer(
+            "forget",
+            true,
+            "Deletes what a session that is not in the settings any more has left in the adapter's state (session=NAME): its numbers and its messages. Deliveries of it that wait for proof get none, and are in doubt in time.",
+        ),
         offer("logon", true, "Lets a session log on again after `logout`, or after its numbers did not fit."),
     ]
 }
 
-fn read(call: &str, arguments: Map<String, Value>) -> Result<(Wish, Option<String>), String> {
+fn read(call: &str, arguments: Map<String, Value>) -> Result<Call, String> {
     let Arguments { session, next_out, next_in } =
         serde_json::from_value(arguments.into()).map_err(|error| error.to_string())?;
     let wish = match call {
@@ -128,6 +156,10 @@ fn read(call: &str, arguments: Map<String, Value>) -> Result<(Wish, Option<Strin
         "reset_in_session" => Wish::BeginAnew,
         "logout" => Wish::Logout,
         "logon" => Wish::Logon,
+        "forget" if next_out.is_none() && next_in.is_none() => {
+            return session.map(Call::Forget).ok_or_else(|| "say which (session=NAME)".to_owned());
+        }
+        "forget" => return Err("`forget` takes no numbers".to_owned()),
         _ => return Err("the adapter does not offer that".to_owned()),
     };
     if call != "set_numbers" && (next_out.is_some() || next_in.is_some()) {
@@ -136,7 +168,7 @@ fn read(call: &str, arguments: Map<String, Value>) -> Result<(Wish, Option<Strin
     if [next_out, next_in].into_iter().flatten().any(|number| !(1..=SEQ_NUM_MAX).contains(&number)) {
         return Err(format!("numbers are from 1 to {SEQ_NUM_MAX}"));
     }
-    Ok((wish, session))
+    Ok(Call::Of(wish, session))
 }
 
 #[cfg(test)]
@@ -148,18 +180,21 @@ mod tests {
     #[test]
     fn arguments_say_what_is_meant_or_are_refused() {
         let read = |call, arguments: Value| read(call, arguments.as_object().unwrap().clone());
-        assert_eq!(read("sessions", json!({})), Ok((Wish::State, None)));
+        assert_eq!(read("sessions", json!({})), Ok(Call::Of(Wish::State, None)));
         assert_eq!(
             read("set_numbers", json!({"session": "a", "next_out": 7})),
-            Ok((Wish::SetNumbers { next_out: Some(7), next_in: None }, Some("a".to_owned())))
+            Ok(Call::Of(Wish::SetNumbers { next_out: Some(7), next_in: None }, Some("a".to_owned())))
         );
         assert_eq!(
             read("reset", json!({})),
-            Ok((Wish::SetNumbers { next_out: Some(1), next_in: Some(1) }, None))
+            Ok(Call::Of(Wish::SetNumbers { next_out: Some(1), next_in: Some(1) }, None))
         );
-        assert_eq!(read("reset_in_session", json!({})), Ok((Wish::BeginAnew, None)));
+        assert_eq!(read("reset_in_session", json!({})), Ok(Call::Of(Wish::BeginAnew, None)));
+        assert_eq!(read("forget", json!({"session": "a"})), Ok(Call::Forget("a".to_owned())));
         for (call, arguments) in [
             ("reset_in_session", json!({"next_in": 1})),
+            ("forget", json!({})),
+            ("forget", json!({"session": "a", "next_in": 1})),
             ("set_numbers", json!({})),
             ("set_numbers", json!({"next_out": 0})),
             ("set_numbers", json!({"next_in": 1_000_000_000})),

@@ -39,7 +39,7 @@ use crate::room::{Account, PART};
 
 pub(crate) use config::{AfterReset, AskFor, Config, Credentials, Role};
 pub(crate) use confirm::BUSINESS_IDS;
-pub(crate) use keys::{Unreadable, is_owed};
+pub(crate) use keys::{Unreadable, is_numbers, is_owed, is_pending};
 pub(crate) use numbers::{Numbers, Renewal};
 pub(crate) use outbox::Place;
 pub(crate) use outgoing::Outgoing;

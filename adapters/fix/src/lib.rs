@@ -17,6 +17,7 @@ mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod intake;
+mod left_behind;
 mod link;
 mod listener;
 pub mod message;

@@ -8,8 +8,8 @@
 //! | orders that live on, outcomes that the gateway has not taken | a [`PART`]th of the share each |
 //! | sequence numbers | [`NUMBERS_BYTES_MAX`] each |
 //!
-//! What is left of sessions that are not in the settings any more counts too. Whoever finds no room waits until its partner has confirmed
-//! something, and asks for that.
+//! What sessions have left behind that are not in the settings any more takes what is free beside all that, and only what is beyond it is
+//! missing to the others. Whoever finds no room waits until its partner has confirmed something, and asks for that.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,10 +23,12 @@ pub(crate) const PART: usize = 8;
 /// With the 64 earlier epochs of which something may be remembered.
 pub(crate) const NUMBERS_BYTES_MAX: usize = 3584;
 
-const _: () = assert!(
-    MESSAGES_BYTES_MAX + SPARE_BYTES + 2 * (MESSAGES_BYTES_MAX / PART) + SESSIONS_MAX * NUMBERS_BYTES_MAX
-        < STATE_BYTES_MAX
-);
+const _: () = assert!(most(SESSIONS_MAX) < STATE_BYTES_MAX);
+
+/// What so many sessions take at most, bytes.
+const fn most(sessions: usize) -> usize {
+    MESSAGES_BYTES_MAX + SPARE_BYTES + 2 * (MESSAGES_BYTES_MAX / PART) + sessions * NUMBERS_BYTES_MAX
+}
 
 /// What all sessions keep together.
 #[derive(Debug, Default)]
@@ -38,6 +40,8 @@ struct Used {
     all: usize,
     /// What sessions have beyond their shares, of each added up.
     beyond: usize,
+    /// Missing to them all, since others have left so much behind.
+    missing: usize,
 }
 
 impl Room {
@@ -46,9 +50,9 @@ impl Room {
         MESSAGES_BYTES_MAX / sessions.max(1)
     }
 
-    /// Something that is kept and belongs to no session.
-    pub(crate) fn left_behind(&self, bytes: usize) {
-        self.lock().all += bytes;
+    /// So much is kept that belongs to none of these sessions.
+    pub(crate) fn left_behind(&self, bytes: usize, sessions: usize) {
+        self.lock().missing = bytes.saturating_sub(STATE_BYTES_MAX.saturating_sub(most(sessions)));
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
@@ -89,7 +93,8 @@ impl Account {
             // One that is larger than a share goes beyond it, if none of the session has.
             let goes_beyond =
                 cost > self.share && self.kept <= self.share && used.beyond + over <= SPARE_BYTES;
-            let fits = used.all + cost <= MESSAGES_BYTES_MAX + SPARE_BYTES && (over == 0 || goes_beyond);
+            let fits = used.all + used.missing + cost <= MESSAGES_BYTES_MAX + SPARE_BYTES
+                && (over == 0 || goes_beyond);
             // What needs no room has it also where too much is kept.
             if cost > 0 && !fits {
                 break;
@@ -156,10 +161,16 @@ mod tests {
     }
 
     #[test]
-    fn what_sessions_of_before_have_left_behind_takes_room() {
+    fn what_sessions_of_before_have_left_behind_takes_room_where_there_is_none_beside() {
+        const FREE: usize = STATE_BYTES_MAX - most(4);
         let room = Arc::new(Room::default());
-        room.left_behind(MESSAGES_BYTES_MAX);
         let mut all = accounts(&room, 4);
+        room.left_behind(FREE, 4);
+        for account in &mut all {
+            assert_eq!(account.take([Room::share(4)]), 1, "each has its share beside it");
+            account.set(0);
+        }
+        room.left_behind(FREE + MESSAGES_BYTES_MAX, 4);
         assert_eq!(all[0].take([SPARE_BYTES, 1]), 1);
         assert_eq!(all[1].take([1]), 0);
         // More than its share, from a time when there were fewer.
@@ -167,5 +178,8 @@ mod tests {
         assert_eq!((all[0].take([1]), all[0].take([0])), (0, 1));
         all[0].set(0);
         assert_eq!(all[1].take([1]), 1);
+        // An operator has it deleted.
+        room.left_behind(0, 4);
+        assert_eq!(all[2].take([Room::share(4)]), 1);
     }
 }

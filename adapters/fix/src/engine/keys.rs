@@ -47,6 +47,16 @@ pub(super) fn owed_key(session: &str, (epoch, seq): Place) -> String {
     format!("j/{session}/{epoch}/{seq}")
 }
 
+/// Whether it is a session's numbers.
+pub(crate) fn is_numbers(key: &str) -> bool {
+    key.starts_with("n/")
+}
+
+/// Whether it is of a delivery that waits for proof.
+pub(crate) fn is_pending(key: &str) -> bool {
+    key.starts_with("p/")
+}
+
 /// Whether something is owed under this key.
 pub(crate) fn is_owed(key: &str) -> bool {
     key.starts_with("j/")

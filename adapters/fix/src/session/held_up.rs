@@ -66,7 +66,7 @@ impl Driver {
         }
         let now = Instant::now();
         if self.held_up.why.is_some() {
-            return self.try_again(now).await;
+            return self.try_again().await;
         }
         self.away.is_down(false, now);
         if self.waiting.is_empty() {
@@ -104,15 +104,15 @@ impl Driver {
     }
 
     /// It was held up. What has come meanwhile has been tried.
-    async fn try_again(&mut self, now: Instant) -> Result<(), Failure> {
+    async fn try_again(&mut self) -> Result<(), Failure> {
         let has_room = match self.held_up.wanted {
             Some(bytes) => self.engine.makes_room(bytes, self.now()),
             None => true,
         };
         let Some(why) = self.held_up.why.filter(|_| !has_room || !self.may_begin()) else {
+            // What has gone back is woken by the next step.
             self.held_up.ends();
-            self.away.is_down(false, now);
-            return self.wake(self.places).await;
+            return Ok(());
         };
         self.send_back(0, why).await
     }
