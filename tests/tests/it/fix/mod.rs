@@ -4,6 +4,7 @@ mod away;
 mod certificates;
 mod desks;
 mod executions;
+mod held_up;
 pub(crate) mod kills;
 mod operators;
 pub(crate) mod partner;

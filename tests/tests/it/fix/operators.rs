@@ -4,10 +4,12 @@ use super::*;
 
 /// Once the adapter can be called.
 pub(crate) fn state(gateway: &Gateway) -> Value {
-    until("the adapter answers", || {
-        let said = gateway.admin().post("/v1/adapters/venue/calls", &json!({ "call": "sessions" })).json();
-        Some(said["answer"]["main"].clone()).filter(Value::is_object)
-    })
+    until("the adapter answers", || Some(sessions(gateway)["main"].clone()).filter(Value::is_object))
+}
+
+/// All sessions, and what there is of others, by name.
+pub(crate) fn sessions(gateway: &Gateway) -> Value {
+    gateway.admin().post("/v1/adapters/venue/calls", &json!({ "call": "sessions" })).json()["answer"].clone()
 }
 
 pub(crate) fn call(gateway: &Gateway, arguments: &[&str]) {
@@ -60,5 +62,54 @@ fn an_operator_logs_a_session_out_and_lets_it_log_on() {
     // The partner expected less, and was told that there was nothing.
     assert_eq!(partner.took().len(), 1);
     assert!(partner.took()[0].seq() > 50);
+    gateway.audit_verifies();
+}
+
+/// A session is called something else: that is another session, and what the first had stays until an operator has it deleted.
+#[test]
+fn what_a_session_has_left_that_is_not_in_the_settings_any_more_is_shown_and_deleted_on_demand() {
+    let Some((mut gateway, mut partner)) = pair("acceptor", &[], "", "") else { return skipped(PACKAGE) };
+    send_orders(&gateway, 1..=20);
+    gateway.until_settled("venue");
+    gateway.stop();
+    let before = std::fs::read_to_string(gateway.config()).unwrap();
+    let named = |name: &str| before.replace("name = \"main\"", &format!("name = \"{name}\""));
+    std::fs::write(gateway.config(), named("again")).unwrap();
+    partner.forget();
+    gateway.restart();
+    let all = until("it has logged on", || {
+        Some(sessions(&gateway)).filter(|all| all["again"]["state"] == "logged_on")
+    });
+    assert_eq!(
+        (&all["main"]["state"], &all["again"]["epoch"]),
+        (&json!("not_in_settings"), &json!(1)),
+        "{all}"
+    );
+    assert!(all["main"]["bytes"].as_u64().unwrap() > 20 * 100, "{all}");
+    assert!(gateway.log().contains("forget session=main"), "{}", gateway.log());
+    let refused =
+        gateway.cli(&["adapter", "call", "venue", "forget", "session=again", "--reason", "mistaken"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        said.contains("`again` is a session of this adapter; take it out of the settings first"),
+        "{said}"
+    );
+    call(&gateway, &["forget", "session=main"]);
+    assert_eq!(sessions(&gateway)["main"], Value::Null);
+    // Also for good: under its old name it begins anew.
+    send_orders(&gateway, 21..=21);
+    gateway.until_settled("venue");
+    gateway.stop();
+    std::fs::write(gateway.config(), named("main")).unwrap();
+    partner.forget();
+    gateway.restart();
+    let all = until("it has logged on", || {
+        Some(sessions(&gateway)).filter(|all| all["main"]["state"] == "logged_on")
+    });
+    assert_eq!(
+        (&all["again"]["state"], &all["main"]["epoch"]),
+        (&json!("not_in_settings"), &json!(1)),
+        "{all}"
+    );
     gateway.audit_verifies();
 }
