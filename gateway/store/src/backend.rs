@@ -17,7 +17,7 @@ use crate::ops::StoreError;
 use crate::recent::RecentMessage;
 use crate::row::Row;
 use crate::seal::{Index, Vault};
-use crate::writer::{Memory, Piece, Queue, Turn};
+use crate::writer::{Lanes, Memory, Piece, Queue, Turn};
 
 /// Rows as they were read: a damaged one is an error of its own.
 pub(crate) type Read<T> = Vec<Result<T, StoreError>>;
@@ -102,6 +102,18 @@ pub(crate) trait Backend: Send + 'static {
     fn ready_next(&mut self, queue: i64, now: Timestamp) -> Result<Option<i64>, CommitError>;
     /// The first deliveries that stand in a lane, in order.
     fn lane(&mut self, queue: i64, lane: &Index, most: u32) -> Result<Read<Row>, CommitError>;
+    /// What is in flight in these lanes, where others lease besides. None of them does so there until the end of the transaction, which
+    /// this opens if there is none.
+    fn lanes_in_flight(&mut self, memory: &Memory, lanes: &Lanes) -> Result<Read<Row>, CommitError> {
+        let _ = (memory, lanes);
+        Ok(Vec::new())
+    }
+    /// Sees to it that nothing goes back in these lanes until the end of the transaction, which this opens if there is none. Without
+    /// those in which something does just now.
+    fn lanes_to_lease(&mut self, queue: i64, lanes: Vec<Index>) -> Result<Vec<Index>, CommitError> {
+        let _ = queue;
+        Ok(lanes)
+    }
     /// Whether a delivery of a lane, up to a position, must stay where it is: it is leased or in doubt, or stands not behind `after`, so
     /// that it has stayed before.
     fn lane_stuck(&mut self, queue: i64, lane: &Index, after: i64, through: i64)
@@ -182,7 +194,13 @@ pub(crate) trait Backend: Send + 'static {
     fn right_until(&self) -> Option<Instant>;
     /// Somebody asks for deliveries of a queue.
     fn consume(&mut self, memory: &Memory, queue: i64) -> Result<(), CommitError>;
-    /// Brings what others have leased of a queue into memory, in the open transaction.
+    /// Takes over what others have done to the queues.
+    fn follow(&mut self, memory: &mut Memory) -> Result<(), CommitError> {
+        let _ = memory;
+        Ok(())
+    }
+    /// Brings memory in line with what is leased of a queue, and lets nobody else do so, or open a session, until the end of the
+    /// transaction, which this opens if there is none.
     fn adopt(&mut self, memory: &mut Memory, queue: i64) -> Result<(), CommitError>;
     /// Bytes of a log that waits to be brought into the database.
     fn log_bytes(&self) -> u64;
@@ -244,11 +262,11 @@ pub(crate) enum Adds {
     Too,
 }
 
-/// Whether it must be known what has used a key.
+/// Whether it must be known what has used a key, and how deliveries stand that others may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     Sure,
-    /// A commit that puts the same key may fail instead as [`CommitError::Stale`]; it is known from then on.
+    /// A commit that depends on it may fail instead as [`CommitError::Stale`]; it is known from then on.
     AtCommit,
 }
 

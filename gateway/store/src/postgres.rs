@@ -10,6 +10,7 @@ mod connection;
 pub(crate) mod copy;
 mod erase;
 mod known;
+mod lanes;
 mod leases;
 mod load;
 mod node;
@@ -53,7 +54,7 @@ use crate::ops::{QueueKind, StoreError};
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
 use crate::row::Row;
 use crate::seal::{Index, Place, Salt, Vault, locator_of};
-use crate::writer::{Memory, Piece, Queue, Turn};
+use crate::writer::{Lanes, Memory, Piece, Queue, Turn};
 use ahead::Ahead;
 use buckets::{Buckets, Sharing};
 use commit::{queue_id, whole};
@@ -349,6 +350,15 @@ impl Backend for Postgres {
         self.load_rows(statement)
     }
 
+    fn lanes_in_flight(&mut self, memory: &Memory, lanes: &Lanes) -> Result<Read<Row>, CommitError> {
+        self.hold_lanes(lanes)?;
+        self.read_in_flight(memory, lanes)
+    }
+
+    fn lanes_to_lease(&mut self, queue: i64, lanes: Vec<Index>) -> Result<Vec<Index>, CommitError> {
+        self.share_lanes(queue, lanes)
+    }
+
     fn lane_stuck(
         &mut self,
         queue: i64,
@@ -570,10 +580,23 @@ impl Backend for Postgres {
         self.take_share(memory, queue)
     }
 
+    fn follow(&mut self, memory: &mut Memory) -> Result<(), CommitError> {
+        self.follow_queues(memory).map(drop)
+    }
+
     fn adopt(&mut self, memory: &mut Memory, queue: i64) -> Result<(), CommitError> {
-        let statement = sqlx::query(sql::DELIVERIES_LEASED_ELSEWHERE).bind(self.node()).bind(queue_id(queue));
-        let leased = self.load_rows(statement)?;
+        self.open_late()?;
+        self.connection.execute(sqlx::query(sql::QUEUE_HOLD).bind(queue_id(queue)))?;
+        self.follow_queues(memory)?;
+        let leased = self.load_rows(sqlx::query(sql::DELIVERIES_LEASED_OF).bind(queue_id(queue)))?;
+        memory.hot.retain(|_, row| row.queue != queue);
         for row in memory.damage.sound(leased)? {
+            if let Some(of) = memory.queues.get_mut(&row.queue)
+                && of.may_be_probe(&row)
+                && let Some(trip) = &mut of.control.trip
+            {
+                trip.probe = Some(row.id);
+            }
             memory.install(row);
         }
         Ok(())

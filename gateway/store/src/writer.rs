@@ -53,6 +53,7 @@ pub(crate) use memory::{Counts, Memory, Queue};
 #[cfg(test)]
 pub(crate) use piecemeal::Sizes;
 pub(crate) use piecemeal::{Piece, Piecemeal};
+pub(crate) use recall::Lanes;
 #[cfg(test)]
 pub(crate) use sim::at_commit as sim_at_commit;
 pub(crate) use turn::{Detail, DetailBody, MessageRow, Reply, Touched, Turn};

@@ -33,6 +33,7 @@ impl Postgres {
             queues: HashMap::new(),
             by_name: HashMap::new(),
             hot: HashMap::new(),
+            is_shared: true,
             batches: HashMap::new(),
             rates: HashMap::new(),
             damage: Default::default(),

@@ -165,6 +165,16 @@ statements! {
         WHERE queue = $1 AND bucket = b.bucket AND due > $3 ORDER BY due LIMIT 1) r";
     DELIVERIES_OF_LANE = concat!("/* deliveries_of_lane */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM lane WHERE queue = $1 \
         AND lane = $2 ORDER BY pos LIMIT $3) w", delivery_of!("pos"), with_message!(), "ORDER BY d.pos");
+    /// Whoever gives something back in lanes of these buckets holds them, one after the other in the order that they are named in.
+    BUCKETS_HOLD = "/* buckets_hold */ SELECT b.bucket FROM (SELECT unnest($1::int[]) AS queue, unnest($2::smallint[]) AS bucket) w \
+        CROSS JOIN LATERAL (SELECT bucket FROM bucket WHERE queue = w.queue AND bucket = w.bucket LIMIT 1 FOR UPDATE) b";
+    /// Who leases in windowed lanes of these buckets keeps others from giving back there; where somebody does so, it leases nothing.
+    BUCKETS_SHARE = "/* buckets_share */ SELECT b.bucket FROM (SELECT unnest($2::smallint[]) AS bucket) w \
+        CROSS JOIN LATERAL (SELECT bucket FROM bucket WHERE queue = $1 AND bucket = w.bucket LIMIT 1 FOR SHARE SKIP LOCKED) b";
+    /// Among so many of the first in each of these lanes.
+    DELIVERIES_IN_FLIGHT = concat!("/* deliveries_in_flight */ SELECT ", delivery_columns!(), " FROM (SELECT unnest($1::int[]) AS queue, \
+        unnest($2::bytea[]) AS lane, unnest($3::int[]) AS width) l CROSS JOIN LATERAL (SELECT pos FROM lane m WHERE m.queue = l.queue \
+        AND m.lane = l.lane ORDER BY pos LIMIT l.width) w", delivery_of!("pos"), with_message!(), "WHERE d.state IN (1, 2)");
     LANE_STUCK = "/* lane_stuck */ SELECT w.pos FROM lane w CROSS JOIN LATERAL (SELECT state FROM delivery WHERE pos = w.pos LIMIT 1) d \
         WHERE w.queue = $1 AND w.lane = $2 AND w.pos <= $3 AND (w.pos <= $4 OR d.state IN (1, 2, 3)) LIMIT 1";
     DELIVERIES_PAST_EXPIRY = concat!("/* deliveries_past_expiry */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM expiry \
@@ -270,9 +280,10 @@ statements! {
     QUEUE_ADD = "/* queue_add */ INSERT INTO queue (id, name, kind, version, trip_failures, idle_before, session) VALUES ($1, $2, $3, 1, 0, 0, 0)";
     QUEUE_CHANGE = "/* queue_change */ UPDATE queue SET kind = $4, paused_since = $5, trip_since = $6, trip_reason = $7, trip_failures = $8, \
         trip_due = $9, idle_before = $10, idle_since = $11, session = $12, version = version + 1 WHERE id = $1 AND name = $2 AND version = $3";
-    DELIVERIES_LEASED_ELSEWHERE = concat!("/* deliveries_leased_elsewhere */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT \
-        unnest(pos) AS pos FROM lease_group WHERE epoch <> $1) w", delivery_of!("pos"), with_message!(), "WHERE d.queue = $2 \
-        AND d.token IS NOT NULL");
+    /// Whoever works in a session of the queue is done before, or looks anew.
+    QUEUE_HOLD = "/* queue_hold */ SELECT id FROM queue WHERE id = $1 FOR NO KEY UPDATE";
+    DELIVERIES_LEASED_OF = concat!("/* deliveries_leased_of */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT unnest(pos) AS pos \
+        FROM lease_group) w", delivery_of!("pos"), with_message!(), "WHERE d.queue = $1 AND d.token IS NOT NULL");
     LEASES_LOAD = "/* leases_load */ SELECT id, pos FROM lease_group WHERE epoch = $1";
     LEASES_DROP = "/* leases_drop */ DELETE FROM lease_group WHERE id = ANY($1::bigint[])";
 

@@ -42,6 +42,7 @@ pub(crate) fn load_memory(
         queues: HashMap::new(),
         by_name: HashMap::new(),
         hot: HashMap::new(),
+        is_shared: false,
         batches: HashMap::new(),
         rates: HashMap::new(),
         damage: Default::default(),

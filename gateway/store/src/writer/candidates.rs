@@ -12,7 +12,7 @@ use crate::backend::{Backend, CommitError, Ready};
 use crate::call::Op;
 use crate::ops::{LeaseError, LeaseRequest, StoreError};
 use crate::row::Row;
-use crate::seal::Place;
+use crate::seal::{Index, Place};
 
 /// Lane rows read to find the place of a windowed lane's next deliveries; bounds `window`.
 pub(super) const WINDOW_MAX: u32 = 4096;
@@ -53,6 +53,13 @@ impl<B: Backend> Writer<B> {
         emptied: &mut HashSet<i64>,
     ) -> Result<Candidates, CommitError> {
         let now = self.now();
+        // A suspect, or the breaker's probe, goes alone, whichever node gives it out.
+        if self.memory.is_shared
+            && let Some(queue) = self.memory.queue(&request.queue).filter(|queue| queue.gives_one_alone(now))
+        {
+            let id = queue.id;
+            self.database.adopt(&mut self.memory, id)?;
+        }
         let turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         let claim = match turn.claim(request) {
@@ -85,7 +92,7 @@ impl<B: Backend> Writer<B> {
         };
         let next = if rows.is_empty() { self.database.ready_next(id, now)? } else { None };
         let found = if window > 1 {
-            self.widen(rows, window)?
+            self.widen(id, rows, window)?
         } else {
             rows.into_iter().map(|row| Candidate::Head(Box::new(row))).collect()
         };
@@ -123,19 +130,22 @@ impl<B: Backend> Writer<B> {
         Ok(entries.iter().filter_map(row).collect())
     }
 
-    /// Replaces the one of each windowed lane that is ready by the lane's first rows.
-    fn widen(&mut self, ready: Vec<Row>, window: u32) -> Result<Vec<Candidate>, CommitError> {
+    /// Replaces the one of each windowed lane that is ready by the lane's first rows: while those in front of it stay where they are.
+    fn widen(&mut self, queue: i64, ready: Vec<Row>, window: u32) -> Result<Vec<Candidate>, CommitError> {
+        let in_window = |row: &Row| row.lane.filter(|_| row.barrier.is_none());
+        let lanes: HashSet<Index> = ready.iter().filter_map(in_window).collect();
+        let lanes = self.database.lanes_to_lease(queue, lanes.into_iter().collect())?;
+        let mut lanes: HashSet<Index> = lanes.into_iter().collect();
         let mut widened = Vec::with_capacity(ready.len());
-        let mut lanes = HashSet::new();
         for row in ready {
-            let (Some(lane), None) = (row.lane, row.barrier) else {
-                widened.push(Candidate::Head(Box::new(row)));
-                continue;
-            };
-            if lanes.insert(lane) {
-                let most = window.min(WINDOW_MAX);
-                let read = self.database.lane(row.queue, &lane, most)?;
-                widened.push(Candidate::Lane(self.memory.damage.sound_prefix(read)?));
+            match in_window(&row) {
+                None => widened.push(Candidate::Head(Box::new(row))),
+                Some(lane) if lanes.remove(&lane) => {
+                    let read = self.database.lane(queue, &lane, window.min(WINDOW_MAX))?;
+                    widened.push(Candidate::Lane(self.memory.damage.sound_prefix(read)?));
+                }
+                // Its lane has been widened already, or something goes back in it just now.
+                Some(_) => {}
             }
         }
         Ok(widened)

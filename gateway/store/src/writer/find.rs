@@ -21,7 +21,7 @@ pub(super) struct Found {
 }
 
 impl<B: Backend> Writer<B> {
-    /// Reads the deliveries and keys that the group names and memory does not hold.
+    /// Reads the deliveries and keys that the group names and memory does not hold, or not for sure.
     pub(super) fn find(&mut self, ops: &[Op], need: Need) -> Result<Found, CommitError> {
         let mut ids: HashSet<DeliveryId> = HashSet::new();
         let mut keys: Vec<Index> = Vec::new();
@@ -52,7 +52,9 @@ impl<B: Backend> Writer<B> {
                 | Op::Note(..) => {}
             }
         }
-        let ids: Vec<DeliveryId> = ids.into_iter().filter(|id| !self.memory.hot.contains_key(id)).collect();
+        let believes_memory = need == Need::AtCommit || !self.memory.is_shared;
+        let is_known = |id: &DeliveryId| believes_memory && self.memory.hot.contains_key(id);
+        let ids: Vec<DeliveryId> = ids.into_iter().filter(|id| !is_known(id)).collect();
         let read = if ids.is_empty() { Vec::new() } else { self.database.deliveries(&ids)? };
         let rows = self.memory.damage.sound(read)?.into_iter().map(|row| (row.id, row)).collect();
         Ok(Found { rows, keys: self.known_keys(&keys, need)? })

@@ -9,6 +9,7 @@ use super::cold;
 use super::lease::{Claim, Given};
 use super::outcome::{News, Outcome, conclude};
 use super::piecemeal::Step;
+use super::recall::Lanes;
 use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, Reported, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
@@ -217,14 +218,10 @@ impl<B: Backend> Writer<B> {
         attempted
     }
 
-    /// Without looking what has used the keys of new messages, where the commit will tell; and else, if that must be known before.
+    /// With as few reads as may do; and with more of them, where that shows when it is decided.
     fn attempt_either(&mut self, ops: &[Op]) -> Result<Attempted, CommitError> {
-        match self.attempt(ops, Need::AtCommit)? {
-            Some(attempted) => Ok(attempted),
-            None => self
-                .attempt(ops, Need::Sure)?
-                .ok_or_else(|| CommitError::Refused("what has used the keys was not looked for".to_owned())),
-        }
+        let mut need = Need::AtCommit;
+        self.with_lanes(|writer, lanes| writer.attempt(ops, &mut need, lanes))
     }
 
     /// Takes note of who asks for deliveries, before anything is decided: what nobody here asked for may be another's.
@@ -281,6 +278,18 @@ impl<B: Backend> Writer<B> {
         (held, ended)
     }
 
+    /// Whether it comes in a session of which memory does not know: it was opened at another node.
+    fn has_newer_session(&self, op: &Op) -> bool {
+        let (by, session) = match op {
+            Op::Accept { accept, .. } => (accept.permit.sender(), accept.session),
+            Op::Settle { settle, .. } => (&settle.consumer, settle.session),
+            Op::Lease(request, _) => (&request.consumer, request.session),
+            _ => return false,
+        };
+        let queue = self.memory.queue(&by.name).filter(|queue| queue.setup.sessions == Sessions::One);
+        by.kind == ActorKind::Adapter && queue.is_some_and(|queue| session > Some(queue.session))
+    }
+
     /// Whether it only adds messages, in no lane of which several may be leased at once, and none in two lanes.
     fn only_adds(&self, op: &Op) -> bool {
         let Op::Accept { accept, .. } = op else { return false };
@@ -313,15 +322,23 @@ impl<B: Backend> Writer<B> {
         Ok(())
     }
 
-    /// Decides and commits. An error means that nothing was written; and so does `None`: it depends on what has used the keys of new
-    /// messages.
-    fn attempt(&mut self, ops: &[Op], need: Need) -> Result<Option<Attempted>, CommitError> {
+    /// Decides and commits. An error means that nothing was written; and so does `None`: it depends on what was not read, which `need`
+    /// and `lanes` say now.
+    fn attempt(
+        &mut self,
+        ops: &[Op],
+        need: &mut Need,
+        lanes: &mut Lanes,
+    ) -> Result<Option<Attempted>, CommitError> {
         self.keep_keys()?;
         // The reads belong to the transaction too: each outside of it would take the file's locks for itself.
         self.consume(ops)?;
+        if self.memory.is_shared && ops.iter().any(|op| self.has_newer_session(op)) {
+            self.database.follow(&mut self.memory)?;
+        }
         let (held, ended) = self.sessions(ops);
-        if ended.is_empty() {
-            let adds = if need == Need::AtCommit && ops.iter().all(|op| self.only_adds(op)) {
+        if ended.is_empty() && lanes.is_empty() {
+            let adds = if *need == Need::AtCommit && ops.iter().all(|op| self.only_adds(op)) {
                 Adds::Only
             } else if ops.iter().any(adds) {
                 Adds::Too
@@ -332,9 +349,7 @@ impl<B: Backend> Writer<B> {
         } else {
             self.database.begin(&held)?;
         }
-        let attempted = self.attempt_open(ops, &ended, need);
-        self.database.roll_back()?;
-        attempted
+        self.attempt_open(ops, &ended, need, lanes)
     }
 
     /// Leaves the transaction open when there is nothing to write, or on an error.
@@ -342,12 +357,14 @@ impl<B: Backend> Writer<B> {
         &mut self,
         ops: &[Op],
         ended: &[i64],
-        need: Need,
+        need: &mut Need,
+        lanes: &mut Lanes,
     ) -> Result<Option<Attempted>, CommitError> {
         for queue in ended {
             self.database.adopt(&mut self.memory, *queue)?;
         }
-        let found = self.find(ops, need)?;
+        let in_flight = self.in_flight(lanes)?;
+        let found = self.find(ops, *need)?;
         let is_unsure = found.keys.is_none();
         let known = found.keys.unwrap_or_default();
         let mut candidates = self.candidates(ops)?;
@@ -356,6 +373,7 @@ impl<B: Backend> Writer<B> {
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.loaded = found.rows;
+        turn.read_lanes(lanes, in_flight);
         let mut decided: Vec<Option<Decided>> = Vec::with_capacity(ops.len());
         for op in ops {
             decided.push(decide(&mut turn, op, &known)?);
@@ -363,8 +381,14 @@ impl<B: Backend> Writer<B> {
                 self.database.push();
             }
         }
-        // What is full takes in again what it has already.
-        if is_unsure && decided.iter().flatten().any(is_refused) {
+        // What is full takes in again what it has already; and what memory knows of a lease may be over at another node.
+        let may_be_behind = *need == Need::AtCommit && turn.memory.is_shared;
+        let is_unsure = is_unsure && decided.iter().flatten().any(is_refused)
+            || may_be_behind && ops.iter().any(|op| goes_by_memory(op, &turn));
+        if is_unsure {
+            *need = Need::Sure;
+        }
+        if turn.lacks_lanes(lanes) || is_unsure {
             return Ok(None);
         }
         // Leases come last, so that they cannot give away what another operation of the group has just changed.
@@ -493,16 +517,25 @@ impl<B: Backend> Writer<B> {
 
     /// Whether there may be more to do.
     fn sweep_once(&mut self, reported: &Reported) -> Result<bool, CommitError> {
+        self.with_lanes(|writer, lanes| writer.sweep_open(reported, lanes))
+    }
+
+    fn sweep_open(&mut self, reported: &Reported, lanes: &mut Lanes) -> Result<Option<bool>, CommitError> {
+        let in_flight = self.in_flight(lanes)?;
         let most = SWEEP_DELIVERIES_MAX + self.memory.damage.passed_over();
         let read = self.database.past_expiry(self.now(), most)?;
         let rows = self.memory.damage.sound(read)?;
         let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
+        turn.read_lanes(lanes, in_flight);
         turn.sweep_leases(SWEEP_DELIVERIES_MAX as usize, reported)?;
         turn.sweep_expiry(rows)?;
+        if turn.lacks_lanes(lanes) {
+            return Ok(None);
+        }
         let committed = conclude(&mut self.database, turn)?;
-        Ok(self.install(committed, 0))
+        Ok(Some(self.install(committed, 0)))
     }
 }
 
@@ -517,6 +550,16 @@ fn adds(op: &Op) -> bool {
 
 fn is_refused(decided: &Decided) -> bool {
     matches!(decided, Decided::Accept(Err(_)) | Decided::Settle(Err(_)))
+}
+
+/// Whether it has been told of a delivery what memory knows of its lease, and no commit will make sure of that.
+fn goes_by_memory(op: &Op, turn: &Turn<'_>) -> bool {
+    let by_memory = |delivery| turn.memory.hot.contains_key(delivery) && !turn.touched.contains_key(delivery);
+    match op {
+        Op::Settle { settle, .. } => settle.items.iter().any(|item| by_memory(&item.delivery)),
+        Op::Operate { delivery, .. } => by_memory(delivery),
+        _ => false,
+    }
 }
 
 pub(super) fn decide<'a>(

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use gatepost_core::delivery::Proof;
 use gatepost_core::principal::Actor;
-use gatepost_core::queue::QueueControl;
+use gatepost_core::queue::{QueueControl, Trip};
 use gatepost_core::{DeliveryId, LeaseToken, MessageId, QueuePolicy, State, Timestamp};
 
 use super::damage::Damage;
@@ -23,8 +23,10 @@ const RATE_SECONDS: i64 = 60;
 pub(crate) struct Memory {
     pub(crate) queues: HashMap<i64, Queue>,
     pub(crate) by_name: HashMap<String, i64>,
-    /// Leased and sending deliveries; the whole of them.
+    /// Leased and sending deliveries; the whole of them, as they are, unless `is_shared`.
     pub(crate) hot: HashMap<DeliveryId, Row>,
+    /// Others lease and settle besides, in the same database.
+    pub(crate) is_shared: bool,
     /// Deliveries leased under a `request_id`.
     pub(crate) batches: HashMap<Index, Vec<(DeliveryId, LeaseToken)>>,
     pub(crate) rates: HashMap<i64, Rates>,
@@ -62,11 +64,24 @@ impl Queue {
         if known.setup.sessions == Sessions::OfNode {
             self.session = known.session;
         }
+        // Where the probe's outcome is counted there is none any more, wherever it was settled.
         if let (Some(trip), Some(before)) = (&mut self.control.trip, known.control.trip)
-            && trip.since == before.since
+            && (Trip { probe: before.probe, ..*trip }) == before
         {
             trip.probe = before.probe;
         }
+    }
+
+    /// Whether what is given out next may have to be the only one.
+    pub(crate) fn gives_one_alone(&self, now: Timestamp) -> bool {
+        let may_probe = self.control.trip.is_some_and(|trip| trip.probe.is_none() && trip.probe_due <= now);
+        self.control.paused_since.is_none() && (self.counts.suspects > 0 || may_probe)
+    }
+
+    /// Whether a delivery in flight is the breaker's probe, as another node may have leased it: since one was due.
+    pub(crate) fn may_be_probe(&self, row: &Row) -> bool {
+        let since = |trip: &Trip| trip.probe.is_none() && row.changed_at >= trip.probe_due;
+        row.delivery.state.in_flight() && self.control.trip.as_ref().is_some_and(since)
     }
 
     /// Ends the session there is; the next one's epoch.

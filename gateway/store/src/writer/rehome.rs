@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use super::accept::{OrderKeys, lanes_of, ordered_by};
 use super::candidates::WINDOW_MAX;
 use super::outcome::conclude;
-use super::recall::Fronts;
+use super::recall::{Fronts, Lanes};
 use super::turn::{Extra, Turn};
 use super::{Writer, unavailable};
 use crate::backend::{Attributes, Backend, CommitError, ToMove};
@@ -32,10 +32,9 @@ impl<B: Backend> Writer<B> {
             return Err(error.into());
         }
         let (from, to) = self.ends(step)?;
-        let moved = self.database.begin(&[]).and_then(|()| {
-            let moved = self.rehome_open(step, from, to);
-            self.database.roll_back()?;
-            moved
+        let moved = self.with_lanes(|writer, lanes| {
+            writer.database.begin(&[])?;
+            writer.rehome_open(step, from, to, lanes)
         });
         moved.map_err(|error| {
             self.failed(&error);
@@ -57,8 +56,15 @@ impl<B: Backend> Writer<B> {
         }
     }
 
-    /// Leaves the transaction open when there is nothing to write, or on an error.
-    fn rehome_open(&mut self, step: &MoveStep, from: i64, to: i64) -> Result<Moved, CommitError> {
+    /// Leaves the transaction open when there is nothing to write, or on an error. `None`: see [`Writer::with_lanes`].
+    fn rehome_open(
+        &mut self,
+        step: &MoveStep,
+        from: i64,
+        to: i64,
+        lanes: &mut Lanes,
+    ) -> Result<Option<Moved>, CommitError> {
+        let in_flight = self.in_flight(lanes)?;
         let ToMove { rows: found, through, more } =
             self.database.to_move(from, step.after, STEP_DELIVERIES_MAX)?;
         let mut stuck: HashMap<Index, bool> = HashMap::new();
@@ -84,11 +90,15 @@ impl<B: Backend> Writer<B> {
         let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
+        turn.read_lanes(lanes, in_flight);
         let mut moved = Moved { next: more.then_some(through), ..Moved::default() };
         turn.rehome(&step.operator, to, going, &step.reason, &mut moved)?;
+        if turn.lacks_lanes(lanes) {
+            return Ok(None);
+        }
         let committed = conclude(&mut self.database, turn)?;
         self.install(committed, 1);
-        Ok(moved)
+        Ok(Some(moved))
     }
 
     /// The lanes that the delivery has at its new destination, by that one's order.

@@ -14,6 +14,7 @@ use gatepost_core::{Delivery, DeliveryId, Level, MessageId, Timestamp};
 use super::leaf::{actor, event_of, leaf_level, leaf_state};
 use super::memory::{Memory, Queue};
 use super::piecemeal::Piece;
+use super::recall::Lanes;
 use crate::leaves::Runs;
 use crate::ops::StoreError;
 use crate::prepared::Prepared;
@@ -28,8 +29,12 @@ pub(crate) struct Turn<'a> {
     pub(crate) vault: &'a Vault,
     pub(crate) random: &'a mut Random,
     pub(crate) gateway: &'a Actor,
-    /// Rows read for this turn that are not leased.
+    /// Rows read for this turn.
     pub(crate) loaded: HashMap<DeliveryId, Row>,
+    /// Lanes of which all that is in flight was read for this turn, and stays all until its end.
+    pub(crate) lanes_read: Lanes,
+    /// Lanes of which that would have had to be so.
+    pub(crate) lanes_unread: Lanes,
     pub(crate) queues: HashMap<i64, Queue>,
     pub(crate) touched: HashMap<DeliveryId, Touched>,
     pub(crate) new_rows: Vec<Row>,
@@ -129,6 +134,8 @@ impl<'a> Turn<'a> {
             random,
             gateway,
             loaded: HashMap::new(),
+            lanes_read: Lanes::new(),
+            lanes_unread: Lanes::new(),
             queues: HashMap::new(),
             touched: HashMap::new(),
             new_rows: Vec::new(),
@@ -158,13 +165,13 @@ impl<'a> Turn<'a> {
             && self.pieces.is_empty()
     }
 
-    /// The delivery as this turn sees it: its own change of it, else the lease in memory, else the row read.
+    /// The delivery as this turn sees it: its own change of it, else the row read, which is newer than the lease in memory.
     pub(crate) fn row(&self, id: &DeliveryId) -> Option<&Row> {
         self.touched
             .get(id)
             .map(|touched| &touched.now)
-            .or_else(|| self.memory.hot.get(id))
             .or_else(|| self.loaded.get(id))
+            .or_else(|| self.memory.hot.get(id))
     }
 
     pub(crate) fn queue(&self, id: i64) -> Result<&Queue, StoreError> {
@@ -221,6 +228,9 @@ impl<'a> Turn<'a> {
         by: &Actor,
         extra: &Extra<'_>,
     ) -> Result<(), StoreError> {
+        if !change.delivery.state.in_flight() {
+            self.find_probe(&row)?;
+        }
         let mut now_row = Row { delivery: change.delivery, ..row.clone() };
         if row.delivery.state.as_str() != change.delivery.state.as_str() {
             now_row.changed_at = self.now;
@@ -415,6 +425,17 @@ impl<'a> Turn<'a> {
         let name = queue.setup.name.clone();
         let gateway = self.gateway;
         self.queue_leaf(LeafEvent::BreakerResumed, gateway, &name, None)
+    }
+
+    /// Recognises the breaker's probe that another node has leased.
+    fn find_probe(&mut self, row: &Row) -> Result<(), StoreError> {
+        if self.memory.is_shared
+            && self.queue(row.queue)?.may_be_probe(row)
+            && let Some(trip) = &mut self.queue_mut(row.queue)?.control.trip
+        {
+            trip.probe = Some(row.id);
+        }
+        Ok(())
     }
 
     /// If the delivery was the breaker's probe, lets the next one go after the usual pause.

@@ -15,7 +15,7 @@ fn with_key(id: &str, key: &str, destination: &str) -> NewMessage {
     NewMessage { attributes: attributes.into_bytes(), ..message(id, Some(key), id, &[destination]) }
 }
 
-async fn send(fixture: &Fixture, id: &str, key: &str, destination: &str) -> DeliveryId {
+pub(crate) async fn send(fixture: &Fixture, id: &str, key: &str, destination: &str) -> DeliveryId {
     fixture.accept(vec![with_key(id, key, destination)]).await.unwrap()[0].deliveries[0].id
 }
 

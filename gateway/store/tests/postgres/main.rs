@@ -18,12 +18,14 @@ mod run;
 
 mod ahead;
 mod backlog;
+mod elsewhere;
 mod large;
 mod migrate;
 mod nodes;
 mod one_call;
 mod retention;
 mod unknown;
+mod windows;
 
 #[path = "../conformance/accept.rs"]
 mod accept;

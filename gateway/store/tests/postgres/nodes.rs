@@ -44,7 +44,7 @@ pub(crate) fn beside(place: &Place, node: &str) -> Place {
     Place { dir: Arc::new(dir), database, ..place.clone() }
 }
 
-async fn two(queues: Vec<QueueSetup>) -> (Fixture, Fixture) {
+pub(crate) async fn two(queues: Vec<QueueSetup>) -> (Fixture, Fixture) {
     let one = Fixture::new(queues).await;
     let other = beside(&one.place, "node-2").open().await.unwrap();
     (one, other)
@@ -63,7 +63,7 @@ async fn lease(fixture: &Fixture, queue: &str, session: u64, max: u32) -> Vec<Le
 }
 
 /// Stops both and looks whether what they leave is sound.
-async fn assert_both_sound(one: Fixture, other: Fixture) {
+pub(crate) async fn assert_both_sound(one: Fixture, other: Fixture) {
     let (one, other) = (one.stop().await, other.stop().await);
     assert_sound(&one, "both stopped").await;
     // The one that stopped first has not seen all of it.
@@ -413,7 +413,7 @@ async fn what_is_taken_over_goes_on_with_larger_numbers() {
 
 /// Has these queues consumed where they are now, and waits until no bucket has changed hands for a lease: until then turns hold locks while
 /// they are decided.
-async fn consumed(queues: &[(&Fixture, &str, u64)]) -> Vec<Arc<Notify>> {
+pub(crate) async fn consumed(queues: &[(&Fixture, &str, u64)]) -> Vec<Arc<Notify>> {
     let hints = queues.iter().map(|(fixture, queue, _)| fixture.store.queue_hint(queue)).collect();
     for (fixture, queue, session) in queues {
         assert!(fixture.lease(queue, *session, 1).await.is_empty());
