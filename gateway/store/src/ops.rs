@@ -265,6 +265,8 @@ pub enum SettleError {
 pub struct Session {
     pub epoch: u64,
     pub state: Vec<(String, Vec<u8>)>,
+    /// Which earlier ones it has ended.
+    pub(crate) sessions: Sessions,
 }
 
 /// That this gateway is the one, of all nodes, that runs an adapter. It stands as long as [`crate::Health::role_stands`] says.

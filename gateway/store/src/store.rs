@@ -221,7 +221,7 @@ impl Store {
     ) -> Result<Session, StoreError> {
         let named = adapter.clone();
         let session = self.call(|answer| Op::SessionOpen { adapter: named, version, answer }).await?;
-        if let Err(error) = self.wake_all(&adapter, session.epoch).await {
+        if let Err(error) = self.wake_all(&adapter, &session).await {
             tracing::warn!(adapter, %error, "what waits for the adapter's partners comes by itself, later");
         }
         Ok(session)

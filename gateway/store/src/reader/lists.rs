@@ -7,7 +7,7 @@ use super::record::{Listed, MessageHead};
 use super::source::{DeliverySearch, MessageSearch};
 use super::{Reader, cursor_position};
 use crate::ops::{
-    DeliveryFilter, DeliveryRow, MessageFilter, MessageRow, NodeRow, Page, QueueRow, StoreError,
+    DeliveryFilter, DeliveryRow, MessageFilter, MessageRow, NodeRow, Page, QueueRow, Sessions, StoreError,
 };
 use crate::postgres::{ROLE_OF_ADAPTER, ROLE_SEQUENCER};
 use crate::seal::Domain;
@@ -107,13 +107,20 @@ impl Reader {
         self.source().queue_id(name).await
     }
 
-    /// Some of those that have gone back for their lanes' trouble and are not due yet, with the tokens that wake them.
+    /// Some of those that have gone back for their lanes' trouble and are not due yet, with the tokens that wake them: not those whose
+    /// session runs on, at another node.
     pub(crate) async fn queue_away(
         &self,
         queue: i64,
+        sessions: Sessions,
         limit: usize,
     ) -> Result<Vec<(DeliveryId, LeaseToken)>, StoreError> {
-        self.source().queue_away(queue, self.now(), i64::try_from(limit).unwrap_or(i64::MAX)).await
+        let of_node = match sessions {
+            Sessions::One => None,
+            Sessions::OfNode => Some(self.inner.health.node()),
+        };
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.source().queue_away(queue, of_node, self.now(), limit).await
     }
 
     /// Every queue with its counts and ages, by name.

@@ -237,11 +237,12 @@ impl PgSource {
     pub(super) async fn queue_away(
         &self,
         queue: i64,
+        of_node: Option<u32>,
         now: Timestamp,
         limit: i64,
     ) -> Result<Vec<(DeliveryId, LeaseToken)>, StoreError> {
-        let rows =
-            self.all(sqlx::query(sql::QUEUE_AWAY).bind(queue).bind(now.as_micros()).bind(limit)).await?;
+        let statement = sqlx::query(sql::QUEUE_AWAY).bind(queue).bind(now.as_micros()).bind(limit);
+        let rows = self.all(statement.bind(of_node.map(u32::cast_signed))).await?;
         let away = |row| {
             Ok((DeliveryId::from_bytes(get(row, "id")?), LeaseToken::from_bytes(get(row, "settled_token")?)))
         };

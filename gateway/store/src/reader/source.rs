@@ -186,14 +186,15 @@ impl Source {
     }
 
     /// Of those that may be leased next, but not yet: the ones that went back for their lanes' trouble, with the tokens that wake them. As
-    /// their rows say it, sound or not; among a bounded number of them.
+    /// their rows say it, sound or not; among a bounded number of them. Of a node, without those that others leased which are there.
     pub(crate) async fn queue_away(
         &self,
         queue: i64,
+        of_node: Option<u32>,
         now: Timestamp,
         limit: i64,
     ) -> Result<Vec<(DeliveryId, LeaseToken)>, StoreError> {
-        ask!(self.queue_away(queue, now, limit))
+        ask!(self.queue_away(queue, of_node, now, limit))
     }
 
     /// When the series of its oldest unsettled delivery began, among a bounded number of them.

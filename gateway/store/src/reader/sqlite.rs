@@ -232,6 +232,7 @@ impl SqliteSource {
     pub(super) async fn queue_away(
         &self,
         queue: i64,
+        _of_node: Option<u32>,
         now: Timestamp,
         limit: i64,
     ) -> Result<Vec<(DeliveryId, LeaseToken)>, StoreError> {

@@ -5,7 +5,7 @@ use gatepost_core::Outcome;
 use gatepost_core::principal::{Actor, ActorKind};
 
 use super::Store;
-use crate::ops::{Settle, SettleError, SettleItem};
+use crate::ops::{Session, Settle, SettleError, SettleItem};
 
 /// Woken in one commit.
 const WOKEN_AT_A_TIME: usize = 500;
@@ -14,10 +14,10 @@ const WOKEN_MAX: usize = 5000;
 
 impl Store {
     /// Each through its own token, as the session that was given it would: what has changed meanwhile stays as it is.
-    pub(super) async fn wake_all(&self, adapter: &str, session: u64) -> Result<(), SettleError> {
+    pub(super) async fn wake_all(&self, adapter: &str, session: &Session) -> Result<(), SettleError> {
         let Some(queue) = self.reader.queue_number(adapter).await? else { return Ok(()) };
         for _ in 0..WOKEN_MAX / WOKEN_AT_A_TIME {
-            let away = self.reader.queue_away(queue, WOKEN_AT_A_TIME).await?;
+            let away = self.reader.queue_away(queue, session.sessions, WOKEN_AT_A_TIME).await?;
             if away.is_empty() {
                 return Ok(());
             }
@@ -33,7 +33,7 @@ impl Store {
             let settle = Settle {
                 consumer: Actor::new(ActorKind::Adapter, adapter),
                 queues: vec![adapter.to_owned()],
-                session: Some(session),
+                session: Some(session.epoch),
                 items: away.into_iter().map(wake).collect(),
                 emit: Vec::new(),
                 state: Vec::new(),

@@ -11,7 +11,7 @@ use super::outcome::Outcome;
 use super::turn::Turn;
 use super::{Condition, Writer, unavailable};
 use crate::backend::{Backend, CommitError, Put};
-use crate::ops::{QueueKind, QueueSetup, Session, StoreError, UNROUTED};
+use crate::ops::{QueueKind, QueueSetup, Session, Sessions, StoreError, UNROUTED};
 
 impl<B: Backend> Writer<B> {
     /// Puts the configuration's queues in force, all of them or none. A queue that has left it keeps its deliveries and serves
@@ -162,7 +162,8 @@ impl<B: Backend> Writer<B> {
 
     /// What an adapter's new session starts from.
     pub(crate) fn session(&mut self, adapter: &str, epoch: u64) -> Result<Session, StoreError> {
-        Ok(Session { epoch, state: self.database.adapter_state(adapter, &self.vault)? })
+        let sessions = self.memory.queue(adapter).map_or(Sessions::default(), |queue| queue.setup.sessions);
+        Ok(Session { epoch, state: self.database.adapter_state(adapter, &self.vault)?, sessions })
     }
 
     /// Opens the database anew after a failure and goes on if it is sound.

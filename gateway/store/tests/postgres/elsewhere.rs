@@ -1,11 +1,12 @@
 //! What a consumer, an adapter or an operator has done at one node holds at the next at once, whatever that one remembers.
 
 use gatepost_core::{OnDoubt, Outcome};
-use gatepost_store::Verb;
+use gatepost_store::{QueueSetup, Sessions, Verb};
 
 use crate::check::postgres::number;
 use crate::fixture::{
-    BEGIN, DELIVERED, Fixture, RETRY, TROUBLE, doubting, external, inbox, item, quick, until,
+    AWAY, BEGIN, DELIVERED, Fixture, RETRY, TROUBLE, doubting, external, inbox, item, keyed, queue, quick,
+    until,
 };
 use crate::nodes::{assert_both_sound, consumed, two, url};
 
@@ -156,6 +157,26 @@ async fn a_session_that_opens_elsewhere_leaves_no_lease_to_the_one_before() {
             "SELECT count(*) FROM delivery WHERE session < (SELECT session FROM queue WHERE name = 'lab')";
         let left = number(url(&one.place), left).await;
         assert_eq!(left, 0, "round {round}: {:?}", leased.map(|leased| leased.deliveries.len()));
+    }
+    assert_both_sound(one, other).await;
+}
+
+/// A node's own session would have woken it.
+#[tokio::test]
+async fn a_session_wakes_what_its_own_node_has_put_away() {
+    let each = QueueSetup { sessions: Sessions::OfNode, ..queue("each", keyed()) };
+    let once = external("once", keyed());
+    let (one, other) = two(vec![each, once]).await;
+    for (name, wakes_others) in [("each", false), ("once", true)] {
+        let session = one.session(name).await;
+        let delivery = one.send(name, Some("a"), name).await;
+        let leased = one.lease_in_time(name, session, 1).await.remove(0);
+        one.taken(name, session, &leased, AWAY).await;
+        let due = one.row(delivery).await.due;
+        other.session(name).await;
+        assert_eq!(one.row(delivery).await.due < due, wakes_others, "{name}");
+        one.session(name).await;
+        assert!(one.row(delivery).await.due < due, "{name}");
     }
     assert_both_sound(one, other).await;
 }

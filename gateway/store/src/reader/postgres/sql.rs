@@ -126,11 +126,12 @@ statements! {
     /// The first of each bucket, since only within one are they in the order of their time.
     QUEUE_OLDEST_READY = "/* queue_oldest_ready */ SELECT min(r.due) AS at FROM generate_series(0, 63) AS b(bucket) \
         CROSS JOIN LATERAL (SELECT due FROM ready WHERE queue = $1 AND bucket = b.bucket ORDER BY due LIMIT 1) r";
-    /// Among those of each bucket that are due next.
+    /// Among those of each bucket that are due next. A token begins with the node that gave it.
     QUEUE_AWAY = "/* queue_away */ SELECT d.id, d.settled_token FROM (SELECT r.pos FROM generate_series(0, 63) AS b(bucket) \
         CROSS JOIN LATERAL (SELECT due, pos FROM ready WHERE queue = $1 AND bucket = b.bucket AND due > $2 ORDER BY due, pos LIMIT 80) r) r \
         CROSS JOIN LATERAL (SELECT id, settled_token, settled_as FROM delivery WHERE pos = r.pos LIMIT 1) d \
-        WHERE d.settled_as LIKE 'retry_lane%' LIMIT $3";
+        WHERE d.settled_as LIKE 'retry_lane%' AND ($4::int IS NULL OR NOT EXISTS (SELECT 1 FROM node n WHERE n.epoch <> $4 \
+        AND int4send(n.epoch) = substring(d.settled_token FROM 1 FOR 4))) LIMIT $3";
     /// Among the thousand that are ready first, unless more than 64 of them are in one bucket, which only makes it look at others; a
     /// thousand leased ones, found among the ten thousand of the oldest commits; and the thousand in doubt that came first.
     QUEUE_OLDEST_BORN = "/* queue_oldest_born */ SELECT min(born) AS at FROM (\
