@@ -17,7 +17,7 @@ use crate::ops::StoreError;
 use crate::recent::RecentMessage;
 use crate::row::Row;
 use crate::seal::{Index, Vault};
-use crate::writer::{Lanes, Memory, Piece, Queue, Turn};
+use crate::writer::{Holds, Lanes, Memory, Piece, Queue, Turn};
 
 /// Rows as they were read: a damaged one is an error of its own.
 pub(crate) type Read<T> = Vec<Result<T, StoreError>>;
@@ -25,14 +25,13 @@ pub(crate) type Read<T> = Vec<Result<T, StoreError>>;
 pub(crate) trait Backend: Send + 'static {
     // === a transaction ===
 
-    /// Begins a transaction that nothing else can get in the way of, and makes sure until its end that these sessions, each after its
-    /// queue, are their adapters' newest ones.
-    fn begin(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError>;
+    /// Begins a transaction that nothing else can get in the way of.
+    fn begin(&mut self, holds: &Holds) -> Result<(), CommitError>;
     /// As [`Backend::begin`], for a turn that may be decided beside what others write, as long as its commit makes sure that all stands
     /// as it was read.
-    fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
+    fn begin_turn(&mut self, holds: &Holds, adds: Adds) -> Result<(), CommitError> {
         let _ = adds;
-        self.begin(sessions)
+        self.begin(holds)
     }
     /// Ends a transaction without a trace, if one is open.
     fn roll_back(&mut self) -> Result<(), CommitError>;
@@ -102,6 +101,11 @@ pub(crate) trait Backend: Send + 'static {
     fn ready_next(&mut self, queue: i64, now: Timestamp) -> Result<Option<i64>, CommitError>;
     /// The first deliveries that stand in a lane, in order.
     fn lane(&mut self, queue: i64, lane: &Index, most: u32) -> Result<Read<Row>, CommitError>;
+    /// What is leased of a queue, where others lease besides.
+    fn leased_of(&mut self, queue: i64) -> Result<Read<Row>, CommitError> {
+        let _ = queue;
+        Ok(Vec::new())
+    }
     /// What is in flight in these lanes, where others lease besides. None of them does so there until the end of the transaction, which
     /// this opens if there is none.
     fn lanes_in_flight(&mut self, memory: &Memory, lanes: &Lanes) -> Result<Read<Row>, CommitError> {
@@ -199,9 +203,6 @@ pub(crate) trait Backend: Send + 'static {
         let _ = memory;
         Ok(())
     }
-    /// Brings memory in line with what is leased of a queue, and lets nobody else do so, or open a session, until the end of the
-    /// transaction, which this opens if there is none.
-    fn adopt(&mut self, memory: &mut Memory, queue: i64) -> Result<(), CommitError>;
     /// Bytes of a log that waits to be brought into the database.
     fn log_bytes(&self) -> u64;
     /// Whether there is space for so many bytes more, and as much as others need to go on.

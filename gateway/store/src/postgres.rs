@@ -54,7 +54,7 @@ use crate::ops::{QueueKind, StoreError};
 use crate::recent::{MESSAGE_BYTES_MAX, RecentMessage};
 use crate::row::Row;
 use crate::seal::{Index, Place, Salt, Vault, locator_of};
-use crate::writer::{Lanes, Memory, Piece, Queue, Turn};
+use crate::writer::{Holds, Lanes, Memory, Piece, Queue, Turn};
 use ahead::Ahead;
 use buckets::{Buckets, Sharing};
 use commit::{queue_id, whole};
@@ -119,8 +119,8 @@ pub(crate) struct Postgres {
     by_own_clock: bool,
     /// What has used the keys of the turn's messages was looked for.
     keys_are_known: bool,
-    /// The sessions of a turn without a transaction.
-    held: Vec<(i64, u64)>,
+    /// What a turn without a transaction makes sure of when it is written.
+    held: Holds,
     /// When buckets have changed hands last.
     handed_over_at: Instant,
     /// Turns that look, before they are written, for what others have written: some, once one has met with it.
@@ -162,17 +162,17 @@ impl Postgres {
 }
 
 impl Backend for Postgres {
-    fn begin(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError> {
+    fn begin(&mut self, holds: &Holds) -> Result<(), CommitError> {
         self.keys_are_known = true;
-        self.open_transaction(sessions)
+        self.open_transaction(holds)
     }
 
-    fn begin_turn(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
-        self.begin_unopened(sessions, adds)
+    fn begin_turn(&mut self, holds: &Holds, adds: Adds) -> Result<(), CommitError> {
+        self.begin_unopened(holds, adds)
     }
 
     fn roll_back(&mut self) -> Result<(), CommitError> {
-        self.unopened = None;
+        (self.unopened, self.held) = (None, Holds::default());
         if std::mem::take(&mut self.is_open) {
             // Where that fails there is no connection any more, and so no transaction.
             self.connection.script("ROLLBACK".to_owned())?;
@@ -348,6 +348,10 @@ impl Backend for Postgres {
             .bind(lane.as_slice())
             .bind(i64::from(most));
         self.load_rows(statement)
+    }
+
+    fn leased_of(&mut self, queue: i64) -> Result<Read<Row>, CommitError> {
+        self.load_rows(sqlx::query(sql::DELIVERIES_LEASED_OF).bind(queue_id(queue)))
     }
 
     fn lanes_in_flight(&mut self, memory: &Memory, lanes: &Lanes) -> Result<Read<Row>, CommitError> {
@@ -561,7 +565,7 @@ impl Backend for Postgres {
     }
 
     fn claim(&mut self, adapter: &str) -> Result<bool, CommitError> {
-        self.begin(&[])?;
+        self.begin(&Holds::default())?;
         let claimed = self.claim_open(&format!("{ROLE_OF_ADAPTER}{adapter}"));
         self.end(claimed)
     }
@@ -582,24 +586,6 @@ impl Backend for Postgres {
 
     fn follow(&mut self, memory: &mut Memory) -> Result<(), CommitError> {
         self.follow_queues(memory).map(drop)
-    }
-
-    fn adopt(&mut self, memory: &mut Memory, queue: i64) -> Result<(), CommitError> {
-        self.open_late()?;
-        self.connection.execute(sqlx::query(sql::QUEUE_HOLD).bind(queue_id(queue)))?;
-        self.follow_queues(memory)?;
-        let leased = self.load_rows(sqlx::query(sql::DELIVERIES_LEASED_OF).bind(queue_id(queue)))?;
-        memory.hot.retain(|_, row| row.queue != queue);
-        for row in memory.damage.sound(leased)? {
-            if let Some(of) = memory.queues.get_mut(&row.queue)
-                && of.may_be_probe(&row)
-                && let Some(trip) = &mut of.control.trip
-            {
-                trip.probe = Some(row.id);
-            }
-            memory.install(row);
-        }
-        Ok(())
     }
 
     fn log_bytes(&self) -> u64 {

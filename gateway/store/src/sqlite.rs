@@ -40,7 +40,7 @@ use crate::recent::RecentMessage;
 use crate::row::Row;
 use crate::seal::{Index, Place, Vault};
 use crate::sql;
-use crate::writer::{Memory, Queue, Turn};
+use crate::writer::{Holds, Memory, Queue, Turn};
 use backfill::{STEP_PAGES, STEP_PAGES_OF_PIECES};
 use commit::at_commit;
 use connection::{CheckpointMode, Checkpointed, rows};
@@ -135,7 +135,7 @@ impl Sqlite {
 }
 
 impl Backend for Sqlite {
-    fn begin(&mut self, _: &[(i64, u64)]) -> Result<(), CommitError> {
+    fn begin(&mut self, _: &Holds) -> Result<(), CommitError> {
         commit::begin(&self.connection)
     }
 
@@ -350,10 +350,6 @@ impl Backend for Sqlite {
 
     /// Nobody else leases, opens sessions or decides anything.
     fn consume(&mut self, _: &Memory, _: i64) -> Result<(), CommitError> {
-        Ok(())
-    }
-
-    fn adopt(&mut self, _: &mut Memory, _: i64) -> Result<(), CommitError> {
         Ok(())
     }
 

@@ -19,6 +19,7 @@ pub(crate) mod leaf;
 mod lease;
 mod load;
 mod memory;
+mod needs;
 mod outcome;
 mod piecemeal;
 mod pieces;
@@ -50,10 +51,10 @@ use group::{GROUP_BYTES_MAX, payload_bytes};
 pub use health::Health;
 pub(crate) use keys::Keys;
 pub(crate) use memory::{Counts, Memory, Queue};
+pub(crate) use needs::{Holds, Lanes};
 #[cfg(test)]
 pub(crate) use piecemeal::Sizes;
 pub(crate) use piecemeal::{Piece, Piecemeal};
-pub(crate) use recall::Lanes;
 #[cfg(test)]
 pub(crate) use sim::at_commit as sim_at_commit;
 pub(crate) use turn::{Detail, DetailBody, MessageRow, Reply, Touched, Turn};

@@ -71,7 +71,7 @@ impl Postgres {
             return self.commit_turn(turn).map(Sent::Committed);
         };
         self.date_pieces(turn)?;
-        let statement = commit::at_once(turn, &lanes, &self.context(turn, &self.held))?;
+        let statement = commit::at_once(turn, &lanes, &self.context(turn, &self.held.sessions))?;
         self.unopened = None;
         self.sent_has_come_about()?;
         let Some(statement) = statement else { return Ok(Sent::Committed(0)) };

@@ -14,7 +14,7 @@ use super::row::{BUCKETS, Cells, bucket_of_lane};
 use super::{Owned, Postgres, WATCH_INTERVAL, sql};
 use crate::backend::{Backend as _, CommitError};
 use crate::seal::{Index, Place};
-use crate::writer::{Memory, Queue};
+use crate::writer::{Holds, Memory, Queue};
 
 /// Lanes that others have changed, brought in line in one transaction.
 const LANES_MAX: i64 = 1000;
@@ -114,7 +114,7 @@ impl Postgres {
     /// Brings what this node owns in line with who consumes what; the queues in which that changed something.
     pub(super) fn balance(&mut self, memory: &Memory, consumed: &[i64]) -> Result<Vec<i64>, CommitError> {
         self.known.forget();
-        self.begin(&[])?;
+        self.begin(&Holds::default())?;
         let balanced = self.balance_open(memory, consumed);
         let balanced = self.end(balanced);
         if balanced.is_err() {

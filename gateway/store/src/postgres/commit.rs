@@ -7,7 +7,7 @@ mod script;
 mod write;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use gatepost_core::{MessageId, State, Timestamp};
 use sqlx::postgres::PgRow;
@@ -67,7 +67,7 @@ pub(super) fn write(
     turn: &Turn<'_>,
     context: &Context<'_>,
 ) -> Result<(), CommitError> {
-    let touched: Vec<&Touched> = turn.touched.values().collect();
+    let touched = touched_in_order(turn);
     let counts = queues(connection, turn, context)?;
     keep::keep_unsettled(connection, turn, &touched)?;
     let days = keep::days_beside(connection, turn)?;
@@ -83,9 +83,16 @@ pub(super) fn at_once(
     lanes: &Simple<'_>,
     context: &Context<'_>,
 ) -> Result<Option<Statement<'static>>, CommitError> {
-    let touched: Vec<&Touched> = turn.touched.values().collect();
+    let touched = touched_in_order(turn);
     let counts: Vec<(i64, Counts)> = added_to_counts(turn).collect();
     write::all_of(turn, &touched, &counts, &Days::new(), lanes, context)
+}
+
+/// In one order for every node: two that change the same deliveries would wait for each other.
+fn touched_in_order<'t>(turn: &'t Turn<'_>) -> Vec<&'t Touched> {
+    let mut touched: Vec<&Touched> = turn.touched.values().collect();
+    touched.sort_unstable_by_key(|touched| touched.was.pos);
+    touched
 }
 
 /// As [`at_once`], of a turn that only adds messages and counts from 0; it draws the number that theirs begin with.
@@ -117,7 +124,7 @@ impl Written {
 /// What has happened to a turn's lanes, if it changes only what the one statement writes. What is rare has statements of its own.
 pub(super) fn if_one_call<'t>(turn: &'t Turn<'_>, owned: &Owned) -> Option<Simple<'t>> {
     let queue_changes =
-        |queue: &Queue| turn.memory.queues.get(&queue.id).is_none_or(|before| has_changed(before, queue));
+        |queue: &Queue| turn.memory.queues.get(&queue.id).is_none_or(|before| before.has_changed(queue));
     let is_rare = |touched: &Touched| {
         comes(touched)
             || waits_again(touched)
@@ -296,18 +303,11 @@ fn queues(
     turn: &Turn<'_>,
     context: &Context<'_>,
 ) -> Result<Vec<(i64, Counts)>, CommitError> {
-    for queue in turn.queues.values() {
-        let Some(before) = turn.memory.queues.get(&queue.id) else { continue };
-        if has_changed(before, queue) {
-            change_queue(connection, queue, context.versions.get(&queue.id).copied().unwrap_or(0))?;
-        }
+    let changed: BTreeSet<i64> = turn.queues_changed().collect();
+    for queue in changed.iter().filter_map(|id| turn.queues.get(id)) {
+        change_queue(connection, queue, context.versions.get(&queue.id).copied().unwrap_or(0))?;
     }
     Ok(added_to_counts(turn).collect())
-}
-
-/// Whether a queue's row is another one.
-fn has_changed(before: &Queue, queue: &Queue) -> bool {
-    before.control != queue.control || before.session != queue.session
 }
 
 fn added_to_counts(turn: &Turn<'_>) -> impl Iterator<Item = (i64, Counts)> {

@@ -4,7 +4,7 @@
 //! Neither may overlook the other. Both hold the row of the lane's bucket until their commit: who gives back alone, and it reads what is in
 //! flight only then; who leases beside others who lease, and it reads what stands in front only then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::commit::queue_id;
 use super::row::{Cells, bucket_of_lane};
@@ -14,9 +14,24 @@ use crate::row::Row;
 use crate::seal::Index;
 use crate::writer::{Lanes, Memory};
 
-/// In flight are the first of a lane, as many as its window is wide or as it was when they were leased, perhaps at a node with another
-/// configuration; and some may have come to stand in between. At least so many are looked at.
-const WIDTH_MIN: u32 = 512;
+/// In flight are the first of a lane, one behind the other but for some that have gone back or come to stand in between: so many are
+/// looked at, and behind each one that is found so many again; or as many as the window is wide. It may have been wider when they were
+/// leased, and may be at another node.
+const WIDTH_MIN: u32 = 32;
+
+/// A look at a lane, behind a position.
+struct Look {
+    lane: (i64, Index),
+    after: i64,
+    width: u32,
+}
+
+impl Look {
+    /// The next one, behind the last that this one has found. In a lane of which many are in flight few looks see all.
+    fn behind(&self, last: i64) -> Option<Self> {
+        (last > self.after).then_some(Self { after: last, width: self.width.saturating_mul(2), ..*self })
+    }
+}
 
 impl Postgres {
     /// Nobody else leases in these lanes, or gives back there, until the end of the transaction.
@@ -33,15 +48,32 @@ impl Postgres {
         memory: &Memory,
         lanes: &Lanes,
     ) -> Result<Read<Row>, CommitError> {
-        let width = |queue: &i64| {
-            let window = memory.queues.get(queue).map_or(1, |queue| queue.setup.policy.window);
-            i32::try_from(WIDTH_MIN.max(window.saturating_mul(2))).unwrap_or(i32::MAX)
+        let width = |queue: i64| {
+            let window = memory.queues.get(&queue).map_or(1, |queue| queue.setup.policy.window);
+            WIDTH_MIN.max(window)
         };
-        let statement = sqlx::query(sql::DELIVERIES_IN_FLIGHT)
-            .bind(lanes.iter().map(|(queue, _)| queue_id(*queue)).collect::<Vec<i32>>())
-            .bind(lanes.iter().map(|(_, lane)| lane.as_slice()).collect::<Vec<&[u8]>>())
-            .bind(lanes.iter().map(|(queue, _)| width(queue)).collect::<Vec<i32>>());
-        self.load_rows(statement)
+        let mut found = Read::new();
+        let mut looks: Vec<Look> =
+            lanes.iter().map(|lane| Look { lane: *lane, after: i64::MIN, width: width(lane.0) }).collect();
+        while !looks.is_empty() {
+            let of = |look: fn(&Look) -> i32| looks.iter().map(look).collect::<Vec<i32>>();
+            let statement = sqlx::query(sql::DELIVERIES_IN_FLIGHT)
+                .bind(of(|look| queue_id(look.lane.0)))
+                .bind(looks.iter().map(|look| look.lane.1.as_slice()).collect::<Vec<&[u8]>>())
+                .bind(looks.iter().map(|look| look.after).collect::<Vec<i64>>())
+                .bind(of(|look| i32::try_from(look.width).unwrap_or(i32::MAX)));
+            let read = self.load_rows(statement)?;
+            let mut last: HashMap<(i64, Index), i64> = HashMap::new();
+            for row in read.iter().flatten() {
+                for lane in row.lanes() {
+                    let last = last.entry((row.queue, lane)).or_insert(row.pos);
+                    *last = row.pos.max(*last);
+                }
+            }
+            looks = looks.iter().filter_map(|look| look.behind(*last.get(&look.lane)?)).collect();
+            found.extend(read);
+        }
+        Ok(found)
     }
 
     /// Those of the lanes in which nothing goes back just now, and does not until the end of the transaction.

@@ -22,7 +22,7 @@ use crate::data_dir::DataDir;
 use crate::ops::StoreError;
 use crate::random;
 use crate::seal::Vault;
-use crate::writer::Memory;
+use crate::writer::{Holds, Memory};
 
 /// For how long a node may write after it has renewed its lease.
 pub(super) const LEASE: Duration = Duration::from_micros(LEASE_MICROS.cast_unsigned());
@@ -126,7 +126,7 @@ pub(crate) fn open(node: Node) -> Result<Opened, NodeError> {
         ahead: Default::default(),
         by_own_clock: false,
         keys_are_known: true,
-        held: Vec::new(),
+        held: Holds::default(),
         handed_over_at: Instant::now(),
         wary: 0,
         owned: Owned::new(),
@@ -296,7 +296,7 @@ impl Postgres {
 
     /// Takes over what a node had that is gone; nothing if it has left nothing. It waits for what that one still has under way.
     fn take_place(&mut self, gone: i32) -> Result<(), CommitError> {
-        self.begin(&[])?;
+        self.begin(&Holds::default())?;
         let taken = self.connection.row(sqlx::query(sql::NODE_LOCK).bind(gone));
         let taken = taken.and_then(|_| self.take_place_open(gone));
         self.end(taken)
@@ -316,7 +316,7 @@ impl Postgres {
             if gone == self.node() {
                 return Err(CommitError::Broken("this node's lease is over".to_owned()));
             }
-            self.begin(&[])?;
+            self.begin(&Holds::default())?;
             let taken = self.take_place_if_over(gone);
             took |= self.end(taken)?;
         }

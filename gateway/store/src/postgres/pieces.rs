@@ -22,7 +22,7 @@ use super::row::Cells;
 use super::{Postgres, sql};
 use crate::backend::{Backend as _, CommitError, More};
 use crate::seal::Place;
-use crate::writer::{Memory, Piece, Turn};
+use crate::writer::{Holds, Memory, Piece, Turn};
 use scribe::Scribe;
 
 /// Rows removed in one step.
@@ -114,7 +114,7 @@ impl Postgres {
     }
 
     pub(super) fn drop_some_pieces(&mut self, message: &MessageId) -> Result<More, CommitError> {
-        self.begin(&[])?;
+        self.begin(&Holds::default())?;
         let dropped = self.drop_open(message);
         let dropped = self.end(dropped)?;
         if dropped == More::No {

@@ -18,6 +18,7 @@ use super::commit::{DAY_MICROS, keep};
 use super::row::Cells;
 use super::{Postgres, ROLE_RETENTION, sql};
 use crate::backend::{Backend as _, CommitError};
+use crate::writer::Holds;
 
 /// Messages looked at in one step.
 const STEP_MESSAGES: i64 = 500;
@@ -132,7 +133,7 @@ impl Postgres {
         &mut self,
         step: impl FnOnce(&mut Self) -> Result<Step, CommitError>,
     ) -> Result<Step, CommitError> {
-        self.begin(&[])?;
+        self.begin(&Holds::default())?;
         let done = match self.claim_open(ROLE_RETENTION) {
             Ok(true) => step(self),
             Ok(false) => Ok(Step::NotNow),

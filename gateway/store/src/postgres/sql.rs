@@ -3,9 +3,11 @@
 //!
 //! A test prepares each of them on a freshly migrated database.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::sql::statements;
+use crate::writer::Holds;
 
 pub(crate) const MIGRATIONS: &[(i64, &str)] = &[
     (1, include_str!("../../../../migrations/postgres/0001_foundation.sql")),
@@ -65,20 +67,25 @@ macro_rules! ready_suspect {
 }
 
 /// Begins a transaction: a turn's number, store time, and the end of the node's right, whose row it keeps from being taken away until
-/// its own end. Then a row for each of these sessions, by their queues, that is its adapter's newest, and stays so until the end.
-/// One call, of several statements.
-pub(super) fn begin(node: i32, sessions: &[(i64, u64)]) -> String {
+/// its own end. Then a row for each queue that is held, and each session that is its adapter's newest, and stays so until the end: in one
+/// order for every node, since two that hold some of the same would wait for each other. One call, of several statements.
+pub(super) fn begin(node: i32, holds: &Holds) -> String {
     const BEGIN: &str = concat!(
         "BEGIN; SELECT nextval('turn'), ",
         store_time!(),
         ", n.until FROM node n, store s WHERE n.epoch = "
     );
     let mut script = format!("{BEGIN}{node} FOR KEY SHARE OF n");
-    if !sessions.is_empty() {
-        let list: Vec<String> =
-            sessions.iter().map(|(queue, session)| format!("({queue}, {session})")).collect();
-        let _ =
-            write!(script, "; SELECT id FROM queue WHERE (id, session) IN ({}) FOR SHARE", list.join(", "));
+    let held = holds.queues.iter().map(|queue| (*queue, None));
+    let shared = holds.sessions.iter().map(|(queue, session)| (*queue, Some(*session)));
+    let queues: BTreeMap<i64, Option<u64>> = shared.chain(held).collect();
+    for (queue, session) in queues {
+        let _ = match session {
+            Some(session) => {
+                write!(script, "; SELECT id FROM queue WHERE id = {queue} AND session = {session} FOR SHARE")
+            }
+            None => write!(script, "; SELECT id FROM queue WHERE id = {queue} FOR NO KEY UPDATE"),
+        };
     }
     script
 }
@@ -171,10 +178,10 @@ statements! {
     /// Who leases in windowed lanes of these buckets keeps others from giving back there; where somebody does so, it leases nothing.
     BUCKETS_SHARE = "/* buckets_share */ SELECT b.bucket FROM (SELECT unnest($2::smallint[]) AS bucket) w \
         CROSS JOIN LATERAL (SELECT bucket FROM bucket WHERE queue = $1 AND bucket = w.bucket LIMIT 1 FOR SHARE SKIP LOCKED) b";
-    /// Among so many of the first in each of these lanes.
+    /// Among so many behind a position in each of these lanes.
     DELIVERIES_IN_FLIGHT = concat!("/* deliveries_in_flight */ SELECT ", delivery_columns!(), " FROM (SELECT unnest($1::int[]) AS queue, \
-        unnest($2::bytea[]) AS lane, unnest($3::int[]) AS width) l CROSS JOIN LATERAL (SELECT pos FROM lane m WHERE m.queue = l.queue \
-        AND m.lane = l.lane ORDER BY pos LIMIT l.width) w", delivery_of!("pos"), with_message!(), "WHERE d.state IN (1, 2)");
+        unnest($2::bytea[]) AS lane, unnest($3::bigint[]) AS after, unnest($4::int[]) AS width) l CROSS JOIN LATERAL (SELECT pos FROM lane m \
+        WHERE m.queue = l.queue AND m.lane = l.lane AND m.pos > l.after ORDER BY pos LIMIT l.width) w", delivery_of!("pos"), with_message!(), "WHERE d.state IN (1, 2)");
     LANE_STUCK = "/* lane_stuck */ SELECT w.pos FROM lane w CROSS JOIN LATERAL (SELECT state FROM delivery WHERE pos = w.pos LIMIT 1) d \
         WHERE w.queue = $1 AND w.lane = $2 AND w.pos <= $3 AND (w.pos <= $4 OR d.state IN (1, 2, 3)) LIMIT 1";
     DELIVERIES_PAST_EXPIRY = concat!("/* deliveries_past_expiry */ SELECT ", delivery_columns!(), " FROM (SELECT pos FROM expiry \
@@ -280,8 +287,6 @@ statements! {
     QUEUE_ADD = "/* queue_add */ INSERT INTO queue (id, name, kind, version, trip_failures, idle_before, session) VALUES ($1, $2, $3, 1, 0, 0, 0)";
     QUEUE_CHANGE = "/* queue_change */ UPDATE queue SET kind = $4, paused_since = $5, trip_since = $6, trip_reason = $7, trip_failures = $8, \
         trip_due = $9, idle_before = $10, idle_since = $11, session = $12, version = version + 1 WHERE id = $1 AND name = $2 AND version = $3";
-    /// Whoever works in a session of the queue is done before, or looks anew.
-    QUEUE_HOLD = "/* queue_hold */ SELECT id FROM queue WHERE id = $1 FOR NO KEY UPDATE";
     DELIVERIES_LEASED_OF = concat!("/* deliveries_leased_of */ SELECT ", delivery_columns!(), " FROM (SELECT DISTINCT unnest(pos) AS pos \
         FROM lease_group) w", delivery_of!("pos"), with_message!(), "WHERE d.queue = $1 AND d.token IS NOT NULL");
     LEASES_LOAD = "/* leases_load */ SELECT id, pos FROM lease_group WHERE epoch = $1";

@@ -17,7 +17,7 @@ use super::row::{self, Cells};
 use super::{Postgres, TURN_BITS, WARY_TURNS, node, sql};
 use crate::backend::{Adds, Backend as _, CommitError};
 use crate::row::Row;
-use crate::writer::{Memory, Turn};
+use crate::writer::{Holds, Memory, Turn};
 
 /// A turn's number, and store time when it was drawn.
 pub(super) struct Drawn {
@@ -37,20 +37,20 @@ struct Begun {
     drawn: Drawn,
     /// When the node's right ends.
     until: Timestamp,
-    /// How many of the sessions that were asked for are their adapters' newest.
-    sessions: usize,
+    /// How many of the queues are held that were asked for, and how many of the sessions are their adapters' newest.
+    held: usize,
 }
 
 impl Begun {
     fn read(rows: &[PgRow]) -> Result<Self, CommitError> {
-        // Those of sessions have one column.
+        // Those of queues have one column.
         let node = rows
             .first()
             .filter(|row| row.len() > 1)
             .ok_or_else(|| CommitError::Broken("another node has taken this one's place".to_owned()))?;
         let mut cells = Cells::new(node);
         let drawn = Drawn::read(&mut cells)?;
-        Ok(Self { drawn, until: Timestamp::from_micros(cells.take()?), sessions: rows.len() - 1 })
+        Ok(Self { drawn, until: Timestamp::from_micros(cells.take()?), held: rows.len() - 1 })
     }
 }
 
@@ -73,8 +73,8 @@ fn found<T>(there: Option<T>, text: &str) -> Result<T, CommitError> {
 }
 
 impl Postgres {
-    pub(super) fn open_transaction(&mut self, sessions: &[(i64, u64)]) -> Result<(), CommitError> {
-        let begun = self.connection.script_rows(sql::begin(self.node(), sessions));
+    pub(super) fn open_transaction(&mut self, holds: &Holds) -> Result<(), CommitError> {
+        let begun = self.connection.script_rows(sql::begin(self.node(), holds));
         self.is_open = true;
         (self.read_through, self.spare) = (0, None);
         let begun = begun.and_then(|rows| Begun::read(&rows));
@@ -82,7 +82,7 @@ impl Postgres {
             if begun.drawn.now >= begun.until {
                 return Err(CommitError::Broken("this node's lease is over".to_owned()));
             }
-            if begun.sessions != sessions.len() {
+            if begun.held != holds.count() {
                 return Err(CommitError::Stale(
                     "an adapter has opened its next session elsewhere".to_owned(),
                 ));
@@ -102,7 +102,7 @@ impl Postgres {
         }
     }
 
-    pub(super) fn begin_unopened(&mut self, sessions: &[(i64, u64)], adds: Adds) -> Result<(), CommitError> {
+    pub(super) fn begin_unopened(&mut self, holds: &Holds, adds: Adds) -> Result<(), CommitError> {
         self.keys_are_known = true;
         // What it does not know yet the call finds out, but nothing can be decided on it before.
         let has_number = self.is_alone && (self.spare.is_some() || self.ahead.has_number());
@@ -111,10 +111,10 @@ impl Postgres {
             return Ok(());
         }
         if self.is_handing_over() {
-            return self.open_transaction(sessions);
+            return self.open_transaction(holds);
         }
         self.unopened = Some(Unopened::Reads { adds: adds != Adds::Nothing });
-        self.held = sessions.to_vec();
+        self.held.clone_from(holds);
         (self.drawn, self.read_through) = (None, 0);
         Ok(())
     }
@@ -212,8 +212,7 @@ impl Postgres {
         }
         for queue in turn.queues.values() {
             let before = turn.memory.queues.get(&queue.id);
-            if before.is_some_and(|before| before.control != queue.control || before.session != queue.session)
-            {
+            if before.is_some_and(|before| before.has_changed(queue)) {
                 *self.versions.entry(queue.id).or_default() += 1;
             }
         }
@@ -305,7 +304,7 @@ impl Postgres {
     /// Writes and commits a turn for which no transaction was opened, in one call.
     fn write_at_once(&mut self, turn: &Turn<'_>, lanes: &Simple<'_>) -> Result<(), CommitError> {
         gatepost_faults::point("store.before_commit");
-        let Some(statement) = commit::at_once(turn, lanes, &self.context(turn, &self.held))? else {
+        let Some(statement) = commit::at_once(turn, lanes, &self.context(turn, &self.held.sessions))? else {
             return Ok(());
         };
         match self.connection.row(statement).and_then(Written::read) {

@@ -12,6 +12,7 @@ use crate::ops::StoreError;
 use crate::prepared::remains_of;
 use crate::seal::{Owner, Place, Vault};
 use crate::sql;
+use crate::writer::Holds;
 
 /// Messages looked at in one step.
 const STEP_MESSAGES: u32 = 500;
@@ -46,7 +47,7 @@ impl Sqlite {
         let step = self.next_step(&mut progress, now, age, i64::MAX);
         self.purge.content = progress;
         let Some((after, through)) = step? else { return Ok(0) };
-        self.begin(&[])?;
+        self.begin(&Holds::default())?;
         let settled: Vec<(i64, Vec<u8>)> = self
             .purge_read(after, through)?
             .iter()

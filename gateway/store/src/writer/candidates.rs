@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::Writer;
 use super::lease::Claim;
+use super::needs::{Needs, Suspects};
 use super::turn::Turn;
 use gatepost_core::Timestamp;
 
@@ -34,34 +35,54 @@ pub(super) enum Candidate {
 }
 
 impl<B: Backend> Writer<B> {
-    /// Reads, for each lease of the group, what it may be given.
-    pub(super) fn candidates(&mut self, ops: &[Op]) -> Result<HashMap<usize, Candidates>, CommitError> {
+    /// Reads, for each lease of the group, what it may be given. `None`: some needs are added.
+    pub(super) fn candidates(
+        &mut self,
+        ops: &[Op],
+        needs: &mut Needs,
+        suspects: &Suspects,
+    ) -> Result<Option<HashMap<usize, Candidates>>, CommitError> {
         let mut found = HashMap::new();
         let mut emptied = HashSet::new();
+        let held = needs.queues.len();
         for (position, op) in ops.iter().enumerate() {
             if let Op::Lease(request, _) = op {
-                found.insert(position, self.candidates_of(request, &mut emptied)?);
+                if let Some(queue) = self.unheld(request, needs)? {
+                    needs.queues.insert(queue);
+                } else if needs.queues.len() == held {
+                    found.insert(position, self.candidates_of(request, suspects, &mut emptied)?);
+                }
             }
         }
-        Ok(found)
+        Ok((needs.queues.len() == held).then_some(found))
+    }
+
+    /// The request's queue, if what it gives out may have to go alone, and is not held: whichever node gives out a suspect, or the
+    /// breaker's probe, must know that no other does. Not while there is nothing to give.
+    fn unheld(&mut self, request: &LeaseRequest, needs: &Needs) -> Result<Option<i64>, CommitError> {
+        let now = self.now();
+        let queue = self.memory.queue(&request.queue).filter(|queue| queue.gives_one_alone(now));
+        let Some(queue) = queue.map(|queue| queue.id).filter(|id| !needs.queues.contains(id)) else {
+            return Ok(None);
+        };
+        if !self.memory.is_shared {
+            return Ok(None);
+        }
+        let ready = self.database.ready(Ready::Any { queue }, now, 1 + self.memory.damage.passed_over())?;
+        Ok((!ready.is_empty()).then_some(queue))
     }
 
     /// `emptied` are queues of which others of the group take all that is ready.
     fn candidates_of(
         &mut self,
         request: &LeaseRequest,
+        suspects: &Suspects,
         emptied: &mut HashSet<i64>,
     ) -> Result<Candidates, CommitError> {
         let now = self.now();
-        // A suspect, or the breaker's probe, goes alone, whichever node gives it out.
-        if self.memory.is_shared
-            && let Some(queue) = self.memory.queue(&request.queue).filter(|queue| queue.gives_one_alone(now))
-        {
-            let id = queue.id;
-            self.database.adopt(&mut self.memory, id)?;
-        }
-        let turn =
+        let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
+        turn.suspects.clone_from(suspects);
         let claim = match turn.claim(request) {
             Ok(claim) => claim,
             Err(error) => return Ok(Candidates { error: Some(error), ..Candidates::default() }),

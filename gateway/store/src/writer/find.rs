@@ -6,9 +6,10 @@ use gatepost_core::DeliveryId;
 
 use super::Writer;
 use super::accept::{KnownKey, KnownKeys};
+use super::lease::batch_index;
 use crate::backend::{Backend, CommitError, KeyUse, Need};
 use crate::call::Op;
-use crate::ops::{Accepted, AcceptedDelivery, StoreError};
+use crate::ops::{Accepted, AcceptedDelivery, LeaseRequest, StoreError};
 use crate::row::{Row, state_name};
 use crate::seal::Index;
 
@@ -25,6 +26,8 @@ impl<B: Backend> Writer<B> {
     pub(super) fn find(&mut self, ops: &[Op], need: Need) -> Result<Found, CommitError> {
         let mut ids: HashSet<DeliveryId> = HashSet::new();
         let mut keys: Vec<Index> = Vec::new();
+        // Given again to whoever asks for the same again, if it stands.
+        let mut given: HashSet<DeliveryId> = HashSet::new();
         for op in ops {
             match op {
                 Op::Settle { settle, prepared, .. } => {
@@ -35,6 +38,7 @@ impl<B: Backend> Writer<B> {
                     keys.extend(prepared.iter().map(|prepared| prepared.key));
                 }
                 Op::Operate { delivery, .. } => drop(ids.insert(*delivery)),
+                Op::Lease(request, _) if self.memory.is_shared => given.extend(self.given(request)),
                 Op::Lease(..)
                 | Op::Damaged { .. }
                 | Op::SessionOpen { .. }
@@ -54,10 +58,25 @@ impl<B: Backend> Writer<B> {
         }
         let believes_memory = need == Need::AtCommit || !self.memory.is_shared;
         let is_known = |id: &DeliveryId| believes_memory && self.memory.hot.contains_key(id);
-        let ids: Vec<DeliveryId> = ids.into_iter().filter(|id| !is_known(id)).collect();
+        ids.retain(|id| !is_known(id));
+        ids.extend(given);
+        let ids: Vec<DeliveryId> = ids.into_iter().collect();
         let read = if ids.is_empty() { Vec::new() } else { self.database.deliveries(&ids)? };
-        let rows = self.memory.damage.sound(read)?.into_iter().map(|row| (row.id, row)).collect();
+        let rows = self.memory.damage.sound(read)?;
+        for row in &rows {
+            // Another node may have had its say.
+            if self.memory.hot.contains_key(&row.id) {
+                self.memory.install(row.clone());
+            }
+        }
+        let rows = rows.into_iter().map(|row| (row.id, row)).collect();
         Ok(Found { rows, keys: self.known_keys(&keys, need)? })
+    }
+
+    /// What memory knows to have been given to an earlier call with the same `request_id`.
+    fn given(&self, request: &LeaseRequest) -> Vec<DeliveryId> {
+        let batch = batch_index(&self.vault, request).and_then(|batch| self.memory.batches.get(&batch));
+        batch.into_iter().flatten().map(|(id, _)| *id).collect()
     }
 
     /// What a message was answered when it was handed in before with the same content.

@@ -1,5 +1,7 @@
 //! A group of operations: read what they need, decide them in one turn, commit, answer.
 
+use std::collections::BTreeSet;
+
 use gatepost_core::message::NewMessage;
 use gatepost_core::principal::ActorKind;
 
@@ -7,9 +9,9 @@ use super::accept::{KnownKeys, Ordered, ordered_by};
 use super::candidates::Candidates;
 use super::cold;
 use super::lease::{Claim, Given};
+use super::needs::{Holds, Needs};
 use super::outcome::{News, Outcome, conclude};
 use super::piecemeal::Step;
-use super::recall::Lanes;
 use super::refuse::{refuse_accepts, refuse_all};
 use super::turn::Turn;
 use super::{Condition, Reported, SWEEP_COMMITS_MAX, SWEEP_DELIVERIES_MAX, Writer, unavailable};
@@ -220,8 +222,7 @@ impl<B: Backend> Writer<B> {
 
     /// With as few reads as may do; and with more of them, where that shows when it is decided.
     fn attempt_either(&mut self, ops: &[Op]) -> Result<Attempted, CommitError> {
-        let mut need = Need::AtCommit;
-        self.with_lanes(|writer, lanes| writer.attempt(ops, &mut need, lanes))
+        self.with_needs(|writer, needs| writer.attempt(ops, needs))
     }
 
     /// Takes note of who asks for deliveries, before anything is decided: what nobody here asked for may be another's.
@@ -322,34 +323,32 @@ impl<B: Backend> Writer<B> {
         Ok(())
     }
 
-    /// Decides and commits. An error means that nothing was written; and so does `None`: it depends on what was not read, which `need`
-    /// and `lanes` say now.
-    fn attempt(
-        &mut self,
-        ops: &[Op],
-        need: &mut Need,
-        lanes: &mut Lanes,
-    ) -> Result<Option<Attempted>, CommitError> {
+    /// Decides and commits. An error means that nothing was written; and so does `None`: see [`Writer::with_needs`].
+    fn attempt(&mut self, ops: &[Op], needs: &mut Needs) -> Result<Option<Attempted>, CommitError> {
         self.keep_keys()?;
         // The reads belong to the transaction too: each outside of it would take the file's locks for itself.
         self.consume(ops)?;
         if self.memory.is_shared && ops.iter().any(|op| self.has_newer_session(op)) {
             self.database.follow(&mut self.memory)?;
         }
-        let (held, ended) = self.sessions(ops);
-        if ended.is_empty() && lanes.is_empty() {
-            let adds = if *need == Need::AtCommit && ops.iter().all(|op| self.only_adds(op)) {
+        let (mut sessions, ended) = self.sessions(ops);
+        let queues: BTreeSet<i64> = needs.queues.iter().chain(&ended).copied().collect();
+        // These are looked at when they are held.
+        sessions.retain(|(queue, _)| !queues.contains(queue));
+        let holds = Holds { sessions, queues };
+        if holds.queues.is_empty() && needs.lanes.is_empty() {
+            let adds = if needs.sure == Need::AtCommit && ops.iter().all(|op| self.only_adds(op)) {
                 Adds::Only
             } else if ops.iter().any(adds) {
                 Adds::Too
             } else {
                 Adds::Nothing
             };
-            self.database.begin_turn(&held, adds)?;
+            self.database.begin_turn(&holds, adds)?;
         } else {
-            self.database.begin(&held)?;
+            self.database.begin(&holds)?;
         }
-        self.attempt_open(ops, &ended, need, lanes)
+        self.attempt_open(ops, &ended, &holds.queues, needs)
     }
 
     /// Leaves the transaction open when there is nothing to write, or on an error.
@@ -357,23 +356,26 @@ impl<B: Backend> Writer<B> {
         &mut self,
         ops: &[Op],
         ended: &[i64],
-        need: &mut Need,
-        lanes: &mut Lanes,
+        held: &BTreeSet<i64>,
+        needs: &mut Needs,
     ) -> Result<Option<Attempted>, CommitError> {
+        self.follow_held(&needs.queues)?;
         for queue in ended {
-            self.database.adopt(&mut self.memory, *queue)?;
+            self.adopt(*queue)?;
         }
-        let in_flight = self.in_flight(lanes)?;
-        let found = self.find(ops, *need)?;
+        let suspects = self.alone(&needs.queues)?;
+        let in_flight = self.in_flight(&needs.lanes)?;
+        let found = self.find(ops, needs.sure)?;
         let is_unsure = found.keys.is_none();
         let known = found.keys.unwrap_or_default();
-        let mut candidates = self.candidates(ops)?;
+        let Some(mut candidates) = self.candidates(ops, needs, &suspects)? else { return Ok(None) };
         let now = self.number()?;
         let (may_decide_ahead, first_under_way) = (self.may_decide_ahead(), self.first_under_way());
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
         turn.loaded = found.rows;
-        turn.read_lanes(lanes, in_flight);
+        turn.suspects = suspects;
+        turn.read_lanes(&needs.lanes, in_flight);
         let mut decided: Vec<Option<Decided>> = Vec::with_capacity(ops.len());
         for op in ops {
             decided.push(decide(&mut turn, op, &known)?);
@@ -382,13 +384,13 @@ impl<B: Backend> Writer<B> {
             }
         }
         // What is full takes in again what it has already; and what memory knows of a lease may be over at another node.
-        let may_be_behind = *need == Need::AtCommit && turn.memory.is_shared;
+        let may_be_behind = needs.sure == Need::AtCommit && turn.memory.is_shared;
         let is_unsure = is_unsure && decided.iter().flatten().any(is_refused)
             || may_be_behind && ops.iter().any(|op| goes_by_memory(op, &turn));
         if is_unsure {
-            *need = Need::Sure;
+            needs.sure = Need::Sure;
         }
-        if turn.lacks_lanes(lanes) || is_unsure {
+        if turn.lacks(needs, held) || is_unsure {
             return Ok(None);
         }
         // Leases come last, so that they cannot give away what another operation of the group has just changed.
@@ -401,6 +403,10 @@ impl<B: Backend> Writer<B> {
                 }
                 decided[position] = Some(Decided::Lease(lease));
             }
+        }
+        // A probe that goes out changes its queue.
+        if turn.lacks(needs, held) {
+            return Ok(None);
         }
         let decided = decided.into_iter().flatten().collect();
         let along = self.piecemeal.along();
@@ -517,21 +523,25 @@ impl<B: Backend> Writer<B> {
 
     /// Whether there may be more to do.
     fn sweep_once(&mut self, reported: &Reported) -> Result<bool, CommitError> {
-        self.with_lanes(|writer, lanes| writer.sweep_open(reported, lanes))
+        self.with_needs(|writer, needs| {
+            writer.begin_if_needed(needs)?;
+            writer.sweep_open(reported, needs)
+        })
     }
 
-    fn sweep_open(&mut self, reported: &Reported, lanes: &mut Lanes) -> Result<Option<bool>, CommitError> {
-        let in_flight = self.in_flight(lanes)?;
+    fn sweep_open(&mut self, reported: &Reported, needs: &mut Needs) -> Result<Option<bool>, CommitError> {
+        let in_flight = self.in_flight(&needs.lanes)?;
         let most = SWEEP_DELIVERIES_MAX + self.memory.damage.passed_over();
         let read = self.database.past_expiry(self.now(), most)?;
         let rows = self.memory.damage.sound(read)?;
         let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        turn.read_lanes(lanes, in_flight);
+        turn.read_lanes(&needs.lanes, in_flight);
         turn.sweep_leases(SWEEP_DELIVERIES_MAX as usize, reported)?;
         turn.sweep_expiry(rows)?;
-        if turn.lacks_lanes(lanes) {
+        let held = needs.queues.clone();
+        if turn.lacks(needs, &held) {
             return Ok(None);
         }
         let committed = conclude(&mut self.database, turn)?;

@@ -15,7 +15,7 @@ use super::memory::Queue;
 use super::turn::{Extra, Turn};
 use crate::ops::{LeaseError, LeaseRequest, QueueKind, StoreError};
 use crate::row::Row;
-use crate::seal::{Domain, Index};
+use crate::seal::{Domain, Index, Vault};
 
 /// What the store adds to a lease beyond what it tells the client, whose clock starts when the answer arrives.
 pub(crate) const LEASE_MARGIN: Duration = Duration::from_secs(2);
@@ -68,6 +68,13 @@ enum More {
     No,
 }
 
+/// What the leases of calls with the same `request_id` of the same consumer are found by.
+pub(super) fn batch_index(vault: &Vault, request: &LeaseRequest) -> Option<Index> {
+    let id = request.request_id.as_ref()?;
+    let consumer = request.consumer.to_string();
+    Some(vault.index(Domain::LeaseRequest, &[request.queue.as_bytes(), consumer.as_bytes(), id.as_bytes()]))
+}
+
 impl Turn<'_> {
     /// Checks who asks; the brakes of the queue decide how much it may get.
     pub(crate) fn claim(&self, request: &LeaseRequest) -> Result<Claim, LeaseError> {
@@ -91,17 +98,21 @@ impl Turn<'_> {
     }
 
     fn suspect_is_leased(&self, queue: &Queue) -> bool {
-        self.memory
-            .hot
-            .keys()
-            .chain(self.touched.keys())
-            .filter_map(|id| self.row(id))
-            .any(|row| row.queue == queue.id && row.delivery.suspect && row.delivery.state.in_flight())
+        let is_leased =
+            |row: &Row| row.queue == queue.id && row.delivery.suspect && row.delivery.state.in_flight();
+        if self.touched.values().any(|touched| is_leased(&touched.now)) {
+            return true;
+        }
+        let is_still = |row: &Row| !self.touched.contains_key(&row.id) && is_leased(row);
+        match self.suspects.get(&queue.id) {
+            Some(leased) => leased.iter().any(is_still),
+            None => self.memory.hot.values().any(is_still),
+        }
     }
 
     /// The leases of an earlier call with the same `request_id` that still stand.
     pub(crate) fn repeated(&self, request: &LeaseRequest) -> Option<Vec<Given>> {
-        let batch = self.batch_index(request)?;
+        let batch = batch_index(self.vault, request)?;
         let before = self.memory.batches.get(&batch).into_iter().flatten().map(|(id, _)| *id);
         // Its twin may be in this very turn.
         let here = self.touched.values().map(|touched| &touched.now);
@@ -122,15 +133,6 @@ impl Turn<'_> {
         (!given.is_empty()).then_some(given)
     }
 
-    pub(crate) fn batch_index(&self, request: &LeaseRequest) -> Option<Index> {
-        let id = request.request_id.as_ref()?;
-        let consumer = request.consumer.to_string();
-        Some(
-            self.vault
-                .index(Domain::LeaseRequest, &[request.queue.as_bytes(), consumer.as_bytes(), id.as_bytes()]),
-        )
-    }
-
     /// Leases candidates in their order until the call is satisfied. `most` is what the call could take when its candidates
     /// were read; `claim` what it may take now.
     pub(super) fn give(
@@ -142,7 +144,7 @@ impl Turn<'_> {
     ) -> Result<Vec<Given>, StoreError> {
         let mut basket = Basket {
             most: claim.most().min(most) as usize,
-            batch: self.batch_index(request),
+            batch: batch_index(self.vault, request),
             bytes: 0,
             given: Vec::new(),
         };

@@ -7,6 +7,7 @@ use gatepost_core::delivery::Event;
 use super::candidates::WINDOW_MAX;
 use super::group::STALE_ATTEMPTS_MAX;
 use super::memory::Queue;
+use super::needs::Holds;
 use super::outcome::Outcome;
 use super::turn::Turn;
 use super::{Condition, Writer, unavailable};
@@ -64,7 +65,7 @@ impl<B: Backend> Writer<B> {
         windows: &HashMap<i64, u32>,
     ) -> Result<(), CommitError> {
         let before = (self.memory.queues.clone(), self.memory.by_name.clone(), self.own_leases_ended);
-        self.database.begin(&[])?;
+        self.database.begin(&Holds::default())?;
         let configured = self.configure_open(setups, windows);
         if configured.is_err() {
             (self.memory.queues, self.memory.by_name, self.own_leases_ended) = before;

@@ -72,6 +72,11 @@ impl Queue {
         }
     }
 
+    /// Whether its row has become another one.
+    pub(crate) fn has_changed(&self, now: &Self) -> bool {
+        self.control != now.control || self.session != now.session
+    }
+
     /// Whether what is given out next may have to be the only one.
     pub(crate) fn gives_one_alone(&self, now: Timestamp) -> bool {
         let may_probe = self.control.trip.is_some_and(|trip| trip.probe.is_none() && trip.probe_due <= now);

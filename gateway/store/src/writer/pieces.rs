@@ -6,6 +6,7 @@ use std::time::Instant;
 use gatepost_core::MessageId;
 
 use super::group::decide;
+use super::needs::Holds;
 use super::piecemeal::{Step, Whose, in_pieces};
 use super::refuse::refuse_all;
 use super::turn::Turn;
@@ -82,7 +83,7 @@ impl<B: Backend> Writer<B> {
     }
 
     fn would_be_added(&mut self) -> Result<HashSet<MessageId>, CommitError> {
-        self.database.begin_turn(&[], Adds::Too)?;
+        self.database.begin_turn(&Holds::default(), Adds::Too)?;
         let added = self.would_be_added_open();
         self.database.roll_back()?;
         added
@@ -142,7 +143,7 @@ impl<B: Backend> Writer<B> {
     /// Whether there were any.
     fn attempt_pieces(&mut self, closing: bool) -> Result<bool, CommitError> {
         self.keep_keys()?;
-        self.database.begin_turn(&[], Adds::Nothing)?;
+        self.database.begin_turn(&Holds::default(), Adds::Nothing)?;
         let written = self.attempt_pieces_open(closing);
         self.database.roll_back()?;
         written

@@ -1,20 +1,16 @@
 //! What goes back behind a delivery that has: in its lane nothing may begin before it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use gatepost_core::delivery::Event;
 use gatepost_core::policy::RetryScope;
 use gatepost_core::{DeliveryId, Outcome};
 
-use super::Writer;
+use super::needs::Lanes;
 use super::turn::{Extra, Turn};
-use crate::backend::{Backend, CommitError};
 use crate::ops::StoreError;
 use crate::row::Row;
 use crate::seal::Index;
-
-/// Lanes, each with its queue.
-pub(crate) type Lanes = BTreeSet<(i64, Index)>;
 
 /// The first of each lane that has gone back, by position.
 #[derive(Default)]
@@ -72,31 +68,27 @@ impl Turn<'_> {
         self.loaded.extend(in_flight);
     }
 
-    /// Whether the turn has decided without knowing of lanes what it should have: these are added.
-    pub(super) fn lacks_lanes(&mut self, lanes: &mut Lanes) -> bool {
-        let lacks = !self.lanes_unread.is_empty();
-        lanes.append(&mut self.lanes_unread);
-        lacks
-    }
-
     /// When a delivery of a lane goes back, later ones that are leased and have not begun go back too; where its lane's partner is away,
     /// all of which nothing has been reported. The window does not matter: it may have been wider when they were leased.
     ///
     /// Where others lease in the lane too, the turn must have read what. If it has not, it is not worth anything: see
-    /// [`Writer::with_lanes`].
+    /// [`Turn::lacks`].
     pub(crate) fn recall_behind(&mut self, fronts: &Fronts) -> Result<(), StoreError> {
-        if self.memory.is_shared {
+        let may_be_behind = if self.memory.is_shared {
             let unread = fronts.lanes.keys().filter(|lane| !self.lanes_read.contains(*lane));
             self.lanes_unread.extend(unread.copied());
+            !fronts.lanes.is_empty() && self.lanes_unread.is_empty()
+        } else {
+            self.may_be_in_flight(fronts)?
+        };
+        if !may_be_behind {
+            return Ok(());
         }
-        let mut may_be_hot = false;
-        for ((queue, _), front) in &fronts.lanes {
-            let queue = self.queue(*queue)?;
-            may_be_hot |= queue.counts.leased > 0 || front.away.is_some() && queue.in_flight() > 0;
-        }
-        let hot = self.memory.hot.keys().filter(|id| may_be_hot && !self.loaded.contains_key(*id));
-        let in_hand = self.loaded.keys().chain(hot).filter_map(|id| self.row(id));
+        let in_hand: &HashMap<DeliveryId, Row> =
+            if self.memory.is_shared { &self.loaded } else { &self.memory.hot };
         let mut behind: Vec<(Row, Event)> = in_hand
+            .keys()
+            .filter_map(|id| self.row(id))
             .filter(|row| row.delivery.state.in_flight())
             .filter_map(|row| Some((row.clone(), fronts.recall(row)?)))
             .collect();
@@ -112,31 +104,15 @@ impl Turn<'_> {
         }
         Ok(())
     }
-}
 
-impl<B: Backend> Writer<B> {
-    /// Does something of which it shows only when it is decided in which lanes something goes back. `attempt` gives `None` where it has
-    /// found some of which it did not know what is in flight, adds them to its lanes, and begins anew.
-    pub(super) fn with_lanes<T>(
-        &mut self,
-        mut attempt: impl FnMut(&mut Self, &mut Lanes) -> Result<Option<T>, CommitError>,
-    ) -> Result<T, CommitError> {
-        let mut lanes = Lanes::new();
-        loop {
-            let attempted = attempt(self, &mut lanes);
-            self.database.roll_back()?;
-            if let Some(done) = attempted? {
-                return Ok(done);
+    /// Whether anything is in flight that may go back behind these.
+    fn may_be_in_flight(&self, fronts: &Fronts) -> Result<bool, StoreError> {
+        for ((queue, _), front) in &fronts.lanes {
+            let queue = self.queue(*queue)?;
+            if queue.counts.leased > 0 || front.away.is_some() && queue.in_flight() > 0 {
+                return Ok(true);
             }
         }
-    }
-
-    /// What is in flight in these lanes beside what memory holds. In a transaction, until whose end nobody leases there.
-    pub(super) fn in_flight(&mut self, lanes: &Lanes) -> Result<HashMap<DeliveryId, Row>, CommitError> {
-        if lanes.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let read = self.database.lanes_in_flight(&self.memory, lanes)?;
-        Ok(self.memory.damage.sound(read)?.into_iter().map(|row| (row.id, row)).collect())
+        Ok(false)
     }
 }

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 
 use super::accept::{OrderKeys, lanes_of, ordered_by};
 use super::candidates::WINDOW_MAX;
+use super::needs::{Holds, Needs};
 use super::outcome::conclude;
-use super::recall::{Fronts, Lanes};
+use super::recall::Fronts;
 use super::turn::{Extra, Turn};
 use super::{Writer, unavailable};
 use crate::backend::{Attributes, Backend, CommitError, ToMove};
@@ -32,9 +33,10 @@ impl<B: Backend> Writer<B> {
             return Err(error.into());
         }
         let (from, to) = self.ends(step)?;
-        let moved = self.with_lanes(|writer, lanes| {
-            writer.database.begin(&[])?;
-            writer.rehome_open(step, from, to, lanes)
+        let moved = self.with_needs(|writer, needs| {
+            writer.database.begin(&Holds { sessions: Vec::new(), queues: needs.queues.clone() })?;
+            writer.follow_held(&needs.queues)?;
+            writer.rehome_open(step, from, to, needs)
         });
         moved.map_err(|error| {
             self.failed(&error);
@@ -56,15 +58,15 @@ impl<B: Backend> Writer<B> {
         }
     }
 
-    /// Leaves the transaction open when there is nothing to write, or on an error. `None`: see [`Writer::with_lanes`].
+    /// Leaves the transaction open when there is nothing to write, or on an error. `None`: see [`Writer::with_needs`].
     fn rehome_open(
         &mut self,
         step: &MoveStep,
         from: i64,
         to: i64,
-        lanes: &mut Lanes,
+        needs: &mut Needs,
     ) -> Result<Option<Moved>, CommitError> {
-        let in_flight = self.in_flight(lanes)?;
+        let in_flight = self.in_flight(&needs.lanes)?;
         let ToMove { rows: found, through, more } =
             self.database.to_move(from, step.after, STEP_DELIVERIES_MAX)?;
         let mut stuck: HashMap<Index, bool> = HashMap::new();
@@ -90,10 +92,11 @@ impl<B: Backend> Writer<B> {
         let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        turn.read_lanes(lanes, in_flight);
+        turn.read_lanes(&needs.lanes, in_flight);
         let mut moved = Moved { next: more.then_some(through), ..Moved::default() };
         turn.rehome(&step.operator, to, going, &step.reason, &mut moved)?;
-        if turn.lacks_lanes(lanes) {
+        let held = needs.queues.clone();
+        if turn.lacks(needs, &held) {
             return Ok(None);
         }
         let committed = conclude(&mut self.database, turn)?;

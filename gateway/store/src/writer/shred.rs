@@ -8,6 +8,7 @@
 use gatepost_audit::Event as LeafEvent;
 use gatepost_core::principal::Actor;
 
+use super::needs::Holds;
 use super::outcome::Outcome;
 use super::turn::Turn;
 use super::{Writer, unavailable};
@@ -54,7 +55,7 @@ impl<B: Backend> Writer<B> {
 
     /// Leaves the transaction open on an error.
     fn rewrap_last(&mut self, trees: &[WrappedTree], by: &Actor) -> Result<(), CommitError> {
-        self.database.begin(&[])?;
+        self.database.begin(&Holds::default())?;
         self.database.keyring_put(trees)?;
         let now = self.number()?;
         let mut turn =
@@ -79,7 +80,7 @@ impl<B: Backend> Writer<B> {
         if let Some(error) = unavailable(&self.condition) {
             return Err(error);
         }
-        let erased = self.keep_keys().and_then(|()| self.database.begin(&[])).and_then(|()| {
+        let erased = self.keep_keys().and_then(|()| self.database.begin(&Holds::default())).and_then(|()| {
             let erased = self.erase_open(step);
             self.database.roll_back()?;
             erased

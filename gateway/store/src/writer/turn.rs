@@ -13,8 +13,8 @@ use gatepost_core::{Delivery, DeliveryId, Level, MessageId, Timestamp};
 
 use super::leaf::{actor, event_of, leaf_level, leaf_state};
 use super::memory::{Memory, Queue};
+use super::needs::Lanes;
 use super::piecemeal::Piece;
-use super::recall::Lanes;
 use crate::leaves::Runs;
 use crate::ops::StoreError;
 use crate::prepared::Prepared;
@@ -35,6 +35,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) lanes_read: Lanes,
     /// Lanes of which that would have had to be so.
     pub(crate) lanes_unread: Lanes,
+    /// Of queues that are held: their suspects in flight when the turn began, whichever node leased them.
+    pub(crate) suspects: HashMap<i64, Vec<Row>>,
     pub(crate) queues: HashMap<i64, Queue>,
     pub(crate) touched: HashMap<DeliveryId, Touched>,
     pub(crate) new_rows: Vec<Row>,
@@ -136,6 +138,7 @@ impl<'a> Turn<'a> {
             loaded: HashMap::new(),
             lanes_read: Lanes::new(),
             lanes_unread: Lanes::new(),
+            suspects: HashMap::new(),
             queues: HashMap::new(),
             touched: HashMap::new(),
             new_rows: Vec::new(),

@@ -1,17 +1,17 @@
 //! What a consumer, an adapter or an operator has done at one node holds at the next at once, whatever that one remembers.
 
-use gatepost_core::{OnDoubt, Outcome};
-use gatepost_store::{QueueSetup, Sessions, Verb};
+use gatepost_core::{OnDoubt, Outcome, QueuePolicy};
+use gatepost_store::{LeaseRequest, QueueSetup, SessionEnd, Sessions, Verb};
 
 use crate::check::postgres::number;
 use crate::fixture::{
     AWAY, BEGIN, DELIVERED, Fixture, RETRY, TROUBLE, doubting, external, inbox, item, keyed, queue, quick,
-    until,
+    texts, until,
 };
 use crate::nodes::{assert_both_sound, consumed, two, url};
 
 /// Waits until each node has buckets of a queue of which nothing is ready.
-async fn both_consume(one: &Fixture, other: &Fixture, name: &str, session: u64) {
+pub(crate) async fn both_consume(one: &Fixture, other: &Fixture, name: &str, session: u64) {
     until("both have their part", async || {
         assert!(one.lease(name, session, 1).await.is_empty());
         assert!(other.lease(name, session, 1).await.is_empty());
@@ -178,5 +178,48 @@ async fn a_session_wakes_what_its_own_node_has_put_away() {
         one.session(name).await;
         assert!(one.row(delivery).await.due < due, "{name}");
     }
+    assert_both_sound(one, other).await;
+}
+
+/// Where each node has a session of its own, another's leases are not this one's to end.
+#[tokio::test]
+async fn what_one_nodes_adapter_dies_of_ends_no_lease_of_another() {
+    let each = QueueSetup { sessions: Sessions::OfNode, ..queue("each", doubting(OnDoubt::Hold)) };
+    let (one, other) = two(vec![each]).await;
+    let (mut session, others) = (one.session("each").await, other.session("each").await);
+    let _consumed = consumed(&[(&one, "each", session), (&other, "each", others)]).await;
+    for number in 0..20 {
+        one.send(&number.to_string(), None, "each").await;
+    }
+    let held = other.lease_in_time("each", others, 1).await.remove(0);
+    assert!(!one.lease_in_time("each", session, 3).await.is_empty());
+    one.store.session_end("each".into(), SessionEnd::Crashed).await.unwrap();
+    session = one.session("each").await;
+    // What is suspect is ready, and waits until nothing else is leased.
+    assert!(one.lease("each", session, 1).await.is_empty());
+    one.store.session_end("each".into(), SessionEnd::Crashed).await.unwrap();
+    session = one.session("each").await;
+    other.taken("each", others, &held, BEGIN).await;
+    other.taken("each", others, &held, DELIVERED).await;
+    let suspect = one.lease_in_time("each", session, 5).await;
+    assert_eq!(suspect.len(), 1);
+    assert_both_sound(one, other).await;
+}
+
+/// The node that is asked again remembers what it gave out the first time.
+#[tokio::test]
+async fn what_was_taken_back_elsewhere_is_not_given_again_to_the_same_request() {
+    let policy = QueuePolicy { window: 4, ..doubting(OnDoubt::Resend) };
+    let (one, other) = two(vec![inbox("in", policy)]).await;
+    for number in 0..4 {
+        one.send(&number.to_string(), Some("a"), "in").await;
+    }
+    let first = one.lease_in_time("in", 0, 1).await.remove(0);
+    let asked = || LeaseRequest { request_id: Some("again".into()), ..one.request("in", 0, 2) };
+    let behind = one.try_lease(asked()).await.unwrap().deliveries;
+    assert_eq!(texts(&behind), ["1", "2"]);
+    other.taken("in", 0, &first, AWAY).await;
+    assert_eq!(other.state(behind[0].delivery).await, "waiting");
+    assert_eq!(texts(&one.try_lease(asked()).await.unwrap().deliveries), [""; 0]);
     assert_both_sound(one, other).await;
 }

@@ -18,11 +18,13 @@ mod run;
 
 mod ahead;
 mod backlog;
+mod crosswise;
 mod elsewhere;
 mod large;
 mod migrate;
 mod nodes;
 mod one_call;
+mod reads;
 mod retention;
 mod unknown;
 mod windows;
