@@ -102,6 +102,37 @@ async fn a_suspect_is_alone_on_all_nodes() {
     assert_both_sound(one, other).await;
 }
 
+/// Not even what is no suspect goes beside it.
+#[tokio::test]
+async fn while_a_suspect_is_leased_no_other_node_leases_anything() {
+    let (one, other) = two(vec![external("lab", quick())]).await;
+    let session = one.session("lab").await;
+    both_consume(&one, &other, "lab", session).await;
+    one.send("suspect", None, "lab").await;
+    let either = async |session| {
+        for node in [&one, &other].into_iter().cycle() {
+            if let Some(leased) = node.lease("lab", session, 1).await.pop() {
+                return leased;
+            }
+        }
+        unreachable!("it goes on for ever")
+    };
+    either(session).await;
+    let session = one.session("lab").await;
+    let suspect = either(session).await;
+    for number in 0..20 {
+        one.send(&number.to_string(), None, "lab").await;
+    }
+    for node in [&one, &other] {
+        assert!(node.lease("lab", session, 5).await.is_empty());
+    }
+    one.taken("lab", session, &suspect, DELIVERED).await;
+    for node in [&one, &other] {
+        assert!(!node.lease_in_time("lab", session, 20).await.is_empty());
+    }
+    assert_both_sound(one, other).await;
+}
+
 #[tokio::test]
 async fn the_breaker_goes_on_whichever_node_its_probe_is_settled_at() {
     let (one, other) = two(vec![inbox("in", quick())]).await;
