@@ -471,7 +471,7 @@ impl Backend for Postgres {
     }
 
     fn keyring_add(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError> {
-        self.end_of_sent()?;
+        self.sent_has_come_about()?;
         commit::add_trees(&mut self.connection, trees)
     }
 

@@ -136,3 +136,71 @@ impl Postgres {
         self.ahead.ended = Some(ended);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use gatepost_core::principal::{Actor, ActorKind};
+    use sqlx::{Connection as _, PgConnection, Row as _};
+
+    use super::super::node::{Node, Opened, open};
+    use crate::backend::{Adds, Backend as _, Sent};
+    use crate::data_dir::DataDir;
+    use crate::keyring::WrappedTree;
+    use crate::ops::AuditNote;
+    use crate::random::Random;
+    use crate::seal::Vault;
+    use crate::writer::{Holds, Turn};
+
+    /// Ends the session of the turn that waits for somebody's lock.
+    const LOSE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() \
+        AND state = 'active' AND query LIKE '/* turn */%' AND wait_event_type = 'Lock'";
+
+    /// New keys are saved whenever they are made, as a rule while a turn is under way. Who does so learns that it has not come about, and
+    /// is not the one who has to know.
+    #[test]
+    fn who_saves_keys_meanwhile_keeps_nobody_from_learning_that_a_turn_has_not_come_about() {
+        let url = gatepost_postgres::fresh_database().expect("a PostgreSQL server for the tests");
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::new(&[7; 32]);
+        let node = Node {
+            options: super::super::options(&url.parse().unwrap()),
+            data_dir: DataDir::new(dir.path()),
+            name: "node-1".to_owned(),
+            log_key: "key".to_owned(),
+            dedup_window: Duration::from_secs(60),
+            vault: vault.clone(),
+        };
+        let Opened { mut database, mut memory, .. } = open(node).unwrap();
+        database.tend(&mut memory, &vault, &[]).unwrap();
+        let (mut random, gateway) = (Random::new(), Actor::new(ActorKind::Gateway, "gateway"));
+        let mut send = |database: &mut super::Postgres| {
+            database.begin_turn(&Holds::default(), Adds::Nothing).unwrap();
+            let now = database.number(&mut memory).unwrap().unwrap();
+            let mut turn = Turn::new(now, 1, &memory, &vault, &mut random, &gateway);
+            turn.note(&AuditNote::new(gatepost_audit::Event::GatewayStarted, gateway.clone())).unwrap();
+            database.send(&turn).unwrap()
+        };
+        assert!(matches!(send(&mut database), Sent::Committed(_)), "it has a number for the next one then");
+        let server = tokio::runtime::Runtime::new().unwrap();
+        let connect = || server.block_on(PgConnection::connect(&url)).unwrap();
+        let (mut other, mut looker) = (connect(), connect());
+        let run = |by: &mut PgConnection, sql: &'static str| {
+            let row = server.block_on(sqlx::raw_sql(sql).fetch_optional(by)).unwrap();
+            row.map(|row| row.get::<i64, _>(0))
+        };
+        run(&mut other, "BEGIN; SELECT 0::bigint FROM gatepost.node FOR UPDATE");
+        assert_eq!(send(&mut database), Sent::UnderWay);
+        let began = Instant::now();
+        while run(&mut looker, LOSE) == Some(0) {
+            assert!(began.elapsed() < Duration::from_secs(10), "the turn is not under way");
+            database.push();
+        }
+        run(&mut other, "COMMIT");
+        let tree = WrappedTree { tree: 1, key: 1, body: vec![1] };
+        assert!(database.keyring_add(&[tree]).is_err(), "what is written next depends on that turn");
+        assert!(database.ended().is_err());
+        database.close();
+    }
+}
