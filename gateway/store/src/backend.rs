@@ -155,18 +155,18 @@ pub(crate) trait Backend: Send + 'static {
     /// Writes trees of data keys, durably, in a transaction of their own. Those that are there already stay.
     fn keyring_add(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError>;
 
-    /// Writes trees anew that are there already: in the open transaction, or durably in one of their own.
+    /// Writes trees anew that are there already, in the open transaction.
     fn keyring_put(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError>;
-    /// The oldest version of the seal key that anything is wrapped with.
     /// Takes in these trees as others have cut them, who do not cut them further until the end of the open transaction.
     fn keyring_hold(&mut self, trees: &BTreeSet<u64>) -> Result<(), CommitError> {
         let _ = trees;
         Ok(())
     }
-    /// Takes in all trees as others have made and cut them.
+    /// As [`Backend::keyring_hold`], all trees, those included that others have made.
     fn keyring_follow(&mut self) -> Result<(), CommitError> {
         Ok(())
     }
+    /// The oldest version of the seal key that anything is wrapped with.
     fn keyring_oldest(&mut self) -> Result<Option<u32>, CommitError>;
     /// Whether others use this database now.
     fn has_others(&mut self) -> Result<bool, CommitError>;

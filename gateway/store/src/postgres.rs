@@ -470,13 +470,15 @@ impl Backend for Postgres {
         Ok(rows.iter().map(|row| load::state(row, vault)).collect::<Result<_, _>>()?)
     }
 
+    /// By who has the right to write: the seal key that they are wrapped with is destroyed when nobody else has.
     fn keyring_add(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError> {
         self.sent_has_come_about()?;
-        commit::add_trees(&mut self.connection, trees)
+        self.begin(&Holds::default())?;
+        let added = commit::add_trees(&mut self.connection, trees);
+        self.end(added)
     }
 
     fn keyring_put(&mut self, trees: &[WrappedTree]) -> Result<(), CommitError> {
-        self.end_of_sent()?;
         commit::put_trees(&mut self.connection, trees)
     }
 
@@ -486,18 +488,17 @@ impl Backend for Postgres {
     }
 
     fn keyring_follow(&mut self) -> Result<(), CommitError> {
-        self.end_of_sent()?;
-        self.learn(sqlx::query(sql::KEYRING_LOAD))
+        self.learn(sqlx::query(sql::KEYRING_FOLLOW))
     }
 
     fn keyring_oldest(&mut self) -> Result<Option<u32>, CommitError> {
-        self.end_of_sent()?;
+        self.sent_has_come_about()?;
         let found = self.position(sqlx::query(sql::KEYRING_OLDEST))?;
         Ok(found.and_then(|key| u32::try_from(key).ok()))
     }
 
     fn has_others(&mut self) -> Result<bool, CommitError> {
-        self.end_of_sent()?;
+        self.sent_has_come_about()?;
         for row in self.connection.rows(sqlx::query(sql::NODES))? {
             let mut cells = Cells::new(&row);
             let (node, is_over): (i32, bool) = (cells.take()?, cells.take()?);

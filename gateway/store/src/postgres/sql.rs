@@ -210,6 +210,8 @@ statements! {
     KEYRING_TREES = "/* keyring_trees */ SELECT tree, key, body FROM keyring WHERE tree = ANY($1::bigint[])";
     /// In one order, so that two that hold some of the same never wait for each other.
     KEYRING_HOLD = "/* keyring_hold */ SELECT tree, key, body FROM keyring WHERE tree = ANY($1::bigint[]) ORDER BY tree FOR UPDATE";
+    /// In the same order.
+    KEYRING_FOLLOW = "/* keyring_follow */ SELECT tree, key, body FROM keyring ORDER BY tree FOR UPDATE";
     KEYRING_ADD = "/* keyring_add */ INSERT INTO keyring (tree, key, body) SELECT * FROM unnest($1::bigint[], $2::int[], $3::bytea[]) \
         ON CONFLICT (tree) DO NOTHING";
     KEYRING_PUT = "/* keyring_put */ UPDATE keyring k SET key = w.key, body = w.body \

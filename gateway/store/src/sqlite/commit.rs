@@ -19,16 +19,9 @@ pub(crate) fn add_trees(connection: &Connection, trees: &[WrappedTree]) -> Resul
     ended.inspect_err(|_| drop(roll_back(connection)))
 }
 
-/// Writes trees of data keys anew, in the open transaction or in one of their own.
+/// Writes trees of data keys anew, in the open transaction.
 pub(crate) fn put_trees(connection: &Connection, trees: &[WrappedTree]) -> Result<(), CommitError> {
-    const PUT: [&str; 2] = [sql::KEYRING_PUT, sql::KEYRING_COPY_PUT];
-    if !connection.is_autocommit() {
-        return write_trees(connection, trees, PUT);
-    }
-    begin(connection)?;
-    let written = write_trees(connection, trees, PUT);
-    let ended = written.and_then(|()| at_commit(|| finish(connection)));
-    ended.inspect_err(|_| drop(roll_back(connection)))
+    write_trees(connection, trees, [sql::KEYRING_PUT, sql::KEYRING_COPY_PUT])
 }
 
 /// Both copies of each.

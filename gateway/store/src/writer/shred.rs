@@ -13,7 +13,7 @@ use super::outcome::Outcome;
 use super::turn::Turn;
 use super::{Writer, unavailable};
 use crate::backend::{Backend, CommitError, EraseFind, Erasing, ToErase};
-use crate::keyring::{Locator, WrappedTree};
+use crate::keyring::Locator;
 use crate::ops::{AuditNote, EraseStep, EraseWhat, Erased, Rewrapped, StoreError};
 use crate::prepared::remains_of;
 use crate::seal::{Domain, Owner, Place, locator_of};
@@ -37,36 +37,39 @@ impl<B: Backend> Writer<B> {
                     .to_owned(),
             ));
         }
-        // Others that were here may have made trees, or cut leaves out of those that are known.
-        let followed = self.database.keyring_follow();
-        followed.inspect_err(|error| self.failed(error)).map_err(StoreError::from)?;
+        let rewrapped = self.database.begin(&Holds::default()).and_then(|()| {
+            let rewrapped = self.rewrap_open(by);
+            self.database.roll_back()?;
+            rewrapped
+        });
+        rewrapped.map_err(|error| {
+            self.failed(&error);
+            error.into()
+        })
+    }
+
+    /// Leaves the transaction open when there is nothing to write, or on an error.
+    fn rewrap_open(&mut self, by: &Actor) -> Result<Rewrapped, CommitError> {
+        // Others that were here may have made trees, or cut leaves out of those that are known. From here on nobody does.
+        self.database.keyring_follow()?;
         let (trees, left) = self.vault.rewrapped(STEP_TREES_MAX)?;
         if trees.is_empty() {
             return Ok(Rewrapped::Nothing);
         }
-        let written = match left {
-            0 => self.rewrap_last(&trees, by).or_else(|error| self.database.roll_back().and(Err(error))),
-            _ => self.database.keyring_put(&trees),
-        };
-        written.inspect_err(|error| self.failed(error)).map_err(StoreError::from)?;
-        self.vault.wrapped(&trees);
-        Ok(if left == 0 { Rewrapped::Last } else { Rewrapped::Some })
-    }
-
-    /// Leaves the transaction open on an error.
-    fn rewrap_last(&mut self, trees: &[WrappedTree], by: &Actor) -> Result<(), CommitError> {
-        self.database.begin(&Holds::default())?;
-        self.database.keyring_put(trees)?;
+        self.database.keyring_put(&trees)?;
         let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
-        let mut note = AuditNote::new(LeafEvent::SealKeyRotated, by.clone());
-        note.target = trees.first().map(|tree| tree.key.to_string());
-        turn.note(&note)?;
+        if left == 0 {
+            let mut note = AuditNote::new(LeafEvent::SealKeyRotated, by.clone());
+            note.target = trees.first().map(|tree| tree.key.to_string());
+            turn.note(&note)?;
+        }
         let base = self.database.commit(&turn)?;
         let outcome = Outcome::of(turn, base);
         self.install(Some(outcome), 0);
-        Ok(())
+        self.vault.wrapped(&trees);
+        Ok(if left == 0 { Rewrapped::Last } else { Rewrapped::Some })
     }
 
     /// Whether a tree is wrapped with a seal key that is older than the newest.

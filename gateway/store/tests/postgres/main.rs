@@ -20,6 +20,7 @@ mod ahead;
 mod backlog;
 mod crosswise;
 mod elsewhere;
+mod keys;
 mod large;
 mod migrate;
 mod nodes;
