@@ -301,7 +301,7 @@ statements! {
         FROM node n, store s WHERE n.epoch = $1 FOR KEY SHARE OF n), \
         begun AS (INSERT INTO piece_ahead (message, epoch, day, pieces) SELECT unnest($2::bytea[]), $1, unnest($3::int[]), unnest($4::int[])), \
         grown AS (UPDATE piece_ahead a SET pieces = a.pieces + n.pieces FROM (SELECT unnest($5::bytea[]) AS message, \
-        unnest($6::int[]) AS pieces) n WHERE a.message = n.message AND a.epoch = $1 RETURNING 1), \
+        unnest($6::int[]) AS pieces) n WHERE a.message = n.message AND a.epoch = $1 AND a.pieces > 0 RETURNING 1), \
         written AS (INSERT INTO piece (day, message, number, bytes) SELECT unnest($7::int[]), unnest($8::bytea[]), unnest($9::int[]), \
         unnest($10::bytea[])) \
         SELECT CASE WHEN NOT coalesce((SELECT is_valid FROM valid), false) THEN refuse('GP001', 'the lease of this node is over') \
@@ -309,8 +309,9 @@ statements! {
     PIECES_DATE = "/* pieces_date */ WITH a AS (UPDATE piece_ahead SET day = $3 WHERE message = ANY($1::bytea[]) AND epoch = $2 AND day <> $3 \
         RETURNING message), old AS MATERIALIZED (SELECT a.message, o.day FROM piece_ahead o JOIN a ON a.message = o.message) \
         UPDATE piece p SET day = $3 FROM old WHERE p.day = old.day AND p.message = old.message";
-    /// While it is being written to, none.
-    PIECES_HOLD = "/* pieces_hold */ SELECT day FROM piece_ahead WHERE message = $1 AND epoch = $2 FOR UPDATE SKIP LOCKED";
+    /// From then on no accept claims them, and none is added. While it is being written to, none.
+    PIECES_HOLD = "/* pieces_hold */ UPDATE piece_ahead SET pieces = 0 WHERE message = (SELECT message FROM piece_ahead \
+        WHERE message = $1 AND epoch = $2 FOR UPDATE SKIP LOCKED) RETURNING day";
     PIECES_DROP = "/* pieces_drop */ DELETE FROM piece WHERE day = $1 AND message = $2 AND number IN (SELECT number FROM piece \
         WHERE day = $1 AND message = $2 ORDER BY number DESC LIMIT $3)";
     PIECES_END = "/* pieces_end */ DELETE FROM piece_ahead WHERE message = $1";

@@ -155,6 +155,32 @@ async fn where_their_connection_is_lost_one_message_is_refused_and_the_next_is_n
     assert_sound(&fixture.stop().await, "cut").await;
 }
 
+/// An accept whose connection was lost may come to be carried out after all: not any more once its first piece is gone.
+#[tokio::test]
+async fn what_is_being_removed_can_not_be_accepted_any_more() {
+    const MANY: i64 = 400;
+    const LEFT: &str = "SELECT count(*) FROM piece";
+    let fixture = lab().await;
+    let place = fixture.place.clone();
+    // Of this node, which knows nothing of it.
+    let made = format!(
+        "INSERT INTO piece (day, message, number, bytes) SELECT 20000, '\\x{:032x}', n, 'x' FROM generate_series(1, {MANY}) n; \
+         INSERT INTO piece_ahead (message, epoch, day, pieces) SELECT '\\x{:032x}', epoch, 20000, {MANY} FROM node",
+        1, 1
+    );
+    run(&place, &made).await;
+    until("some are gone", async || number(url(&place), LEFT).await < MANY).await;
+    let claim = format!(
+        "DELETE FROM piece_ahead a USING node n WHERE a.epoch = n.epoch AND a.day = 20000 AND a.pieces = {MANY}"
+    );
+    assert_eq!(run(&place, &claim).await, 0);
+    assert!(number(url(&place), LEFT).await > 0, "it looked too late");
+    // Nor can it grow into a whole one again.
+    assert_eq!(number(url(&place), "SELECT count(*) FROM piece_ahead WHERE pieces > 0").await, 0);
+    until_is(&place, PIECES, 0).await;
+    assert_sound(&fixture.stop().await, "removed").await;
+}
+
 /// The day of its accept is not the day on which it was begun.
 #[tokio::test]
 async fn pieces_go_with_the_day_of_their_message() {
