@@ -47,6 +47,11 @@ impl Pieces {
         self.scribe.bell()
     }
 
+    /// See [`Scribe::connect_anew`].
+    pub(super) fn connect_anew(&mut self) {
+        self.scribe.connect_anew();
+    }
+
     /// Waits for what is being written; how that has ended stays to be asked for.
     pub(super) fn wait(&mut self) {
         self.scribe.wait();
@@ -157,6 +162,7 @@ impl Postgres {
     /// As after a start: this node writes nothing now.
     pub(super) fn find_pieces(&mut self, memory: &mut Memory) -> Result<(), CommitError> {
         self.pieces.wait();
+        self.pieces.connect_anew();
         self.pieces.days.clear();
         self.pieces.looked_at = None;
         self.look_for_pieces(memory)

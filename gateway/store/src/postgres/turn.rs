@@ -355,6 +355,7 @@ impl Postgres {
 
     fn reopen_connection(&mut self, text: &str) -> Result<(), CommitError> {
         self.is_open = false;
+        self.pieces.connect_anew();
         self.connection.reopen().map_err(|_| CommitError::Broken(text.to_owned()))
     }
 

@@ -155,6 +155,28 @@ async fn where_their_connection_is_lost_one_message_is_refused_and_the_next_is_n
     assert_sound(&fixture.stop().await, "cut").await;
 }
 
+/// An address that leads to another server by now: one of the two connections would write to a server that is not the other's.
+#[tokio::test]
+async fn who_connects_anew_writes_pieces_on_a_new_connection_too() {
+    const WRITES_PIECES: &str = "SELECT coalesce(sum(pid), 0)::bigint FROM pg_stat_activity \
+        WHERE datname = current_database() AND query LIKE '/* pieces_write */%' AND pid <> pg_backend_pid()";
+    let fixture = lab().await;
+    let place = fixture.place.clone();
+    fixture.accept(vec![large("before", MIB)]).await.unwrap();
+    let before = number(url(&place), WRITES_PIECES).await;
+    assert!(before > 0);
+    let cut = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
+         AND application_name = 'gatepost' AND pid NOT IN ({before}, pg_backend_pid())"
+    );
+    run(&place, &cut).await;
+    let after = || vec![large("after", MIB)];
+    until("it is there again", async || fixture.accept(after()).await.is_ok()).await;
+    let now = number(url(&place), WRITES_PIECES).await;
+    assert!(now > 0 && now != before, "{now}");
+    assert_sound(&fixture.stop().await, "connected anew").await;
+}
+
 /// An accept whose connection was lost may come to be carried out after all: not any more once its first piece is gone.
 #[tokio::test]
 async fn what_is_being_removed_can_not_be_accepted_any_more() {

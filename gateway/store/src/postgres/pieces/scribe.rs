@@ -22,21 +22,35 @@ pub(super) struct Scribe {
     bell: Arc<Notify>,
     /// From the first statement on.
     thread: Option<Thread>,
+    /// The next statement goes over a new connection.
+    connects_anew: bool,
     /// A statement has not ended, or nobody has looked since.
     under_way: bool,
     ended: Option<Ended>,
 }
 
 struct Thread {
-    statements: SyncSender<Statement<'static>>,
+    statements: SyncSender<Order>,
     ended: Receiver<Ended>,
     handle: JoinHandle<()>,
+}
+
+struct Order {
+    statement: Statement<'static>,
+    connects_anew: bool,
 }
 
 impl Scribe {
     pub(super) fn new(options: PgConnectOptions) -> Self {
         let options = options.options([NO_SYNC]);
-        Self { options, bell: Arc::default(), thread: None, under_way: false, ended: None }
+        Self {
+            options,
+            bell: Arc::default(),
+            thread: None,
+            connects_anew: false,
+            under_way: false,
+            ended: None,
+        }
     }
 
     pub(super) fn bell(&self) -> Arc<Notify> {
@@ -46,8 +60,9 @@ impl Scribe {
     /// Has a statement written, when the one before has ended and that was asked for. One that is none has ended at once.
     pub(super) fn write(&mut self, statement: Result<Statement<'static>, CommitError>) {
         let given = statement.and_then(|statement| {
+            let order = Order { statement, connects_anew: std::mem::take(&mut self.connects_anew) };
             let thread = self.thread().map_err(|error| CommitError::Broken(error.to_string()))?;
-            thread.statements.send(statement).map_err(|_| gone())
+            thread.statements.send(order).map_err(|_| gone())
         });
         match given {
             Ok(()) => self.under_way = true,
@@ -56,6 +71,12 @@ impl Scribe {
                 self.bell.notify_one();
             }
         }
+    }
+
+    /// What is written from now on goes to where a connection leads that is made now: the last one may lead to a server that is not in
+    /// charge any more.
+    pub(super) fn connect_anew(&mut self) {
+        self.connects_anew = true;
     }
 
     fn thread(&mut self) -> std::io::Result<&Thread> {
@@ -110,7 +131,10 @@ impl Thread {
         let (ends, ended) = sync_channel(1);
         let handle = std::thread::Builder::new().name("pieces".to_owned()).spawn(move || {
             let mut connection = None;
-            while let Ok(statement) = given.recv() {
+            while let Ok(Order { statement, connects_anew }) = given.recv() {
+                if connects_anew {
+                    connection = None;
+                }
                 let written = write(&options, &mut connection, statement);
                 if ends.send(written).is_err() {
                     break;
