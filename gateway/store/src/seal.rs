@@ -507,7 +507,10 @@ impl Vault {
             Some(keyring) => {
                 keyring.learn(stored)?;
                 // The one in use may be out of use now. The next is to be saved before anything is sealed with it.
-                Ok(keyring.prepare()?)
+                if self.encrypts {
+                    keyring.prepare()?;
+                }
+                Ok(())
             }
             None => Err(StoreError::DataKeyUnknown { tree: stored.tree }),
         }

@@ -92,6 +92,26 @@ async fn a_store_that_encrypts_nothing_opens_and_has_what_was_accepted() {
 }
 
 #[tokio::test]
+async fn who_encrypts_nothing_any_more_makes_no_keys() {
+    let trees = async |place: &Place| {
+        let trees = "SELECT count(*) FROM keyring";
+        crate::check::number(place, [trees, trees]).await
+    };
+    let fixture = Fixture::new(vec![queue("lab", quick())]).await;
+    let session = fixture.session("lab").await;
+    let sealed = delivered(&fixture, session, "sealed", "sealed").await;
+    let place = Place { encryption: Encryption::Off, ..fixture.stop().await };
+    let before = trees(&place).await;
+    for name in ["1", "2"] {
+        let fixture = place.open().await.unwrap();
+        fixture.send(name, None, "lab").await;
+        assert_eq!(payload(&fixture, sealed).await.as_deref(), Some("sealed"));
+        fixture.stop().await;
+    }
+    assert_eq!(trees(&place).await, before);
+}
+
+#[tokio::test]
 async fn an_erased_merge_is_found_by_neither_of_its_keys() {
     let fixture = Fixture::new(vec![queue("lab", quick())]).await;
     let merged = fixture.accept(vec![merge("1", ["kept", "gone"], &["lab"])]).await.unwrap()[0].id;
