@@ -5,7 +5,7 @@ use std::time::Duration;
 use gatepost_core::principal::{Actor, OperatorPermit};
 use gatepost_core::queue::TripReason;
 use gatepost_core::{DeliveryId, LeaseToken, MessageId};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 use crate::ops::{
     Accept, AcceptError, Accepted, AdapterRole, AuditNote, DeliveryRow, EraseStep, Erased, LeaseError,
@@ -14,6 +14,7 @@ use crate::ops::{
 };
 use crate::prepared::Prepared;
 use crate::seal::Index;
+use crate::store::AcceptPlace;
 
 /// Where an operation's answer goes.
 pub(crate) type Answer<T, E> = oneshot::Sender<Result<T, E>>;
@@ -25,7 +26,7 @@ pub(crate) enum Op {
         /// One for each message.
         prepared: Vec<Prepared>,
         /// Of a large one, its place among those, which it has until it is answered.
-        place: Option<OwnedSemaphorePermit>,
+        place: Option<AcceptPlace>,
         answer: Answer<Vec<Accepted>, AcceptError>,
     },
     Lease(LeaseRequest, Answer<Claimed, LeaseError>),

@@ -27,7 +27,7 @@ use crate::reader::{self, Reader};
 use crate::recent::Recent;
 use crate::seal::Vault;
 use crate::sqlite::{self, Backfill, Sqlite};
-use crate::store::{Store, large, preparing};
+use crate::store::{Places, Store, preparing};
 use crate::writer::{Chore, Condition, Health, Memory, OPS_WAITING_MAX, Piecemeal, Writer, WriterThread};
 
 /// See [`Options::keys_in_memory`]: with the run that is on its way, a few MiB at most.
@@ -470,7 +470,7 @@ async fn assemble<B: Backend>(
         remains,
         preparing: preparing(),
         preparing_outcomes: preparing(),
-        large: large(),
+        places: Places::new(),
     };
     Ok(Assembled { store, writer, ops, chores, audit, grown, first, adopted, created, lock })
 }

@@ -5,6 +5,7 @@
 //! on stable storage. Reads use a pool of their own.
 
 mod keys;
+mod places;
 mod wake;
 
 use std::sync::Arc;
@@ -30,19 +31,10 @@ use crate::reader::Reader;
 use crate::recent::{Recent, RecentMessage};
 use crate::seal::{Owner, Place, Vault};
 use crate::writer::Health;
+pub(crate) use places::{Place as AcceptPlace, Places};
 
 /// Payload bytes that are hashed where the caller runs; more of them would keep others on its thread waiting.
 const PREPARED_INLINE_BYTES_MAX: usize = 256 * 1024;
-
-/// Sealed bytes from which on an accept is large.
-const LARGE_BYTES: usize = 256 * 1024;
-/// Large accepts that the writer has at a time. Further ones wait, in the order in which they have come, before it hears of them.
-const LARGE_ACCEPTS_MAX: usize = 64;
-
-/// Places of large accepts.
-pub(crate) fn large() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(LARGE_ACCEPTS_MAX))
-}
 
 /// How many large operations are hashed and sealed at once: on half of the processors, so that the writer and whoever hands in small
 /// messages have the others.
@@ -68,24 +60,29 @@ pub struct Store {
     pub(crate) preparing: Arc<Semaphore>,
     /// … and of outcomes, whose leases run meanwhile: they do not wait behind what is handed in.
     pub(crate) preparing_outcomes: Arc<Semaphore>,
-    pub(crate) large: Arc<Semaphore>,
+    pub(crate) places: Places,
 }
 
 impl Store {
     /// Accepts messages: all of them or none. A message whose idempotency key was used before with the same content is
     /// answered as the first time, with `duplicate`.
     pub async fn message_accept(&self, accept: Accept) -> Result<Vec<Accepted>, AcceptError> {
+        self.message_accept_from(accept, ()).await
+    }
+
+    /// As [`Store::message_accept`]. `room`, in which its bytes are the sender's until then, is dropped when the store has a place for them,
+    /// and of small ones when they are answered.
+    pub async fn message_accept_from<R>(
+        &self,
+        accept: Accept,
+        room: R,
+    ) -> Result<Vec<Accepted>, AcceptError> {
         let Accept { permit, session, messages } = accept;
         let sender = permit.sender().clone();
+        let place = self.places.take(messages.iter().map(|message| message.data.len()).sum()).await?;
+        let _room = place.is_none().then_some(room);
         let (messages, prepared) = self.prepare(&self.preparing, sender, messages, |message| message).await?;
         let accept = Accept { permit, session, messages };
-        let place = match prepared.iter().map(|prepared| prepared.data.len()).sum::<usize>() {
-            LARGE_BYTES.. => {
-                let place = Arc::clone(&self.large).acquire_owned().await;
-                Some(place.map_err(|_| StoreError::Stopping)?)
-            }
-            _ => None,
-        };
         self.call(|answer| Op::Accept { accept, prepared, place, answer }).await
     }
 

@@ -19,6 +19,7 @@ use super::events::{Mode, invalid_event};
 use super::headers;
 use super::identity::Caller;
 use super::intake::{Context, Draft};
+use super::places::Room;
 use super::problem::Refusal;
 use super::repeats::{Drafted, Sorted};
 use super::state::AppState;
@@ -70,6 +71,8 @@ pub(crate) async fn accept(
     let mut received = body::receive_in(body, limit, &state.body_memory, &caller.actor, flight).await?;
     // Until the answer: what waits for the commit is on its way too.
     let _flight = received.flight.take();
+    // Until the store has made room for it.
+    let room = received.room.take();
     let sender = caller.actor.clone();
     let intake = Intake { caller, headers: head.headers, mode, received };
     let composed = if intake.received.bytes.len() > PARSE_INLINE_BYTES_MAX {
@@ -83,7 +86,7 @@ pub(crate) async fn accept(
     }
     // Needs no task of its own: the store takes a request whole or not at all, and its writer commits it whoever waits.
     let before = state.store.health().durability();
-    let accepted = composed.hand_over(&state.store, &sender, session).await?;
+    let accepted = composed.hand_over(&state.store, &sender, session, room).await?;
     // Looks at the standbys go on meanwhile: what was so on one side of the commit alone is not claimed.
     let durability = before.min(state.store.health().durability());
     match wait {
@@ -130,12 +133,13 @@ impl Composed {
         store: &Store,
         sender: &Actor,
         session: Option<u64>,
+        room: Option<Room>,
     ) -> Result<Vec<Accepted>, Refusal> {
         let mut sorted = Sorted::of(store, sender, self.drafts).await?;
         let answered = match self.permit {
             Some(permit) if !sorted.routed.is_empty() => {
                 let messages = std::mem::take(&mut sorted.routed);
-                store.message_accept(Accept { permit, session, messages }).await?
+                store.message_accept_from(Accept { permit, session, messages }, room).await?
             }
             _ => Vec::new(),
         };

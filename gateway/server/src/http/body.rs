@@ -21,7 +21,7 @@ const NAME_CHARS_MAX: usize = 64;
 /// A body in memory, with its place there.
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
-    _room: Option<Room>,
+    pub(crate) room: Option<Room>,
     /// What it takes of its sender's bytes, as long as this is kept.
     pub(crate) flight: Option<Flight>,
 }
@@ -88,7 +88,7 @@ pub(crate) async fn receive_in(
         room.shrink(length);
     }
     let bytes = if whole.is_empty() { first.unwrap_or_default() } else { whole.into() };
-    Ok(Received { bytes, _room: room, flight })
+    Ok(Received { bytes, room, flight })
 }
 
 fn broken(error: axum::Error) -> Refusal {

@@ -1,5 +1,7 @@
 //! Large messages in pieces, as only PostgreSQL has them: of several nodes, of days, on a connection of their own.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use gatepost_core::MessageId;
@@ -153,6 +155,48 @@ async fn where_their_connection_is_lost_one_message_is_refused_and_the_next_is_n
     })
     .await;
     assert_sound(&fixture.stop().await, "cut").await;
+}
+
+/// More than have a place: what their senders hold of them they hold until then, and who goes away leaves its place to nobody.
+#[tokio::test]
+async fn further_ones_wait_with_their_senders_even_where_others_have_gone_away() {
+    const PLACES: usize = 64;
+    const WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+        AND wait_event_type = 'Lock' AND query LIKE '/* pieces_write */%'";
+    struct Room(Arc<AtomicUsize>);
+    impl Drop for Room {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let fixture = lab().await;
+    let mut other = connect(url(&fixture.place)).await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE piece_ahead IN EXCLUSIVE MODE").execute(&mut other).await.unwrap();
+    let given_back: Arc<AtomicUsize> = Arc::default();
+    let hand_in = |n: usize| {
+        let accept = accept_of(&app(), vec![large(&n.to_string(), 300 * 1024)]);
+        let (store, room) = (fixture.store.clone(), Room(Arc::clone(&given_back)));
+        tokio::spawn(async move { store.message_accept_from(accept, room).await })
+    };
+    let mut first: Vec<_> = (0..PLACES).map(hand_in).collect();
+    let count = || given_back.load(Ordering::SeqCst);
+    until("the first have places", async || count() == PLACES).await;
+    let last = hand_in(PLACES);
+    let waits = async || {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(count(), PLACES);
+    };
+    waits().await;
+    until("the first one is being written", async || number(url(&fixture.place), WAITS).await == 1).await;
+    first.remove(0).abort();
+    waits().await;
+    sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+    last.await.unwrap().unwrap();
+    assert_eq!(count(), PLACES + 1);
+    for accepted in first {
+        accepted.await.unwrap().unwrap();
+    }
+    assert_sound(&fixture.stop().await, "more than have a place").await;
 }
 
 /// An address that leads to another server by now: one of the two connections would write to a server that is not the other's.
