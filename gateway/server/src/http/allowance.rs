@@ -23,9 +23,22 @@ pub(crate) enum Paced {
 /// Of all principals. The maps are bounded by the principals that configurations have named.
 #[derive(Debug, Default)]
 pub(crate) struct Allowances {
-    /// When what each has had so far would be due by its rate.
-    due: Mutex<HashMap<(Actor, Paced), Instant>>,
+    due: Mutex<HashMap<(Actor, Paced), Due>>,
     bytes: Mutex<HashMap<Actor, Arc<AtomicU64>>>,
+}
+
+/// When what somebody has had so far would be due by a rate.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    at: Instant,
+    by: Rate,
+}
+
+impl Due {
+    /// From when on there is more by a rate. By another one than before nothing has been had: an operator has changed it.
+    fn next(due: Option<Self>, rate: Rate, now: Instant) -> Instant {
+        due.filter(|due| due.by == rate).map_or(now, |due| due.at.max(now))
+    }
 }
 
 impl Allowances {
@@ -40,17 +53,17 @@ impl Allowances {
         now: Instant,
     ) -> Result<(), Refusal> {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = due.entry((by.clone(), of)).or_insert(now);
-        let next = (*due).max(now);
+        let of_whom = (by.clone(), of);
+        let next = Due::next(due.get(&of_whom).copied(), rate, now);
         wait_for(of, rate, count, next, now)?;
-        *due = next + cost(rate, count);
+        due.insert(of_whom, Due { at: next + cost(rate, count), by: rate });
         Ok(())
     }
 
     /// Whether the principal could hand in even one message; asked before anything of a body is read.
     pub(crate) fn peek(&self, by: &Actor, rate: Rate, now: Instant) -> Result<(), Refusal> {
         let due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = due.get(&(by.clone(), Paced::Messages)).copied().unwrap_or(now).max(now);
+        let next = Due::next(due.get(&(by.clone(), Paced::Messages)).copied(), rate, now);
         wait_for(Paced::Messages, rate, 1, next, now)
     }
 
@@ -173,6 +186,19 @@ mod tests {
         assert!(take(1, 4_500).is_err());
         take(1, 4_700).unwrap();
         assert!(allowances.peek(&ehr(), rate(10, 5), start + Duration::from_millis(4_700)).is_err());
+    }
+
+    /// It may have had a day's worth of the old one.
+    #[test]
+    fn a_rate_that_was_changed_begins_anew() {
+        let (allowances, now) = (Allowances::default(), Instant::now());
+        let slow = Rate { per: Duration::from_secs(60), ..rate(1, 10) };
+        allowances.take(&ehr(), Paced::Messages, slow, 1000, now).unwrap();
+        assert!(allowances.take(&ehr(), Paced::Messages, slow, 1, now).is_err());
+        let fast = rate(100, 100);
+        allowances.peek(&ehr(), fast, now).unwrap();
+        allowances.take(&ehr(), Paced::Messages, fast, 100, now).unwrap();
+        assert!(allowances.take(&ehr(), Paced::Messages, fast, 1, now).is_err());
     }
 
     #[test]
