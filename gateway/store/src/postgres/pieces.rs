@@ -7,7 +7,7 @@
 
 mod scribe;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Pieces {
     scribe: Scribe,
-    /// Those that this node has begun and not heard of as accepted or removed, with the days of their pieces.
+    /// Those that this node has begun and not heard of as accepted or removed, with the days that their pieces are under.
     days: HashMap<MessageId, i32>,
     looked_at: Option<Instant>,
 }
@@ -64,8 +64,13 @@ impl Postgres {
         for piece in pieces.iter().filter(|piece| piece.number == 0) {
             self.pieces.days.insert(piece.message, today);
         }
-        let statement = self.write_pieces(pieces);
-        self.pieces.scribe.write(statement);
+        // Those of a message that was begun on another day are moved here, where only that message waits for it.
+        let messages: BTreeSet<MessageId> = pieces.iter().map(|piece| piece.message).collect();
+        let date = self.date_of(messages.iter(), today);
+        let days = messages.into_iter().map(|message| (message, today));
+        self.pieces.days.extend(days);
+        let written = self.write_pieces(pieces);
+        self.pieces.scribe.write(written.map(|written| date.into_iter().chain([written]).collect()));
     }
 
     pub(super) fn end_of_pieces(&mut self) -> Option<Result<(), CommitError>> {
@@ -100,18 +105,25 @@ impl Postgres {
         values.of(sql::PIECES_WRITE)
     }
 
-    /// Pieces that were written on another day than that of their accept go with the content of that day.
+    /// Pieces go with the content of the day of their accept. That it is another one than when the last of them were written is rare.
     pub(super) fn date_pieces(&mut self, turn: &Turn<'_>) -> Result<(), CommitError> {
-        let today = day_of(turn.now);
-        let days = &self.pieces.days;
-        let older = in_pieces(&turn.messages).map(|(message, _)| message);
-        let older = older.filter(|message| days.get(message).is_some_and(|day| *day != today));
-        let older: Vec<Vec<u8>> = older.map(|message| message.as_bytes().to_vec()).collect();
-        if older.is_empty() {
-            return Ok(());
+        let messages: Vec<MessageId> = in_pieces(&turn.messages).map(|(message, _)| message).collect();
+        match self.date_of(messages.iter(), day_of(turn.now)) {
+            Some(date) => self.connection.execute(date).map(drop),
+            None => Ok(()),
         }
-        let statement = sqlx::query(sql::PIECES_DATE).bind(older).bind(self.node()).bind(today);
-        self.connection.execute(statement).map(drop)
+    }
+
+    /// The statement that moves to `today` what there is of these messages and was written on another day; `None` if nothing was.
+    fn date_of<'m>(
+        &self,
+        messages: impl Iterator<Item = &'m MessageId>,
+        today: i32,
+    ) -> Option<Statement<'static>> {
+        let days = &self.pieces.days;
+        let older = messages.filter(|message| days.get(message).is_some_and(|day| *day != today));
+        let older: Vec<Vec<u8>> = older.map(|message| message.as_bytes().to_vec()).collect();
+        (!older.is_empty()).then(|| sqlx::query(sql::PIECES_DATE).bind(older).bind(self.node()).bind(today))
     }
 
     pub(super) fn forget_pieces(&mut self, claimed: &HashSet<MessageId>) {

@@ -249,11 +249,18 @@ async fn what_is_being_removed_can_not_be_accepted_any_more() {
 
 /// The day of its accept is not the day on which it was begun.
 #[tokio::test]
-async fn pieces_go_with_the_day_of_their_message() {
+async fn pieces_go_with_the_day_of_their_message_and_nobody_waits_for_that() {
+    const MOVES: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
+        AND query LIKE '/* pieces_date */%'";
     let fixture = lab().await;
     let place = fixture.place.clone();
     let accepted = hand_in(&fixture, "late", LONG);
     is_being_written(&place).await;
+    let mut other = connect(url(&place)).await;
+    sqlx::raw_sql("BEGIN; SELECT 1 FROM piece WHERE number = 1 FOR UPDATE")
+        .execute(&mut other)
+        .await
+        .unwrap();
     // Store time is never behind what was noted of it; the node's right goes along.
     let day = 86_400_000_000_i64;
     let later = format!(
@@ -261,6 +268,10 @@ async fn pieces_go_with_the_day_of_their_message() {
          UPDATE store SET clock = (extract(epoch FROM clock_timestamp()) * 1000000)::bigint + {day}; COMMIT"
     );
     run(&place, &later).await;
+    until("they are moved", async || number(url(&place), MOVES).await == 1).await;
+    fixture.send("small", None, "lab").await;
+    assert_eq!(number(url(&place), MOVES).await, 1, "not any more");
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
     let id = accepted.await.unwrap().unwrap()[0].id;
     let days = "SELECT count(DISTINCT p.day) * 10 + count(DISTINCT m.day) FILTER (WHERE m.day = p.day) \
         FROM piece p JOIN message m ON m.id = p.message";

@@ -1,4 +1,4 @@
-//! A thread with a connection of its own, which writes what it is given, one statement after the other.
+//! A thread with a connection of its own, which writes what it is given, one thing after the other.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
@@ -18,25 +18,26 @@ type Ended = Result<(), CommitError>;
 
 pub(super) struct Scribe {
     options: PgConnectOptions,
-    /// Rung when a statement has ended.
+    /// Rung when what was given has ended.
     bell: Arc<Notify>,
-    /// From the first statement on.
+    /// From the first one on.
     thread: Option<Thread>,
-    /// The next statement goes over a new connection.
+    /// The next ones go over a new connection.
     connects_anew: bool,
-    /// A statement has not ended, or nobody has looked since.
+    /// Something has not ended, or nobody has looked since.
     under_way: bool,
     ended: Option<Ended>,
 }
 
 struct Thread {
-    statements: SyncSender<Order>,
+    orders: SyncSender<Order>,
     ended: Receiver<Ended>,
     handle: JoinHandle<()>,
 }
 
+/// Statements for one after the other, as far as none fails.
 struct Order {
-    statement: Statement<'static>,
+    statements: Vec<Statement<'static>>,
     connects_anew: bool,
 }
 
@@ -57,12 +58,12 @@ impl Scribe {
         Arc::clone(&self.bell)
     }
 
-    /// Has a statement written, when the one before has ended and that was asked for. One that is none has ended at once.
-    pub(super) fn write(&mut self, statement: Result<Statement<'static>, CommitError>) {
-        let given = statement.and_then(|statement| {
-            let order = Order { statement, connects_anew: std::mem::take(&mut self.connects_anew) };
+    /// Has statements carried out, when those before have ended and that was asked for. What is none has ended at once.
+    pub(super) fn write(&mut self, statements: Result<Vec<Statement<'static>>, CommitError>) {
+        let given = statements.and_then(|statements| {
+            let order = Order { statements, connects_anew: std::mem::take(&mut self.connects_anew) };
             let thread = self.thread().map_err(|error| CommitError::Broken(error.to_string()))?;
-            thread.statements.send(order).map_err(|_| gone())
+            thread.orders.send(order).map_err(|_| gone())
         });
         match given {
             Ok(()) => self.under_way = true,
@@ -87,7 +88,7 @@ impl Scribe {
         Ok(self.thread.insert(thread))
     }
 
-    /// How the statement has ended, once: `None` before.
+    /// How it has ended, once: `None` before.
     pub(super) fn ended(&mut self) -> Option<Ended> {
         if self.under_way
             && let Some(thread) = &self.thread
@@ -101,7 +102,7 @@ impl Scribe {
         self.ended.take()
     }
 
-    /// Waits for the statement's end.
+    /// Waits for the end.
     pub(super) fn wait(&mut self) {
         if std::mem::take(&mut self.under_way)
             && let Some(thread) = &self.thread
@@ -117,8 +118,8 @@ fn gone() -> CommitError {
 
 impl Drop for Scribe {
     fn drop(&mut self) {
-        if let Some(Thread { statements, handle, .. }) = self.thread.take() {
-            drop(statements);
+        if let Some(Thread { orders, handle, .. }) = self.thread.take() {
+            drop(orders);
             // It has said itself what went wrong, if anything.
             drop(handle.join());
         }
@@ -127,15 +128,15 @@ impl Drop for Scribe {
 
 impl Thread {
     fn start(options: PgConnectOptions, bell: Arc<Notify>) -> std::io::Result<Self> {
-        let (statements, given) = sync_channel(1);
+        let (orders, given) = sync_channel(1);
         let (ends, ended) = sync_channel(1);
         let handle = std::thread::Builder::new().name("pieces".to_owned()).spawn(move || {
             let mut connection = None;
-            while let Ok(Order { statement, connects_anew }) = given.recv() {
+            while let Ok(Order { statements, connects_anew }) = given.recv() {
                 if connects_anew {
                     connection = None;
                 }
-                let written = write(&options, &mut connection, statement);
+                let written = write(&options, &mut connection, statements);
                 if ends.send(written).is_err() {
                     break;
                 }
@@ -145,7 +146,7 @@ impl Thread {
                 Connection::close(connection);
             }
         })?;
-        Ok(Self { statements, ended, handle })
+        Ok(Self { orders, ended, handle })
     }
 }
 
@@ -153,7 +154,7 @@ impl Thread {
 fn write(
     options: &PgConnectOptions,
     connection: &mut Option<Connection>,
-    statement: Statement<'static>,
+    statements: Vec<Statement<'static>>,
 ) -> Ended {
     let mut open = match connection.take() {
         Some(open) => open,
@@ -163,7 +164,7 @@ fn write(
             open
         }
     };
-    let written = open.row(statement).map(drop);
+    let written = statements.into_iter().try_for_each(|statement| open.row(statement).map(drop));
     gatepost_faults::point("store.pieces_written");
     if !matches!(written, Err(CommitError::Broken(_))) {
         *connection = Some(open);
