@@ -10,8 +10,10 @@ use gatepost_audit::Event as LeafEvent;
 use gatepost_core::delivery::Event;
 
 use super::Writer;
+use super::needs::Needs;
 use super::outcome::conclude;
-use super::turn::{Extra, Turn};
+use super::recall::Fronts;
+use super::turn::{Extra, Turn, went_back};
 use crate::backend::{Backend, CommitError};
 use crate::call::DamagedLease;
 use crate::ops::{AuditNote, StoreError};
@@ -67,24 +69,48 @@ impl Damage {
 impl<B: Backend> Writer<B> {
     /// Ends deliveries whose message is damaged as dead, if they are leased as they were when that was seen.
     pub(crate) fn end_damaged(&mut self, leased: &[DamagedLease]) -> Result<(), StoreError> {
+        self.with_needs(|writer, needs| {
+            writer.begin_if_needed(needs)?;
+            writer.end_damaged_open(leased, needs)
+        })?;
+        let damage = leased.iter().map(|lease| Err::<(), _>(lease.damage.clone())).collect();
+        self.memory.damage.sound(damage).map(drop)
+    }
+
+    fn end_damaged_open(
+        &mut self,
+        leased: &[DamagedLease],
+        needs: &mut Needs,
+    ) -> Result<Option<()>, CommitError> {
+        let in_flight = self.in_flight(&needs.lanes)?;
         let now = self.number()?;
         let mut turn =
             Turn::new(now, self.instance_epoch, &self.memory, &self.vault, &mut self.random, &self.gateway);
+        turn.read_lanes(&needs.lanes, in_flight);
         let gateway = turn.gateway.clone();
         for lease in leased {
             let row = turn.row(&lease.delivery).cloned();
             let holds = |row: &Row| row.delivery.lease().is_some_and(|held| held.token == lease.token);
             let Some(row) = row.filter(holds) else { continue };
-            let (queue, id) = (row.queue, row.id);
-            if let Ok(change) = turn.at_moment(queue, |moment| row.delivery.apply(Event::Damaged, moment))? {
+            let was = row.clone();
+            if let Ok(change) =
+                turn.at_moment(row.queue, |moment| row.delivery.apply(Event::Damaged, moment))?
+            {
                 turn.change(row, &change, &gateway, &Extra::default())?;
-                turn.probe_lost(queue, id)?;
+                turn.probe_lost(was.queue, was.id)?;
+                // It may hold its lane.
+                if went_back(&was.delivery, &change.delivery) {
+                    turn.recall_behind(&Fronts::lost(&was))?;
+                }
             }
+        }
+        let held = needs.queues.clone();
+        if turn.lacks(needs, &held) {
+            return Ok(None);
         }
         let committed = conclude(&mut self.database, turn)?;
         self.install(committed, 0);
-        let damage = leased.iter().map(|lease| Err::<(), _>(lease.damage.clone())).collect();
-        self.memory.damage.sound(damage).map(drop)
+        Ok(Some(()))
     }
 
     /// Tells the log, the audit log and whoever asks for the gateway's health of damage that nobody has been told of.

@@ -103,7 +103,6 @@ impl<B: Backend> Writer<B> {
             let Some(of) = self.memory.queues.get(queue).filter(|of| of.gives_one_alone(now)) else {
                 continue;
             };
-            // Nobody leases of it without having held it, so that no more can be in flight than is counted.
             let in_flight = if of.in_flight() == 0 { Vec::new() } else { self.leased_of(*queue)? };
             let is_suspect = |row: &Row| row.delivery.suspect && row.delivery.state.in_flight();
             suspects.insert(*queue, in_flight.into_iter().filter(is_suspect).collect());
@@ -111,8 +110,13 @@ impl<B: Backend> Writer<B> {
         Ok(suspects)
     }
 
-    /// What is leased of a queue, whichever node has. If one is the breaker's probe, memory knows then.
+    /// What is leased of a queue that is held, whichever node has. If one is the breaker's probe, memory knows then.
     fn leased_of(&mut self, queue: i64) -> Result<Vec<Row>, CommitError> {
+        // It has to be looked for among what is leased of all queues; and what is counted has been read since this one is held.
+        let counts = self.memory.queues.get(&queue).map(|of| of.counts).unwrap_or_default();
+        if counts.leased + counts.sending == 0 {
+            return Ok(Vec::new());
+        }
         let read = self.database.leased_of(queue)?;
         let leased = self.memory.damage.sound(read)?;
         if let Some(of) = self.memory.queues.get_mut(&queue)

@@ -9,6 +9,7 @@ fn database() -> gatepost_store::Database {
 }
 
 mod check;
+mod corrupt;
 #[path = "../../src/dice.rs"]
 mod dice;
 mod fixture;
