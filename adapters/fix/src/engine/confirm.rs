@@ -129,12 +129,14 @@ impl Engine {
         self.barrier = Some(Barrier { id, seq: through + 1, since: now.tick });
     }
 
-    /// Asks again where no answer comes.
+    /// Asks again where no answer comes; and where nothing is sent any more, so that nothing else asks: Heartbeats have numbers too, and with
+    /// so many unconfirmed nothing more may leave.
     pub(super) fn watch_barrier(&mut self, now: Now) {
         let overdue = |barrier: &mut Barrier| now.tick.saturating_sub(barrier.since) >= BARRIER_PATIENCE;
         if self.barrier.take_if(overdue).is_some() {
             self.ask_for_proof_of_earlier(now);
         }
+        self.ask_for_proof(now);
     }
 
     /// A Heartbeat with this TestReqID (112) has come, in order.

@@ -312,3 +312,60 @@ fn what_is_confirmed_or_orphaned_at_once_is_settled_in_pieces() {
         }
     }
 }
+
+/// Days in which only Heartbeats leave: they have numbers too, and nobody confirms those by itself.
+#[test]
+fn a_session_that_was_idle_for_long_sends_again() {
+    for confirm in [Level::Sent, Level::Transport, Level::Business] {
+        let mut side = up(|config| {
+            config.confirm = confirm;
+            config.keep = 256;
+        });
+        let mut asked = 0;
+        for beat in 1..2000 {
+            let now = at(beat * 30_000);
+            let seq = side.engine.numbers().next_in;
+            side.receive(&format!("35=0|34={seq}"), now);
+            side.engine.tick(now);
+            side.settle();
+            for left in side.left() {
+                if let Some((_, id)) = left.split_once("|112=") {
+                    asked += 1;
+                    let seq = side.engine.numbers().next_in;
+                    side.receive(&format!("35=0|34={seq}|112={id}"), now);
+                }
+            }
+        }
+        assert!(side.engine.can_send(), "{confirm:?}: after {} messages", side.engine.numbers().last_out());
+        assert!(asked < 20, "{asked} questions");
+    }
+}
+
+/// A question whose answer was lost with the connection is asked again, also where no delivery waits for it.
+#[test]
+fn a_session_that_may_send_no_more_asks_after_each_logon() {
+    let mut side = up(|config| {
+        config.confirm = Level::Business;
+        config.keep = 256;
+    });
+    let all: Vec<u128> = (1..=300).collect();
+    side.send(&all, at(0));
+    let next = side.engine.numbers().next_in;
+    for (seq, number) in (next..).zip(&all) {
+        side.receive(&format!("35=8|34={seq}|11=O{number}|17=E{number}|39=2"), at(0));
+    }
+    assert_eq!(delivered(&side).len(), 300);
+    assert!(!side.engine.can_send());
+    side.engine.disconnected();
+    side.settle();
+    side.connect(at(1));
+    side.left();
+    let seq = side.engine.numbers().next_in;
+    side.receive(&format!("35=A|34={seq}|98=0|108=30"), at(1));
+    side.engine.tick(at(100));
+    side.settle();
+    let left = side.left();
+    let Some((_, id)) = left.last().and_then(|left| left.split_once("|112=")) else { panic!("{left:?}") };
+    side.receive(&format!("35=0|34={}|112={id}", seq + 1), at(200));
+    assert!(side.engine.can_send());
+}
