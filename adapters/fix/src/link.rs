@@ -29,6 +29,8 @@ pub(crate) const QUEUE_BYTES_SOFT: usize = 1024 * 1024;
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of one write.
 const WRITE_BYTES_MAX: usize = 256 * 1024;
+/// Application messages of one write: what comes of their having been written goes into one settlement.
+const WRITE_MESSAGES_MAX: usize = 128;
 /// A partner that takes nothing for so long will not take anything.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the partner may take to close after us.
@@ -190,14 +192,15 @@ impl Link {
     }
 
     /// Writes what is queued, closes, and waits a moment for the partner to do so too: closing with its bytes unread would
-    /// throw ours away.
-    pub(crate) async fn close(mut self) {
+    /// throw ours away. Gives what has been written and was not heard of.
+    pub(crate) async fn close(mut self) -> Vec<Vec<Place>> {
         self.queue = None;
         let _ = timeout(CLOSE_PATIENCE, async {
             while self.writing.join_next().await.is_some() {}
             while let Ok(Some(_)) = self.reader.next().await {}
         })
         .await;
+        std::iter::from_fn(|| self.written.try_recv().ok()).collect()
     }
 }
 
@@ -211,11 +214,15 @@ async fn write(
         let mut places: Vec<Place> = carries.into_iter().collect();
         let mut bytes = BytesMut::from(&first[..]);
         while bytes.len() < WRITE_BYTES_MAX
+            && places.len() < WRITE_MESSAGES_MAX
             && let Ok((more, carries)) = waiting.try_recv()
         {
             bytes.extend_from_slice(&more);
             places.extend(carries);
         }
+        // One that leaves twice at once is told of once.
+        places.sort_unstable();
+        places.dedup();
         let length = bytes.len();
         if gatepost_faults::ON && !places.is_empty() {
             let half = bytes.split_to(length / 2);

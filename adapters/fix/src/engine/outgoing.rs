@@ -198,6 +198,19 @@ impl Engine {
         }
     }
 
+    /// The connection ends, and it was not heard that these have been written. They may have been, or will be at the next one: their proof has
+    /// its time from now on. Where having been written is the proof they wait for that.
+    pub(crate) fn may_have_left(&mut self, begun: &[Lease]) {
+        if self.config.confirm == Level::Sent {
+            return;
+        }
+        for lease in begun {
+            if let Some((_, seq)) = self.outbox.place_of(lease.delivery) {
+                self.turn.commit.outcomes.push((lease.clone(), Verdict::Sent(proof(Level::Sent, seq))));
+            }
+        }
+    }
+
     /// The gateway does not take some outcomes of a commit, because other leases have taken over or will: they leave it. What
     /// they say is kept for those leases, in the same commit, lest a message leave a second time.
     pub(crate) fn take_back(&mut self, commit: &mut Commit, stale: impl Fn(&Lease) -> bool) {

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use gatepost_adapter::Failure;
 use gatepost_adapter::tls::Stream;
+use gatepost_adapter::{Delivery, Failure, Lease};
 use tokio::time::Instant;
 
 use super::{Arrival, Driver, GOOD_AFTER, Heard};
 use crate::engine::{Closing, Now, Role};
 use crate::link::{self, Link};
+
+/// Deliveries that are told of in one turn.
+const SENT_AT_ONCE_MAX: usize = 256;
 
 impl Driver {
     /// Starts to connect, if it is this side that does and the time has come.
@@ -95,7 +98,16 @@ impl Driver {
                 "not connecting again until numbers are set, or the adapter starts anew"
             );
         }
-        link.close().await;
+        self.gather().await?;
+        for places in link.close().await {
+            places.into_iter().for_each(|place| self.engine.written(place));
+            self.gather().await?;
+        }
+        let begun: Vec<Lease> = self.in_hand.values().map(Delivery::lease).collect();
+        for some in begun.chunks(SENT_AT_ONCE_MAX) {
+            self.engine.may_have_left(some);
+            self.gather().await?;
+        }
         self.engine.disconnected();
         self.gather().await?;
         self.back_off();

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base64::Engine as _;
 use gatepost_adapter::Level;
 use gatepost_adapter::testing::{Call, Gateway, leased_event};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -50,11 +51,15 @@ struct Desk {
 }
 
 fn start(session: &Session, sessions: &[Value]) -> Desk {
+    start_with(session, sessions, Level::Transport)
+}
+
+fn start_with(session: &Session, sessions: &[Value], confirm: Level) -> Desk {
     let settings: Settings = serde_json::from_value(json!({ "sessions": sessions })).unwrap();
     let mut intake = Intake::new(session.clone());
     let (up, is_up) = watch::channel(true);
     let mut desk = Desk { tasks: JoinSet::new(), arrivals: Vec::new(), _asking: Vec::new() };
-    for plan in plans(&settings, "lab", Level::Transport).unwrap() {
+    for plan in plans(&settings, "lab", confirm).unwrap() {
         let (orders, to_send) = mpsc::channel(16);
         intake.register(&plan, orders);
         let (arrivals, arriving) = mpsc::channel(1);
@@ -186,6 +191,126 @@ async fn large_messages_begin_few_at_a_time() {
         }
     };
     tokio::time::timeout(HANG, all_begin).await.expect("not all begin");
+}
+
+/// `keeps`: at the end of the connection the partner has only said that it sends nothing more, and reads what comes.
+async fn begun_when_the_connection_ends(confirm: Level, keeps: bool) -> Vec<(Uuid, String)> {
+    const COUNT: u128 = 500;
+    let (mut gateway, session) = Gateway::open(json!({"window": 64, "max_in_flight": 1000})).await;
+    let partner = json!({"name": "s0", "listen": "127.0.0.1:1", "begin_string": "FIX.4.4", "latency_max_s": 0,
+        "sender_comp_id": "BUY", "target_comp_id": "SELL"});
+    let desk = start_with(&session, &[partner], confirm);
+    let mut partner = Some(log_on(&desk).await);
+    gateway.next("/v1/settle").await.settled("ok");
+    gateway.lease(&(0..COUNT).map(|number| order(0, number)).collect::<Vec<_>>()).await;
+    let (mut begun, mut settled) = (0, Vec::new());
+    let all_are_settled = async {
+        while begun == 0 || settled.len() < begun {
+            let call = gateway.next("/v1/settle").await;
+            begun += call.outcomes().iter().filter(|(_, outcome)| *outcome == "begin").count();
+            for result in call.body["results"].as_array().unwrap() {
+                let outcome = result["outcome"].as_str().unwrap().to_owned();
+                if !matches!(&*outcome, "begin" | "retry" | "extend") {
+                    settled.push((serde_json::from_value(result["delivery"].clone()).unwrap(), outcome));
+                }
+            }
+            // It ends before any of them can be written.
+            match partner.as_mut().filter(|_| begun > 0) {
+                Some(partner) if keeps => partner.shutdown().await.unwrap(),
+                Some(_) => partner = None,
+                None => {}
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            call.settled("ok");
+        }
+    };
+    tokio::time::timeout(HANG, all_are_settled).await.expect("something stays in hand");
+    settled
+}
+
+/// Nobody else says anything of them if the partner has got them and has no answer, or does not come back.
+#[tokio::test]
+async fn what_has_begun_when_the_connection_ends_has_its_time_for_proof_from_then_on() {
+    for (confirm, keeps, expected) in [
+        (Level::Sent, true, "delivered"),
+        (Level::Transport, true, "sent"),
+        (Level::Business, true, "sent"),
+        (Level::Business, false, "sent"),
+    ] {
+        let settled = begun_when_the_connection_ends(confirm, keeps).await;
+        let deliveries: BTreeSet<Uuid> = settled.iter().map(|(delivery, _)| *delivery).collect();
+        assert!(settled.iter().all(|(_, outcome)| outcome == expected), "{confirm:?} {settled:?}");
+        assert!(!deliveries.is_empty());
+    }
+}
+
+/// A session whose `count` messages wait for business answers, as its process left it; its partner asks for them so many times at once, and
+/// then whether it is still there. The gateway is told of each that it has been sent.
+async fn sent_again(count: u64, requests: u64) {
+    let base64 = |value: String| base64::engine::general_purpose::STANDARD.encode(value);
+    let header = |msg_type, seq| {
+        Draft::new(BeginString::Fix44, msg_type).header_number(34, seq).header(52, "20261130-09:00:00.000")
+    };
+    let numbers = json!({"epoch": 1, "next_out": count + 2, "next_in": 1, "confirmed": 0});
+    let mut state = BTreeMap::from([("n/s0".to_owned(), base64(numbers.to_string()))]);
+    for seq in 2..count + 2 {
+        let order = header("D", seq).header(49, "BUY").header(56, "SELL").field(11, format!("O{seq}"));
+        let order = String::from_utf8(order.encode().unwrap().to_vec()).unwrap();
+        state.insert(format!("m/s0/1/{seq}"), base64(format!("\n{order}")));
+        let lease = json!({"delivery": Uuid::from_u128(seq.into()), "token": format!("t{seq}")});
+        let pending = json!({"lease": lease, "message": format!("m{seq}")});
+        state.insert(format!("p/s0/1/{seq}"), base64(pending.to_string()));
+    }
+    let (mut gateway, session) = Gateway::open(json!({"window": 64, "state": state})).await;
+    let settings = json!({"name": "s0", "listen": "127.0.0.1:1", "begin_string": "FIX.4.4", "latency_max_s": 0,
+        "sender_comp_id": "BUY", "target_comp_id": "SELL"});
+    let desk = start_with(&session, &[settings], Level::Business);
+    let (mut reading, mut partner) = log_on(&desk).await.into_split();
+    let said = |msg_type, seq| header(msg_type, seq).header(49, "SELL").header(56, "BUY");
+    let mut all = Vec::new();
+    for seq in 2..2 + requests {
+        all.extend_from_slice(&said("2", seq).field(7, "1").field(16, "0").encode().unwrap());
+    }
+    all.extend_from_slice(&said("1", 2 + requests).field(112, "alive").encode().unwrap());
+    partner.write_all(&all).await.unwrap();
+    let mut answered = tokio::spawn(async move {
+        let mut told = Vec::new();
+        while memchr::memmem::find(&told, b"\x01112=alive\x01").is_none() {
+            assert_ne!(reading.read_buf(&mut told).await.unwrap(), 0, "the session has ended");
+        }
+    });
+    let mut sent = BTreeSet::new();
+    let all_are_sent = async {
+        let mut is_there = false;
+        while sent.len() < count as usize || !is_there {
+            let call = tokio::select! {
+                call = gateway.next("/v1/settle") => call,
+                answered = &mut answered, if !is_there => {
+                    answered.unwrap();
+                    is_there = true;
+                    continue;
+                }
+            };
+            for (token, outcome) in call.outcomes() {
+                assert_eq!(outcome, "sent");
+                sent.insert(token.to_owned());
+            }
+            call.settled("ok");
+        }
+    };
+    tokio::time::timeout(HANG, all_are_sent).await.expect("not all is told");
+}
+
+/// The gateway takes a thousand results at once, and many more messages fit into one write.
+#[tokio::test]
+async fn thousands_of_small_messages_that_leave_again_are_told_little_by_little() {
+    sent_again(3000, 1).await;
+}
+
+/// Nor does it take one delivery twice in one settlement.
+#[tokio::test]
+async fn a_partner_that_asks_twice_at_once_is_answered_and_ends_nothing() {
+    sent_again(20, 2).await;
 }
 
 #[test]
