@@ -44,9 +44,10 @@ impl Owed {
         self.all.len() - self.unkept.len()
     }
 
-    /// The oldest one, and whether it is in the adapter's state.
-    fn pop(&mut self) -> Option<(Place, Refusal, bool)> {
-        let (place, refusal) = self.all.pop_first()?;
+    /// The oldest one, and whether it is in the adapter's state; `only_kept`: of those that are.
+    fn pop(&mut self, only_kept: bool) -> Option<(Place, Refusal, bool)> {
+        let place = *self.all.keys().find(|place| !only_kept || !self.unkept.contains(place))?;
+        let refusal = self.all.remove(&place)?;
         Some((place, refusal, !self.unkept.remove(&place)))
     }
 }
@@ -86,14 +87,16 @@ impl Engine {
     }
 
     /// Tells the partner what it is owed, all of which must be durable by now. Where there is no connection it is kept like what has left, and
-    /// asked for at the next.
+    /// asked for at the next; what cannot be kept waits for that.
     pub(crate) fn tell_owed(&mut self, now: Now) {
-        if !matches!(self.link, Link::Up | Link::Down) {
-            return;
-        }
+        let is_down = match self.link {
+            Link::Up => false,
+            Link::Down => true,
+            _ => return,
+        };
         // Two keys each.
         while self.turn.commit.room() >= 2 {
-            let Some((place, Refusal { msg_type, text }, is_kept)) = self.owed.pop() else { return };
+            let Some((place, Refusal { msg_type, text }, is_kept)) = self.owed.pop(is_down) else { return };
             if is_kept {
                 self.turn.commit.state.insert(keys::owed_key(&self.config.name, place), None);
             }

@@ -104,6 +104,25 @@ fn it_is_told_where_there_is_no_room_to_keep_it() {
     }
 }
 
+/// The partner closes right behind what is refused.
+#[test]
+fn what_cannot_be_kept_is_told_at_the_next_logon() {
+    let mut side = full();
+    side.receive("35=8|34=2|37=x|17=E1|39=0|150=0", at(0));
+    let received = side.emits.pop().unwrap();
+    side.engine.disconnected();
+    assert_eq!(side.engine.owe(&received, "There is no route"), Owing::Unkept);
+    side.engine.tell_owed(at(0));
+    side.settle();
+    side.connect(at(1));
+    side.receive("35=A|34=3|98=0|108=30", at(1));
+    side.left();
+    side.engine.tell_owed(at(1));
+    side.settle();
+    let next = side.engine.numbers().last_out();
+    assert_eq!(side.left(), [TOLD.replace("34=2", &format!("34={next}"))]);
+}
+
 /// A session that cannot tell them now, as while it logs out, remembers some.
 #[test]
 fn what_is_owed_and_not_kept_is_bounded() {
