@@ -4,7 +4,7 @@ use bytes::Bytes;
 use gatepost_adapter::{Lease, Level};
 
 use super::compose::is_sessions_own;
-use super::confirm::proof;
+use super::confirm::{Barrier, proof};
 use super::outbox::{Pending, Query, Record};
 use super::{AfterReset, Commit, Effect, Engine, Link, Now, Numbers, Place, Verdict};
 use crate::content;
@@ -34,6 +34,8 @@ pub(crate) struct Outgoing {
 #[derive(Debug)]
 pub(crate) struct Undo {
     numbers: Numbers,
+    barrier: Option<Barrier>,
+    asked_at: u64,
     /// Messages that were given a number.
     added: Vec<Place>,
     /// Messages of earlier epochs that were given a new number.
@@ -88,7 +90,13 @@ impl Engine {
     /// Gives deliveries their numbers. Only while [`Engine::can_send`], and with nothing else in the same turn: if the
     /// gateway refuses one of them, the whole of it is undone ([`Engine::undo`]) and tried without that one.
     pub(crate) fn send(&mut self, deliveries: &[Outgoing], now: Now) -> Undo {
-        let mut undo = Undo { numbers: self.numbers.clone(), added: Vec::new(), removed: Vec::new() };
+        let mut undo = Undo {
+            numbers: self.numbers.clone(),
+            barrier: self.barrier.clone(),
+            asked_at: self.asked_at,
+            added: Vec::new(),
+            removed: Vec::new(),
+        };
         for outgoing in deliveries {
             let lease = &outgoing.lease;
             match self.outbox.place_of(lease.delivery) {
@@ -130,7 +138,8 @@ impl Engine {
             self.outbox.insert(place, record);
         }
         self.numbers = undo.numbers;
-        self.barrier = None;
+        self.barrier = undo.barrier;
+        self.asked_at = undo.asked_at;
         self.numbers_changed = false;
         self.turn = super::Turn::default();
     }

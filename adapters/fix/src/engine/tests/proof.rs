@@ -369,3 +369,50 @@ fn a_session_that_may_send_no_more_asks_after_each_logon() {
     side.receive(&format!("35=0|34={}|112={id}", seq + 1), at(200));
     assert!(side.engine.can_send());
 }
+
+/// What had been asked before stays asked.
+#[test]
+fn a_refused_begin_takes_no_question_back_that_has_left() {
+    let mut side = up(|_| {});
+    side.send(&[1], at(0));
+    assert_eq!(side.left(), ["35=D|34=2|11=O1|55=X", "35=1|34=3|112=GP1-2"]);
+    let undo = side.engine.send(&[order(2)], at(0));
+    drop(side.engine.take());
+    side.engine.undo(undo);
+    side.engine.send(&[], at(0));
+    side.settle();
+    assert_eq!(side.left(), NOTHING, "it is asked twice");
+    side.receive("35=0|34=2|112=GP1-2", at(0));
+    assert_eq!(delivered(&side), [1]);
+}
+
+/// And one that has not left is asked again: much has been kept since the last one.
+#[test]
+fn a_refused_begin_takes_its_own_question_with_it() {
+    let mut side = up(|config| {
+        config.confirm = Level::Business;
+        config.keep_bytes = 64 * 1024;
+    });
+    let long = |number: u128| Outgoing {
+        content: content(&format!("35=D|11=O{number}|58={}|", "x".repeat(1000))),
+        ..order(number)
+    };
+    let asks = |turn: &Turn| {
+        let written = turn.then.iter().filter_map(|effect| match effect {
+            Effect::Write { bytes, .. } => Some(short(bytes)),
+            _ => None,
+        });
+        written.into_iter().any(|left| left.starts_with("35=1|"))
+    };
+    for number in 1.. {
+        let undo = side.engine.send(&[long(number)], at(0));
+        let turn = side.engine.take();
+        if asks(&turn) {
+            side.engine.undo(undo);
+            side.engine.send(&[long(number + 1)], at(0));
+            assert!(asks(&side.engine.take()), "the question is lost");
+            return;
+        }
+        side.commit(turn.commit);
+    }
+}
