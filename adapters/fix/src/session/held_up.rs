@@ -109,6 +109,8 @@ impl Driver {
             Some(bytes) => self.engine.makes_room(bytes, self.now()),
             None => true,
         };
+        // The partner may have been asked, and that must not go with what begins next: if that is refused, all of its turn is undone.
+        self.gather().await?;
         let Some(why) = self.held_up.why.filter(|_| !has_room || !self.may_begin()) else {
             // What has gone back is woken by the next step.
             self.held_up.ends();
