@@ -93,6 +93,11 @@ impl Switchboard {
             }
             return Ok(all.into());
         }
+        if let (Wish::State, Some(name)) = (wish, &session)
+            && let Some(left) = self.left_behind.shown(Some(name)).await.remove(name)
+        {
+            return Ok(left);
+        }
         let sender = match session {
             Some(name) => self.sessions.get(&name).ok_or_else(|| format!("there is no session `{name}`"))?,
             None => {
@@ -173,6 +178,9 @@ fn read(call: &str, arguments: Map<String, Value>) -> Result<Call, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use gatepost_adapter::testing::Gateway;
     use serde_json::json;
 
     use super::*;
@@ -205,6 +213,22 @@ mod tests {
         ] {
             assert!(read(call, arguments.clone()).is_err(), "{call} {arguments}");
         }
+    }
+
+    #[tokio::test]
+    async fn one_that_is_not_in_the_settings_can_be_asked_for_too() {
+        let (_gateway, session) = Gateway::open(json!({})).await;
+        let state = BTreeMap::from([("n/old".to_owned(), vec![b'x'; 100])]);
+        let switchboard = Switchboard::new(LeftBehind::new(&state, &BTreeSet::new(), Arc::default()));
+        let ask = |arguments: Value| {
+            let arguments = arguments.as_object().unwrap().clone();
+            let (name, operator) = ("sessions".to_owned(), "ops".to_owned());
+            switchboard.answer(OperatorCall { name, arguments, operator }, &session)
+        };
+        let old = ask(json!({"session": "old"})).await.unwrap();
+        assert_eq!(old["state"], "not_in_settings");
+        assert_eq!(ask(json!({})).await, Ok(json!({ "old": old })));
+        assert!(ask(json!({"session": "older"})).await.unwrap_err().contains("there is no session"));
     }
 
     #[test]
