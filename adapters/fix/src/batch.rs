@@ -18,6 +18,9 @@ use crate::link::QUEUE_BYTES_SOFT;
 /// Most results, events and state keys of one settlement; a little below the gateway's own limits.
 const ITEMS_MAX: usize = 400;
 const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most state keys that go with deliveries that begin: two hundred of these change eight hundred if an earlier epoch left them all, and the
+/// gateway takes a thousand.
+const KEYS_BESIDE_BEGINS_MAX: usize = 190;
 /// What the gateway says of an event whose name another has had.
 const NAME_IN_USE: &str = "idempotency_mismatch";
 
@@ -31,6 +34,7 @@ pub(crate) struct Batch {
     pub(crate) effects: Vec<Effect>,
     deliveries: HashSet<Uuid>,
     items: usize,
+    keys: usize,
     bytes: usize,
     /// Of what is to be written.
     write_bytes: usize,
@@ -59,6 +63,7 @@ impl Batch {
         }
         self.deliveries.extend(deliveries);
         self.items += items;
+        self.keys += commit.state.len();
         self.bytes += bytes;
         self.only_emits |= only_emits;
         self.results |= results;
@@ -82,7 +87,8 @@ impl Batch {
     /// Whether these deliveries can begin in the same settlement.
     pub(crate) fn takes_begins<'a>(&self, leases: impl Iterator<Item = &'a Lease>) -> bool {
         let is_known = |lease: &Lease| self.deliveries.contains(&lease.delivery);
-        !self.only_emits && self.items <= ITEMS_MAX && !leases.into_iter().any(is_known)
+        let has_room = self.items <= ITEMS_MAX && self.keys <= KEYS_BESIDE_BEGINS_MAX;
+        !self.only_emits && has_room && !leases.into_iter().any(is_known)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

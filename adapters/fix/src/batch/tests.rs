@@ -56,6 +56,12 @@ fn begins_go_with_what_they_can_go_with() {
         assert!(batch.add(turn).is_ok());
         batch.takes_begins([lease(1)].iter())
     };
+    let keys = |count: usize| {
+        let mut turn = turn(&[], &[], 0);
+        turn.commit.state = (0..count).map(|number| (number.to_string(), None)).collect();
+        turn
+    };
+    assert!(takes(keys(190)) && !takes(keys(191)));
     assert!(takes(turn(&[], &[], 0)));
     assert!(takes(turn(&[], &[2], 1)));
     assert!(!takes(turn(&[], &[1], 0)));

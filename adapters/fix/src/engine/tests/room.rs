@@ -353,3 +353,20 @@ fn whatever_comes_together_no_turn_changes_more_keys_than_one_settlement_takes()
     assert!(!side.state.keys().any(|key| key.starts_with("j/")));
     assert_eq!(delivered(side).len(), 1500);
 }
+
+/// With what has gathered before they must fit into one settlement: a hundred and ninety keys at most.
+#[test]
+fn what_begins_together_leaves_room_for_what_goes_with_it() {
+    let mut side = up(|config| config.after_reset = AfterReset::Doubt);
+    let again: Vec<Outgoing> = (1..=200).map(order).collect();
+    side.engine.send(&again, at(0));
+    side.settle();
+    side.receive("35=A|34=1|98=0|108=30|141=Y", at(1));
+    go_on(&mut side);
+    side.left();
+    side.engine.send(&again, at(2));
+    let turn = side.engine.take();
+    assert!(turn.commit.state.len() > 800 && turn.commit.state.len() + 190 <= 1000);
+    side.commit(turn.commit);
+    assert_eq!(side.engine.pending(), 200);
+}
