@@ -363,7 +363,7 @@ impl Driver {
                 missing = self.waiting.front().map(|order| self.engine.cost(&order.outgoing, now));
                 break;
             }
-            self.held_up.goes_on();
+            self.held_up.goes_on(Instant::now());
             let (mut commits, mut effects) = std::mem::take(&mut self.batch).into_parts();
             let mut deliveries: Vec<Outgoing> = newest(self.waiting.drain(..count), Order::id)
                 .into_iter()

@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE_BEYOND_SHARE: Duration = Duration::from_millis(200);
 /// What each of several sessions may have in hand, if that is no more than a quarter of all: so much begins at a time where all is well.
 const PLACES_MIN: usize = 64;
+/// Where something else has begun for so long, what there was no room for may have expired or been discarded.
+const TRIED_ANEW_AFTER: Duration = Duration::from_secs(60);
 /// How often it is said of a session that it is held up.
 const SAID_EVERY: Duration = Duration::from_secs(60);
 const MORE_THAN_ITS_SHARE: &str = "has more to send than it may keep in hand";
@@ -38,13 +40,24 @@ pub(super) struct HeldUp {
     pub(super) missing: Option<usize>,
     /// The same of when it was found to be held up.
     wanted: Option<usize>,
+    /// When something first began since then.
+    begun_beside: Option<Instant>,
     said_at: Option<Instant>,
 }
 
 impl HeldUp {
     /// Something has begun.
-    pub(super) fn goes_on(&mut self) {
+    pub(super) fn goes_on(&mut self, now: Instant) {
         self.since = None;
+        if self.why.is_some() {
+            self.begun_beside.get_or_insert(now);
+        }
+    }
+
+    /// Room that is waited for, bytes.
+    fn wanted(&self, now: Instant) -> Option<usize> {
+        let is_old = self.begun_beside.is_some_and(|since| now.duration_since(since) >= TRIED_ANEW_AFTER);
+        self.wanted.filter(|_| !is_old)
     }
 
     /// Nothing holds it up any more.
@@ -105,7 +118,7 @@ impl Driver {
 
     /// It was held up. What has come meanwhile has been tried.
     async fn try_again(&mut self) -> Result<(), Failure> {
-        let has_room = match self.held_up.wanted {
+        let has_room = match self.held_up.wanted(Instant::now()) {
             Some(bytes) => self.engine.makes_room(bytes, self.now()),
             None => true,
         };
@@ -129,5 +142,24 @@ impl Driver {
             () if !self.engine.can_send() => "has sent as much as its partner may leave unconfirmed",
             () => "has a partner that reads too slowly",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_there_was_no_room_for_is_not_waited_for_without_end_while_others_begin() {
+        let found = Instant::now();
+        let mut held_up = HeldUp { why: Some("x"), wanted: Some(7), ..HeldUp::default() };
+        let after = |seconds| found + Duration::from_secs(seconds);
+        assert_eq!(held_up.wanted(after(3600)), Some(7), "nothing else has begun");
+        held_up.goes_on(after(100));
+        held_up.goes_on(after(159));
+        assert_eq!([after(159), after(160)].map(|at| held_up.wanted(at)), [Some(7), None]);
+        held_up.ends();
+        held_up.goes_on(after(200));
+        assert_eq!(held_up.begun_beside, None);
     }
 }
