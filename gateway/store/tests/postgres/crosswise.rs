@@ -6,7 +6,7 @@ use std::time::Duration;
 use gatepost_core::{OnDoubt, Outcome, QueuePolicy, RetryPolicy, RetryScope};
 
 use crate::check::postgres::number;
-use crate::elsewhere::both_consume;
+use crate::elsewhere::suspects;
 use crate::fixture::{
     BEGIN, DELIVERED, Fixture, TROUBLE, doubting, external, inbox, item, message, quick, until,
 };
@@ -53,15 +53,7 @@ async fn two_nodes_that_settle_the_same_deliveries_do_not_wait_for_each_other() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_that_lease_suspects_do_not_wait_for_each_other() {
     let (one, other) = two(vec![external("lab", quick())]).await;
-    let session = one.session("lab").await;
-    both_consume(&one, &other, "lab", session).await;
-    for number in 0..20 {
-        one.send(&number.to_string(), None, "lab").await;
-    }
-    let mut leased = 0;
-    while leased < 20 {
-        leased += one.lease("lab", session, 20).await.len() + other.lease("lab", session, 20).await.len();
-    }
+    suspects(&one, &other).await;
     let session = one.session("lab").await;
     let mut delivered = 0;
     while delivered < 20 {

@@ -21,6 +21,19 @@ pub(crate) async fn both_consume(one: &Fixture, other: &Fixture, name: &str, ses
     .await;
 }
 
+/// Twenty deliveries of `lab` that were leased, at whichever node, when their session ended: the next has them one at a time.
+pub(crate) async fn suspects(one: &Fixture, other: &Fixture) {
+    let session = one.session("lab").await;
+    both_consume(one, other, "lab", session).await;
+    for number in 0..20 {
+        one.send(&number.to_string(), None, "lab").await;
+    }
+    let mut leased = 0;
+    while leased < 20 {
+        leased += one.lease("lab", session, 20).await.len() + other.lease("lab", session, 20).await.len();
+    }
+}
+
 #[tokio::test]
 async fn what_is_begun_at_one_node_is_delivered_at_the_other() {
     let (one, other) = two(vec![inbox("in", doubting(OnDoubt::Hold))]).await;
@@ -82,15 +95,7 @@ async fn a_session_is_good_at_every_node_as_soon_as_it_is_open() {
 #[tokio::test]
 async fn a_suspect_is_alone_on_all_nodes() {
     let (one, other) = two(vec![external("lab", quick())]).await;
-    let session = one.session("lab").await;
-    both_consume(&one, &other, "lab", session).await;
-    for number in 0..20 {
-        one.send(&number.to_string(), None, "lab").await;
-    }
-    let mut leased = 0;
-    while leased < 20 {
-        leased += one.lease("lab", session, 20).await.len() + other.lease("lab", session, 20).await.len();
-    }
+    suspects(&one, &other).await;
     let session = one.session("lab").await;
     for round in 0..6 {
         let (node, second) = if round % 2 == 0 { (&one, &other) } else { (&other, &one) };
