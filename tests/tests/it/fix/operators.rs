@@ -71,20 +71,25 @@ fn what_a_session_has_left_that_is_not_in_the_settings_any_more_is_shown_and_del
     let Some((mut gateway, mut partner)) = pair("acceptor", &[], "", "") else { return skipped(PACKAGE) };
     send_orders(&gateway, 1..=20);
     gateway.until_settled("venue");
-    gateway.stop();
     let before = std::fs::read_to_string(gateway.config()).unwrap();
-    let named = |name: &str| before.replace("name = \"main\"", &format!("name = \"{name}\""));
-    std::fs::write(gateway.config(), named("again")).unwrap();
-    partner.forget();
-    gateway.restart();
-    let all = until("it has logged on", || {
-        Some(sessions(&gateway)).filter(|all| all["again"]["state"] == "logged_on")
-    });
-    assert_eq!(
-        (&all["main"]["state"], &all["again"]["epoch"]),
-        (&json!("not_in_settings"), &json!(1)),
-        "{all}"
-    );
+    // Its partner begins at 1, and so must it: else it would not log on.
+    let starts_as = |gateway: &mut Gateway, partner: &mut Partner, name: &str, other: &str| -> Value {
+        gateway.stop();
+        let renamed = before.replace("name = \"main\"", &format!("name = \"{name}\""));
+        std::fs::write(gateway.config(), renamed).unwrap();
+        partner.forget();
+        gateway.restart();
+        let all = until("it has logged on", || {
+            Some(sessions(gateway)).filter(|all| all[name]["state"] == "logged_on")
+        });
+        assert_eq!(
+            (&all[other]["state"], &all[name]["epoch"]),
+            (&json!("not_in_settings"), &json!(1)),
+            "{all}"
+        );
+        all
+    };
+    let all = starts_as(&mut gateway, &mut partner, "again", "main");
     assert!(all["main"]["bytes"].as_u64().unwrap() > 20 * 100, "{all}");
     assert!(gateway.log().contains("forget session=main"), "{}", gateway.log());
     let refused =
@@ -99,17 +104,6 @@ fn what_a_session_has_left_that_is_not_in_the_settings_any_more_is_shown_and_del
     // Also for good: under its old name it begins anew.
     send_orders(&gateway, 21..=21);
     gateway.until_settled("venue");
-    gateway.stop();
-    std::fs::write(gateway.config(), named("main")).unwrap();
-    partner.forget();
-    gateway.restart();
-    let all = until("it has logged on", || {
-        Some(sessions(&gateway)).filter(|all| all["main"]["state"] == "logged_on")
-    });
-    assert_eq!(
-        (&all["again"]["state"], &all["main"]["epoch"]),
-        (&json!("not_in_settings"), &json!(1)),
-        "{all}"
-    );
+    starts_as(&mut gateway, &mut partner, "main", "again");
     gateway.audit_verifies();
 }
